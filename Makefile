@@ -1,0 +1,48 @@
+# Every target does its own set-up in .venv. PYTHON names the interpreter it is made from.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+SEED   ?= 0
+
+.PHONY: help setup quickstart test test-fast lint types format bench-setup bench-cpu bench-gpu clean
+
+help:
+	@echo "make quickstart   synthesise a small set, train both stages, score, print the table"
+	@echo "make test         every test (test-fast: without the slow ones)"
+	@echo "make lint types   ruff, mypy"
+	@echo "make bench-cpu    throughput of this machine against PyTorch, side by side"
+	@echo "make bench-gpu    every figure that needs an accelerator, as json in experiments/results"
+
+# The stamp is newer than the files that say what to install, or everything is installed again.
+$(VENV)/.installed: setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "asdproto needs Python 3.11 or newer, found " + sys.version.split()[0] + "; set PYTHON=python3.11")'
+	@echo "Setting up $(VENV) (once, about a minute)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	@touch $@
+
+setup: $(VENV)/.installed
+
+quickstart: setup
+	@$(BIN)/python -m experiments.quickstart --workdir runs/quickstart --seed $(SEED)
+
+test: setup
+	$(BIN)/python -m pytest
+
+test-fast: setup
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
