@@ -1,0 +1,521 @@
+"""Scoring back-ends: embeddings and prototypes to anomaly scores, and scores to decisions.
+
+A back-end is fitted on the embeddings of the training clips, all of them normal, and compares a
+test embedding with what the training clips of the same section left: the prototypes of all
+attribute classes of both domains (``mahalanobis``, ``cosine``) or the embeddings themselves
+(``knn``). All arithmetic is float64. A clip's score does not depend, to the last bit, on which
+other clips are scored with it, so a single file scores as it does in a batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import warnings
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+Kind = Literal["mahalanobis", "cosine", "knn"]
+Covariance = Literal["shrinkage", "ledoit-wolf", "ridge", "pinv"]
+KINDS = ("mahalanobis", "cosine", "knn")
+COVARIANCES = ("shrinkage", "ledoit-wolf", "ridge", "pinv")
+
+
+class ThresholdWarning(UserWarning):
+    """A gamma distribution does not describe the training scores; their quantile is used."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class SectionModel:
+    """What one section's training clips left for scoring.
+
+    Attributes:
+      references: float64, shape ``[r, dim]``: prototypes, or training embeddings for k-NN.
+      labels: int64, shape ``[r]``: attribute class of every reference.
+      whitening: float64, shape ``[dim, rank]``: differences of embeddings times this have identity
+        covariance; shape ``[dim, 0]`` where the back-end has no covariance.
+      density: float64, shape ``[r]``: what a distance to a reference is divided by; ones where
+        distances are not normalised.
+    """
+
+    references: np.ndarray
+    labels: np.ndarray
+    whitening: np.ndarray
+    density: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Scorer:
+    """A fitted back-end; made by :func:`fit_scorer` or :meth:`from_arrays`.
+
+    Attributes:
+      kind: ``"mahalanobis"``, ``"cosine"`` or ``"knn"``.
+      neighbours: Number of nearest training embeddings averaged over; used by k-NN.
+      sections: Model of every section, by its key.
+    """
+
+    kind: str
+    neighbours: int
+    sections: Mapping[Hashable, SectionModel]
+
+    def score(
+        self,
+        embeddings: np.ndarray,
+        sections: Sequence[Hashable],
+        *,
+        training: bool = False,
+    ) -> np.ndarray:
+        """Anomaly score of every embedding against its own section.
+
+        Args:
+          embeddings: Floating, shape ``[n, dim]``.
+          sections: Section key per embedding, length ``n``; each one met in training.
+          training: The embeddings are (some of) those fitted on. k-NN then leaves the nearest
+            training embedding, the clip itself, out; the other back-ends are unchanged.
+
+        Returns:
+          float64, shape ``[n]``; higher is more anomalous. Mahalanobis: distance (not squared) to
+          the nearest prototype. Cosine: 1 - the largest cosine, in [0, 2]. k-NN: mean Euclidean
+          distance to the nearest training embeddings.
+
+        Raises:
+          ValueError: A section never seen in training, shapes that do not match, or an embedding
+            that is not finite.
+        """
+        return self._compare(embeddings, sections, training=training)[0]
+
+    def nearest(self, embeddings: np.ndarray, sections: Sequence[Hashable]) -> np.ndarray:
+        """Attribute class of the nearest reference, int64, shape ``[n]``.
+
+        Args:
+          embeddings: Floating, shape ``[n, dim]``.
+          sections: Section key per embedding, length ``n``; each one met in training.
+
+        Returns:
+          Class labels as given to :func:`fit_scorer`.
+
+        Raises:
+          ValueError: As :meth:`score`.
+        """
+        return self._compare(embeddings, sections, training=False)[1]
+
+    def _compare(
+        self, embeddings: np.ndarray, sections: Sequence[Hashable], *, training: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        embeddings = _checked(embeddings, "embeddings")
+        if len(sections) != len(embeddings):
+            raise ValueError(
+                f"sections has length {len(sections)}, expected {len(embeddings)}: one per clip"
+            )
+        scores = np.empty(len(embeddings))
+        labels = np.empty(len(embeddings), np.int64)
+        for key, rows in _rows_by(sections).items():
+            model = self.sections.get(key)
+            if model is None:
+                known = ", ".join(str(known) for known in self.sections)
+                raise ValueError(
+                    f"section {key!r} was not seen in training, so there is nothing to compare its "
+                    f"clips with; known sections: {known}"
+                )
+            if embeddings.shape[1] != model.references.shape[1]:
+                raise ValueError(
+                    f"embeddings has shape {embeddings.shape}, expected "
+                    f"[n, {model.references.shape[1]}] as in training"
+                )
+            distances = _distances(self.kind, model, embeddings[rows])
+            labels[rows] = model.labels[np.argmin(distances, axis=1)]
+            if self.kind == "knn":
+                scores[rows] = _mean_of_smallest(distances, self.neighbours, skip=int(training))
+            else:
+                scores[rows] = distances.min(axis=1)
+        return scores, labels
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Arrays for ``np.savez``, without pickle; :meth:`from_arrays` reads them back.
+
+        Returns:
+          Numeric arrays and one string array.
+
+        Raises:
+          TypeError: A section key is not made of strings, whole numbers and tuples of them.
+        """
+        header = {
+            "kind": self.kind,
+            "neighbours": self.neighbours,
+            "sections": [_plain(key) for key in self.sections],
+        }
+        arrays = {"header": np.array(json.dumps(header))}
+        for number, model in enumerate(self.sections.values()):
+            for field in dataclasses.fields(SectionModel):
+                arrays[f"{field.name}_{number}"] = getattr(model, field.name)
+        return arrays
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Scorer:
+        """Restores what :meth:`to_arrays` gave, bit for bit.
+
+        Args:
+          arrays: A dictionary of arrays or an open npz file.
+
+        Returns:
+          The scorer.
+
+        Raises:
+          ValueError: An array is missing; the message names it.
+        """
+        try:
+            header = json.loads(str(arrays["header"]))
+            models = [
+                SectionModel(
+                    **{
+                        field.name: np.asarray(arrays[f"{field.name}_{number}"])
+                        for field in dataclasses.fields(SectionModel)
+                    }
+                )
+                for number in range(len(header["sections"]))
+            ]
+            keys = [_hashable(key) for key in header["sections"]]
+            return cls(header["kind"], header["neighbours"], dict(zip(keys, models, strict=True)))
+        except KeyError as error:
+            raise ValueError(
+                f"these arrays do not hold a scorer: {error.args[0]} is missing; save one with "
+                "np.savez(path, **scorer.to_arrays())"
+            ) from error
+
+
+def fit_scorer(
+    embeddings: np.ndarray,
+    labels: np.ndarray,
+    sections: Sequence[Hashable],
+    *,
+    kind: Kind = "mahalanobis",
+    covariance: Covariance = "shrinkage",
+    shrinkage: float = 0.1,
+    ridge: float = 1e-3,
+    normalise_prototypes: bool = True,
+    neighbours: int = 1,
+    density_neighbours: int = 0,
+) -> Scorer:
+    r"""Fits a scoring back-end on the embeddings of the training clips.
+
+    ``mahalanobis`` measures, section by section,
+
+    .. math:: \min_c \sqrt{(z - p_c)^\top \Sigma^{-1} (z - p_c)}
+
+    over the prototypes :math:`p_c` of all attribute classes of the section, source and target
+    together, with :math:`\Sigma` the covariance (divisor n) of all training embeddings of the
+    section about their common mean. A few hundred nearly collinear unit vectors make
+    :math:`\Sigma` near-singular, hence the estimators:
+
+    * ``shrinkage``: :math:`(1 - a) \Sigma + a \frac{\mathrm{tr} \Sigma}{\mathrm{dim}} I`;
+    * ``ledoit-wolf``: the same form with the weight that minimises the expected error;
+    * ``ridge``: :math:`\Sigma + r I`, with r the ``ridge`` share of the mean variance
+      :math:`\mathrm{tr} \Sigma / \mathrm{dim}`;
+    * ``pinv``: the pseudo-inverse; directions in which the training clips do not vary are ignored.
+
+    ``cosine`` is 1 minus the largest cosine to a prototype; ``knn`` the mean distance to the
+    nearest training embeddings of the section, divided, where ``density_neighbours`` is given, by
+    how far each training embedding lies from its own neighbours, which evens out the densely
+    sampled source and the sparsely sampled target domain without domain labels.
+
+    Args:
+      embeddings: Floating, shape ``[n, dim]``; training clips only.
+      labels: Integer, shape ``[n]``: attribute class of every clip.
+      sections: Hashable section key per clip, length ``n``, for example (machine type, section).
+      kind: The back-end.
+      covariance: Estimator for ``mahalanobis``.
+      shrinkage: Weight a in [0, 1] of ``shrinkage``.
+      ridge: Positive share of the mean variance added by ``ridge``.
+      normalise_prototypes: Whether class means are scaled to unit length, as after Eq. 2.
+      neighbours: Training embeddings averaged over by ``knn``; at least 1. A section with fewer
+        clips uses all of them.
+      density_neighbours: Neighbours K that the local density of ``knn`` is taken over; 0 leaves
+        distances as they are.
+
+    Returns:
+      The fitted scorer.
+
+    Raises:
+      ValueError: Shapes, ranges or names that do not fit, embeddings that are not finite, or a
+        section whose embeddings do not vary at all.
+
+    References:
+      Zeng et al., Robust Prototype Learning for Anomalous Sound Detection, 2023, Eq. 2 and
+      section 4.2. Ledoit and Wolf, A well-conditioned estimator for large-dimensional covariance
+      matrices, 2004. Wilkinghoff et al., Local density-based anomaly score normalization for
+      domain generalization, 2025 (arXiv 2509.10951).
+    """
+    embeddings = _checked(embeddings, "embeddings")
+    labels = np.asarray(labels)
+    if labels.shape != (len(embeddings),) or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"labels has shape {labels.shape} and dtype {labels.dtype}, expected integers of shape "
+            f"({len(embeddings)},): one class per embedding"
+        )
+    if len(sections) != len(embeddings):
+        raise ValueError(
+            f"sections has length {len(sections)}, expected {len(embeddings)}: one per embedding"
+        )
+    if not len(embeddings):
+        raise ValueError("there are no embeddings to fit on: expected at least one training clip")
+    _check_choice("kind", kind, KINDS)
+    _check_choice("covariance", covariance, COVARIANCES)
+    if not 0.0 <= shrinkage <= 1.0:
+        raise ValueError(f"shrinkage is {shrinkage}, expected a weight in [0, 1]")
+    if not ridge > 0.0:
+        raise ValueError(f"ridge is {ridge}, expected a positive number")
+    if neighbours < 1 or density_neighbours < 0:
+        raise ValueError(
+            f"neighbours is {neighbours} and density_neighbours {density_neighbours}, expected at "
+            "least 1 and at least 0"
+        )
+    models: dict[Hashable, SectionModel] = {}
+    for key, rows in sorted(_rows_by(sections).items(), key=lambda item: str(item[0])):
+        chosen = embeddings[rows]
+        whitening = np.empty((chosen.shape[1], 0))
+        if kind == "knn":
+            references, classes = chosen, labels[rows].astype(np.int64)
+        else:
+            references, classes = class_means(chosen, labels[rows], normalise=normalise_prototypes)
+        if kind == "mahalanobis":
+            if not np.ptp(chosen, axis=0).any():
+                raise ValueError(
+                    f"section {key!r}: its {len(rows)} training embeddings are all the same, so "
+                    "they have no covariance; give more clips, or use kind='cosine' or 'knn'"
+                )
+            whitening = _whitening(chosen, covariance, shrinkage=shrinkage, ridge=ridge)
+        density = np.ones(len(references))
+        if kind == "knn" and density_neighbours and len(references) > 1:
+            density = _mean_of_smallest(_euclidean(references, references), density_neighbours, 1)
+            # Copies of one clip have no distance between them; the floor keeps the ratio finite.
+            density = np.maximum(density, np.finfo(np.float64).eps)
+        models[key] = SectionModel(references, classes, whitening, density)
+    return Scorer(kind, neighbours, models)
+
+
+def class_means(
+    embeddings: np.ndarray, labels: np.ndarray, *, normalise: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """Prototype of every class that occurs: the mean of its embeddings (Eq. 2), in float64.
+
+    Args:
+      embeddings: Floating, shape ``[n, dim]``.
+      labels: Integer, shape ``[n]``.
+      normalise: Whether means are scaled to unit length; a zero mean stays zero.
+
+    Returns:
+      Prototypes, float64 ``[classes, dim]``, and their labels, int64 ``[classes]``, ascending.
+    """
+    classes, inverse = np.unique(labels, return_inverse=True)
+    sums = np.zeros((len(classes), embeddings.shape[1]))
+    np.add.at(sums, inverse, np.asarray(embeddings, np.float64))
+    means = sums / np.bincount(inverse)[:, None]
+    if normalise:
+        lengths = np.linalg.norm(means, axis=1, keepdims=True)
+        means = np.divide(means, lengths, out=np.zeros_like(means), where=lengths > 0)
+    return means, classes.astype(np.int64)
+
+
+def gamma_threshold(scores: np.ndarray, *, quantile: float = 0.9) -> float:
+    """Decision threshold: a quantile of the gamma distribution fitted to training scores.
+
+    The official evaluator fits one distribution per machine type to the scores of its training
+    clips, all normal, and calls a clip an anomaly where its score exceeds the 90th percentile; no
+    test clip has a say.
+
+    A fit can fail: scores without spread, too few of them, or a likelihood that climbs to a
+    degenerate corner. The fit is then replaced by the quantile of the scores themselves, and a
+    warning says so.
+
+    Args:
+      scores: Floating, shape ``[n]``, finite, of any sign; at least one.
+      quantile: In (0, 1).
+
+    Returns:
+      The threshold; see :func:`decide`.
+
+    Raises:
+      ValueError: No scores, scores that are not finite, or a quantile outside (0, 1).
+
+    Warns:
+      ThresholdWarning: The quantile of the scores is used instead of a gamma distribution.
+    """
+    from scipy import stats
+
+    scores = np.asarray(scores, np.float64).ravel()
+    if not scores.size or not np.all(np.isfinite(scores)):
+        raise ValueError(
+            f"scores holds {scores.size} values, {int(np.sum(~np.isfinite(scores)))} of them not "
+            "finite; expected finite anomaly scores of training clips"
+        )
+    if not 0.0 < quantile < 1.0:
+        raise ValueError(f"quantile is {quantile}, expected a number between 0 and 1")
+    empirical = float(np.quantile(scores, quantile))
+    reason = ""
+    threshold = empirical
+    if np.ptp(scores) <= 1e-12 * max(1.0, float(np.abs(scores).max())):
+        reason = "they are all the same"
+    else:
+        # A fit knows no unit: scores of 1e-6 would stop its search before it began.
+        centre, scale = scores.min(), np.ptp(scores)
+        try:
+            with np.errstate(all="ignore"), warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)
+                parameters = stats.gamma.fit((scores - centre) / scale)
+                threshold = float(centre + scale * stats.gamma.ppf(quantile, *parameters))
+        except (RuntimeError, ValueError, FloatingPointError, stats.FitError) as error:
+            reason = f"the fit failed ({error})"
+        else:
+            reason = _implausible(scores, threshold, quantile)
+    if reason:
+        warnings.warn(
+            f"no gamma distribution describes the {scores.size} training scores: {reason}; their "
+            f"own {quantile:.0%} quantile, {empirical:.6g}, is the threshold",
+            ThresholdWarning,
+            stacklevel=2,
+        )
+        return empirical
+    return threshold
+
+
+def decide(scores: np.ndarray, threshold: float | np.ndarray) -> np.ndarray:
+    """Decision per clip: 1 (anomaly) where the score exceeds the threshold, else 0.
+
+    Args:
+      scores: Floating, shape ``[n]``.
+      threshold: Scalar, or shape ``[n]`` where thresholds differ between clips.
+
+    Returns:
+      int64, shape ``[n]``.
+    """
+    return (np.asarray(scores, np.float64) > threshold).astype(np.int64)
+
+
+def _implausible(scores: np.ndarray, threshold: float, quantile: float) -> str:
+    """Says why a fitted threshold cannot be the scores' quantile, or ''."""
+    if not np.isfinite(threshold):
+        return f"the fitted threshold is {threshold}"
+    above = float(np.mean(scores > threshold))
+    # A share a few times too large or too small, by more than one clip, is no loose fit: the search
+    # ended in a corner of the likelihood.
+    expected, clip = 1.0 - quantile, 1.0 / scores.size
+    if not expected / 4.0 - clip <= above <= 3.0 * expected + clip:
+        return f"{above:.1%} of them exceed the fitted {quantile:.0%} quantile {threshold:.6g}"
+    return ""
+
+
+def _whitening(
+    embeddings: np.ndarray, covariance: str, *, shrinkage: float, ridge: float
+) -> np.ndarray:
+    """Matrix W ``[dim, rank]`` with W W^T the inverse of the estimated covariance."""
+    dim = embeddings.shape[1]
+    centred = embeddings - embeddings.mean(axis=0)
+    estimate = centred.T @ centred / len(centred)
+    variance = np.trace(estimate) / dim
+    if covariance == "pinv":
+        values, vectors = np.linalg.eigh(estimate)
+        # The rank rule of numpy.linalg.matrix_rank, with room for the squaring in the estimate.
+        kept = values > values.max() * max(estimate.shape) * np.finfo(np.float64).eps * 10
+        return vectors[:, kept] / np.sqrt(values[kept])
+    if covariance == "ledoit-wolf":
+        from sklearn.covariance import ledoit_wolf
+
+        estimate = ledoit_wolf(embeddings)[0]
+    elif covariance == "shrinkage":
+        estimate = (1.0 - shrinkage) * estimate + shrinkage * variance * np.eye(dim)
+    else:
+        estimate = estimate + ridge * variance * np.eye(dim)
+    from scipy.linalg import solve_triangular
+
+    try:
+        factor = np.linalg.cholesky(estimate)
+    except np.linalg.LinAlgError as error:
+        raise ValueError(
+            f"the covariance of {len(embeddings)} embeddings of {dim} dimensions is singular with "
+            f"covariance={covariance!r}, shrinkage={shrinkage}; shrink more, or use 'ledoit-wolf' "
+            "or 'pinv'"
+        ) from error
+    return np.ascontiguousarray(solve_triangular(factor, np.eye(dim), lower=True).T)
+
+
+def _distances(kind: str, model: SectionModel, embeddings: np.ndarray) -> np.ndarray:
+    """float64 ``[n, r]``: distance of every embedding to every reference of its section."""
+    if kind == "mahalanobis":
+        return _euclidean(
+            _rowwise_product(embeddings, model.whitening),
+            _rowwise_product(model.references, model.whitening),
+        )
+    if kind == "cosine":
+        lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)
+        unit = np.divide(embeddings, lengths, out=np.zeros_like(embeddings), where=lengths > 0)
+        sizes = np.linalg.norm(model.references, axis=1, keepdims=True)
+        references = np.divide(
+            model.references, sizes, out=np.zeros_like(model.references), where=sizes > 0
+        )
+        return 1.0 - _rowwise_product(unit, references.T)
+    return _euclidean(embeddings, model.references) / model.density
+
+
+def _euclidean(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """float64 ``[n, r]``; differences are taken before squaring, so near ones keep their digits."""
+    from scipy.spatial.distance import cdist
+
+    return cdist(left, right)
+
+
+def _rowwise_product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """``left @ right`` as one vector-matrix product per row of ``left``, looped over inside numpy.
+
+    One matrix product would let the number of rows choose the order of summation, and a clip
+    scored alone would differ in its last bits from the same clip in a batch.
+    """
+    return np.matmul(left[:, None, :], right)[:, 0, :]
+
+
+def _mean_of_smallest(distances: np.ndarray, count: int, skip: int = 0) -> np.ndarray:
+    """Mean over each row's ``count`` smallest entries after leaving the ``skip`` smallest out."""
+    # A section with a single training clip has nothing but the clip itself to compare with.
+    skip = min(skip, distances.shape[1] - 1)
+    count = min(count, distances.shape[1] - skip)
+    smallest = np.partition(distances, skip + count - 1, axis=1)[:, : skip + count]
+    return np.sort(smallest, axis=1)[:, skip:].mean(axis=1)
+
+
+def _rows_by(keys: Sequence[Hashable]) -> dict[Hashable, np.ndarray]:
+    rows: dict[Hashable, list[int]] = {}
+    for index, key in enumerate(keys):
+        rows.setdefault(key, []).append(index)
+    return {key: np.array(indices) for key, indices in rows.items()}
+
+
+def _checked(array: np.ndarray, name: str) -> np.ndarray:
+    array = np.ascontiguousarray(array, np.float64)
+    if array.ndim != 2:
+        raise ValueError(f"{name} has shape {array.shape}, expected [clips, dim]")
+    bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
+    if bad.size:
+        raise ValueError(
+            f"{name}: {bad.size} of {len(array)} rows are not finite, the first is row {bad[0]}; "
+            "look for a diverged model or an empty clip"
+        )
+    return array
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(choices)}")
+
+
+def _plain(key: Any) -> Any:
+    """A section key as json can hold it; tuples become lists."""
+    if isinstance(key, tuple):
+        return [_plain(part) for part in key]
+    if isinstance(key, (str, int, np.integer)) and not isinstance(key, bool):
+        return key if isinstance(key, str) else int(key)
+    raise TypeError(f"section key {key!r} cannot be saved; use strings, whole numbers or tuples")
+
+
+def _hashable(key: Any) -> Any:
+    return tuple(_hashable(part) for part in key) if isinstance(key, list) else key
