@@ -1,0 +1,499 @@
+"""File names, folders and attribute files of the DCASE Task 2 data sets, 2020 to 2026.
+
+The file name is the primary source of what is known about a clip. Folders say the machine type,
+and the split where the name does not; the optional ``attributes_NN.csv`` fills in attributes for
+names that carry none.
+"""
+
+import csv
+import os
+import re
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+AUDIO_SUFFIXES = (".wav", ".flac")
+
+# Folder -> (split, domain). 2021 sorts its test clips by domain.
+SPLIT_FOLDERS = {
+    "train": ("train", ""),
+    "test": ("test", ""),
+    "source_test": ("test", "source"),
+    "target_test": ("test", "target"),
+    "supplemental": ("supplemental", ""),
+}
+# Levels between a collection's root and its machine types that say nothing about a clip.
+_CONTAINERS = ("raw", "dev_data", "eval_data")
+# The attribute files write some keys out in full.
+_KEY_ALIASES = {"speed": "spd"}
+_CONCEALED = "noAttribute"
+
+_LABELLED = re.compile(
+    r"section_(?P<section>\d{2,})_(?P<domain>source|target)_(?P<split>train|test)"
+    r"_(?:(?P<state>normal|anomaly)_)?(?P<index>\d+)(?:_(?P<attributes>.*))?"
+)
+_UNLABELLED = re.compile(r"section_(?P<section>\d{2,})_(?P<index>\d+)(?:_(?P<attributes>.*))?")
+_SUPPLEMENTAL = re.compile(
+    r"section_(?P<section>\d{2,})_(?P<supplement>machine|noise|clean)_(?P<index>\d+)"
+    r"(?:_(?P<attributes>.*))?"
+)
+_YEAR_2020 = re.compile(
+    r"(?:(?P<state>normal|anomaly)_)?id_(?P<section>\d{2,})_(?P<index>\d+)(?P<attributes>)"
+)
+_GRAMMAR = (
+    "section_NN_{source|target}_{train|test}_{normal|anomaly}_NNNN[_attributes], "
+    "section_NN_NNNN, or {normal|anomaly}_id_NN_NNNNNNNN, ending in .wav or .flac"
+)
+
+
+class DataError(ValueError):
+    """Something in a collection is not as it must be.
+
+    Attributes:
+      file: The file, folder or field at fault.
+      found: What is there.
+      expected: What should be there.
+      remedy: What to do about it.
+    """
+
+    def __init__(self, file: str | os.PathLike, found: str, expected: str, remedy: str):
+        self.file, self.found, self.expected, self.remedy = str(file), found, expected, remedy
+        super().__init__(f"{file}: found {found}; expected {expected}. {remedy}")
+
+    def __reduce__(self):  # crosses process borders with its four fields
+        return type(self), (self.file, self.found, self.expected, self.remedy)
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One recording and what is known about it.
+
+    Attributes:
+      path: File, relative to the collection's root, with forward slashes.
+      machine_type: For example ``"fan"``.
+      section: For example ``"00"``.
+      domain: ``"source"``, ``"target"``, or ``""`` where unknown.
+      split: ``"train"`` or ``"test"`` (``"supplemental"`` where asked for, DCASE 2025).
+      state: ``"normal"``, ``"anomaly"``, or ``""`` where unknown.
+      attributes: Key and value pairs joined by ``_``, as in the file name; may be ``""``.
+    """
+
+    path: str
+    machine_type: str
+    section: str
+    domain: str
+    split: str
+    state: str
+    attributes: str
+
+    @property
+    def name(self) -> str:
+        """File name without its folder, as the official score files write it."""
+        return self.path.rpartition("/")[2]
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedName:
+    """What a file name and its folders say; ``""`` where they are silent.
+
+    Attributes:
+      machine_type: Folder above the split folder.
+      section: Two or more digits.
+      domain: ``"source"``, ``"target"`` or ``""``.
+      split: ``"train"``, ``"test"``, ``"supplemental"`` or ``""``.
+      state: ``"normal"``, ``"anomaly"`` or ``""``.
+      index: The running number, as written.
+      attributes: ``_``-joined pairs; empty where there are none or the year conceals them.
+      supplement: ``"machine"`` or ``"noise"`` for the supplemental clips of DCASE 2025.
+    """
+
+    machine_type: str
+    section: str
+    domain: str
+    split: str
+    state: str
+    index: str
+    attributes: str
+    supplement: str = ""
+
+
+def parse_name(path: str | os.PathLike) -> ParsedName:
+    """Read everything a clip's name and folders say.
+
+    Args:
+      path: A bare file name, or a path whose folders may name the split and the machine type:
+        ``fan/train/section_00_source_train_normal_0000_m-n_W.wav``.
+
+    Returns:
+      The fields; those that nothing names are ``""``.
+
+    Raises:
+      DataError: The name follows no known grammar, or a folder contradicts it.
+    """
+    pure = PurePosixPath(os.fspath(path).replace(os.sep, "/"))
+    stem, suffix = pure.stem, pure.suffix
+    match = None
+    if suffix.lower() in AUDIO_SUFFIXES:
+        for grammar in (_LABELLED, _SUPPLEMENTAL, _UNLABELLED, _YEAR_2020):
+            match = grammar.fullmatch(stem)
+            if match:
+                break
+    if match is None:
+        raise DataError(
+            path,
+            f"the name {pure.name!r}",
+            _GRAMMAR,
+            "Rename the file, or describe the collection by a csv of clips.",
+        )
+    found = {key: value or "" for key, value in match.groupdict().items()}
+    attributes = found["attributes"].strip("_")
+    if attributes.lower() == _CONCEALED.lower():
+        attributes = ""
+    supplement = found.get("supplement", "")
+    split = "supplemental" if supplement else found.get("split", "")
+    domain = found.get("domain", "")
+
+    folders = list(pure.parts[:-1])
+    if folders and folders[-1] in SPLIT_FOLDERS:
+        folder = folders.pop()
+        folder_split, folder_domain = SPLIT_FOLDERS[folder]
+        if split and split != folder_split:
+            raise DataError(
+                path,
+                f"a {split} clip in the folder {folder!r}",
+                f"the folder {folder_split!r} to hold {folder_split} clips only",
+                f"Move it to a folder {split!r}, or rename it.",
+            )
+        if domain and folder_domain and domain != folder_domain:
+            raise DataError(
+                path,
+                f"a {domain} clip in the folder {folder!r}",
+                f"{folder_domain} clips there",
+                f"Move it to the folder '{domain}_test', or rename it.",
+            )
+        split, domain = split or folder_split, domain or folder_domain
+    while folders and folders[-1] in _CONTAINERS:
+        folders.pop()
+    machine_type = folders[-1].strip("/") if folders else ""
+    return ParsedName(
+        machine_type,
+        found["section"],
+        domain,
+        split,
+        found.get("state", ""),
+        found["index"],
+        attributes,
+        supplement,
+    )
+
+
+def attribute_pairs(attributes: str) -> tuple[tuple[str, str], ...]:
+    """Split an attribute string into its pairs.
+
+    Args:
+      attributes: As in :class:`Clip`.
+
+    Returns:
+      ``(key, value)`` pairs in order; an odd last word is a key with the value ``""``.
+    """
+    words = attributes.split("_") if attributes else []
+    values = words[1::2] + [""] * (len(words) % 2)
+    return tuple(zip(words[::2], values, strict=True))
+
+
+def audio_files(root: str | os.PathLike) -> list[str]:
+    """Every audio file below a folder, hidden ones left out.
+
+    Args:
+      root: A folder.
+
+    Returns:
+      Paths relative to ``root`` with forward slashes, sorted.
+
+    Raises:
+      DataError: ``root`` is not a folder.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise DataError(
+            root,
+            "a file" if root.exists() else "nothing",
+            "a folder of recordings",
+            "Check the path.",
+        )
+    files = []
+    for folder, folders, names in os.walk(root, followlinks=True):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        base = Path(folder).relative_to(root).as_posix()
+        files += [
+            name if base == "." else f"{base}/{name}"
+            for name in names
+            if not name.startswith(".") and name.lower().endswith(AUDIO_SUFFIXES)
+        ]
+    return sorted(files)
+
+
+def survey(
+    root: str | os.PathLike, *, supplemental: bool = False
+) -> tuple[list[Clip], list[DataError]]:
+    """Read a collection as far as it can be read.
+
+    Args:
+      root: As for :func:`scan`.
+      supplemental: As for :func:`scan`.
+
+    Returns:
+      The clips that parse, sorted by path, and what is wrong with each of the others.
+
+    Raises:
+      DataError: ``root`` is not a folder.
+    """
+    root = Path(root)
+    above = [part for part in root.resolve().parts if part != "/"]
+    clips: list[Clip] = []
+    errors: list[DataError] = []
+    for path in audio_files(root):
+        try:
+            # The root itself may be a machine type's folder, or one split of it.
+            parsed = parse_name("/".join([*above, path]))
+            clip = _as_clip(path, parsed)
+        except DataError as error:
+            errors.append(DataError(path, error.found, error.expected, error.remedy))
+            continue
+        if clip.split != "supplemental" or supplemental:
+            clips.append(clip)
+    try:
+        clips = _fill_attributes(root, clips)
+    except DataError as error:
+        errors.append(error)
+    return clips, errors
+
+
+def _as_clip(path: str, parsed: ParsedName) -> Clip:
+    split = parsed.split
+    if not split:
+        if parsed.state:
+            raise DataError(
+                path,
+                "neither the name nor a folder that says the split",
+                "a folder 'train' or 'test'",
+                "Move it to its split's folder.",
+            )
+        split = "test"  # names without labels occur in evaluation test sets only
+    state = "normal" if parsed.supplement in ("machine", "clean") else parsed.state
+    return Clip(
+        path,
+        parsed.machine_type,
+        parsed.section,
+        parsed.domain,
+        split,
+        state,
+        parsed.attributes,
+    )
+
+
+def scan(root: str | os.PathLike, *, supplemental: bool = False) -> list[Clip]:
+    """List the clips of a collection laid out as DCASE Task 2 lays out its data.
+
+    Args:
+      root: The folder that holds the machine types (``dev_data``), a machine type's own folder,
+        or one of its split folders. A ``raw`` level is passed through.
+      supplemental: Also list the supplemental clips of DCASE 2025 (clean machine sound or noise
+        alone), with the split ``"supplemental"``.
+
+    Returns:
+      The clips, sorted by path.
+
+    Raises:
+      DataError: No audio is there, or a file cannot be placed; the message names the first such
+        file and counts the others.
+    """
+    clips, errors = survey(root, supplemental=supplemental)
+    if errors:
+        first = errors[0]
+        more = f" {len(errors) - 1} more like it." if len(errors) > 1 else ""
+        raise DataError(
+            Path(root) / first.file,
+            first.found,
+            first.expected,
+            f"{first.remedy}{more} 'python -m asdproto validate' lists every problem.",
+        )
+    if not clips:
+        raise DataError(
+            root,
+            "no .wav or .flac file",
+            "<machine type>/{train,test}/*.wav below it",
+            "Check the path.",
+        )
+    return clips
+
+
+@dataclass(frozen=True, slots=True)
+class AttributeRow:
+    """One row of an attribute file.
+
+    Attributes:
+      csv: Path of the attribute file.
+      line: Line number, from 1.
+      file: The clip's file as written, with forward slashes.
+      pairs: ``(key, value)`` pairs.
+    """
+
+    csv: str
+    line: int
+    file: str
+    pairs: tuple[tuple[str, str], ...]
+
+    @property
+    def attributes(self) -> str:
+        """The pairs joined as a file name joins them."""
+        return "_".join(word for pair in self.pairs for word in pair if word)
+
+
+def read_attributes(csv_path: str | os.PathLike) -> list[AttributeRow]:
+    """Read an official attribute file, ``file_name,d1p,d1v[,d2p,d2v...]``, rows of any length.
+
+    Columns other than ``file_name`` and the numbered pairs are passed over.
+
+    Args:
+      csv_path: The file.
+
+    Returns:
+      Its rows in order.
+
+    Raises:
+      DataError: The file is not text, or its header lacks ``file_name``.
+    """
+    rows: list[AttributeRow] = []
+    try:
+        with open(csv_path, newline="", encoding="utf-8-sig") as stream:
+            lines = list(csv.reader(stream))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(csv_path, str(error), "a csv in UTF-8", "Save it again as csv.") from None
+    header = [cell.strip() for cell in lines[0]] if lines else []
+    if "file_name" not in header:
+        raise DataError(
+            csv_path,
+            f"the header {','.join(header)!r}",
+            "file_name,d1p,d1v,...",
+            "Add the header line, or remove the file: it is optional.",
+        )
+    name_column = header.index("file_name")
+    pair_columns = []
+    for column, title in enumerate(header):
+        match = re.fullmatch(r"d(\d+)p", title)
+        if match and f"d{match[1]}v" in header:
+            pair_columns.append((column, header.index(f"d{match[1]}v")))
+    for number, cells in enumerate(lines[1:], start=2):
+        cells = [cell.strip() for cell in cells]
+        if not any(cells):
+            continue
+        cells += [""] * (len(header) - len(cells))
+        pairs = [(cells[key], cells[value]) for key, value in pair_columns]
+        file = cells[name_column].replace("\\", "/")
+        # A row shorter than the header puts a trailing column's text where a pair would stand.
+        kept = [
+            (key, value)
+            for key, value in pairs
+            if key and key.lower() != _CONCEALED.lower() and "/" not in key
+        ]
+        rows.append(AttributeRow(str(csv_path), number, file, tuple(kept)))
+    return rows
+
+
+def attribute_files(root: str | os.PathLike, clips: Iterable[Clip]) -> dict[str, list[Path]]:
+    """Find the attribute files beside the split folders.
+
+    Args:
+      root: The collection's root.
+      clips: Its clips.
+
+    Returns:
+      Folder of a machine type (relative to ``root``, ``"."`` for the root) -> its attribute
+      files, sorted.
+    """
+    folders = sorted({machine_folder(clip.path) for clip in clips})
+    return {folder: sorted(Path(root, folder).glob("attributes*.csv")) for folder in folders}
+
+
+def machine_folder(path: str) -> str:
+    """Folder that holds a clip's split folder, relative to the root; ``"."`` for the root."""
+    parent = PurePosixPath(path).parent
+    return (parent.parent if parent.name in SPLIT_FOLDERS else parent).as_posix()
+
+
+def clip_of(row: AttributeRow, clips: Sequence[Clip]) -> Iterator[Clip]:
+    """The clips a row of an attribute file can mean: same name and, where written, same split."""
+    name = row.file.rpartition("/")[2]
+    folder = PurePosixPath(row.file).parent.name
+    for clip in clips:
+        if clip.name == name and (
+            folder not in SPLIT_FOLDERS or PurePosixPath(clip.path).parent.name == folder
+        ):
+            yield clip
+
+
+def disagreement(row: AttributeRow, attributes: str) -> str:
+    """Say how a row contradicts a name's attributes; ``""`` if it does not.
+
+    The files list only the attributes that vary within a section, so those the row is silent
+    about are no contradiction.
+    """
+    named = {_KEY_ALIASES.get(key, key): value for key, value in attribute_pairs(attributes)}
+    wrong = []
+    for key, value in row.pairs:
+        in_name = named.get(_KEY_ALIASES.get(key, key))
+        if in_name != value:
+            wrong.append(f"{key} is {value!r} here and {in_name!r} in the name")
+    return ", ".join(wrong)
+
+
+def _fill_attributes(root: Path, clips: list[Clip]) -> list[Clip]:
+    """Take attributes from the csv for the clips whose names carry none."""
+    bare = {clip.path for clip in clips if not clip.attributes}
+    if not bare:
+        return clips
+    by_folder: dict[str, dict[str, list[Clip]]] = {}
+    for clip in clips:
+        if clip.path in bare:
+            names = by_folder.setdefault(machine_folder(clip.path), {})
+            names.setdefault(clip.name, []).append(clip)
+    filled: dict[str, str] = {}
+    for folder, files in attribute_files(root, (c for c in clips if c.path in bare)).items():
+        for file in files:
+            for row in read_attributes(file):
+                named = by_folder[folder].get(row.file.rpartition("/")[2], ())
+                for clip in clip_of(row, named):
+                    filled[clip.path] = row.attributes
+    return [
+        replace(clip, attributes=filled[clip.path]) if filled.get(clip.path) else clip
+        for clip in clips
+    ]
+
+
+def class_key(clip: Clip) -> tuple[str, str, str, str]:
+    """The attribute class of a clip: machine type, section, domain and attribute string.
+
+    The paper does not say which attributes of the toy machines it merges, so none are.
+    """
+    return clip.machine_type, clip.section, clip.domain, clip.attributes
+
+
+def assign_classes(
+    clips: Sequence[Clip], key: Callable[[Clip], Hashable] = class_key
+) -> tuple[np.ndarray, list]:
+    """Number the attribute classes of a list of clips.
+
+    Args:
+      clips: Usually the training clips.
+      key: Maps a clip to its class; keys must sort among themselves.
+
+    Returns:
+      Labels, int32, shape ``[clips]``, and the sorted keys they index.
+    """
+    keys = [key(clip) for clip in clips]
+    classes = sorted(set(keys))  # type: ignore[type-var]
+    index = {value: number for number, value in enumerate(classes)}
+    return np.array([index[value] for value in keys], dtype=np.int32), classes

@@ -1,0 +1,376 @@
+"""The feature store: one memory-mapped array of all clips, a table of the clips, a manifest.
+
+::
+
+    features/
+      features.npy    [clips, max_frames, mels], float16 or float32, zeros beyond a clip's frames
+      clips.csv       one row a clip: what is known of it, frames, checksum, source file's stamp
+      manifest.json   settings, shape, versions, checksum of the table; written last
+
+A folder without ``manifest.json`` is no store. Reading one needs NumPy and nothing else.
+"""
+
+import csv
+import dataclasses
+import importlib.metadata
+import io
+import json
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from asdproto.data.dcase import Clip, DataError
+
+FORMAT = 1
+FEATURES, TABLE, MANIFEST = "features.npy", "clips.csv", "manifest.json"
+DTYPES = ("float16", "float32")
+CLIP_FIELDS = tuple(field.name for field in dataclasses.fields(Clip))
+_COLUMNS = (*CLIP_FIELDS, "frames", "crc32", "bytes", "modified_ns", "note")
+
+
+class StoreError(DataError):
+    """A feature store is missing, damaged, or not the one that is asked for."""
+
+
+@dataclass(frozen=True)
+class FeatureStore:
+    """An open feature store.
+
+    Attributes:
+      root: Its folder.
+      features: Memory map, shape ``[clips, max_frames, mels]``; zeros beyond a clip's frames.
+      frames: Frames of each clip, int32, shape ``[clips]``.
+      clips: The clips, in the order of the array.
+      settings: The feature settings as a plain dictionary.
+      manifest: Everything ``manifest.json`` says.
+      stamps: Size in bytes and modification time in nanoseconds of each clip's source file;
+        ``(0, 0)`` where the features came as arrays.
+      notes: What was done to a clip's audio (channel taken, rate converted), ``""`` mostly.
+      checksums: CRC-32 of each clip's frames as stored.
+    """
+
+    root: Path
+    features: np.ndarray
+    frames: np.ndarray
+    clips: list[Clip]
+    settings: dict[str, Any]
+    manifest: dict[str, Any]
+    stamps: list[tuple[int, int]]
+    notes: list[str]
+    checksums: list[int]
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def read(self, index: int) -> np.ndarray:
+        """One clip without its padding.
+
+        Args:
+          index: Position in :attr:`clips`.
+
+        Returns:
+          float32, shape ``[frames, mels]``, a copy.
+        """
+        return np.array(self.features[index, : self.frames[index]], dtype=np.float32)
+
+    def verify(self) -> None:
+        """Compare every clip with its checksum.
+
+        Raises:
+          StoreError: Names every damaged clip.
+        """
+        damaged = [
+            clip.path
+            for index, clip in enumerate(self.clips)
+            if checksum(self.features[index, : self.frames[index]]) != self.checksums[index]
+        ]
+        if damaged:
+            raise StoreError(
+                self.root / FEATURES,
+                f"{len(damaged)} damaged clips: {', '.join(damaged[:20])}",
+                "features that match their checksums",
+                "Delete this store and extract it again.",
+            )
+
+
+def checksum(frames: np.ndarray) -> int:
+    """CRC-32 of an array's bytes."""
+    return zlib.crc32(np.ascontiguousarray(frames).view(np.uint8).data)
+
+
+def write_store(
+    path: str | os.PathLike,
+    features: np.ndarray | Sequence[np.ndarray],
+    clips: Sequence[Clip],
+    *,
+    frames: Sequence[int] | np.ndarray | None = None,
+    settings: Mapping[str, Any] | Any,
+    dtype: str = "float16",
+) -> FeatureStore:
+    """Make a store from arrays that somebody computed.
+
+    Args:
+      path: Folder to make; it must not hold a store yet.
+      features: Shape ``[clips, max_frames, mels]``, or a sequence of ``[frames, mels]``.
+      clips: One for each.
+      frames: Frames that count in each clip, for the array form; all of them by default.
+      settings: A dictionary, or a dataclass, that says how the features were made.
+      dtype: ``"float16"`` or ``"float32"``.
+
+    Returns:
+      The store, open.
+
+    Raises:
+      StoreError: The folder is taken, shapes disagree, or a value is not finite as ``dtype``.
+    """
+    path = Path(path)
+    check_dtype(dtype)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise StoreError(path, "something there already", "a new folder", "Choose another folder.")
+    if len(features) != len(clips) or (frames is not None and len(frames) != len(clips)):
+        raise StoreError(
+            path,
+            f"{len(features)} arrays and {len(clips)} clips",
+            "one array, and one count of frames, for each clip",
+            "Pass lists of equal length.",
+        )
+    if not len(clips):
+        raise StoreError(path, "no clips", "at least one", "Pass some.")
+    counts = [len(array) for array in features] if frames is None else [int(n) for n in frames]
+    mels = np.shape(features[0])[-1]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        shape = (len(clips), max(counts), mels)
+        array = np.lib.format.open_memmap(work / FEATURES, mode="w+", dtype=dtype, shape=shape)
+        rows = []
+        for index, clip in enumerate(clips):
+            block = np.asarray(features[index])
+            if block.ndim != 2 or block.shape[1] != mels or not 0 < counts[index] <= len(block):
+                raise StoreError(
+                    clip.path,
+                    f"features of shape {block.shape}, of which {counts[index]} frames count",
+                    f"shape [frames, {mels}] and at least one frame",
+                    "Correct the array or the count.",
+                )
+            with np.errstate(over="ignore"):
+                array[index, : counts[index]] = block[: counts[index]]
+            if not np.isfinite(array[index, : counts[index]]).all():
+                raise StoreError(
+                    clip.path,
+                    f"values that are not finite as {dtype}",
+                    "finite values",
+                    "Correct the features, or choose dtype float32.",
+                )
+            crc = checksum(array[index, : counts[index]])
+            rows.append(Row(clip, counts[index], crc))
+        array.flush()
+        del array
+        finish_store(work, rows, settings=as_settings(settings), shape=shape, dtype=dtype)
+        os.replace(work, path)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    sync_folder(path.parent)
+    return open_store(path)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of the table of a store."""
+
+    clip: Clip
+    frames: int
+    crc32: int
+    bytes: int = 0
+    modified_ns: int = 0
+    note: str = ""
+
+
+def finish_store(
+    folder: Path, rows: Sequence[Row], *, settings: dict, shape: Sequence[int], dtype: str
+) -> None:
+    """Write the table and then the manifest beside a complete ``features.npy``."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    for row in rows:
+        fields = [getattr(row.clip, name) for name in CLIP_FIELDS]
+        writer.writerow(
+            [*fields, row.frames, f"{row.crc32:08x}", row.bytes, row.modified_ns, row.note]
+        )
+    table = text.getvalue().encode()
+    manifest = {
+        "format": FORMAT,
+        "settings": settings,
+        "dtype": dtype,
+        "shape": [int(n) for n in shape],
+        "table_crc32": f"{zlib.crc32(table):08x}",
+        "versions": versions(),
+    }
+    with open(folder / FEATURES, "rb") as stream:
+        os.fsync(stream.fileno())
+    write_atomically(folder / TABLE, table)
+    write_atomically(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+
+
+def open_store(
+    path: str | os.PathLike,
+    *,
+    expect: Mapping[str, Any] | Any | None = None,
+    verify: bool = False,
+) -> FeatureStore:
+    """Open a store for reading.
+
+    Args:
+      path: Its folder.
+      expect: Feature settings (a dictionary or a dataclass) that it must have been made with.
+      verify: Also compare every clip with its checksum, which reads the whole array.
+
+    Returns:
+      The store.
+
+    Raises:
+      StoreError: There is no complete store, it is damaged, or its settings differ.
+    """
+    root = Path(path)
+    if not (root / MANIFEST).is_file():
+        raise StoreError(
+            root,
+            "an extraction that has not ended" if root.is_dir() else "nothing",
+            "a feature store",
+            "Run the extraction, again with the same settings if it was interrupted.",
+        )
+    try:
+        manifest = json.loads((root / MANIFEST).read_text())
+        table = (root / TABLE).read_bytes()
+        features = np.load(root / FEATURES, mmap_mode="r", allow_pickle=False)
+        shape, dtype, settings = tuple(manifest["shape"]), manifest["dtype"], manifest["settings"]
+        format_, table_crc = manifest["format"], manifest["table_crc32"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(
+            root, f"{type(error).__name__}: {error}", "a whole store", _AGAIN
+        ) from error
+    if format_ != FORMAT:
+        raise StoreError(root / MANIFEST, f"format {format_}", f"format {FORMAT}", _AGAIN)
+    if f"{zlib.crc32(table):08x}" != table_crc:
+        raise StoreError(root / TABLE, "a table that was changed", "the one written", _AGAIN)
+    rows = _read_rows(root, table)
+    if features.shape != shape or features.dtype != dtype or len(rows) != shape[0]:
+        raise StoreError(
+            root / FEATURES,
+            f"{features.dtype} {features.shape} and {len(rows)} rows",
+            f"{dtype} {shape} as the manifest says",
+            _AGAIN,
+        )
+    if expect is not None:
+        different = differences(settings, as_settings(expect))
+        if different:
+            raise StoreError(
+                root,
+                "features made with other settings: " + "; ".join(different),
+                "the settings asked for",
+                "Choose another folder, or delete this one to extract again.",
+            )
+    store = FeatureStore(
+        root=root,
+        features=features,
+        frames=np.array([row.frames for row in rows], dtype=np.int32),
+        clips=[row.clip for row in rows],
+        settings=settings,
+        manifest=manifest,
+        stamps=[(row.bytes, row.modified_ns) for row in rows],
+        notes=[row.note for row in rows],
+        checksums=[row.crc32 for row in rows],
+    )
+    if verify:
+        store.verify()
+    return store
+
+
+_AGAIN = "Delete this store and extract it again."
+
+
+def _read_rows(root: Path, table: bytes) -> list[Row]:
+    reader = csv.DictReader(io.StringIO(table.decode(), newline=""))
+    return [
+        Row(
+            Clip(**{name: line[name] for name in CLIP_FIELDS}),
+            int(line["frames"]),
+            int(line["crc32"], 16),
+            int(line["bytes"]),
+            int(line["modified_ns"]),
+            line["note"],
+        )
+        for line in reader
+    ]
+
+
+def as_settings(settings: Mapping[str, Any] | Any) -> dict[str, Any]:
+    """Settings as a dictionary that survives json."""
+    if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
+        settings = dataclasses.asdict(settings)
+    return json.loads(json.dumps(dict(settings)))
+
+
+def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """Say which settings differ, one phrase each."""
+    absent = object()
+
+    def show(value: object) -> str:
+        return "nothing" if value is absent else repr(value)
+
+    return [
+        f"{key} is {show(stored.get(key, absent))} in the store, "
+        f"{show(asked.get(key, absent))} asked for"
+        for key in sorted({*stored, *asked})
+        if stored.get(key, absent) != asked.get(key, absent)
+    ]
+
+
+def check_dtype(dtype: str) -> None:
+    """Refuse types that a store cannot hold."""
+    if dtype not in DTYPES:
+        raise StoreError("dtype", repr(dtype), f"one of {', '.join(DTYPES)}", "Pass one of them.")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what features are computed with, of those packages that are installed."""
+    found = {}
+    for package in ("asdproto", "numpy", "scipy", "librosa", "soundfile", "soxr"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file that is either whole or not there, also after a power cut."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
