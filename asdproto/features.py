@@ -5,7 +5,10 @@ Audio is read once, offline; nothing here runs inside training.
 
 import dataclasses
 import functools
+import math
 import os
+import struct
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +16,13 @@ import numpy as np
 from asdproto.data.dcase import DataError
 
 SCALES = ("inverted", "mel")
+# Frames transformed at a time: few enough that the intermediate arrays stay in cache (of 16 to 512
+# frames the fastest; all at once takes 2.4 times as long).
+_BLOCK = 128
+# Adjacent filters multiplied at a time: a mel filter is zero nearly everywhere, so a group needs
+# a narrow band of the spectrum only (1.4 times as fast as one product with all of them).
+_GROUP = 16
+_banks: dict["FeatureSettings", np.ndarray] = {}
 
 
 @dataclass(frozen=True)
@@ -78,7 +88,115 @@ class FeatureSettings:
         return dataclasses.asdict(self)
 
 
-def read_audio(path: str | os.PathLike, sample_rate: int = 16000) -> tuple[np.ndarray, tuple]:
+@dataclass(frozen=True)
+class AudioInfo:
+    """What the header of an audio file says.
+
+    Attributes:
+      sample_rate: Hertz.
+      channels: Number of channels.
+      samples: Samples of each channel.
+      subtype: Coding of a sample, for example ``"PCM_16"``.
+    """
+
+    sample_rate: int
+    channels: int
+    samples: int
+    subtype: str
+
+    @property
+    def seconds(self) -> float:
+        """Length of the clip."""
+        return self.samples / self.sample_rate
+
+    def samples_at(self, sample_rate: int) -> int:
+        """Samples of the clip once it is converted to another rate."""
+        if sample_rate == self.sample_rate:
+            return self.samples
+        return math.ceil(self.samples * (float(sample_rate) / self.sample_rate))
+
+
+def audio_info(path: str | os.PathLike) -> AudioInfo:
+    """Read the header of an audio file, and see that the file holds as much as it promises.
+
+    Args:
+      path: A wav or flac file.
+
+    Returns:
+      What the header says.
+
+    Raises:
+      DataError: The file is missing, unreadable, empty or truncated.
+    """
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(path) as file:
+            info = _info(path, file)
+            # A cut flac file opens like a whole one; only its end is missing.
+            if file.format == "FLAC":
+                file.seek(info.samples - 1)
+                if len(file.read(1, dtype="int16", always_2d=True)) != 1:
+                    raise _truncated(path, "no last sample", f"{info.samples} samples")
+            return info
+    except (OSError, soundfile.SoundFileError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _info(path: str | os.PathLike, file) -> AudioInfo:
+    if not file.frames:
+        raise DataError(path, "no samples", "a recording", "Replace or remove the file.")
+    if file.format in ("WAV", "WAVEX"):
+        _check_wav_complete(path)
+    return AudioInfo(file.samplerate, file.channels, file.frames, file.subtype)
+
+
+def _check_wav_complete(path: str | os.PathLike) -> None:
+    """Compare the data chunk's size with the file's, which libsndfile forgives in silence."""
+    with open(path, "rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        header = stream.read(256)
+        if header[:4] != b"RIFF":
+            return
+        position = 12
+        while position + 8 <= size:
+            if position + 8 > len(header):
+                stream.seek(position)
+                name, length = struct.unpack("<4sI", stream.read(8))
+            else:
+                name, length = struct.unpack_from("<4sI", header, position)
+            if name == b"data":
+                # Streamed files leave the size 0 or the largest number.
+                if length < 0xFFFFFF00 and position + 8 + length > size:
+                    raise _truncated(
+                        path,
+                        f"{size - position - 8} bytes of audio",
+                        f"{length} bytes as its header says",
+                    )
+                return
+            position += 8 + length + length % 2
+
+
+def _truncated(path: str | os.PathLike, found: str, expected: str) -> DataError:
+    return DataError(path, f"a truncated file, {found}", expected, "Copy or download it again.")
+
+
+def _unreadable(path: str | os.PathLike, error: Exception) -> DataError:
+    try:
+        size = os.path.getsize(path)
+    except OSError:
+        return DataError(path, "no readable file", "a wav or flac file", "Check the path.")
+    return DataError(
+        path,
+        f"{size} bytes that do not decode ({str(error).rpartition(': ')[2].rstrip('.')})",
+        "a wav or flac file",
+        "Copy or download it again, or convert it.",
+    )
+
+
+def read_audio(
+    path: str | os.PathLike, sample_rate: int = 16000
+) -> tuple[np.ndarray, tuple[str, ...]]:
     """Read one channel of an audio file at the wanted rate.
 
     Args:
@@ -86,40 +204,46 @@ def read_audio(path: str | os.PathLike, sample_rate: int = 16000) -> tuple[np.nd
       sample_rate: Hertz.
 
     Returns:
-      Samples in [-1, 1], float32, shape ``[samples]``, and notes on what was done to them
-      (channel taken, rate converted), each a sentence.
+      Samples, full scale 1, float32, shape ``[samples]``, and notes on what was done to them
+      (channel taken, rate converted).
 
     Raises:
-      DataError: The file is missing, unreadable, empty, or holds samples that are not finite.
+      DataError: The file is missing, unreadable, empty, truncated, or holds samples that are not
+        finite.
     """
     import soundfile
 
     try:
-        audio, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        with soundfile.SoundFile(path) as file:
+            info = _info(path, file)
+            # The same numbers as reading float32, three times as fast.
+            sixteen = info.subtype == "PCM_16"
+            audio = file.read(dtype="int16" if sixteen else "float32", always_2d=True)[:, 0]
     except (OSError, soundfile.SoundFileError) as error:
-        raise DataError(path, str(error), "readable audio", "Replace the file.") from None
+        raise _unreadable(path, error) from None
+    if len(audio) != info.samples:
+        raise _truncated(path, f"{len(audio)} samples", f"{info.samples} samples")
+    samples = np.multiply(audio, np.float32(2**-15 if sixteen else 1), dtype=np.float32)
+    if not sixteen and not np.isfinite(samples).all():
+        raise DataError(
+            path, "samples that are not finite", "finite samples", "Replace or repair the file."
+        )
     notes = []
-    if audio.shape[1] > 1:
-        notes.append(f"has {audio.shape[1]} channels: channel 0 taken")
-    samples = np.ascontiguousarray(audio[:, 0])
-    if not samples.size:
-        raise DataError(path, "no samples", "a recording", "Replace or remove the file.")
-    if not np.isfinite(samples).all():
-        raise DataError(path, "samples that are not finite", "finite samples", "Replace the file.")
-    if rate != sample_rate:
+    if info.channels > 1:
+        notes.append(f"{info.channels} channels, channel 0 taken")
+    if info.sample_rate != sample_rate:
         import librosa
 
-        samples = librosa.resample(samples, orig_sr=rate, target_sr=sample_rate)
-        notes.append(f"has {rate} Hz: resampled to {sample_rate} Hz")
+        samples = librosa.resample(samples, orig_sr=info.sample_rate, target_sr=sample_rate)
+        notes.append(f"{info.sample_rate} Hz, resampled to {sample_rate} Hz")
     return samples, tuple(notes)
 
 
-@functools.lru_cache(maxsize=8)
 def filterbank(settings: FeatureSettings) -> np.ndarray:
     """The mel filters, mirrored in frequency where the scale is inverted.
 
-    The mirror image of frequency ``f`` is ``sample_rate / 2 - f``, which is the inverted mel scale
-    of the references and maps the bins of the transform onto themselves.
+    The mirror image of frequency ``f`` is ``sample_rate / 2 - f``: that is the inverted mel scale
+    of the references, and it maps the bins of the transform onto themselves.
 
     Args:
       settings: Rate, window, number of filters, band and scale count.
@@ -127,60 +251,147 @@ def filterbank(settings: FeatureSettings) -> np.ndarray:
     Returns:
       float32, shape ``[mels, window // 2 + 1]``; filters in order of rising frequency, each of
       unit area (Slaney's normalisation). Read-only.
+
+    Raises:
+      ValueError: A filter is narrower than a bin of the transform and so always silent.
     """
+    if settings in _banks:
+        return _banks[settings]
     import librosa
 
     nyquist = settings.sample_rate / 2
     inverted = settings.scale == "inverted"
-    bank = librosa.filters.mel(
-        sr=settings.sample_rate,
-        n_fft=settings.window,
-        n_mels=settings.mels,
-        fmin=nyquist - settings.top if inverted else settings.fmin,
-        fmax=nyquist - settings.fmin if inverted else settings.top,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # said below, as an error
+        bank = librosa.filters.mel(
+            sr=settings.sample_rate,
+            n_fft=settings.window,
+            n_mels=settings.mels,
+            fmin=nyquist - settings.top if inverted else settings.fmin,
+            fmax=nyquist - settings.fmin if inverted else settings.top,
+        )
+    silent = int((bank.max(axis=1) == 0).sum())
+    if silent:
+        raise ValueError(
+            f"{silent} of {settings.mels} mel filters are narrower than a bin of a window of "
+            f"{settings.window} samples; take fewer mels, a longer window or a wider band"
+        )
     if inverted:
-        bank = np.ascontiguousarray(bank[::-1, ::-1])
+        bank = bank[::-1, ::-1]
+    return share_filterbank(settings, bank)
+
+
+def share_filterbank(settings: FeatureSettings, bank: np.ndarray) -> np.ndarray:
+    """Take a filterbank that another process computed: loading librosa costs two seconds.
+
+    Args:
+      settings: What it was computed for.
+      bank: What :func:`filterbank` gave there.
+
+    Returns:
+      The filterbank that this process uses from now on.
+    """
+    bank = np.array(bank, dtype=np.float32)
     bank.flags.writeable = False
+    _banks[settings] = bank
     return bank
+
+
+@functools.lru_cache(maxsize=8)
+def _plan(settings: FeatureSettings) -> tuple[np.ndarray, list[tuple[slice, slice, np.ndarray]]]:
+    """The window, and groups of filters with the band of bins outside of which they are zero."""
+    # Periodic, as for every spectrogram; scipy.signal has it too, but takes a second to load.
+    window = np.hanning(settings.window + 1)[:-1].astype(np.float32)
+    bank = filterbank(settings)
+    groups = []
+    for first in range(0, settings.mels, _GROUP):
+        filters = slice(first, min(first + _GROUP, settings.mels))
+        used = np.flatnonzero(bank[filters].any(axis=0))
+        bins = slice(int(used[0]), int(used[-1]) + 1)
+        groups.append((filters, bins, np.ascontiguousarray(bank[filters, bins].T)))
+    return window, groups
 
 
 def log_mel(audio: np.ndarray, settings: FeatureSettings | None = None) -> np.ndarray:
     """Log-mel spectrogram in decibels.
 
+    Frames are centred on multiples of the hop, with zeros beyond both ends, as librosa's default.
+
     Args:
-      audio: float, shape ``[samples]``, at the settings' sample rate.
+      audio: float, shape ``[samples]``, at the settings' sample rate; at least one window long.
       settings: Defaults to :class:`FeatureSettings`.
 
     Returns:
-      ``10 log10(max(filters @ |STFT|^power, floor))``, float32, shape ``[frames, mels]``.
+      ``10 log10(max(filters @ |STFT|^power, floor))``, float32, shape ``[frames, mels]`` with
+      ``frames = 1 + samples // hop``.
 
     Raises:
-      ValueError: The audio is not one-dimensional or shorter than one window.
+      ValueError: The audio is not one-dimensional, too short, or not finite.
     """
     from scipy import fft
 
     settings = FeatureSettings() if settings is None else settings
-    audio = np.asarray(audio, dtype=np.float32)
+    audio = np.asarray(audio)
     if audio.ndim != 1:
-        raise ValueError(f"audio must have shape [samples], found {audio.shape}")
+        raise ValueError(f"audio must have shape [samples], found {list(audio.shape)}")
     if audio.size < settings.window:
         raise ValueError(
             f"audio must hold at least one window of {settings.window} samples, found {audio.size}"
         )
     half = settings.window // 2
-    padded = np.pad(audio, half)
-    frames = np.lib.stride_tricks.sliding_window_view(padded, settings.window)[:: settings.hop]
-    spectrum = fft.rfft(frames * _window(settings.window), axis=-1)
-    power = np.square(spectrum.real) + np.square(spectrum.imag)
-    if settings.power != 2.0:
-        power = power ** np.float32(settings.power / 2)
-    mel = power @ filterbank(settings).T
-    return 10 * np.log10(np.maximum(mel, np.float32(settings.floor)))
+    padded = np.zeros(audio.size + 2 * half, dtype=np.float32)
+    padded[half:-half] = audio
+    framed = np.lib.stride_tricks.sliding_window_view(padded, settings.window)[:: settings.hop]
+    window, groups = _plan(settings)
+    mel = np.empty((len(framed), settings.mels), dtype=np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for start in range(0, len(framed), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            spectrum = fft.rfft(framed[block] * window, axis=-1, overwrite_x=True)
+            power = np.square(spectrum.real)
+            power += np.square(spectrum.imag)
+            if settings.power != 2:
+                power **= np.float32(settings.power / 2)
+            for filters, bins, weights in groups:
+                mel[block, filters] = power[:, bins] @ weights
+        if not np.isfinite(mel).all():
+            raise ValueError("audio holds values that are not finite, or too large for float32")
+    np.maximum(mel, np.float32(settings.floor), out=mel)
+    np.log10(mel, out=mel)
+    mel *= 10
+    return mel
 
 
-@functools.lru_cache(maxsize=8)
-def _window(length: int) -> np.ndarray:
-    from scipy.signal import get_window
+def file_features(
+    path: str | os.PathLike, settings: FeatureSettings | None = None
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Read an audio file and compute its features: what a feature store holds of it.
 
-    return get_window("hann", length, fftbins=True).astype(np.float32)
+    Args:
+      path: A wav or flac file.
+      settings: Defaults to :class:`FeatureSettings`.
+
+    Returns:
+      As :func:`log_mel`, and the notes of :func:`read_audio`.
+
+    Raises:
+      DataError: As :func:`read_audio`; or the clip is shorter than one window.
+    """
+    settings = FeatureSettings() if settings is None else settings
+    audio, notes = read_audio(path, settings.sample_rate)
+    if audio.size < settings.window:
+        raise too_short(path, audio.size, settings)
+    try:
+        return log_mel(audio, settings), notes
+    except ValueError as error:
+        raise DataError(path, str(error), "usable audio", "Replace the file.") from None
+
+
+def too_short(path: str | os.PathLike, samples: int, settings: FeatureSettings) -> DataError:
+    """The error for a clip of less than one window."""
+    return DataError(
+        path,
+        f"{samples} samples at {settings.sample_rate} Hz",
+        f"at least one window of {settings.window}",
+        "Remove the clip, or choose a shorter window.",
+    )

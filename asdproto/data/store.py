@@ -16,8 +16,8 @@ import importlib.metadata
 import io
 import json
 import os
+import secrets
 import shutil
-import tempfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -111,7 +111,7 @@ def write_store(
     clips: Sequence[Clip],
     *,
     frames: Sequence[int] | np.ndarray | None = None,
-    settings: Mapping[str, Any] | Any,
+    settings: Any,
     dtype: str = "float16",
 ) -> FeatureStore:
     """Make a store from arrays that somebody computed.
@@ -146,7 +146,8 @@ def write_store(
     counts = [len(array) for array in features] if frames is None else [int(n) for n in frames]
     mels = np.shape(features[0])[-1]
     path.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    work = _beside(path)
+    work.mkdir()
     try:
         shape = (len(clips), max(counts), mels)
         array = np.lib.format.open_memmap(work / FEATURES, mode="w+", dtype=dtype, shape=shape)
@@ -224,7 +225,7 @@ def finish_store(
 def open_store(
     path: str | os.PathLike,
     *,
-    expect: Mapping[str, Any] | Any | None = None,
+    expect: Any = None,
     verify: bool = False,
 ) -> FeatureStore:
     """Open a store for reading.
@@ -313,7 +314,7 @@ def _read_rows(root: Path, table: bytes) -> list[Row]:
     ]
 
 
-def as_settings(settings: Mapping[str, Any] | Any) -> dict[str, Any]:
+def as_settings(settings: Any) -> dict[str, Any]:
     """Settings as a dictionary that survives json."""
     if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
         settings = dataclasses.asdict(settings)
@@ -354,17 +355,22 @@ def versions() -> dict[str, str]:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file that is either whole or not there, also after a power cut."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    work = _beside(path)
     try:
-        with os.fdopen(handle, "wb") as stream:
+        with open(work, "xb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(name, path)
+        os.replace(work, path)
     except BaseException:
-        os.unlink(name)
+        work.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def _beside(path: Path) -> Path:
+    # tempfile would make it readable by its owner alone, which a shared store must not be.
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
 
 
 def sync_folder(folder: Path) -> None:
