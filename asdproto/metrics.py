@@ -111,7 +111,8 @@ def group_scores(
       decisions: 0 or 1 per clip, shape ``[n]``, or None.
 
     Returns:
-      Tables sorted by (machine type, section).
+      Tables sorted by (machine type, section). ``files`` holds base names, as the official files
+      do; paths where two clips of a section share a name.
 
     Raises:
       ValueError: A clip's state is unknown, lengths differ, or a score is not finite.
@@ -136,7 +137,7 @@ def group_scores(
         SectionScores(
             machine_type=machine_type,
             section=section,
-            files=tuple(clips[index].name for index in indices),
+            files=clip_files([clips[index] for index in indices]),
             scores=scores[indices],
             anomaly=np.array([clips[index].state == "anomaly" for index in indices]),
             domains=np.array([clips[index].domain for index in indices]),
@@ -144,6 +145,20 @@ def group_scores(
         )
         for (machine_type, section), indices in sorted(rows.items())
     ]
+
+
+def clip_files(clips: Sequence[Any]) -> tuple[str, ...]:
+    """What the clips of one section are called in score files.
+
+    Args:
+      clips: Clips with ``name`` and ``path``.
+
+    Returns:
+      Base names, as the official files have them; paths where two of the clips share a name, as
+      happens in collections that keep normal clips and anomalies in folders.
+    """
+    names = tuple(clip.name for clip in clips)
+    return names if len(set(names)) == len(names) else tuple(clip.path for clip in clips)
 
 
 def auc(scores: np.ndarray, anomaly: np.ndarray) -> float:
