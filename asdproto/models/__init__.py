@@ -1,0 +1,1 @@
+"""Encoders, as pure flax.linen modules."""

@@ -1,0 +1,133 @@
+"""Convolution with a choice of lowering: one operation, three ways to compile it.
+
+XLA's convolution is right on an accelerator. On a CPU it falls off cliffs: small maps and strided
+windows run tens of times slower than the same arithmetic as one matrix product over gathered
+patches, and any convolution inside a loop body loses its threads. Under ``vmap`` over models a
+convolution becomes a grouped one, where patches become a batched matrix product. The three
+lowerings compute the same sums; only their order, and so the last bits, differ.
+"""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Lowering = Literal["native", "patches", "mixed"]
+
+# Output positions per example up to which patches beat XLA's CPU convolution: measured by
+# experiments/bench_train.py --part lowering on 2 cores at widths 16 to 64.
+_CPU_SMALL_MAP = 32
+
+
+def default_lowering(backend: str | None = None, *, in_loop: bool = False) -> Lowering:
+    """Lowering that suits a backend.
+
+    Args:
+      backend: ``"cpu"``, ``"gpu"`` or ``"tpu"``; the default backend when ``None``.
+      in_loop: Whether the steps run inside ``scan``, or under ``vmap`` over models.
+
+    Returns:
+      ``"native"`` on accelerators, ``"mixed"`` on CPU, ``"patches"`` on CPU inside a loop.
+    """
+    backend = backend or jax.default_backend()
+    if backend != "cpu":
+        return "native"
+    return "patches" if in_loop else "mixed"
+
+
+def convolve(x: jax.Array, kernel: jax.Array, *, stride: int, lowering: Lowering) -> jax.Array:
+    """Two-dimensional convolution with symmetric padding ``kernel // 2``.
+
+    Args:
+      x: Floating, shape ``[batch, rows, columns, channels]``.
+      kernel: Same dtype, shape ``[size, size, channels, features]``, ``size`` odd.
+      stride: Step in both directions.
+      lowering: ``"native"``: XLA's convolution. ``"patches"``: gathered patches and one matrix
+        product. ``"mixed"``: patches where a CPU is faster with them, else XLA's convolution.
+
+    Returns:
+      Shape ``[batch, ceil(rows / stride), ceil(columns / stride), features]``.
+    """
+    size = kernel.shape[0]
+    pad = size // 2
+    rows, columns = (-(-n // stride) for n in x.shape[1:3])
+    if lowering == "mixed":
+        lowering = "patches" if stride > 1 or rows * columns <= _CPU_SMALL_MAP else "native"
+    if lowering == "native":
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            (stride, stride),
+            [(pad, pad), (pad, pad)],
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+    patches = _patches(x, size, stride, rows, columns)
+    return patches @ kernel.reshape(-1, kernel.shape[-1])
+
+
+def _patches(x: jax.Array, size: int, stride: int, rows: int, columns: int) -> jax.Array:
+    """Windows of ``x`` laid side by side: ``[batch, rows, columns, size * size * channels]``."""
+    pad = size // 2
+    x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    windows = [
+        x[:, i : i + (rows - 1) * stride + 1 : stride, j : j + (columns - 1) * stride + 1 : stride]
+        for i in range(size)
+        for j in range(size)
+    ]
+    return jnp.concatenate(windows, axis=-1)
+
+
+def max_pool_3x3(x: jax.Array) -> jax.Array:
+    """Maximum over 3 x 3 windows with stride 2 and padding 1, as ResNet's stem uses it.
+
+    Written as maxima of strided slices, rows first: its gradient is elementwise, where that of a
+    windowed reduction is a scatter, slow on every backend. Two equal maxima share the gradient.
+
+    Args:
+      x: Floating, shape ``[batch, rows, columns, channels]``.
+
+    Returns:
+      Shape ``[batch, ceil(rows / 2), ceil(columns / 2), channels]``.
+    """
+    for axis in (1, 2):
+        length = x.shape[axis]
+        out = -(-length // 2)
+        pad = [(0, 0)] * 4
+        pad[axis] = (1, 2 * out - length)
+        padded = jnp.pad(x, pad, constant_values=-jnp.inf)
+        slices = [lax.slice_in_dim(padded, i, i + 2 * out - 1, 2, axis) for i in range(3)]
+        x = jnp.maximum(jnp.maximum(slices[0], slices[1]), slices[2])
+    return x
+
+
+class Conv(nn.Module):
+    """Bias-free square convolution with a choice of lowering.
+
+    Attributes:
+      features: Output channels.
+      size: Window, odd.
+      stride: Step in both directions.
+      lowering: See :func:`convolve`.
+      dtype: Dtype of the arithmetic; the kernel is stored in float32.
+    """
+
+    features: int
+    size: int = 3
+    stride: int = 1
+    lowering: Lowering = "native"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps ``[batch, rows, columns, channels]`` to ``[batch, rows', columns', features]``."""
+        shape = (self.size, self.size, x.shape[-1], self.features)
+        # He initialisation by fan-out, as residual networks are usually started.
+        kernel = self.param("kernel", nn.initializers.he_normal(), shape, jnp.float32)
+        return convolve(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            stride=self.stride,
+            lowering=self.lowering,
+        )

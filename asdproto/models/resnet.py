@@ -1,0 +1,83 @@
+"""ResNet18 over log-mel crops, with attention pooling: the paper's encoder."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from asdproto.models.convolution import Conv, Lowering, max_pool_3x3
+from asdproto.models.normalization import BatchNorm
+from asdproto.models.pooling import Attention, TimeFrequencyAttentionPooling
+from asdproto.prototypes import l2_normalize
+
+
+class ResNet(nn.Module):
+    """Residual network of basic blocks that maps crops to unit embeddings.
+
+    The default is the paper's encoder (section 4.2): ResNet18, whose last map is pooled by
+    time-frequency attention; the pooled vector, brought to unit length, is the embedding.
+
+    Attributes:
+      width: Channels of the first stage; 64 is ResNet18 (11.2 million parameters, embeddings of
+        512), 16 the small network of the tests (embeddings of 128).
+      stages: Blocks in each stage; each stage after the first halves the map and doubles the
+        channels.
+      attention: Pooling variant, see :class:`TimeFrequencyAttentionPooling`.
+      lowering: How convolutions are compiled, see :mod:`asdproto.models.convolution`.
+      dtype: Dtype of activations; parameters, batch statistics and the embedding are float32.
+      axis_name: Mapped axis over which batch statistics are averaged, so that several devices
+        normalise as one; ``None`` keeps them per device.
+    """
+
+    width: int = 64
+    stages: tuple[int, ...] = (2, 2, 2, 2)
+    attention: Attention = "time-frequency"
+    lowering: Lowering = "native"
+    dtype: jnp.dtype = jnp.float32
+    axis_name: str | None = None
+
+    @property
+    def embedding_dim(self) -> int:
+        """Length of an embedding."""
+        return self.width * 2 ** (len(self.stages) - 1)
+
+    @nn.compact
+    def __call__(
+        self, crops: jax.Array, *, train: bool, where: jax.Array | None = None
+    ) -> jax.Array:
+        """Embeds crops.
+
+        Args:
+          crops: Floating, shape ``[batch, frames, mels]``, standardised log-mel.
+          train: Normalise by the statistics of this batch (and update the running ones, in the
+            collection ``batch_stats``), or by the running ones.
+          where: Boolean, shape ``[batch]``; examples outside it are padding and do not enter the
+            batch statistics.
+
+        Returns:
+          Unit embeddings, float32, shape ``[batch, embedding_dim]``.
+        """
+        conv = functools.partial(Conv, lowering=self.lowering, dtype=self.dtype)
+        norm = functools.partial(BatchNorm, train=train, dtype=self.dtype, axis_name=self.axis_name)
+
+        x = crops[..., None].astype(self.dtype)
+        x = conv(self.width, size=7, stride=2, name="stem")(x)
+        x = nn.relu(norm(name="stem_norm")(x, where))
+        x = max_pool_3x3(x)
+        for stage, blocks in enumerate(self.stages):
+            for block in range(blocks):
+                features = self.width * 2**stage
+                stride = 2 if stage > 0 and block == 0 else 1
+                name = f"stage{stage + 1}_block{block + 1}"
+                shortcut = x
+                y = conv(features, stride=stride, name=f"{name}_conv1")(x)
+                y = nn.relu(norm(name=f"{name}_norm1")(y, where))
+                y = conv(features, name=f"{name}_conv2")(y)
+                y = norm(name=f"{name}_norm2")(y, where)
+                if shortcut.shape != y.shape:
+                    shortcut = conv(features, size=1, stride=stride, name=f"{name}_project")(x)
+                    shortcut = norm(name=f"{name}_project_norm")(shortcut, where)
+                x = nn.relu(y + shortcut)
+        pool = TimeFrequencyAttentionPooling(self.attention, dtype=self.dtype, name="pool")
+        return l2_normalize(pool(x))
