@@ -165,6 +165,8 @@ def test_decision_figures_stand_at_every_level_only_when_complete():
     result = metrics.evaluate(tables)
     values = [tables_["f1_target"] for tables_ in result["machines"]["fan"]["sections"].values()]
     assert result["f1_target"] == metrics.harmonic_mean(values)
+    undecided = metrics.evaluate([random_table(seed, section=f"0{seed}") for seed in range(2)])
+    assert result["overall"] == undecided["overall"]
     partly = metrics.evaluate([tables[0], random_table(1, section="01")])
     assert "f1_target" not in partly
     assert "f1_target" in partly["machines"]["fan"]["sections"]["00"]
