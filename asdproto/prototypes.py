@@ -20,6 +20,7 @@ __all__ = [
     "l2_normalize",
     "leave_one_out_prototypes",
     "mix_negatives",
+    "sample_class_mix",
     "sample_mix",
     "sub_prototypes",
     "subset_mask",
@@ -415,3 +416,45 @@ def sample_mix(
     """
     low = jnp.asarray(low, jnp.float32)
     return low + (jnp.asarray(high, jnp.float32) - low) * jax.random.uniform(key, shape)
+
+
+def sample_class_mix(
+    key: jax.Array,
+    shape: tuple[int, ...],
+    num_classes: int,
+    low: ArrayLike = 0.25,
+    high: ArrayLike = 0.5,
+    *,
+    per_class: int = 1,
+    first: ArrayLike = 0,
+) -> jax.Array:
+    """Mixing coefficients whose column of a class depends on the key and that class alone.
+
+    Any block of classes can be drawn by itself and equals the same block of a larger draw. Losses
+    that are given a key draw their coefficients so, within a chunk of classes or on the device
+    that holds them, and draw them again in the backward pass instead of keeping them.
+
+    Args:
+      key: Random key.
+      shape: Leading shape, that of the anchors.
+      num_classes: Number of classes to draw for; static.
+      low: Lower bound in ``[0, 1]``; may be traced.
+      high: Upper bound in ``[low, 1]``; may be traced.
+      per_class: Prototypes of each class; static.
+      first: Index of the first class; may be traced.
+
+    Returns:
+      Uniform in ``[low, high)``, float32, shape ``[*shape, num_classes, per_class]``.
+
+    Examples:
+      >>> import jax
+      >>> whole = sample_class_mix(jax.random.key(0), (4,), 10)
+      >>> part = sample_class_mix(jax.random.key(0), (4,), 3, first=5)
+      >>> bool((whole[:, 5:8] == part).all())
+      True
+    """
+    classes = jnp.asarray(first, jnp.uint32) + jnp.arange(num_classes, dtype=jnp.uint32)
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, classes)
+    draws = jax.vmap(lambda k: jax.random.uniform(k, (*shape, per_class)))(keys)
+    low = jnp.asarray(low, jnp.float32)
+    return low + (jnp.asarray(high, jnp.float32) - low) * jnp.moveaxis(draws, 0, -2)

@@ -1,4 +1,4 @@
-"""Argument checks and small helpers shared by every loss."""
+"""Argument checks shared by every loss. Shapes are static, so they cost nothing once compiled."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from jax.typing import ArrayLike
 
 
 def as_float(name: str, x: ArrayLike) -> jax.Array:
-    """The argument as a floating array; integers would silently truncate gradients."""
+    """The argument as a floating array; nothing else has a gradient."""
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"{name} must be floating, found {x.dtype} of shape {x.shape}")
@@ -20,10 +20,27 @@ def accumulator(*arrays: jax.Array) -> Any:
     return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
 
 
+def positive(name: str, value: ArrayLike, dtype: Any) -> jax.Array:
+    """A positive scalar as an array; its sign is checked where it is a plain number."""
+    if isinstance(value, int | float) and not value > 0:
+        raise ValueError(f"{name} must be positive, found {value}")
+    return scalar(name, value, dtype)
+
+
+def scalar(name: str, value: ArrayLike, dtype: Any) -> jax.Array:
+    """A scalar hyper-parameter as an array of the accumulator's dtype."""
+    array = jnp.asarray(value, dtype)
+    if array.ndim:
+        raise ValueError(f"{name} must be a scalar, found shape {array.shape}; sweep it with vmap")
+    return array
+
+
 def check_prototypes(
-    embeddings: jax.Array, prototypes: jax.Array, labels: ArrayLike, *, ndim: int = 2
-) -> jax.Array:
-    """Asserts ``[..., dim]``, ``[classes, (per_class,) dim]`` and ``[...]``; returns the labels."""
+    embeddings: ArrayLike, prototypes: ArrayLike, labels: ArrayLike, *, ndim: int = 2
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Asserts ``[..., dim]``, ``[classes, (per_class,) dim]`` and ``[...]``; returns arrays."""
+    embeddings = as_float("embeddings", embeddings)
+    prototypes = as_float("prototypes", prototypes)
     expected = "[classes, dim]" if ndim == 2 else "[classes, per_class, dim]"
     if embeddings.ndim < 1 or prototypes.ndim != ndim:
         raise ValueError(
@@ -35,7 +52,7 @@ def check_prototypes(
             "the last dimensions of embeddings and prototypes must be equal; found embeddings "
             f"{embeddings.shape} and prototypes {prototypes.shape}"
         )
-    return check_labels(embeddings, labels)
+    return embeddings, prototypes, check_labels(embeddings, labels)
 
 
 def check_labels(embeddings: jax.Array, labels: ArrayLike) -> jax.Array:
@@ -63,3 +80,14 @@ def check_mask(name: str, mask: ArrayLike | None, shape: tuple[int, ...]) -> jax
     if not fits:
         raise ValueError(f"{name} of shape {mask.shape} does not broadcast to shape {shape}")
     return mask.astype(bool)
+
+
+def check_batch(embeddings: ArrayLike, labels: ArrayLike) -> tuple[jax.Array, jax.Array]:
+    """Asserts a flat batch, ``[examples, dim]`` and ``[examples]``, for in-batch losses."""
+    embeddings = as_float("embeddings", embeddings)
+    if embeddings.ndim != 2:
+        raise ValueError(
+            "embeddings must have shape [examples, dim] (use vmap for several batches); found "
+            f"{embeddings.shape} with labels {jnp.shape(labels)}"
+        )
+    return embeddings, check_labels(embeddings, labels)
