@@ -155,10 +155,12 @@ def parse_name(path: str | os.PathLike) -> ParsedName:
     split = "supplemental" if supplement else found.get("split", "")
     domain = found.get("domain", "")
 
-    folders = list(pure.parts[:-1])
-    if folders and folders[-1] in SPLIT_FOLDERS:
+    folders = [part for part in pure.parts[:-1] if part not in ("/", ".")]
+    while folders and folders[-1].lower() in _CONTAINERS:
+        folders.pop()
+    if folders and folders[-1].lower() in SPLIT_FOLDERS:
         folder = folders.pop()
-        folder_split, folder_domain = SPLIT_FOLDERS[folder]
+        folder_split, folder_domain = SPLIT_FOLDERS[folder.lower()]
         if split and split != folder_split:
             raise DataError(
                 path,
@@ -174,9 +176,9 @@ def parse_name(path: str | os.PathLike) -> ParsedName:
                 f"Move it to the folder '{domain}_test', or rename it.",
             )
         split, domain = split or folder_split, domain or folder_domain
-    while folders and folders[-1] in _CONTAINERS:
+    while folders and folders[-1].lower() in _CONTAINERS:
         folders.pop()
-    machine_type = folders[-1].strip("/") if folders else ""
+    machine_type = folders[-1] if folders else ""
     return ParsedName(
         machine_type,
         found["section"],
@@ -251,13 +253,16 @@ def survey(
       DataError: ``root`` is not a folder.
     """
     root = Path(root)
-    above = [part for part in root.resolve().parts if part != "/"]
+    # The root itself may be a machine type's folder, or one split of it.
+    above = root.resolve().parts[1:][-2:]
+    inside = above and above[-1].lower() not in _CONTAINERS
     clips: list[Clip] = []
     errors: list[DataError] = []
     for path in audio_files(root):
         try:
-            # The root itself may be a machine type's folder, or one split of it.
-            parsed = parse_name("/".join([*above, path]))
+            parsed = parse_name(path)
+            if not parsed.machine_type and inside:
+                parsed = parse_name("/".join([*above, path]))
             clip = _as_clip(path, parsed)
         except DataError as error:
             errors.append(DataError(path, error.found, error.expected, error.remedy))
@@ -273,6 +278,13 @@ def survey(
 
 def _as_clip(path: str, parsed: ParsedName) -> Clip:
     split = parsed.split
+    if not parsed.machine_type:
+        raise DataError(
+            path,
+            "no folder that says the machine type",
+            "<machine type>/{train,test}/<name>",
+            "Move it to its machine type's folder.",
+        )
     if not split:
         if parsed.state:
             raise DataError(
@@ -421,7 +433,7 @@ def attribute_files(root: str | os.PathLike, clips: Iterable[Clip]) -> dict[str,
 def machine_folder(path: str) -> str:
     """Folder that holds a clip's split folder, relative to the root; ``"."`` for the root."""
     parent = PurePosixPath(path).parent
-    return (parent.parent if parent.name in SPLIT_FOLDERS else parent).as_posix()
+    return (parent.parent if parent.name.lower() in SPLIT_FOLDERS else parent).as_posix()
 
 
 def clip_of(row: AttributeRow, clips: Sequence[Clip]) -> Iterator[Clip]:
@@ -430,7 +442,8 @@ def clip_of(row: AttributeRow, clips: Sequence[Clip]) -> Iterator[Clip]:
     folder = PurePosixPath(row.file).parent.name
     for clip in clips:
         if clip.name == name and (
-            folder not in SPLIT_FOLDERS or PurePosixPath(clip.path).parent.name == folder
+            folder.lower() not in SPLIT_FOLDERS
+            or PurePosixPath(clip.path).parent.name.lower() == folder.lower()
         ):
             yield clip
 

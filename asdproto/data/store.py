@@ -4,7 +4,7 @@
 
     features/
       features.npy    [clips, max_frames, mels], float16 or float32, zeros beyond a clip's frames
-      clips.csv       one row a clip: what is known of it, frames, checksum, source file's stamp
+      table.csv       one row a clip: what is known of it, frames, checksum, source file's stamp
       manifest.json   settings, shape, versions, checksum of the table; written last
 
 A folder without ``manifest.json`` is no store. Reading one needs NumPy and nothing else.
@@ -29,7 +29,7 @@ import numpy as np
 from asdproto.data.dcase import Clip, DataError
 
 FORMAT = 1
-FEATURES, TABLE, MANIFEST = "features.npy", "clips.csv", "manifest.json"
+FEATURES, TABLE, MANIFEST = "features.npy", "table.csv", "manifest.json"
 DTYPES = ("float16", "float32")
 CLIP_FIELDS = tuple(field.name for field in dataclasses.fields(Clip))
 _COLUMNS = (*CLIP_FIELDS, "frames", "crc32", "bytes", "modified_ns", "note")
