@@ -5,7 +5,6 @@ and the split where the name does not; the optional ``attributes_NN.csv`` fills 
 names that carry none.
 """
 
-import csv
 import os
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -13,6 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+
+from asdproto.data.attributes import CONCEALED, AttributeRow, read_attributes
+from asdproto.data.errors import DataError as DataError
 
 AUDIO_SUFFIXES = (".wav", ".flac")
 
@@ -26,9 +28,6 @@ SPLIT_FOLDERS = {
 }
 # Levels between a collection's root and its machine types that say nothing about a clip.
 _CONTAINERS = ("raw", "dev_data", "eval_data")
-# The attribute files write some keys out in full.
-_KEY_ALIASES = {"speed": "spd"}
-_CONCEALED = "noAttribute"
 
 _LABELLED = re.compile(
     r"section_(?P<section>\d{2,})_(?P<domain>source|target)_(?P<split>train|test)"
@@ -46,24 +45,6 @@ _GRAMMAR = (
     "section_NN_{source|target}_{train|test}_{normal|anomaly}_NNNN[_attributes], "
     "section_NN_NNNN, or {normal|anomaly}_id_NN_NNNNNNNN, ending in .wav or .flac"
 )
-
-
-class DataError(ValueError):
-    """Something in a collection is not as it must be.
-
-    Attributes:
-      file: The file, folder or field at fault.
-      found: What is there.
-      expected: What should be there.
-      remedy: What to do about it.
-    """
-
-    def __init__(self, file: str | os.PathLike, found: str, expected: str, remedy: str):
-        self.file, self.found, self.expected, self.remedy = str(file), found, expected, remedy
-        super().__init__(f"{file}: found {found}; expected {expected}. {remedy}")
-
-    def __reduce__(self):  # crosses process borders with its four fields
-        return type(self), (self.file, self.found, self.expected, self.remedy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +130,7 @@ def parse_name(path: str | os.PathLike) -> ParsedName:
         )
     found = {key: value or "" for key, value in match.groupdict().items()}
     attributes = found["attributes"].strip("_")
-    if attributes.lower() == _CONCEALED.lower():
+    if attributes.lower() == CONCEALED.lower():
         attributes = ""
     supplement = found.get("supplement", "")
     split = "supplemental" if supplement else found.get("split", "")
@@ -189,20 +170,6 @@ def parse_name(path: str | os.PathLike) -> ParsedName:
         attributes,
         supplement,
     )
-
-
-def attribute_pairs(attributes: str) -> tuple[tuple[str, str], ...]:
-    """Split an attribute string into its pairs.
-
-    Args:
-      attributes: As in :class:`Clip`.
-
-    Returns:
-      ``(key, value)`` pairs in order; an odd last word is a key with the value ``""``.
-    """
-    words = attributes.split("_") if attributes else []
-    values = words[1::2] + [""] * (len(words) % 2)
-    return tuple(zip(words[::2], values, strict=True))
 
 
 def audio_files(root: str | os.PathLike) -> list[str]:
@@ -342,79 +309,6 @@ def scan(root: str | os.PathLike, *, supplemental: bool = False) -> list[Clip]:
     return clips
 
 
-@dataclass(frozen=True, slots=True)
-class AttributeRow:
-    """One row of an attribute file.
-
-    Attributes:
-      csv: Path of the attribute file.
-      line: Line number, from 1.
-      file: The clip's file as written, with forward slashes.
-      pairs: ``(key, value)`` pairs.
-    """
-
-    csv: str
-    line: int
-    file: str
-    pairs: tuple[tuple[str, str], ...]
-
-    @property
-    def attributes(self) -> str:
-        """The pairs joined as a file name joins them."""
-        return "_".join(word for pair in self.pairs for word in pair if word)
-
-
-def read_attributes(csv_path: str | os.PathLike) -> list[AttributeRow]:
-    """Read an official attribute file, ``file_name,d1p,d1v[,d2p,d2v...]``, rows of any length.
-
-    Columns other than ``file_name`` and the numbered pairs are passed over.
-
-    Args:
-      csv_path: The file.
-
-    Returns:
-      Its rows in order.
-
-    Raises:
-      DataError: The file is not text, or its header lacks ``file_name``.
-    """
-    rows: list[AttributeRow] = []
-    try:
-        with open(csv_path, newline="", encoding="utf-8-sig") as stream:
-            lines = list(csv.reader(stream))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(csv_path, str(error), "a csv in UTF-8", "Save it again as csv.") from None
-    header = [cell.strip() for cell in lines[0]] if lines else []
-    if "file_name" not in header:
-        raise DataError(
-            csv_path,
-            f"the header {','.join(header)!r}",
-            "file_name,d1p,d1v,...",
-            "Add the header line, or remove the file: it is optional.",
-        )
-    name_column = header.index("file_name")
-    pair_columns = []
-    for column, title in enumerate(header):
-        match = re.fullmatch(r"d(\d+)p", title)
-        if match and f"d{match[1]}v" in header:
-            pair_columns.append((column, header.index(f"d{match[1]}v")))
-    for number, cells in enumerate(lines[1:], start=2):
-        cells = [cell.strip() for cell in cells]
-        if not any(cells):
-            continue
-        cells += [""] * (len(header) - len(cells))
-        pairs = [(cells[key], cells[value]) for key, value in pair_columns]
-        file = cells[name_column].replace("\\", "/")
-        # A row shorter than the header puts a trailing column's text where a pair would stand.
-        kept = [
-            (key, value)
-            for key, value in pairs
-            if key and key.lower() != _CONCEALED.lower() and "/" not in key
-        ]
-        rows.append(AttributeRow(str(csv_path), number, file, tuple(kept)))
-    return rows
-
-
 def attribute_files(root: str | os.PathLike, clips: Iterable[Clip]) -> dict[str, list[Path]]:
     """Find the attribute files beside the split folders.
 
@@ -426,8 +320,13 @@ def attribute_files(root: str | os.PathLike, clips: Iterable[Clip]) -> dict[str,
       Folder of a machine type (relative to ``root``, ``"."`` for the root) -> its attribute
       files, sorted.
     """
-    folders = sorted({machine_folder(clip.path) for clip in clips})
-    return {folder: sorted(Path(root, folder).glob("attributes*.csv")) for folder in folders}
+    files = {}
+    for folder in sorted({machine_folder(clip.path) for clip in clips}):
+        beside = Path(root, folder)
+        if folder == "." and beside.resolve().name.lower() in SPLIT_FOLDERS:
+            beside = beside.resolve().parent
+        files[folder] = sorted(beside.glob("attributes*.csv"))
+    return files
 
 
 def machine_folder(path: str) -> str:
@@ -446,21 +345,6 @@ def clip_of(row: AttributeRow, clips: Sequence[Clip]) -> Iterator[Clip]:
             or PurePosixPath(clip.path).parent.name.lower() == folder.lower()
         ):
             yield clip
-
-
-def disagreement(row: AttributeRow, attributes: str) -> str:
-    """Say how a row contradicts a name's attributes; ``""`` if it does not.
-
-    The files list only the attributes that vary within a section, so those the row is silent
-    about are no contradiction.
-    """
-    named = {_KEY_ALIASES.get(key, key): value for key, value in attribute_pairs(attributes)}
-    wrong = []
-    for key, value in row.pairs:
-        in_name = named.get(_KEY_ALIASES.get(key, key))
-        if in_name != value:
-            wrong.append(f"{key} is {value!r} here and {in_name!r} in the name")
-    return ", ".join(wrong)
 
 
 def _fill_attributes(root: Path, clips: list[Clip]) -> list[Clip]:

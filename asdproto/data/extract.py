@@ -38,8 +38,8 @@ from asdproto.data.store import (
 
 # Clips a worker takes at a time: enough to hide the hand-over, few enough to interrupt at once.
 _CHUNK = 16
-# Starting a pool costs about a second, in which one process extracts some hundred clips.
-_POOL_WORTH = 200
+# Starting a pool costs about a second, in which one process extracts some 300 clips.
+_POOL_WORTH = 500
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +49,7 @@ class ExtractionError(StoreError):
 
     Attributes:
       errors: One for each bad recording.
+      done: How many clips have features.
     """
 
     def __init__(self, path: str | os.PathLike, errors: Sequence[DataError], done: int):
@@ -61,6 +62,10 @@ class ExtractionError(StoreError):
             f"Repair them, or take them out of the collection, and run this again: the features "
             f"of the other {done} clips are kept.",
         )
+        self.done = done
+
+    def __reduce__(self):
+        return type(self), (self.file, self.errors, self.done)
 
 
 @dataclass(frozen=True, slots=True)

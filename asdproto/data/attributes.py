@@ -1,0 +1,127 @@
+"""The attribute files of DCASE Task 2 and the attribute strings of its file names.
+
+An attribute string is a row of key and value pairs joined by ``_``: ``car_A1_spd_34V_mic_1``.
+"""
+
+import csv
+import os
+import re
+from dataclasses import dataclass
+
+from asdproto.data.errors import DataError
+
+# Stands for the attributes where a year conceals them.
+CONCEALED = "noAttribute"
+# The attribute files write some keys out in full.
+_KEY_ALIASES = {"speed": "spd"}
+
+
+def attribute_pairs(attributes: str) -> tuple[tuple[str, str], ...]:
+    """Split an attribute string into its pairs.
+
+    Args:
+      attributes: As in :class:`Clip`.
+
+    Returns:
+      ``(key, value)`` pairs in order; an odd last word is a key with the value ``""``.
+    """
+    words = attributes.split("_") if attributes else []
+    values = words[1::2] + [""] * (len(words) % 2)
+    return tuple(zip(words[::2], values, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class AttributeRow:
+    """One row of an attribute file.
+
+    Attributes:
+      csv: Path of the attribute file.
+      line: Line number, from 1.
+      file: The clip's file as written, with forward slashes.
+      pairs: ``(key, value)`` pairs.
+    """
+
+    csv: str
+    line: int
+    file: str
+    pairs: tuple[tuple[str, str], ...]
+
+    @property
+    def attributes(self) -> str:
+        """The pairs joined as a file name joins them."""
+        return "_".join(word for pair in self.pairs for word in pair if word)
+
+
+def read_attributes(csv_path: str | os.PathLike) -> list[AttributeRow]:
+    """Read an official attribute file, ``file_name,d1p,d1v[,d2p,d2v...]``, rows of any length.
+
+    Columns other than ``file_name`` and the numbered pairs are passed over.
+
+    Args:
+      csv_path: The file.
+
+    Returns:
+      Its rows in order.
+
+    Raises:
+      DataError: The file is not text, or its header lacks ``file_name``.
+    """
+    rows: list[AttributeRow] = []
+    try:
+        with open(csv_path, newline="", encoding="utf-8-sig") as stream:
+            lines = list(csv.reader(stream))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(csv_path, str(error), "a csv in UTF-8", "Save it again as csv.") from None
+    header = [cell.strip() for cell in lines[0]] if lines else []
+    if "file_name" not in header:
+        raise DataError(
+            csv_path,
+            f"the header {','.join(header)!r}",
+            "file_name,d1p,d1v,...",
+            "Add the header line, or remove the file: it is optional.",
+        )
+    name_column = header.index("file_name")
+    pair_columns = []
+    for column, title in enumerate(header):
+        match = re.fullmatch(r"d(\d+)p", title)
+        if match and f"d{match[1]}v" in header:
+            pair_columns.append((column, header.index(f"d{match[1]}v")))
+    for number, cells in enumerate(lines[1:], start=2):
+        cells = [cell.strip() for cell in cells]
+        if not any(cells):
+            continue
+        cells += [""] * (len(header) - len(cells))
+        pairs = [(cells[key], cells[value]) for key, value in pair_columns]
+        file = cells[name_column].replace("\\", "/")
+        # A row shorter than the header puts a trailing column's text where a pair would stand.
+        kept = [
+            (key, value)
+            for key, value in pairs
+            if key and key.lower() != CONCEALED.lower() and "/" not in key
+        ]
+        rows.append(AttributeRow(str(csv_path), number, file, tuple(kept)))
+    return rows
+
+
+def disagreement(row: AttributeRow, attributes: str) -> tuple[str, bool]:
+    """Say how a row contradicts a name's attributes.
+
+    The files list only the attributes that vary within a section, so those the row is silent
+    about are no contradiction.
+
+    Args:
+      row: The row.
+      attributes: The attribute string of the clip's name.
+
+    Returns:
+      What differs, ``""`` if nothing does; and whether the values agree at least. In the official
+      files of valve section 05 the only value of a row always stands under the first key.
+    """
+    named = {_KEY_ALIASES.get(key, key): value for key, value in attribute_pairs(attributes)}
+    wrong = []
+    for key, value in row.pairs:
+        in_name = named.get(_KEY_ALIASES.get(key, key))
+        if in_name != value:
+            wrong.append(f"{key} is {value!r} here and {in_name!r} in the name")
+    agree = sorted(value for _, value in row.pairs) == sorted(named.values())
+    return ", ".join(wrong), agree
