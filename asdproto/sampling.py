@@ -48,9 +48,9 @@ class ClassMembers(NamedTuple):
       largest: Python int, the largest count; static.
     """
 
-    order: jax.Array
-    offsets: jax.Array
-    counts: jax.Array
+    order: jax.Array | np.ndarray
+    offsets: jax.Array | np.ndarray
+    counts: jax.Array | np.ndarray
     largest: int
 
 
@@ -78,9 +78,9 @@ def class_members(labels: ArrayLike, num_classes: int) -> ClassMembers:
         )
     counts = np.bincount(labels, minlength=num_classes).astype(np.int32)
     return ClassMembers(
-        order=np.argsort(labels, kind="stable").astype(np.int32),  # type: ignore[arg-type]
-        offsets=(np.cumsum(counts) - counts).astype(np.int32),  # type: ignore[arg-type]
-        counts=counts,  # type: ignore[arg-type]
+        order=np.argsort(labels, kind="stable").astype(np.int32),
+        offsets=(np.cumsum(counts) - counts).astype(np.int32),
+        counts=counts,
         largest=int(counts.max(initial=0)),
     )
 

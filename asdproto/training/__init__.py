@@ -1,0 +1,1 @@
+"""Training: two stages, one loop, the same pure step on one device, on many, and in a sweep."""

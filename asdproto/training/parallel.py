@@ -1,0 +1,220 @@
+"""The one place that knows whether a function is jitted or pmapped, and how data reach devices."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+AXIS = "batch"
+
+_CLUSTER_HINTS = (
+    "JAX_COORDINATOR_ADDRESS",
+    "SLURM_NTASKS",
+    "OMPI_COMM_WORLD_SIZE",
+    "TPU_WORKER_HOSTNAMES",
+    "MEGASCALE_COORDINATOR_ADDRESS",
+    "JOB_COMPLETION_INDEX",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    """The devices that share a batch.
+
+    Attributes:
+      local: Devices of this process.
+      count: Devices over all processes.
+      first: Position of this process's first device among all.
+    """
+
+    local: tuple[jax.Device, ...]
+    count: int
+    first: int
+
+    @property
+    def axis_name(self) -> str | None:
+        """Name of the mapped axis; ``None`` for one device, where nothing is mapped."""
+        return AXIS if self.count > 1 else None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes reports."""
+        return jax.process_index() == 0
+
+    def compile(
+        self,
+        function: Callable[..., Any],
+        *,
+        in_axes: Sequence[int | None],
+        out_axes: Any = None,
+        donate: Sequence[int] = (),
+    ) -> Callable[..., Any]:
+        """Compiles ``function(*args, axis_name=...)`` for these devices.
+
+        Args:
+          function: Pure function of arrays that takes ``axis_name`` by keyword.
+          in_axes: Per argument, 0 where it has a leading axis over local devices, ``None`` where
+            it is the same on all. Used on several devices only.
+          out_axes: Likewise for results, as ``jax.pmap`` takes it.
+          donate: Arguments whose memory the call may reuse.
+
+        Returns:
+          Function of the same positional arguments. On one device it is jitted, and arguments and
+          results have no device axis.
+        """
+        donate = tuple(donate)
+        if self.count == 1:
+
+            def single(*args: Any) -> Any:
+                return function(*args, axis_name=None)
+
+            return jax.jit(single, donate_argnums=donate)
+
+        def mapped(position: jax.Array, *args: Any) -> Any:
+            del position  # pmap wants one mapped argument at least
+            return function(*args, axis_name=AXIS)
+
+        # Mapping over processes leaves the choice of devices to jax, in the order that
+        # jax.local_devices() has; one process may name a subset.
+        devices = None if jax.process_count() > 1 else self.local
+        compiled = jax.pmap(
+            mapped,
+            axis_name=AXIS,
+            in_axes=(0, *in_axes),
+            out_axes=out_axes,
+            donate_argnums=tuple(d + 1 for d in donate),
+            devices=devices,
+        )
+        position = self.shard(np.arange(len(self.local), dtype=np.int32))
+        return lambda *args: compiled(position, *args)
+
+    def _sharding(self, *spec: str) -> NamedSharding:
+        return NamedSharding(Mesh(np.array(self.local), (AXIS,)), PartitionSpec(*spec))
+
+    def replicate(self, tree: Any) -> Any:
+        """Puts a tree on every local device, whole."""
+        if self.count == 1:
+            return jax.device_put(tree, self.local[0])
+        return jax.device_put(tree, self._sharding())
+
+    def shard(self, tree: Any) -> Any:
+        """Puts arrays ``[local devices, ...]`` on the local devices, one part each.
+
+        On one device the arrays have no device axis.
+        """
+        if self.count == 1:
+            return jax.device_put(tree, self.local[0])
+        return jax.device_put(tree, self._sharding(AXIS))
+
+    def to_host(self, tree: Any) -> Any:
+        """NumPy copies of a replicated tree."""
+        return jax.tree.map(
+            lambda x: np.asarray(x.addressable_shards[0].data if isinstance(x, jax.Array) else x),
+            tree,
+        )
+
+
+def use_devices(limit: int | None = None) -> Devices:
+    """The devices of this run.
+
+    Args:
+      limit: Take only the first so many; all when ``None``. Only a single process may limit.
+
+    Returns:
+      The devices, over all processes of the run.
+
+    Raises:
+      ValueError: More devices are asked for than there are, or a limit is set with several
+        processes.
+    """
+    everything = jax.devices()
+    if limit is None:
+        limit = len(everything)
+    if not 1 <= limit <= len(everything):
+        raise ValueError(
+            f"devices={limit}, but this run has {len(everything)} "
+            f"({everything[0].platform}); ask for 1 to {len(everything)}"
+        )
+    if jax.process_count() > 1 and limit != len(everything):
+        raise ValueError(
+            f"devices={limit} with {jax.process_count()} processes: a run over several processes "
+            "uses all devices of each; start fewer processes instead"
+        )
+    local = jax.local_devices() if jax.process_count() > 1 else everything[:limit]
+    first = jax.process_index() * len(local)
+    return Devices(tuple(local), limit, first)
+
+
+def start_distributed(
+    coordinator: str | None = None, processes: int | None = None, process_id: int | None = None
+) -> bool:
+    """Joins the processes of a run; call it before anything touches a device.
+
+    With no arguments the cluster's environment decides (TPU pod, SLURM, Open MPI, GKE), and a lone
+    machine stays alone.
+
+    Args:
+      coordinator: ``host:port`` of process 0.
+      processes: Number of processes.
+      process_id: This process's number, from 0.
+
+    Returns:
+      Whether several processes now run as one.
+
+    Raises:
+      ValueError: Only some of the three are given.
+    """
+    given = [value is not None for value in (coordinator, processes, process_id)]
+    if any(given) and not all(given):
+        raise ValueError(
+            "--coordinator HOST:PORT, --processes N and --process-id I go together; found "
+            f"coordinator={coordinator}, processes={processes}, process_id={process_id}"
+        )
+    if jax.distributed.is_initialized():
+        return jax.process_count() > 1
+    if all(given):
+        jax.distributed.initialize(coordinator, processes, process_id)
+    elif _in_cluster():
+        jax.distributed.initialize()
+    else:
+        return False
+    return jax.process_count() > 1
+
+
+def _in_cluster() -> bool:
+    """Whether the environment names more than one process."""
+    for name in _CLUSTER_HINTS:
+        value = os.environ.get(name, "")
+        if not value:
+            continue
+        if name.endswith(("NTASKS", "SIZE")) and value == "1":
+            continue
+        if name == "TPU_WORKER_HOSTNAMES" and "," not in value:
+            continue
+        return True
+    return False
+
+
+def use_compilation_cache(folder: str | None = None) -> None:
+    """Keeps compiled programs on disk, so that a second run starts at once.
+
+    Args:
+      folder: Where; ``JAX_COMPILATION_CACHE_DIR`` or ``~/.cache/asdproto/xla`` when ``None``.
+    """
+    if jax.config.values.get("jax_compilation_cache_dir"):
+        return
+    folder = folder or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "asdproto", "xla"
+    )
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+def stack_runs(trees: Sequence[Any]) -> Any:
+    """Stacks trees of equal shapes along a new leading axis, for ``vmap`` over runs."""
+    return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *trees)
