@@ -10,6 +10,7 @@ import os
 import struct
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -134,16 +135,24 @@ def audio_info(path: str | os.PathLike) -> AudioInfo:
         with soundfile.SoundFile(path) as file:
             info = _info(path, file)
             # A cut flac file opens like a whole one; only its end is missing.
-            if file.format == "FLAC":
-                file.seek(info.samples - 1)
-                if len(file.read(1, dtype="int16", always_2d=True)) != 1:
-                    raise _truncated(path, "no last sample", f"{info.samples} samples")
+            if file.format == "FLAC" and not _reaches(file, info.samples - 1):
+                raise _truncated(path, "no last sample", f"{info.samples} samples")
             return info
     except (OSError, soundfile.SoundFileError) as error:
         raise _unreadable(path, error) from None
 
 
-def _info(path: str | os.PathLike, file) -> AudioInfo:
+def _reaches(file: Any, position: int) -> bool:
+    import soundfile
+
+    try:
+        file.seek(position)
+        return len(file.read(1, dtype="int16", always_2d=True)) == 1
+    except soundfile.SoundFileError:
+        return False
+
+
+def _info(path: str | os.PathLike, file: Any) -> AudioInfo:
     if not file.frames:
         raise DataError(path, "no samples", "a recording", "Replace or remove the file.")
     if file.format in ("WAV", "WAVEX"):
@@ -178,7 +187,13 @@ def _check_wav_complete(path: str | os.PathLike) -> None:
 
 
 def _truncated(path: str | os.PathLike, found: str, expected: str) -> DataError:
-    return DataError(path, f"a truncated file, {found}", expected, "Copy or download it again.")
+    return DataError(
+        path, f"a truncated or damaged file, {found}", expected, "Copy or download it again."
+    )
+
+
+def _reason(error: Exception) -> str:
+    return str(error).rpartition(": ")[2].rstrip(".")
 
 
 def _unreadable(path: str | os.PathLike, error: Exception) -> DataError:
@@ -188,7 +203,7 @@ def _unreadable(path: str | os.PathLike, error: Exception) -> DataError:
         return DataError(path, "no readable file", "a wav or flac file", "Check the path.")
     return DataError(
         path,
-        f"{size} bytes that do not decode ({str(error).rpartition(': ')[2].rstrip('.')})",
+        f"{size} bytes that do not decode ({_reason(error)})",
         "a wav or flac file",
         "Copy or download it again, or convert it.",
     )
@@ -218,7 +233,11 @@ def read_audio(
             info = _info(path, file)
             # The same numbers as reading float32, three times as fast.
             sixteen = info.subtype == "PCM_16"
-            audio = file.read(dtype="int16" if sixteen else "float32", always_2d=True)[:, 0]
+            try:
+                audio = file.read(dtype="int16" if sixteen else "float32", always_2d=True)[:, 0]
+            except soundfile.SoundFileError as error:
+                found = f"decoding ends early ({_reason(error)})"
+                raise _truncated(path, found, f"{info.samples} samples") from None
     except (OSError, soundfile.SoundFileError) as error:
         raise _unreadable(path, error) from None
     if len(audio) != info.samples:

@@ -338,12 +338,9 @@ def machine_folder(path: str) -> str:
 def clip_of(row: AttributeRow, clips: Sequence[Clip]) -> Iterator[Clip]:
     """The clips a row of an attribute file can mean: same name and, where written, same split."""
     name = row.file.rpartition("/")[2]
-    folder = PurePosixPath(row.file).parent.name
+    split, _ = SPLIT_FOLDERS.get(PurePosixPath(row.file).parent.name.lower(), ("", ""))
     for clip in clips:
-        if clip.name == name and (
-            folder.lower() not in SPLIT_FOLDERS
-            or PurePosixPath(clip.path).parent.name.lower() == folder.lower()
-        ):
+        if clip.name == name and split in ("", clip.split):
             yield clip
 
 
