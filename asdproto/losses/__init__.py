@@ -1,5 +1,25 @@
-"""Metric-learning losses for JAX: pure functions of arrays, per example, unreduced."""
+"""Metric-learning losses for JAX: pure functions of arrays that need nothing but JAX.
 
+One contract holds for all. A loss takes embeddings ``[..., dim]``, what to compare them with, and
+integer labels ``[...]``, and returns one unreduced number per example: average them with
+:func:`masked_mean`, or weigh them as you like. Hyper-parameters are keywords and may be traced, so
+that a sweep is one ``vmap``. Masks (``where``) exclude examples, classes or prototypes; what is
+excluded may hold anything, even nan, and gives 0. Sums run in float32 whatever the inputs, float64
+if an input is. Vectors are taken as they come: where a docstring says unit length, pass them
+through :func:`asdproto.prototypes.l2_normalize` first.
+"""
+
+from asdproto.losses._adacos import (
+    AdaCosState,
+    adacos_init,
+    adacos_loss,
+    adaproj_loss,
+    sub_cluster_adacos_loss,
+)
+from asdproto.losses._contrastive import nt_xent_loss, supervised_contrastive_loss
+from asdproto.losses._distance import center_loss, prototypical_network_loss
+from asdproto.losses._margin import arcface_loss, cosface_loss, softmax_loss
+from asdproto.losses._mean import masked_mean
 from asdproto.losses._prototypical import (
     multi_negative_prototype_loss,
     multi_prototype_loss,
@@ -7,11 +27,29 @@ from asdproto.losses._prototypical import (
     negative_prototype_loss_by_definition,
     prototypical_loss,
 )
+from asdproto.losses._vicreg import VICRegTerms, covariance_loss, variance_loss, vicreg_loss
 
 __all__ = [
+    "AdaCosState",
+    "VICRegTerms",
+    "adacos_init",
+    "adacos_loss",
+    "adaproj_loss",
+    "arcface_loss",
+    "center_loss",
+    "cosface_loss",
+    "covariance_loss",
+    "masked_mean",
     "multi_negative_prototype_loss",
     "multi_prototype_loss",
     "negative_prototype_loss",
     "negative_prototype_loss_by_definition",
+    "nt_xent_loss",
     "prototypical_loss",
+    "prototypical_network_loss",
+    "softmax_loss",
+    "sub_cluster_adacos_loss",
+    "supervised_contrastive_loss",
+    "variance_loss",
+    "vicreg_loss",
 ]

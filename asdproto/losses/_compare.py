@@ -317,3 +317,32 @@ def _own_counted(
     if class_axis_name is not None:
         counted = lax.psum(counted.astype(jnp.int32), class_axis_name) > 0
     return counted
+
+
+def keep(embeddings: jax.Array, where: jax.Array | None) -> jax.Array:
+    """Zeros where excluded: 0 times nan is nan, and what is masked may hold anything."""
+    return embeddings if where is None else jnp.where(where[..., None], embeddings, 0)
+
+
+def negative_log_likelihood(
+    own: jax.Array,
+    counted: jax.Array,
+    others: jax.Array,
+    where: jax.Array | None,
+    *,
+    clusters: bool = False,
+) -> jax.Array:
+    """-log softmax of own scores ``[..., M]`` against the logsumexp of others.
+
+    Of several own scores it is the mean over each, or with ``clusters`` that of their joint
+    probability. 0 where nothing is counted or ``where`` is false.
+    """
+    valid = counted.any(axis=-1) if where is None else where & counted.any(axis=-1)
+    if own.shape[-1] == 1:  # softplus keeps every digit of a loss near 0
+        return jnp.where(valid, jax.nn.softplus(others - own[..., 0]), 0)
+    counted = jnp.broadcast_to(counted, own.shape)
+    own_sum = masked_logsumexp([own], counted, axis=-1)
+    loss = jax.nn.softplus(others - own_sum)
+    if not clusters:
+        loss += own_sum - jnp.mean(own, axis=-1, where=counted | ~valid[..., None])
+    return jnp.where(valid, loss, 0)

@@ -424,8 +424,7 @@ def _negative_log_likelihood(
     prototype_where = _checks.check_mask("prototype_where", prototype_where, shape)
     dtype = _checks.accumulator(embeddings, prototypes)
     scale = 1 / _checks.positive("temperature", temperature, dtype)
-    if where is not None:  # 0 * nan is nan: what is masked may hold anything
-        embeddings = jnp.where(where[..., None], embeddings, 0)
+    embeddings = _compare.keep(embeddings, where)
     own, counted, others = _compare.compare(
         embeddings,
         prototypes,
@@ -447,10 +446,4 @@ def _negative_log_likelihood(
                 f"{own_prototypes.shape} and embeddings {embeddings.shape}"
             )
         own = jnp.sum(embeddings.astype(dtype) * own_prototypes.astype(dtype), axis=-1)[..., None]
-    own = own * scale
-    valid = counted.any(axis=-1) if where is None else where & counted.any(axis=-1)
-    if own.shape[-1] == 1:  # softplus keeps every digit of a loss near 0
-        return jnp.where(valid, jax.nn.softplus(others - own[..., 0]), 0)
-    own_sum = _compare.masked_logsumexp([own], counted, axis=-1)
-    own_mean = jnp.mean(own, axis=-1, where=counted | ~valid[..., None])
-    return jnp.where(valid, jax.nn.softplus(others - own_sum) + (own_sum - own_mean), 0)
+    return _compare.negative_log_likelihood(own * scale, counted, others, where)

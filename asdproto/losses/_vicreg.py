@@ -1,0 +1,198 @@
+"""VICReg: invariance, variance and covariance of two views, each usable by itself."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from asdproto.losses import _checks, _compare
+
+
+class VICRegTerms(NamedTuple):
+    """The weighted terms of :func:`vicreg_loss`.
+
+    The loss is ``invariance.mean() + variance + covariance``.
+
+    Attributes:
+      invariance: Per example, shape ``[examples]``.
+      variance: Scalar; a statistic of the batch, so there is none per example.
+      covariance: Scalar.
+    """
+
+    invariance: jax.Array
+    variance: jax.Array
+    covariance: jax.Array
+
+
+def vicreg_loss(
+    first: ArrayLike,
+    second: ArrayLike,
+    *,
+    invariance_weight: ArrayLike = 25.0,
+    variance_weight: ArrayLike = 25.0,
+    covariance_weight: ArrayLike = 1.0,
+    eps: ArrayLike = 1e-4,
+    where: ArrayLike | None = None,
+    axis_name: str | None = None,
+) -> VICRegTerms:
+    r"""Variance-invariance-covariance regularisation of two views of a batch.
+
+    .. math::
+       \lambda \, \frac{1}{D} \lVert x_i - x'_i \rVert^2, \qquad
+       \mu \, \frac{v(X) + v(X')}{2}, \qquad \nu \, (c(X) + c(X'))
+
+    with :math:`v` of :func:`variance_loss` and :math:`c` of :func:`covariance_loss`. The variance
+    is halved as in the authors' code, which their default weights belong to.
+
+    Args:
+      first: Floating, shape ``[examples, dim]``, any length.
+      second: Floating, same shape; row i is another view of row i of ``first``.
+      invariance_weight: Scalar; may be traced. So may all that follow.
+      variance_weight: Scalar.
+      covariance_weight: Scalar.
+      eps: Positive scalar, added to variances before the root.
+      where: Boolean, broadcastable to ``[examples]``; excluded pairs count nowhere.
+      axis_name: Mapped axis that examples are spread over; means and covariances are those of all.
+        Average gradients over devices, as for any mean.
+
+    Returns:
+      :class:`VICRegTerms`, float32 (float64 if an argument is), weighted.
+
+    Raises:
+      ValueError: Shapes do not fit; the message names both.
+
+    References:
+      Bardes et al., VICReg: Variance-Invariance-Covariance Regularization for Self-Supervised
+      Learning, 2022.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> first = jnp.array([[2.0, 0.0], [-2.0, 0.0], [0.0, 2.0], [0.0, -2.0]])
+      >>> print(vicreg_loss(first, first + 1.0))
+      VICRegTerms(invariance=Array([25., 25., 25., 25.], dtype=float32), ...)
+    """
+    first, second = _checks.as_float("first", first), _checks.as_float("second", second)
+    if first.ndim != 2 or first.shape != second.shape:
+        raise ValueError(
+            "first and second must have the same shape [examples, dim]; found first "
+            f"{first.shape} and second {second.shape}"
+        )
+    where = _checks.check_mask("where", where, first.shape[:1])
+    first, second = _compare.keep(first, where), _compare.keep(second, where)
+    dtype = _checks.accumulator(first, second)
+    apart = jnp.mean(jnp.square(first.astype(dtype) - second.astype(dtype)), axis=-1)
+    variance = variance_loss(first, eps=eps, where=where, axis_name=axis_name)
+    variance += variance_loss(second, eps=eps, where=where, axis_name=axis_name)
+    covariance = covariance_loss(first, where=where, axis_name=axis_name)
+    covariance += covariance_loss(second, where=where, axis_name=axis_name)
+    return VICRegTerms(
+        _checks.scalar("invariance_weight", invariance_weight, dtype) * apart,
+        _checks.scalar("variance_weight", variance_weight, dtype) * variance / 2,
+        _checks.scalar("covariance_weight", covariance_weight, dtype) * covariance,
+    )
+
+
+def variance_loss(
+    embeddings: ArrayLike,
+    *,
+    eps: ArrayLike = 1e-4,
+    where: ArrayLike | None = None,
+    axis_name: str | None = None,
+) -> jax.Array:
+    r"""Mean hinge of the standard deviations of a batch: keeps embeddings from collapsing.
+
+    .. math:: v(X) = \frac{1}{D} \sum_d \max(0, 1 - \sqrt{\mathrm{var}(X_d) + \epsilon})
+
+    Args:
+      embeddings: Floating, shape ``[examples, dim]``.
+      eps: Positive scalar; may be traced.
+      where: Boolean, broadcastable to ``[examples]``; excluded examples do not count.
+      axis_name: Mapped axis that examples are spread over.
+
+    Returns:
+      Scalar, float32 (float64 if the embeddings are); 0 for fewer than two examples, which have
+      no variance.
+
+    Raises:
+      ValueError: Embeddings are not ``[examples, dim]``.
+
+    References:
+      Bardes et al., VICReg, 2022, Eq. 1. The variance is the unbiased one.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> print(f"{variance_loss(jnp.zeros((4, 3))):.3f}")
+      0.990
+    """
+    centred, count = _centre(embeddings, where, axis_name)
+    squares = jnp.sum(jnp.square(centred), axis=0)
+    if axis_name is not None:
+        squares = lax.psum(squares, axis_name)
+    eps = _checks.positive("eps", eps, centred.dtype)
+    spread = jnp.sqrt(squares / jnp.maximum(count - 1, 1) + eps)
+    return jnp.where(count > 1, jnp.mean(jax.nn.relu(1 - spread)), 0)
+
+
+def covariance_loss(
+    embeddings: ArrayLike, *, where: ArrayLike | None = None, axis_name: str | None = None
+) -> jax.Array:
+    r"""Sum of squared covariances between different dimensions: decorrelates them.
+
+    .. math:: c(X) = \frac{1}{D} \sum_{d \ne e} \mathrm{cov}(X_d, X_e)^2
+
+    The sum of all squared entries of :math:`X^T X` is that of :math:`X X^T`, so wide embeddings of
+    a small batch need no ``[dim, dim]`` matrix.
+
+    Args:
+      embeddings: Floating, shape ``[examples, dim]``.
+      where: Boolean, broadcastable to ``[examples]``; excluded examples do not count.
+      axis_name: Mapped axis that examples are spread over.
+
+    Returns:
+      Scalar, float32 (float64 if the embeddings are); 0 for fewer than two examples.
+
+    Raises:
+      ValueError: Embeddings are not ``[examples, dim]``.
+
+    References:
+      Bardes et al., VICReg, 2022, Eq. 3 and 4.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> print(covariance_loss(jnp.array([[1.0, 1.0], [-1.0, -1.0], [0.0, 0.0]])))
+      1.0
+    """
+    centred, count = _centre(embeddings, where, axis_name)
+    examples, dim = centred.shape
+    # With twice as many dimensions as examples the diagonal is at most half of the sum, and the
+    # difference loses no more than a bit.
+    if axis_name is None and 2 * examples <= dim:
+        products = jnp.einsum("id,jd->ij", centred, centred, precision=lax.Precision.HIGHEST)
+        diagonal = jnp.sum(jnp.square(centred), axis=0)
+        squares = jnp.sum(jnp.square(products)) - jnp.sum(jnp.square(diagonal))
+    else:
+        products = jnp.einsum("id,ie->de", centred, centred, precision=lax.Precision.HIGHEST)
+        if axis_name is not None:
+            products = lax.psum(products, axis_name)
+        apart = ~jnp.eye(dim, dtype=bool)
+        squares = jnp.sum(jnp.square(jnp.where(apart, products, 0)))
+    return squares / jnp.square(jnp.maximum(count - 1, 1)) / dim
+
+
+def _centre(
+    embeddings: ArrayLike, where: ArrayLike | None, axis_name: str | None
+) -> tuple[jax.Array, jax.Array]:
+    """Embeddings about their mean (zero where excluded), in the accumulator's dtype, and count."""
+    embeddings = _checks.as_float("embeddings", embeddings)
+    if embeddings.ndim != 2:
+        raise ValueError(f"embeddings must have shape [examples, dim], found {embeddings.shape}")
+    where = _checks.check_mask("where", where, embeddings.shape[:1])
+    embeddings = _compare.keep(embeddings, where).astype(_checks.accumulator(embeddings))
+    counted = jnp.broadcast_to(True if where is None else where, embeddings.shape[:1])
+    count = jnp.sum(counted).astype(embeddings.dtype)
+    total = jnp.sum(embeddings, axis=0)
+    if axis_name is not None:
+        total, count = lax.psum((total, count), axis_name)
+    return _compare.keep(embeddings - total / jnp.maximum(count, 1), where), count
