@@ -16,6 +16,7 @@ from collections.abc import Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import BinaryIO
 
@@ -36,7 +37,7 @@ from asdproto.data.store import (
     open_store,
 )
 
-# Clips a worker takes at a time: enough to hide the hand-over, few enough to interrupt at once.
+# Clips a worker takes at a time: enough to hide the hand-over.
 _CHUNK = 16
 # Starting a pool costs about a second, in which one process extracts some 300 clips.
 _POOL_WORTH = 500
@@ -232,17 +233,18 @@ def _run(
             for job in jobs:
                 yield _extract_one(job, settings, target, stream)
         return
+    # A fork of a process that holds a started accelerator backend may hang.
+    context = multiprocessing.get_context("spawn")
+    stop = context.Event()
     pool = ProcessPoolExecutor(
         workers,
-        # A fork of a process that holds a started accelerator backend may hang.
-        mp_context=multiprocessing.get_context("spawn"),
+        mp_context=context,
         initializer=_start_worker,
-        initargs=(settings, features.filterbank(settings), target),
+        initargs=(settings, features.filterbank(settings), target, stop),
     )
     flying: set[Future] = set()
     try:
         while True:
-            # A few chunks ahead for each worker, so that an interrupt has little to wait for.
             while len(flying) < 3 * workers and (chunk := next(chunks, None)):
                 flying.add(pool.submit(_extract_chunk, chunk))
             if not flying:
@@ -258,6 +260,7 @@ def _run(
             "Run this again, with fewer workers if memory was short: what is done is kept.",
         ) from None
     finally:
+        stop.set()  # after an interrupt the workers end with the clip they have in hand
         pool.shutdown(wait=True, cancel_futures=True)
 
 
@@ -268,10 +271,12 @@ def _cores() -> int:
         return os.cpu_count() or 1
 
 
-_worker: tuple[features.FeatureSettings, Target, BinaryIO] | None = None
+_worker: tuple[features.FeatureSettings, Target, BinaryIO, Event] | None = None
 
 
-def _start_worker(settings: features.FeatureSettings, bank: np.ndarray, target: Target) -> None:
+def _start_worker(
+    settings: features.FeatureSettings, bank: np.ndarray, target: Target, stop: Event
+) -> None:
     """Make a fresh process a worker: one thread, no interrupts, gone when its parent is."""
     from threadpoolctl import threadpool_limits
 
@@ -279,7 +284,7 @@ def _start_worker(settings: features.FeatureSettings, bank: np.ndarray, target: 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
     threading.Thread(target=_end_with_parent, daemon=True).start()
     features.share_filterbank(settings, bank)
-    _worker = (settings, target, open(target.file, "r+b", buffering=0))  # noqa: SIM115
+    _worker = (settings, target, open(target.file, "r+b", buffering=0), stop)  # noqa: SIM115
     import scipy.fft  # noqa: F401
 
     threadpool_limits(limits=1)
@@ -294,8 +299,8 @@ def _end_with_parent() -> None:
 
 def _extract_chunk(jobs: list[_Job]) -> list[_Result]:
     assert _worker is not None
-    settings, target, stream = _worker
-    return [_extract_one(job, settings, target, stream) for job in jobs]
+    settings, target, stream, stop = _worker
+    return [_extract_one(job, settings, target, stream) for job in jobs if not stop.is_set()]
 
 
 def _extract_one(
