@@ -1,0 +1,1 @@
+"""Systems: features, encoder, losses, schedule and score, said in one place each."""

@@ -1,0 +1,89 @@
+"""Embeddings of whole clips: the mean over windows that cover them."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from asdproto.training.source import ClipArrays
+
+
+def window_starts(frames: int, crop: int, hop: int) -> np.ndarray:
+    """First frames of evenly spread windows that cover a clip to its last frame.
+
+    Args:
+      frames: Frames of the clip, at least ``crop``.
+      crop: Frames of a window.
+      hop: Largest distance between windows.
+
+    Returns:
+      int32, shape ``[ceil((frames - crop) / hop) + 1]``.
+    """
+    count = -(-(frames - crop) // hop) + 1
+    return np.round(np.linspace(0, frames - crop, count)).astype(np.int32)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _embed(
+    model: nn.Module, variables: Any, crops: jax.Array, mean: jax.Array, scale: jax.Array
+) -> jax.Array:
+    crops = (crops.astype(jnp.float32) - mean) * scale
+    return model.apply(variables, crops, train=False)  # type: ignore[return-value]
+
+
+def embed_clips(
+    model: nn.Module,
+    variables: Any,
+    clips: ClipArrays,
+    *,
+    mean: np.ndarray,
+    scale: np.ndarray,
+    hop: int = 32,
+    full_clip: bool = False,
+    batch: int = 256,
+) -> np.ndarray:
+    """Unit embedding of every clip, in evaluation mode.
+
+    Windows are compared in batches of one size, the last one padded, so a clip embeds to the same
+    bits whichever other clips it is embedded with.
+
+    Args:
+      model: Encoder.
+      variables: Its parameters and running statistics.
+      clips: Features on the host.
+      mean: Floating, shape ``[mels]``, subtracted from every frame.
+      scale: Floating, shape ``[mels]``, multiplies every frame then.
+      hop: Largest distance between windows, in frames.
+      full_clip: One window over the whole clip instead.
+      batch: Windows per call.
+
+    Returns:
+      float32, shape ``[clips, dim]``, unit length.
+    """
+    usable = clips.usable_frames
+    dim: int = model.embedding_dim  # type: ignore[attr-defined]
+    total = np.zeros((len(clips), dim), np.float64)
+    count = np.zeros(len(clips), np.int64)
+    device_mean, device_scale = jnp.asarray(mean, jnp.float32), jnp.asarray(scale, jnp.float32)
+    variables = jax.device_put(variables)
+    for length in np.unique(usable) if full_clip else [clips.crop]:
+        chosen = np.flatnonzero(usable == length) if full_clip else np.arange(len(clips))
+        windows = [window_starts(int(usable[clip]), int(length), hop) for clip in chosen]
+        owners = np.repeat(chosen, [len(starts) for starts in windows])
+        starts = np.concatenate(windows) if windows else np.zeros(0, np.int32)
+        source = ClipArrays(clips.features, clips.rows, clips.frames, int(length))
+        size = max(1, batch * clips.crop // int(length))
+        for first in range(0, len(owners), size):
+            part = slice(first, first + size)
+            crops = source.crops(owners[part], starts[part])
+            real = len(crops)
+            crops = np.pad(crops, ((0, size - real), (0, 0), (0, 0)))
+            found = np.asarray(_embed(model, variables, crops, device_mean, device_scale))[:real]
+            np.add.at(total, owners[part], found)
+            np.add.at(count, owners[part], 1)
+    embeddings = total / np.maximum(count, 1)[:, None]
+    length = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    return (embeddings / np.maximum(length, 1e-12)).astype(np.float32)

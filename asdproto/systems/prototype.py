@@ -1,0 +1,455 @@
+"""The paper's system: inverted log-mel, ResNet18 with attention pooling, two stages, Mahalanobis.
+
+Everything it consists of is said in :class:`PrototypeSystem`; the functions below run it on a
+feature store and keep what they make in a work folder.
+"""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+
+from asdproto.config import to_dict
+from asdproto.data.dcase import Clip, DataError, assign_classes
+from asdproto.data.store import FeatureStore, write_atomically
+from asdproto.features import FeatureSettings
+from asdproto.metrics import evaluate, group_scores
+from asdproto.models.convolution import default_lowering
+from asdproto.models.pooling import Attention
+from asdproto.models.resnet import ResNet
+from asdproto.scores_io import write_scores
+from asdproto.scoring import Covariance, Kind, Scorer, decide, fit_scorer, gamma_threshold
+from asdproto.systems.embedding import embed_clips
+from asdproto.training.checkpoint import Checkpoints
+from asdproto.training.epoch import Loop, default_loop
+from asdproto.training.loop import StageRun, TrainingData, train_stage
+from asdproto.training.parallel import AXIS, Devices
+from asdproto.training.source import ClipArrays
+from asdproto.training.stage import Objective, StageConfig, mpe_objective, npe_objective
+from asdproto.training.state import Task, TrainState, make_table
+
+STAGES = ("pretrain", "finetune")
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+    """The encoder.
+
+    Attributes:
+      width: Channels of the first stage; 64 is ResNet18.
+      attention: Pooling variant.
+      dtype: Dtype of the arithmetic; parameters are float32 always.
+      crop: Frames of a crop.
+      lowering: How convolutions are compiled; ``"auto"`` takes what suits the backend.
+      sync_batch_stats: Whether several devices share batch statistics.
+    """
+
+    width: int = 64
+    attention: Attention = "time-frequency"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    crop: int = 64
+    lowering: Literal["auto", "native", "patches", "mixed"] = "auto"
+    sync_batch_stats: bool = True
+
+    def build(self, devices: Devices, loop: Loop) -> ResNet:
+        """The encoder for given devices and loop."""
+        lowering = self.lowering
+        if lowering == "auto":
+            lowering = default_lowering(devices.local[0].platform, in_loop=loop == "scan")
+        return ResNet(
+            width=self.width,
+            attention=self.attention,
+            lowering=lowering,
+            dtype=jnp.dtype(self.dtype),  # type: ignore[arg-type]
+            axis_name=AXIS if self.sync_batch_stats and devices.count > 1 else None,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreConfig:
+    """The back-end.
+
+    Attributes:
+      kind: ``"mahalanobis"``, ``"cosine"`` or ``"knn"``.
+      covariance: Estimator of the Mahalanobis back-end.
+      shrinkage: Its weight, for ``"shrinkage"``.
+      neighbours: Of the k-NN back-end.
+      hop: Largest distance between the windows of a clip, in frames.
+      full_clip: One window over the whole clip instead.
+      quantile: Of the training scores' gamma distribution, for decisions.
+    """
+
+    kind: Kind = "mahalanobis"
+    covariance: Covariance = "ledoit-wolf"
+    shrinkage: float = 0.1
+    neighbours: int = 1
+    hop: int = 32
+    full_clip: bool = False
+    quantile: float = 0.9
+
+
+def _finetune() -> StageConfig:
+    return StageConfig(
+        epochs=50,
+        sampler="episodes",
+        learning_rates=((0.01, 30), (0.001, 20)),
+        sub_prototypes=0,
+        mix_range=(0.25, 0.5),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class PrototypeSystem:
+    """The paper's system; the defaults are section 4.2 to the letter.
+
+    Attributes:
+      features: Feature settings.
+      encoder: The encoder.
+      pretrain: Stage 1.
+      finetune: Stage 2.
+      score: The back-end.
+    """
+
+    features: FeatureSettings = dataclasses.field(default_factory=FeatureSettings)
+    encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
+    pretrain: StageConfig = dataclasses.field(default_factory=StageConfig)
+    finetune: StageConfig = dataclasses.field(default_factory=_finetune)
+    score: ScoreConfig = dataclasses.field(default_factory=ScoreConfig)
+
+    def objective(self, stage: str) -> Objective:
+        """The loss of a stage."""
+        if stage == "pretrain":
+            return mpe_objective(self.pretrain)
+        return npe_objective(self.finetune)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A feature store as training and scoring see it.
+
+    Attributes:
+      train: Features of the training clips.
+      test: Features of the test clips.
+      train_clips: The training clips.
+      test_clips: The test clips.
+      labels: int32, attribute class of each training clip.
+      classes: The attribute classes.
+      mean: float64, shape ``[mels]``, over training frames.
+      deviation: float64, shape ``[mels]``.
+    """
+
+    train: ClipArrays
+    test: ClipArrays
+    train_clips: list[Clip]
+    test_clips: list[Clip]
+    labels: np.ndarray
+    classes: list[tuple]
+    mean: np.ndarray
+    deviation: np.ndarray
+
+    @property
+    def scale(self) -> np.ndarray:
+        """float32, shape ``[mels]``, what standardised features are multiplied by."""
+        table, _ = make_table(
+            self.labels, self.train.usable_frames, self.mean, self.deviation, len(self.classes)
+        )
+        return np.asarray(table.scale)
+
+    def training_data(self, resident: bool | None = None) -> TrainingData:
+        """What the training loop takes."""
+        return TrainingData(
+            self.train, self.labels, len(self.classes), self.mean, self.deviation, resident
+        )
+
+
+def prepare(store: FeatureStore, crop: int, machines: Sequence[str] | None = None) -> Dataset:
+    """Splits a store into training and test clips and assigns attribute classes.
+
+    Args:
+      store: The features.
+      crop: Frames of a crop.
+      machines: Machine types to keep; all when ``None``.
+
+    Returns:
+      The data set.
+
+    Raises:
+      DataError: There are no training clips, one is an anomaly, or they are of one class only.
+    """
+    kept = [
+        index
+        for index, clip in enumerate(store.clips)
+        if machines is None or clip.machine_type in machines
+    ]
+    train = [index for index in kept if store.clips[index].split == "train"]
+    test = [index for index in kept if store.clips[index].split == "test"]
+    if not train:
+        raise DataError(
+            store.root,
+            f"no training clips among {len(kept)}",
+            "normal clips with split 'train'",
+            "Check the collection with: python -m asdproto validate",
+        )
+    for index in train:
+        if store.clips[index].state == "anomaly":
+            raise DataError(
+                store.clips[index].path,
+                "an anomaly in the training split",
+                "normal clips only",
+                "Move it to the test split, or correct its state.",
+            )
+    train_clips = [store.clips[index] for index in train]
+    labels, classes = assign_classes(train_clips)
+    if len(classes) < 2:
+        raise DataError(
+            store.root,
+            f"{len(classes)} attribute class among {len(train)} training clips",
+            "at least 2, since prototypes are learned by telling classes apart",
+            "Add clips of other sections, operating conditions or machine types.",
+        )
+
+    def arrays(rows: list[int]) -> ClipArrays:
+        chosen = np.asarray(rows, np.int64)
+        return ClipArrays(store.features, chosen, store.frames[chosen], crop)
+
+    data = arrays(train)
+    mean, deviation = data.statistics()
+    return Dataset(
+        train=data,
+        test=arrays(test),
+        train_clips=train_clips,
+        test_clips=[store.clips[index] for index in test],
+        labels=labels,
+        classes=classes,
+        mean=mean,
+        deviation=deviation,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """How a run goes, apart from what it computes.
+
+    Attributes:
+      workdir: Folder for checkpoints, metrics and scores.
+      devices: Where to train.
+      console: Where progress goes; ``None`` for silence.
+      loop: Shape of the training loop; what suits the backend when ``None``.
+      resident: Whether features live on the devices; by their memory when ``None``.
+      save_seconds: Time between checkpoints.
+    """
+
+    workdir: Path
+    devices: Devices
+    console: Console | None = None
+    loop: Loop | None = None
+    resident: bool | None = None
+    save_seconds: float = 60.0
+
+
+def make_task(
+    system: PrototypeSystem, stage: str, data: Dataset, devices: Devices, loop: Loop
+) -> Task:
+    """Static description of a stage of the system on a data set.
+
+    Episodes take all classes where there are fewer than the configured N.
+    """
+    config: StageConfig = getattr(system, stage)
+    num_classes = len(data.classes)
+    if config.sampler == "episodes":
+        config = dataclasses.replace(config, ways=min(config.ways, num_classes))
+    return Task(
+        model=system.encoder.build(devices, loop),
+        stage=config,
+        objective=system.objective(stage),
+        num_classes=num_classes,
+        num_clips=len(data.labels),
+        largest_class=int(np.bincount(data.labels).max()),
+        crop=system.encoder.crop,
+        chunk=128 if devices.local[0].platform == "cpu" else 512,
+        num_devices=devices.count,
+    )
+
+
+def train(
+    system: PrototypeSystem,
+    data: Dataset,
+    options: RunOptions,
+    *,
+    seed: int,
+    stages: Sequence[str] = STAGES,
+) -> dict[str, TrainState]:
+    """Trains the stages in order, each from its latest checkpoint where there is one.
+
+    Args:
+      system: The system.
+      data: The data set.
+      options: How the run goes.
+      seed: Of everything random; the same seed gives the same result on the same machine.
+      stages: Some of ``"pretrain"`` and ``"finetune"``. Fine-tuning starts from the pre-trained
+        encoder when both are given, else from scratch.
+
+    Returns:
+      Final state of each stage, as NumPy arrays.
+    """
+    key = jax.random.key(seed)
+    loop = options.loop or default_loop(options.devices.local[0].platform)
+    final: dict[str, TrainState] = {}
+    training = data.training_data(options.resident)
+    for number, name in enumerate(STAGES):
+        if name not in stages:
+            continue
+        task = make_task(system, name, data, options.devices, loop)
+        if "pretrain" in final:
+            before = final["pretrain"]
+            state = task.start(before.params["encoder"], before.batch_stats, key)
+        else:
+            state = task.init(jax.random.fold_in(key, 0), data.train.features.shape[2])
+        with _checkpoints(options.workdir, name) as checkpoints:
+            run = StageRun(
+                name=name,
+                checkpoints=checkpoints,
+                about={"seed": seed, "devices": options.devices.count},
+                metrics=options.workdir / "metrics.jsonl",
+                save_seconds=options.save_seconds,
+                console=options.console,
+                loop=options.loop,
+            )
+            stage_key = jax.random.fold_in(key, 1 + number)
+            final[name] = train_stage(task, training, options.devices, state, stage_key, run)
+    return final
+
+
+@contextlib.contextmanager
+def _checkpoints(workdir: Path, stage: str) -> Iterator[Checkpoints]:
+    checkpoints = Checkpoints(workdir / "checkpoints" / stage)
+    try:
+        yield checkpoints
+    finally:
+        checkpoints.close()
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """Scores of one system on the test clips.
+
+    Attributes:
+      scores: float64, shape ``[test clips]``.
+      decisions: 0 or 1, shape ``[test clips]``.
+      thresholds: Decision threshold of each machine type.
+      scorer: The fitted back-end.
+      train_embeddings: float32, shape ``[training clips, dim]``.
+      test_embeddings: float32, shape ``[test clips, dim]``.
+    """
+
+    scores: np.ndarray
+    decisions: np.ndarray
+    thresholds: dict[str, float]
+    scorer: Scorer
+    train_embeddings: np.ndarray
+    test_embeddings: np.ndarray
+
+
+def section_keys(clips: Sequence[Clip]) -> list[tuple[str, str]]:
+    """(machine type, section) of each clip: what is scored together."""
+    return [(clip.machine_type, clip.section) for clip in clips]
+
+
+def score(system: PrototypeSystem, data: Dataset, state: TrainState, devices: Devices) -> Scored:
+    """Embeds all clips, fits the back-end on the training clips and scores the test clips."""
+    model, variables = _evaluation_encoder(system, state, devices)
+    config = system.score
+
+    def embed(clips: ClipArrays) -> np.ndarray:
+        return embed_clips(
+            model,
+            variables,
+            clips,
+            mean=data.mean,
+            scale=data.scale,
+            hop=config.hop,
+            full_clip=config.full_clip,
+        )
+
+    train_embeddings, test_embeddings = embed(data.train), embed(data.test)
+    sections = section_keys(data.train_clips)
+    scorer = fit_scorer(
+        train_embeddings,
+        data.labels,
+        sections,
+        kind=config.kind,
+        covariance=config.covariance,
+        shrinkage=config.shrinkage,
+        neighbours=config.neighbours,
+    )
+    train_scores = scorer.score(train_embeddings, sections, training=True)
+    machines = np.array([clip.machine_type for clip in data.train_clips])
+    thresholds = {
+        str(machine): gamma_threshold(train_scores[machines == machine], quantile=config.quantile)
+        for machine in np.unique(machines)
+    }
+    scores = scorer.score(test_embeddings, section_keys(data.test_clips))
+    limits = np.array([thresholds[clip.machine_type] for clip in data.test_clips])
+    return Scored(
+        scores, decide(scores, limits), thresholds, scorer, train_embeddings, test_embeddings
+    )
+
+
+def _evaluation_encoder(
+    system: PrototypeSystem, state: TrainState, devices: Devices
+) -> tuple[ResNet, dict[str, Any]]:
+    model = system.encoder.build(devices, "dispatch").clone(axis_name=None)
+    return model, {"params": state.params["encoder"], "batch_stats": state.batch_stats}
+
+
+def save_scored(folder: Path, data: Dataset, scored: Scored) -> dict[str, Any] | None:
+    """Writes official csv files, the back-end and the embeddings, and evaluates.
+
+    Args:
+      folder: ``WORKDIR/scores/SYSTEM``.
+      data: The data set.
+      scored: Its scores.
+
+    Returns:
+      The figures of :func:`asdproto.metrics.evaluate`; ``None`` where the test clips carry no
+      labels.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_scores(folder, data.test_clips, scored.scores, scored.decisions)
+    _save_arrays(folder / "scorer.npz", scored.scorer.to_arrays())
+    _save_arrays(
+        folder / "embeddings.npz",
+        {
+            "train": scored.train_embeddings,
+            "test": scored.test_embeddings,
+            "train_labels": data.labels,
+            "train_files": np.array([clip.path for clip in data.train_clips]),
+            "test_files": np.array([clip.path for clip in data.test_clips]),
+        },
+    )
+    write_atomically(folder / "thresholds.json", json.dumps(scored.thresholds, indent=2).encode())
+    if not data.test_clips or any(clip.state == "" for clip in data.test_clips):
+        return None
+    return evaluate(group_scores(data.test_clips, scored.scores, scored.decisions))
+
+
+def _save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    import io
+
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    write_atomically(path, buffer.getvalue())
+
+
+def save_context(workdir: Path, system: PrototypeSystem, data: Dataset, **more: Any) -> None:
+    """Writes what scoring a single file needs besides the checkpoint: numbers and classes."""
+    _save_arrays(workdir / "standardization.npz", {"mean": data.mean, "scale": data.scale})
+    about = {"system": to_dict(system), "classes": [list(name) for name in data.classes], **more}
+    write_atomically(workdir / "config.json", json.dumps(about, indent=2).encode())
