@@ -192,16 +192,35 @@ def audio_files(root: str | os.PathLike) -> list[str]:
             "a folder of recordings",
             "Check the path.",
         )
-    files = []
-    for folder, folders, names in os.walk(root, followlinks=True):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
+    return sorted(
+        prefix + name
+        for prefix, _, names in visible(root)
+        for name in names
+        if name.lower().endswith(AUDIO_SUFFIXES)
+    )
+
+
+def visible(root: str | os.PathLike) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Walk a folder, through links but not in circles, past everything hidden.
+
+    Args:
+      root: The folder.
+
+    Yields:
+      The folder's path relative to ``root`` with a slash at its end (``""`` for ``root``), the
+      names of its folders and those of its files, each sorted.
+    """
+    for folder, folders, names in os.walk(os.fspath(root), followlinks=True):
+        real = os.path.join(os.path.realpath(folder), "")
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".")
+            and not real.startswith(os.path.join(os.path.realpath(f"{folder}/{name}"), ""))
+        )
         base = Path(folder).relative_to(root).as_posix()
-        files += [
-            name if base == "." else f"{base}/{name}"
-            for name in names
-            if not name.startswith(".") and name.lower().endswith(AUDIO_SUFFIXES)
-        ]
-    return sorted(files)
+        prefix = "" if base == "." else f"{base}/"
+        yield prefix, folders, sorted(name for name in names if not name.startswith("."))
 
 
 def survey(

@@ -109,23 +109,21 @@ def _problem(error: DataError) -> Problem:
 
 def _folders(root: Path) -> Iterator[Problem]:
     """Empty folders, and files that look like recordings and are not read."""
-    for folder, folders, names in os.walk(root, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        here = Path(folder).relative_to(root).as_posix()
-        visible = [name for name in names if not name.startswith(".")]
-        audio = [name for name in visible if name.lower().endswith(AUDIO_SUFFIXES)]
-        if not audio and not folders and here != ".":
-            wanted = Path(folder).name.lower() in SPLIT_FOLDERS
+    for prefix, folders, names in dcase.visible(root):
+        audio = [name for name in names if name.lower().endswith(AUDIO_SUFFIXES)]
+        if prefix and not audio and not folders:
+            here = prefix.rstrip("/")
+            wanted = here.rpartition("/")[2].lower() in SPLIT_FOLDERS
             yield Problem(
                 here,
-                "no recording in it" if visible else "an empty folder",
+                "no recording in it" if names else "an empty folder",
                 "recordings",
                 "Add them, or remove the folder.",
                 ERROR if wanted else NOTICE,
             )
-        for name in sorted(visible):
+        for name in names:
             suffix = PurePosixPath(name).suffix.lower()
-            file = name if here == "." else f"{here}/{name}"
+            file = prefix + name
             if suffix in _OTHER_AUDIO:
                 yield Problem(
                     file,
