@@ -1,0 +1,217 @@
+"""Holds the layout: imports point down, never in a circle, and each floor has its own libraries.
+
+Every import counts, also those inside functions and those for type checkers only.
+"""
+
+import ast
+import graphlib
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+# Module or package -> floor, and the third-party libraries it may import. The longest prefix holds;
+# a new module finds its place here first.
+NUMPY = {"numpy"}
+FLOORS = {
+    "asdproto": (0, set()),
+    # Pure functions on arrays; jax and nothing else. Sampling prepares its tables in numpy, which
+    # jax itself stands on.
+    "asdproto.losses": (0, {"jax"}),
+    "asdproto.prototypes": (0, {"jax"}),
+    "asdproto.sampling": (0, {"jax", "numpy"}),
+    # Numbers, files, audio: one foreign family each.
+    "asdproto.config": (0, set()),
+    "asdproto.metrics": (0, NUMPY | {"sklearn", "scipy"}),
+    "asdproto.results_io": (0, NUMPY),
+    "asdproto.scores_io": (0, NUMPY),
+    "asdproto.features": (0, NUMPY | {"librosa", "soundfile", "scipy"}),
+    "asdproto.data": (0, NUMPY),
+    "asdproto.data.extract": (0, NUMPY | {"rich", "scipy", "threadpoolctl"}),
+    "asdproto.data.validate": (0, NUMPY),
+    "asdproto.data.synthetic": (0, NUMPY | {"rich", "scipy", "soundfile", "threadpoolctl"}),
+    "asdproto.models": (1, {"jax", "flax"}),
+    "asdproto.scoring": (1, NUMPY | {"sklearn", "scipy"}),
+    "asdproto.training": (2, NUMPY | {"jax", "flax", "optax", "rich"}),
+    "asdproto.training.checkpoint": (2, NUMPY | {"jax", "orbax"}),
+    "asdproto.systems": (3, NUMPY | {"jax", "flax", "optax", "rich", "sklearn"}),
+    "asdproto.tables": (4, {"rich"}),
+    "asdproto.figures": (4, NUMPY | {"matplotlib", "sklearn"}),
+    "asdproto.report": (4, NUMPY),
+    "asdproto.cli": (4, {"rich"}),
+    "asdproto.__main__": (4, set()),
+    "experiments": (5, None),
+}
+# The two worlds of the ground floor do not know each other.
+JAX_WORLD = ("asdproto.losses", "asdproto.prototypes", "asdproto.sampling")
+NUMPY_WORLD = ("asdproto.metrics", "asdproto.results_io", "asdproto.scores_io", "asdproto.features",
+               "asdproto.data")  # fmt: skip
+# What a feature store and a collection need: no audio library, on any path.
+WITHOUT_AUDIO = ("asdproto.data.dcase", "asdproto.data.table", "asdproto.data.store")
+
+
+def modules():
+    """Name -> syntax tree of every module of the package and the experiments."""
+    found = {}
+    for package in ("asdproto", "experiments"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+            found[name] = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    return found
+
+
+MODULES = modules()
+
+
+def imports_of(tree, known=()):
+    """Dotted names that a module imports, anywhere in it; a name in ``known`` is taken whole."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are written out in full here"
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                names.add(full if full in known else node.module)
+    return names
+
+
+IMPORTS = {name: imports_of(tree, MODULES) for name, tree in MODULES.items()}
+INNER = {name: {i for i in imports if i in MODULES} for name, imports in IMPORTS.items()}
+
+
+def rule(name, table=FLOORS):
+    prefixes = [p for p in table if name == p or name.startswith(p + ".")]
+    return table[max(prefixes, key=len)]
+
+
+def below(name, prefixes):
+    return any(name == prefix or name.startswith(prefix + ".") for prefix in prefixes)
+
+
+def test_imports_inside_functions_are_seen():
+    tree = ast.parse("def f():\n    import a.b\n    from c.d import e, g as h\n")
+    assert imports_of(tree) == {"a.b", "c.d"}
+    assert imports_of(tree, {"c.d.e"}) == {"a.b", "c.d.e", "c.d"}
+
+
+def test_every_module_has_a_floor():
+    unplaced = [
+        name
+        for name in MODULES
+        if name.startswith("asdproto.") and not below(name, set(FLOORS) - {"asdproto"})
+    ]
+    assert not unplaced, "give these a floor and their libraries in FLOORS"
+    unknown = {i for name in IMPORTS for i in IMPORTS[name] if i.startswith("asdproto")}
+    assert unknown <= set(MODULES), "imported, but no such module"
+
+
+def test_arrows_point_down():
+    upward = [
+        f"{name} (floor {rule(name)[0]}) imports {other} (floor {rule(other)[0]})"
+        for name, inner in INNER.items()
+        for other in inner
+        if rule(other)[0] > rule(name)[0]
+    ]
+    assert not upward
+
+
+def test_the_worlds_of_the_ground_floor_are_apart():
+    crossing = [
+        f"{name} imports {other}"
+        for one, two in ((JAX_WORLD, NUMPY_WORLD), (NUMPY_WORLD, JAX_WORLD))
+        for name in INNER
+        if below(name, one)
+        for other in INNER[name]
+        if below(other, two)
+    ]
+    assert not crossing
+
+
+def test_no_circle():
+    # A package's own file is run before its modules, but re-exporting them is no circle.
+    graph = {name: inner - {name} for name, inner in INNER.items()}
+    list(graphlib.TopologicalSorter(graph).static_order())
+
+
+def test_each_module_imports_its_own_libraries_only():
+    foreign = []
+    for name, imports in IMPORTS.items():
+        allowed = rule(name)[1]
+        if allowed is None:
+            continue
+        top = {dotted.partition(".")[0] for dotted in imports} - {"asdproto"}
+        foreign += [
+            f"{name} imports {library}"
+            for library in sorted(top - set(sys.stdlib_module_names) - allowed)
+        ]
+    assert not foreign
+
+
+def test_collections_and_stores_never_reach_an_audio_library():
+    reached, waiting = set(), list(WITHOUT_AUDIO)
+    while waiting:
+        name = waiting.pop()
+        if name not in reached:
+            reached.add(name)
+            waiting += INNER[name]
+    libraries = {dotted.partition(".")[0] for name in reached for dotted in IMPORTS[name]}
+    assert libraries - set(sys.stdlib_module_names) <= {"numpy", "asdproto"}
+
+
+def test_orbax_and_pmap_each_live_in_one_module():
+    orbax = {n for n, imports in IMPORTS.items() if any(i.startswith("orbax") for i in imports)}
+    assert orbax <= {"asdproto.training.checkpoint"}
+    pmap = {
+        name
+        for name, tree in MODULES.items()
+        for node in ast.walk(tree)
+        if (isinstance(node, ast.Attribute) and node.attr == "pmap")
+        or (isinstance(node, ast.alias) and node.name == "pmap")
+    }
+    assert {name for name in pmap if name.startswith("asdproto")} <= {"asdproto.training.parallel"}
+
+
+def test_nothing_evaluates_or_unpickles():
+    found = []
+    for name, tree in MODULES.items():
+        if IMPORTS[name] & {"pickle", "dill", "joblib", "cloudpickle", "shelve"}:
+            found.append(f"{name} imports a pickling library")
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call):
+                called = node.func.id if isinstance(node.func, ast.Name) else ""
+                if called in ("eval", "exec"):
+                    found.append(f"{name}, line {node.lineno}: {called}")
+                for keyword in node.keywords:
+                    constant = getattr(keyword.value, "value", True)
+                    if keyword.arg == "allow_pickle" and constant is not False:
+                        found.append(f"{name}, line {node.lineno}: allow_pickle")
+    assert not found
+
+
+HEAVY = ("flax", "optax", "orbax", "librosa", "soundfile", "sklearn", "scipy.stats", "matplotlib")
+
+
+@pytest.mark.parametrize(
+    ("statement", "unwanted"),
+    [
+        ("import asdproto", ("jax", "numpy", *HEAVY)),
+        ("import asdproto.losses", HEAVY),
+        ("import asdproto.data.store, asdproto.data.table, asdproto.features", ("jax", *HEAVY)),
+        ("import asdproto.metrics, asdproto.scores_io, asdproto.tables", ("jax", "rich", *HEAVY)),
+        ("import asdproto.scoring, asdproto.report", ("jax", "rich", *HEAVY)),
+        ("import asdproto.cli; asdproto.cli._parser()", ("jax", "numpy", "rich", *HEAVY)),
+    ],
+)
+def test_an_import_loads_no_more_than_it_needs(statement, unwanted):
+    code = f"{statement}\nimport sys\nprint([m for m in {unwanted!r} if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
