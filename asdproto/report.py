@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from asdproto import __version__, figures
-from asdproto.data.dcase import DataError
+from asdproto.data.errors import DataError
 from asdproto.metrics import AUC_METRICS, DECISION_METRICS, SectionScores, evaluate
 from asdproto.results_io import read_results, write_text
 from asdproto.scores_io import read_scores

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from asdproto.data.dcase import DataError
+from asdproto.data.errors import DataError
+from asdproto.data.store import write_atomically
 from asdproto.metrics import AUC_METRICS, DECISION_METRICS, harmonic_mean
 
 _COLUMNS = {
@@ -212,16 +213,7 @@ def write_text(path: str | os.PathLike, text: str) -> Path:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_atomically(path, text.encode())
     return path
 
 

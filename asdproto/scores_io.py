@@ -23,7 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
-from asdproto.data.dcase import Clip, DataError, parse_name
+from asdproto.data.dcase import Clip, parse_name
+from asdproto.data.errors import DataError
 from asdproto.metrics import SectionScores, clip_files
 from asdproto.results_io import as_number, read_rows, write_text
 

@@ -1,6 +1,7 @@
 import itertools
 import json
 import math
+import os
 import shutil
 import warnings
 
@@ -484,7 +485,7 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path, monkeypatch):
     def fail(_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(results_io.os, "fsync", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         results_io.write_text(path, "new")
     assert path.read_text() == "old"

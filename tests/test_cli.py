@@ -1,0 +1,395 @@
+import csv
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import types
+
+import numpy as np
+import pytest
+
+from asdproto import __version__, cli, metrics, scores_io
+from asdproto.data.dcase import Clip
+from asdproto.data.table import write_table
+from asdproto.features import FeatureSettings
+from asdproto.results_io import read_results
+
+
+@pytest.fixture
+def run(capsys):
+    """Calls the command line in this process: (exit code, stdout, stderr)."""
+
+    def call(*arguments):
+        code = cli.main([str(argument) for argument in arguments])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def clips_of(machine, section="00", count=6):
+    return [
+        Clip(
+            f"{machine}/test/section_{section}_{domain}_test_{state}_{index:04d}.wav",
+            machine,
+            section,
+            domain,
+            "test",
+            state,
+            "",
+        )
+        for domain in ("source", "target")
+        for state in ("normal", "anomaly")
+        for index in range(count)
+    ]
+
+
+@pytest.fixture
+def scores(tmp_path):
+    """A folder of scores of two machine types, with decisions, and its figures."""
+    clips = clips_of("fan") + clips_of("valve")
+    values = np.random.default_rng(0).normal(size=len(clips))
+    values += [clip.state == "anomaly" for clip in clips]
+    scores_io.write_scores(tmp_path / "scores", clips, values, values > 1.0)
+    return tmp_path / "scores", metrics.evaluate(metrics.group_scores(clips, values, values > 1.0))
+
+
+def write_wav(path, seconds=0.2, rate=16000, seed=0):
+    import soundfile
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = 0.1 * np.random.default_rng(seed).standard_normal(int(seconds * rate))
+    soundfile.write(path, noise.astype(np.float32), rate, subtype="PCM_16")
+
+
+def test_evaluate_prints_and_writes(run, scores):
+    folder, expected = scores
+    code, out, err = run("evaluate", folder)
+    assert (code, err) == (0, "")
+    assert read_results(folder / "results.json") == expected
+    assert f"{100 * expected['overall']:.2f}" in out
+    assert f"{100 * expected['machines']['valve']['overall']:.2f}" in out
+    assert "precision (target)" in (folder / "result.csv").read_text().splitlines()[1]
+    # Once more: the same figures, and the file is left alone.
+    before = (folder / "result.csv").stat().st_mtime_ns
+    code, out, _ = run("evaluate", folder)
+    assert code == 0
+    assert "agrees: largest difference 0" in out
+    assert (folder / "result.csv").stat().st_mtime_ns == before
+
+
+def test_evaluate_keeps_a_result_that_differs(run, scores):
+    folder, expected = scores
+    run("evaluate", folder)
+    path = folder / "result.csv"
+    text = path.read_text()
+    figure = repr(expected["machines"]["valve"]["sections"]["00"]["pauc"])
+    assert figure in text
+    path.write_text(text.replace(figure, "0.25"))
+    code, out, _ = run("evaluate", folder)
+    assert code == 1
+    assert "most at valve section 00 pauc, by" in out
+    assert "0.25" in path.read_text()
+    assert run("evaluate", folder, "--overwrite")[0] == 0
+    assert path.read_text() == text
+    path.write_text("mine")
+    code, out, _ = run("evaluate", folder)
+    assert (code, path.read_text()) == (1, "mine")
+    assert "cannot be compared" in out
+    assert run("evaluate", folder, "--out", folder / "new" / "place")[0] == 0
+    assert (folder / "new" / "place" / "result.csv").read_text() == text
+
+
+def test_evaluate_a_folder_that_cannot_be_written(run, scores, monkeypatch):
+    folder, _ = scores
+
+    def refuse(path, results):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("asdproto.results_io.write_results", refuse)
+    code, out, _ = run("evaluate", folder)
+    assert code == 0
+    assert "nothing written" in out
+    assert "--out" in out
+    code, _, err = run("evaluate", folder, "--out", folder)
+    assert (code, err) == (1, f"error: {folder / 'results.json'}: Permission denied\n")
+
+
+def test_evaluate_with_other_ground_truth(run, tmp_path):
+    clips = [
+        Clip(f"{state}/{index}.wav", "pump", "00", domain, "test", state, "")
+        for domain in ("source", "target")
+        for state in ("normal", "anomaly")
+        for index in range(3)
+    ]
+    clips = [clip for clip in clips if clip.domain == "source"]
+    scores_io.write_scores(tmp_path / "scores", clips, np.arange(6.0))
+    code, _, err = run("evaluate", tmp_path / "scores")
+    assert code == 1
+    assert err.startswith("error: ")
+    write_table(tmp_path / "clips.csv", clips)
+    code, out, err = run("evaluate", tmp_path / "scores", "--ground-truth", tmp_path / "clips.csv")
+    assert code == 0
+    assert "100.00" in out
+    assert err.startswith("note: undefined figures are left out of the means: pump section 00")
+    assert err.count("\n") == 1
+    for kind, flags in (("data", "01"), ("domain", "00")):
+        file = tmp_path / f"ground_truth_{kind}" / "ground_truth_fan_section_03_test.csv"
+        file.parent.mkdir()
+        file.write_text("".join(f"section_03_000{i}.wav,{f}\n" for i, f in enumerate(flags)))
+    official = tmp_path / "official"
+    official.mkdir()
+    (official / "anomaly_score_fan_section_03_test.csv").write_text(
+        "section_03_0000.wav,0.25\nsection_03_0001.wav,0.5\n"
+    )
+    code, out, _ = run("evaluate", official, "--ground-truth", tmp_path / "ground_truth_data")
+    assert code == 0
+    assert re.search(r"fan +03 +100\.00 +– +100\.00", out)
+
+
+def test_published_scores_from_the_command_line(real_data, tmp_path, run):
+    folder = real_data / "dcase2022" / "dev_scores"
+    for path in folder.glob("*.csv"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    code, out, err = run("evaluate", tmp_path)
+    assert (code, err) == (0, "")
+    difference = re.search(r"agrees: largest difference (\S+)", out)[1]
+    assert float(difference) <= 1e-12
+    assert (tmp_path / "result.csv").read_bytes() == (folder / "result.csv").read_bytes()
+
+
+def test_errors_are_one_line_without_traceback(run, tmp_path):
+    code, out, err = run("evaluate", tmp_path / "nowhere")
+    assert (code, out) == (1, "")
+    assert err == (
+        f"error: {tmp_path / 'nowhere'}: found nothing; expected a folder of "
+        "anomaly_score_*.csv. Check the path.\n"
+    )
+    _, _, err = run("--traceback", "evaluate", tmp_path)
+    assert err.startswith("Traceback")
+    assert "error: " in err
+    code, _, err = run("report", tmp_path)
+    assert code == 1
+    assert "expected the folder of a run" in err
+
+
+def test_a_missing_library_is_named(run, scores, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.metrics", None)
+    code, _, err = run("evaluate", scores[0])
+    assert code == 1
+    assert err == (
+        "error: this command needs sklearn, which is not installed: pip install scikit-learn\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [(), ("frobnicate",), ("evaluate",), ("evaluate", "x", "--max-fpr", "2"), ("report", "-x")],
+)
+def test_wrong_usage_exits_2(run, arguments):
+    with pytest.raises(SystemExit) as caught:
+        run(*arguments)
+    assert caught.value.code == 2
+
+
+def test_version_and_help(run, capsys):
+    for arguments in (["--version"], ["--help"]):
+        with pytest.raises(SystemExit) as caught:
+            cli.main(arguments)
+        assert caught.value.code == 0
+    out = capsys.readouterr().out
+    assert f"asdproto {__version__}\n" in out
+    for name in ("synthesize", "validate", "features", "score", "evaluate", "report"):
+        with pytest.raises(SystemExit):
+            cli.main([name, "--help"])
+        text = capsys.readouterr().out
+        assert text.startswith("usage: ")
+        assert max(map(len, text.splitlines())) <= 90
+
+
+def test_help_tells_the_true_defaults(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["features", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    settings = FeatureSettings()
+    for name in ("scale", "mels", "window", "hop", "sample_rate", "fmin", "power"):
+        value = getattr(settings, name)
+        shown = f"{value:g}" if isinstance(value, float) else value
+        option = name.replace("_", "-")
+        assert re.search(rf"--{option} [^()]*\(default: {shown}\)", text), name
+    assert settings.fmax is None
+    assert settings.top == settings.sample_rate / 2
+
+
+def collection(root):
+    names = [f"section_00_source_train_normal_{index:04d}_m-n_W.wav" for index in range(3)]
+    names += [f"section_00_target_train_normal_{index:04d}_m-n_X.wav" for index in range(3, 5)]
+    for index, name in enumerate(names):
+        write_wav(root / "fan" / "train" / name, seed=index)
+    for index, state in enumerate(("normal", "anomaly")):
+        for domain in ("source", "target"):
+            name = f"section_00_{domain}_test_{state}_0000_m-n_W.wav"
+            write_wav(root / "fan" / "test" / name, seed=10 + 2 * index + (domain == "target"))
+    return root
+
+
+def test_validate(run, tmp_path):
+    root = collection(tmp_path / "data")
+    code, out, _ = run("validate", root)
+    assert code == 0
+    last = out.splitlines()[-1]
+    assert last.startswith("no errors")
+    assert last.endswith("5 training clips and 4 test clips of 1 machine type, 1 section")
+    (root / "fan" / "train" / "noise.wav").write_bytes(b"RIFF")
+    code, out, _ = run("validate", root)
+    assert code == 1
+    assert "noise.wav: found " in out
+    assert "; expected " in out
+    assert re.search(r"^1 error, \d+ notices?$", out.splitlines()[-1])
+    assert run("validate", tmp_path / "nowhere")[0] == 1
+
+
+def test_features(run, tmp_path):
+    root = collection(tmp_path / "data")
+    store = tmp_path / "store"
+    code, out, _ = run("features", root, store, "--mels", "32", "--dtype", "float32")
+    assert code == 0
+    assert f"{store}: 9 clips of up to 7 frames x 32 mels, float32" in out
+    from asdproto.data.store import open_store
+
+    assert open_store(store).settings["mels"] == 32
+    # Again: nothing to do. With other settings: refused, not mixed.
+    assert run("features", root, store, "--mels", "32", "--dtype", "float32")[0] == 0
+    code, _, err = run("features", root, store)
+    assert code == 1
+    assert "error: " in err
+    code, _, err = run("features", root, tmp_path / "other", "--hop", "0")
+    assert (code, err) == (1, "error: hop must be a positive whole number, found 0\n")
+
+
+@pytest.fixture
+def trained(monkeypatch, tmp_path):
+    """A stand-in for a trained run; scoring itself is tested with the systems."""
+    calls = {}
+
+    class Run:
+        def score_files(self, paths, machine_type=None, section=None):
+            calls.update(paths=paths, machine_type=machine_type, section=section)
+            return [
+                {
+                    "file": str(path),
+                    "machine_type": machine_type or "fan",
+                    "section": section or "00",
+                    "score": 1.0 / 3.0 + number,
+                    "threshold": 0.5,
+                    "decision": int(number > 0),
+                    "nearest_class": ("fan", "00", "source", "[m-n]_W"),
+                }
+                for number, path in enumerate(paths)
+            ]
+
+    def load_run(workdir):
+        calls["workdir"] = workdir
+        return Run()
+
+    module = types.ModuleType("asdproto.systems.prototype")
+    module.load_run = load_run
+    monkeypatch.setitem(sys.modules, "asdproto.systems.prototype", module)
+    (tmp_path / "run").mkdir()
+    return calls
+
+
+def test_score(run, trained, tmp_path):
+    root = collection(tmp_path / "data")
+    one = root / "fan" / "test" / "section_00_source_test_normal_0000_m-n_W.wav"
+    table = tmp_path / "out" / "scores.csv"
+    code, out, _ = run(
+        "score", tmp_path / "run", one, root / "fan" / "test", "--csv", table, "--section", "07"
+    )
+    assert code == 0
+    assert trained["workdir"] == tmp_path / "run"
+    assert (trained["machine_type"], trained["section"]) == (None, "07")
+    # The folder's files follow, each once.
+    assert len(trained["paths"]) == 4
+    assert trained["paths"][0] == one
+    assert "3 of 4 recordings above their threshold" in out
+    assert "[m-n]_W" in out
+    with open(table, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["score"]) for row in rows] == [1.0 / 3.0 + number for number in range(4)]
+    assert rows[1]["decision"] == "1"
+    assert rows[0]["nearest_class"] == "fan 00 source [m-n]_W"
+
+
+def test_score_checks_its_arguments(run, trained, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for arguments, message in (
+        ((tmp_path / "run", tmp_path / "no.wav"), "no.wav: found no such file"),
+        ((tmp_path / "run", tmp_path / "empty"), "empty: found no .wav or .flac file"),
+        ((tmp_path / "norun", tmp_path / "empty" / ".."), "found no .wav"),
+    ):
+        code, _, err = run("score", *arguments)
+        assert code == 1
+        assert message in err
+    write_wav(tmp_path / "a.wav")
+    code, _, err = run("score", tmp_path / "norun", tmp_path / "a.wav")
+    assert code == 1
+    assert "norun: found no such folder; expected the folder of a run" in err
+    assert trained == {}
+
+
+def test_report(run, scores):
+    folder, expected = scores
+    workdir = folder.parent
+    run("evaluate", folder)
+    (workdir / "scores" / "ours").mkdir()
+    for path in folder.glob("*.csv"):
+        path.rename(folder / "ours" / path.name)
+    page = workdir / "page.html"
+    code, out, _ = run("report", workdir, "--out", page)
+    assert (code, out) == (0, f"written: {page}\n")
+    assert f"{100 * expected['overall']:.2f}" in page.read_text()
+
+
+@pytest.mark.parametrize("command", ["evaluate", "validate"])
+def test_a_reader_that_has_seen_enough_ends_the_command_quietly(scores, command):
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "wb") as closed:
+        done = subprocess.run(
+            [sys.executable, "-m", "asdproto", command, str(scores[0])],
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            check=False,
+            timeout=60,
+        )
+    assert done.returncode != 0
+    assert done.stderr == b""
+
+
+def test_interrupt_exits_130(tmp_path):
+    # A fifo nobody writes to: the command waits on it until it is interrupted.
+    os.mkfifo(tmp_path / "anomaly_score_fan_section_00_test.csv")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "asdproto", "evaluate", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    # Opening our end for writing succeeds only once the command has opened its own for reading.
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            end = os.open(
+                tmp_path / "anomaly_score_fan_section_00_test.csv", os.O_WRONLY | os.O_NONBLOCK
+            )
+            break
+        except OSError:
+            assert time.monotonic() < deadline, "the command never read its file"
+            time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    os.close(end)
+    assert process.returncode == 130
+    assert (out, err) == ("", "\ninterrupted: evaluate is not finished\n")
