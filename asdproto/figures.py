@@ -104,6 +104,36 @@ def training_figure(rows: Sequence[Mapping[str, Any]]) -> str:
     return _svg(figure)
 
 
+def map_figure(train: np.ndarray, test: np.ndarray, anomaly: np.ndarray, target: np.ndarray) -> str:
+    """Where a machine type's clips lie in a plane.
+
+    Args:
+      train: Floating, shape ``[n, 2]``.
+      test: Floating, shape ``[m, 2]``.
+      anomaly: bool, shape ``[m]``.
+      target: bool, shape ``[m]``: clips of the target domain, drawn as triangles.
+
+    Returns:
+      An ``<svg>`` element.
+
+    Raises:
+      MissingLibrary: matplotlib is not installed.
+    """
+    figure = _figure(3.3, 3.1)
+    axes = figure.add_axes((0.02, 0.02, 0.96, 0.96))
+    axes.scatter(train[:, 0], train[:, 1], s=7, color=FAINT, linewidths=0)
+    for wanted, color in ((False, NORMAL), (True, ANOMALY)):
+        for shifted, marker in ((False, "o"), (True, "^")):
+            chosen = (anomaly == wanted) & (target == shifted)
+            x, y = test[chosen].T
+            axes.scatter(x, y, s=14, marker=marker, color=color, alpha=0.75, linewidths=0)
+    # The axes have no meaning of their own, but a distance means the same along both.
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    return _svg(figure)
+
+
 def histogram_edges(scores: np.ndarray, bins: int = 28) -> tuple[np.ndarray, bool]:
     """Bin edges that span all but the outermost percent of the scores on either side.
 
@@ -124,7 +154,7 @@ def histogram_edges(scores: np.ndarray, bins: int = 28) -> tuple[np.ndarray, boo
 
 
 def _histogram(axes: Axes, table: SectionScores, threshold: float | None) -> None:
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
     edges, logarithmic = histogram_edges(table.scores)
     clipped = np.clip(table.scores, edges[0], edges[-1])
@@ -156,6 +186,11 @@ def _histogram(axes: Axes, table: SectionScores, threshold: float | None) -> Non
     axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):.0f}")
     if logarithmic:
         axes.set_xscale("log")
+        # Decades alone where there are several, else the steps between them too.
+        steps = (1.0, 2.0, 5.0) if edges[-1] < 80.0 * edges[0] else (1.0,)
+        axes.xaxis.set_major_locator(LogLocator(subs=steps, numticks=8))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
     else:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
     axes.set_xlabel("anomaly score" + (" (logarithmic)" if logarithmic else ""))

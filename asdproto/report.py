@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -19,86 +18,12 @@ from typing import Any
 import numpy as np
 
 from asdproto import __version__, figures
-from asdproto.data.errors import DataError
-from asdproto.metrics import AUC_METRICS, DECISION_METRICS, SectionScores, evaluate
-from asdproto.results_io import read_results, write_text
-from asdproto.scores_io import read_scores
+from asdproto.metrics import AUC_METRICS, DECISION_METRICS, SectionScores
+from asdproto.results_io import write_text
+from asdproto.run_folder import Run, read_run
 from asdproto.tables import HEADLINE, TITLES, highest, percent, print_table, value_of
 
-__all__ = ["Run", "print_table", "read_run", "write_report"]
-
-
-@dataclass(slots=True)
-class Run:
-    """What a run folder holds, as far as it has come.
-
-    Attributes:
-      name: The folder's name.
-      config: ``config.json``; empty where there is none.
-      training: Rows of ``metrics.jsonl`` by stage, in order of their epochs.
-      systems: Figures of every system, as :func:`asdproto.metrics.evaluate` gives them.
-      scores: Scored test sections of every system whose score files can be read.
-      notes: Sentences about what is missing or odd, for the reader of the report.
-    """
-
-    name: str
-    config: dict[str, Any] = field(default_factory=dict)
-    training: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    systems: dict[str, dict[str, Any]] = field(default_factory=dict)
-    scores: dict[str, list[SectionScores]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-
-def read_run(workdir: str | os.PathLike) -> Run:
-    """Reads a run folder: ``config.json``, ``metrics.jsonl``, ``results.json``, ``scores/``.
-
-    Whatever is missing is left out and noted, so that a run can be looked at while it trains.
-
-    Args:
-      workdir: The run folder.
-
-    Returns:
-      Its contents.
-
-    Raises:
-      DataError: The folder does not exist, holds none of these, or one of them is damaged.
-    """
-    workdir = Path(workdir)
-    if not workdir.is_dir():
-        raise DataError(
-            workdir,
-            "a file" if workdir.exists() else "nothing",
-            "the folder of a run",
-            "Give the --workdir of an experiment.",
-        )
-    run = Run(workdir.resolve().name)
-    if (workdir / "config.json").exists():
-        run.config = read_results(workdir / "config.json")
-    if (workdir / "metrics.jsonl").exists():
-        run.training = _read_training(workdir / "metrics.jsonl", run.notes)
-    if (workdir / "results.json").exists():
-        run.systems = _read_systems(workdir / "results.json")
-    folders = {path.name: path for path in sorted((workdir / "scores").glob("*/"))}
-    for name, folder in folders.items():
-        if not any(folder.glob("anomaly_score_*.csv")):
-            continue
-        try:
-            run.scores[name] = _read_scores(workdir, folder)
-        except DataError as error:
-            run.notes.append(f"The scores of {name} are not drawn: {error}")
-            continue
-        if name not in run.systems:
-            run.systems[name] = evaluate(run.scores[name])
-    if not (run.config or run.training or run.systems):
-        raise DataError(
-            workdir,
-            "none of config.json, metrics.jsonl, results.json and scores/",
-            "the folder of a run",
-            "Give the --workdir of an experiment.",
-        )
-    for name, result in run.systems.items():
-        run.notes += [f"Undefined for {name}: {text}." for text in result.get("undefined", [])]
-    return run
+__all__ = ["print_table", "render", "write_report"]
 
 
 def write_report(workdir: str | os.PathLike, path: str | os.PathLike | None = None) -> Path:
@@ -132,8 +57,8 @@ def render(run: Run) -> str:
     notes = list(run.notes)
     training = _training(run, notes)
     details = "".join(
-        _system(name, result, run.scores.get(name, []), notes, number == len(run.systems) - 1)
-        for number, (name, result) in enumerate(run.systems.items())
+        _system(run, name, notes, is_open=number == len(run.systems) - 1)
+        for number, name in enumerate(run.systems)
     )
     if not run.systems:
         notes.append("Nothing has been scored yet, so there are no figures.")
@@ -160,80 +85,6 @@ def render(run: Run) -> str:
         + "\n".join(body)
         + "\n</main></body></html>\n"
     )
-
-
-def infer_thresholds(tables: Sequence[SectionScores]) -> dict[str, float]:
-    """Decision threshold of every machine type, as its decisions show it.
-
-    Args:
-      tables: Scored sections.
-
-    Returns:
-      The middle between the highest score called normal and the lowest called an anomaly, by
-      machine type; absent where there are no decisions, or none of one kind, or where no single
-      threshold explains them.
-    """
-    calls: dict[str, list[list[float]]] = {}
-    for table in tables:
-        if table.decisions is not None:
-            normal, anomalous = calls.setdefault(table.machine_type, [[], []])
-            normal.extend(table.scores[~table.decisions].tolist())
-            anomalous.extend(table.scores[table.decisions].tolist())
-    return {
-        machine: (max(normal) + min(anomalous)) / 2.0
-        for machine, (normal, anomalous) in calls.items()
-        if normal and anomalous and max(normal) <= min(anomalous)
-    }
-
-
-def _read_systems(path: Path) -> dict[str, dict[str, Any]]:
-    systems = read_results(path).get("systems")
-    if not isinstance(systems, dict):
-        systems = {"the file": {}}
-    for name, result in systems.items():
-        lacking = [
-            key
-            for key in (*HEADLINE, "machines")
-            if not isinstance(result, dict) or key not in result
-        ]
-        if lacking:
-            raise DataError(
-                path,
-                f"{name} without {', '.join(lacking)}",
-                '{"systems": {name: the figures of that system}}',
-                "Remove the file; the scores are then evaluated again.",
-            )
-    return systems
-
-
-def _read_scores(workdir: Path, folder: Path) -> list[SectionScores]:
-    """Scores with the ground truth of the clips' names, else of the run's own feature store."""
-    try:
-        return read_scores(folder)
-    except DataError:
-        if not (workdir / "features" / "manifest.json").exists():
-            raise
-    from asdproto.data.store import open_store
-
-    return read_scores(folder, clips=open_store(workdir / "features").clips)
-
-
-def _read_training(path: Path, notes: list[str]) -> dict[str, list[dict[str, Any]]]:
-    """Rows by stage; where a resumed run wrote an epoch twice, the later row holds."""
-    rows: dict[str, dict[tuple[float, float], dict[str, Any]]] = {}
-    lines = path.read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            key = float(row["epoch"]), float(row.get("step", 0))
-            float(row["learning_rate"])
-            row["loss"] = float("nan" if row["loss"] is None else row["loss"])
-            rows.setdefault(str(row["stage"]), {})[key] = row
-        except (ValueError, KeyError, TypeError, AttributeError):
-            if line.strip():
-                what = "is cut short" if number == len(lines) else "is not a line of metrics"
-                notes.append(f"Line {number} of {path.name} {what} and left out.")
-    return {stage: [by_key[key] for key in sorted(by_key)] for stage, by_key in rows.items()}
 
 
 def _tiles(systems: Mapping[str, Mapping[str, Any]]) -> str:
@@ -309,13 +160,8 @@ def _training(run: Run, notes: list[str]) -> str:
     )
 
 
-def _system(
-    name: str,
-    result: Mapping[str, Any],
-    tables: Sequence[SectionScores],
-    notes: list[str],
-    is_open: bool,
-) -> str:
+def _system(run: Run, name: str, notes: list[str], *, is_open: bool) -> str:
+    result = run.systems[name]
     metrics = [*HEADLINE, *(name for name in DECISION_METRICS if name in result)]
     head = "".join(f"<th>{TITLES[metric]}</th>" for metric in metrics)
     rows = []
@@ -339,14 +185,13 @@ def _system(
     return (
         f"<details{' open' if is_open else ''}><summary>{escape(name)}</summary>"
         f'<div class="wide"><table><thead><tr><th>machine type</th><th>section</th>{head}</tr>'
-        f"</thead><tbody>{''.join(rows)}</tbody></table></div>{_drawings(tables, notes)}</details>"
+        f"</thead><tbody>{''.join(rows)}</tbody></table></div>{_drawings(run, name, notes)}"
+        f"{_maps(run, name, notes)}</details>"
     )
 
 
-def _drawings(tables: Sequence[SectionScores], notes: list[str]) -> str:
-    if not tables:
-        return ""
-    thresholds = infer_thresholds(tables)
+def _drawings(run: Run, name: str, notes: list[str]) -> str:
+    tables, thresholds = run.scores.get(name, []), run.thresholds.get(name, {})
     by_machine: dict[str, list[SectionScores]] = {}
     for table in tables:
         by_machine.setdefault(table.machine_type, []).append(table)
@@ -372,6 +217,26 @@ def _drawings(tables: Sequence[SectionScores], notes: list[str]) -> str:
         "the area that pAUC measures shaded</p>"
     )
     return legend + "".join(groups)
+
+
+def _maps(run: Run, name: str, notes: list[str]) -> str:
+    pictures = "".join(
+        _picture(
+            partial(figures.map_figure, one.train, one.test, one.anomaly, one.target),
+            one.machine_type,
+            f"Map of the embeddings of {one.machine_type}",
+            notes,
+        )
+        for one in run.maps.get(name, [])
+    )
+    if not pictures:
+        return ""
+    return (
+        '<p class="legend"><b>Embeddings</b> in the plane in which they vary most '
+        '<i class="faint"></i>training <i class="normal"></i>normal '
+        '<i class="anomaly"></i>anomaly; '
+        f'circles: source, triangles: target</p><div class="pictures">{pictures}</div>'
+    )
 
 
 def _picture(draw: Callable[[], str], title: str, label: str, notes: list[str]) -> str:
@@ -417,7 +282,10 @@ def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
             for key, item in value.items()
             for pair in _flat(item, f"{prefix}.{key}" if prefix else str(key))
         ]
-    return [(prefix, value if isinstance(value, str) else json.dumps(value, default=str))]
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    if len(text) > 400 and isinstance(value, list):
+        text = f"{text[:400]} ... ({len(value)} entries)"
+    return [(prefix, text)]
 
 
 _STYLE = """
@@ -471,7 +339,8 @@ svg text{font-family:inherit}
 .legend i{display:inline-block;width:12px;height:12px;border-radius:3px;margin:0 5px 0 10px;
 vertical-align:-1px}
 i.normal{background:var(--normal)}i.anomaly{background:var(--anomaly)}
-i.source{background:var(--source)}i.target{background:var(--target)}i.all{background:var(--all)}
+i.source{background:var(--source)}i.faint{background:var(--faint)}
+i.target{background:var(--target)}i.all{background:var(--all)}
 .dash{display:inline-block;width:0;height:13px;border-left:2px dashed var(--ink);
 margin:0 6px 0 12px;vertical-align:-2px}
 footer{margin-top:24px;font-size:13px}

@@ -40,6 +40,7 @@ FLOORS = {
     "asdproto.systems": (3, NUMPY | {"jax", "flax", "optax", "rich", "sklearn"}),
     "asdproto.tables": (4, {"rich"}),
     "asdproto.figures": (4, NUMPY | {"matplotlib", "sklearn"}),
+    "asdproto.run_folder": (4, NUMPY),
     "asdproto.report": (4, NUMPY),
     "asdproto.cli": (4, {"rich"}),
     "asdproto.__main__": (4, set()),

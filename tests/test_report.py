@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from asdproto import figures, metrics, report, results_io, scores_io, tables
+from asdproto import figures, metrics, report, results_io, run_folder, scores_io, tables
 from asdproto.data.dcase import Clip, DataError
 from asdproto.data.store import write_store
 from asdproto.scoring import decide
@@ -179,7 +179,7 @@ def test_a_run_that_was_interrupted_can_be_looked_at(workdir):
     again = json.dumps({**json.loads(lines[2]), "loss": 0.125})
     bad = json.dumps({**json.loads(lines[3]), "loss": float("nan")})
     (workdir / "metrics.jsonl").write_text("\n".join([*lines[:3], again, bad, lines[4][:20]]))
-    run = report.read_run(workdir)
+    run = run_folder.read_run(workdir)
     assert [row["loss"] for row in run.training["pretrain"]] == [2.0, 1.0, 0.125]
     assert run.notes == ["Line 6 of metrics.jsonl is cut short and left out."]
     # Without results.json the figures come from the scores.
@@ -199,13 +199,13 @@ def test_scores_of_names_that_say_nothing_use_the_store(tmp_path):
     run = tmp_path / "config.json"
     run.write_text("{}")
     with pytest.raises(DataError, match="none of config"):
-        report.read_run(tmp_path)
+        run_folder.read_run(tmp_path)
     run.write_text('{"seed": 1}')
-    assert "The scores of ours are not drawn" in report.read_run(tmp_path).notes[0]
+    assert "Not everything of ours is drawn" in run_folder.read_run(tmp_path).notes[0]
     features = np.zeros((8, 2, 3), np.float32)
     write_store(tmp_path / "features", features, clips, settings={"mels": 3})
     with pytest.warns(metrics.UndefinedMetricWarning):
-        run = report.read_run(tmp_path)
+        run = run_folder.read_run(tmp_path)
     assert run.systems["ours"]["source_auc"] == 1.0
     assert run.notes == [
         "Undefined for ours: pump section 00 has no normal clips of the target domain and no "
@@ -227,16 +227,67 @@ def test_bad_run_folders_are_refused(tmp_path):
 def test_thresholds_are_read_off_the_decisions():
     clips, scores = scored_clips(0)
     decisions = decide(scores, 0.4)
-    (machine, threshold), *rest = report.infer_thresholds(
+    (machine, threshold), *rest = run_folder.infer_thresholds(
         metrics.group_scores(clips, scores, decisions)
     ).items()
     assert (machine, rest) == ("fan", [])
     assert scores[scores <= 0.4].max() <= threshold <= scores[scores > 0.4].min()
-    assert report.infer_thresholds(metrics.group_scores(clips, scores)) == {}
-    assert report.infer_thresholds(metrics.group_scores(clips, scores, scores > 1e9)) == {}
+    assert run_folder.infer_thresholds(metrics.group_scores(clips, scores)) == {}
+    assert run_folder.infer_thresholds(metrics.group_scores(clips, scores, scores > 1e9)) == {}
     # Two thresholds, one per section, are not one per machine type.
     mixed = np.where([clip.section == "00" for clip in clips], scores > 0.0, scores > 1.0)
-    assert report.infer_thresholds(metrics.group_scores(clips, scores, mixed)) == {}
+    assert run_folder.infer_thresholds(metrics.group_scores(clips, scores, mixed)) == {}
+
+
+def test_the_thresholds_of_the_run_are_drawn(workdir):
+    assert 1.2 < run_folder.read_run(workdir).thresholds["finetune"]["fan"] < 1.3
+    path = workdir / "scores" / "finetune" / "thresholds.json"
+    path.write_text('{"fan": 0.75, "valve": 2.5}')
+    assert run_folder.read_run(workdir).thresholds["finetune"] == {"fan": 0.75, "valve": 2.5}
+    path.write_text('{"fan": "high"}')
+    run = run_folder.read_run(workdir)
+    assert "thresholds.json: found something else; expected {machine type: number}" in run.notes[0]
+    assert "Score histograms and ROC curves" in report.render(run)
+
+
+def test_maps_are_principal_components(workdir):
+    from sklearn.decomposition import PCA
+
+    rng = np.random.default_rng(0)
+    clips = scored_clips(0, "fan")[0] + scored_clips(1, "valve")[0]
+    files = [clip.path for clip in clips]
+    train = rng.normal(size=(len(clips), 6)) * [9.0, 5.0, 2.0, 1.0, 1.0, 1.0]
+    test = rng.normal(size=(len(clips), 6)) * [9.0, 5.0, 2.0, 1.0, 1.0, 1.0]
+    path = workdir / "scores" / "finetune" / "embeddings.npz"
+    np.savez(path, train=train, test=test, train_files=files, test_files=files)
+    run = run_folder.read_run(workdir)
+    assert list(run.maps) == ["finetune"]
+    fan, valve = run.maps["finetune"]
+    half = len(clips) // 2
+    assert (fan.machine_type, valve.machine_type) == ("fan", "valve")
+    assert fan.anomaly.tolist() == [clip.state == "anomaly" for clip in clips[:half]]
+    assert fan.target.tolist() == [clip.domain == "target" for clip in clips[:half]]
+    both = np.concatenate([train[half:], test[half:]])
+    expected = PCA(2).fit_transform(both)
+    found = np.concatenate([valve.train, valve.test])
+    # An axis may point either way.
+    np.testing.assert_allclose(np.abs(found), np.abs(expected), atol=1e-9)
+    page = report.render(run)
+    parse(page)
+    assert page.count("Map of the embeddings of") == 2
+    path.write_bytes(b"PK")
+    run = run_folder.read_run(workdir)
+    assert "embeddings.npz" in run.notes[0]
+    np.savez(path, train=np.array([{}], object))
+    assert "embeddings.npz" in run_folder.read_run(workdir).notes[0]
+
+
+def test_long_lists_of_the_configuration_are_cut(workdir):
+    classes = [["fan", "00", "source", f"m-n_{number}"] for number in range(100)]
+    (workdir / "config.json").write_text(json.dumps({"classes": classes}))
+    page = report.write_report(workdir).read_text()
+    assert "... (100 entries)" in page
+    assert "m-n_99" not in page
 
 
 def test_histogram_edges():
@@ -292,7 +343,7 @@ def test_printed_tables():
 
 def test_published_scores_make_a_report(real_data, tmp_path):
     tables_ = scores_io.read_scores(real_data / "dcase2022" / "dev_scores")
-    run = report.Run("dev", systems={"published": metrics.evaluate(tables_)})
+    run = run_folder.Run("dev", systems={"published": metrics.evaluate(tables_)})
     run.scores["published"] = [table for table in tables_ if table.machine_type == "valve"]
     page = report.render(run)
     assert page.count("<svg") == 3
