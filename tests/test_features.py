@@ -283,6 +283,15 @@ def test_no_samples_short_clips_and_values_that_are_not_finite(tmp_path):
         read_audio(write(tmp_path / "nan.wav", bad, subtype="FLOAT"))
 
 
+def test_a_decoder_that_stops_early_in_silence_is_noticed(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.wav", noise(4000))
+    read = soundfile.SoundFile.read
+    # Some versions of libsndfile give what they could decode of a damaged file, without an error.
+    monkeypatch.setattr(soundfile.SoundFile, "read", lambda *a, **k: read(*a, **k)[:-1])
+    with pytest.raises(DataError, match="3999 samples; expected 4000 samples"):
+        read_audio(path)
+
+
 def test_filters_shared_between_processes_spare_librosa():
     code = (
         "import sys, numpy as np\n"

@@ -120,6 +120,10 @@ def test_every_real_name_of_2022_parses_and_gives_the_published_class_counts(rea
             ("AutoTrash", "00", "source", "train", "normal", "0000", ""),
         ),
         (
+            "AutoTrash/train/section_00_source_train_normal_0000_mode_2_.wav",
+            ("AutoTrash", "00", "source", "train", "normal", "0000", "mode_2"),
+        ),
+        (
             "AutoTrash/supplemental/section_00_machine_0001_.wav",
             ("AutoTrash", "00", "", "supplemental", "", "0001", ""),
         ),

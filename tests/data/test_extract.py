@@ -354,10 +354,11 @@ def alive(pid):
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="needs /proc")
-@pytest.mark.parametrize("workers", [1, 2])
-def test_killed_and_run_again_only_the_rest_is_done(tmp_path, monkeypatch, workers):
+@pytest.mark.parametrize(("workers", "lines", "at_most"), [(1, 3, 40), (2, 20, 99)])
+def test_killed_and_run_again_only_the_rest_is_done(tmp_path, monkeypatch, workers, lines, at_most):
     clips = collection(tmp_path / "data", 100, 0.1)
-    process, store = start_slow(tmp_path, workers, 20)
+    # A journal that reached the disk late would not have its first lines so early.
+    process, store = start_slow(tmp_path, workers, lines)
     with open(f"/proc/{process.pid}/task/{process.pid}/children") as stream:
         children = [int(pid) for pid in stream.read().split()]
     assert len(children) >= (2 if workers == 2 else 0)
@@ -370,7 +371,7 @@ def test_killed_and_run_again_only_the_rest_is_done(tmp_path, monkeypatch, worke
         assert time.monotonic() < limit
         time.sleep(0.02)
     done = journal_lines(store)
-    assert 20 <= done < 100
+    assert lines <= done <= at_most
     listed = {
         json.loads(line)["path"] for line in (store / "journal.jsonl").read_text().splitlines()[1:]
     }
@@ -391,7 +392,7 @@ def test_interrupt_from_the_keyboard_stops_all_and_keeps_what_is_done(tmp_path):
     _, errors = process.communicate(timeout=30)
     assert process.returncode != 0
     assert b"KeyboardInterrupt" in errors
-    assert b"BrokenProcessPool" not in errors
+    assert errors.count(b"Traceback") == 1  # the workers end in silence
     assert 16 <= journal_lines(store) < 100
     build(clips, tmp_path).verify()
 
