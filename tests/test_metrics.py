@@ -458,7 +458,10 @@ def test_result_csv_with_decisions_and_undefined_figures(tmp_path):
     back["fan"]["00"]["pauc"] += 0.25
     difference, where = results_io.largest_difference(result, back)
     assert (difference, where) == (pytest.approx(0.25), "fan section 00 pauc")
-    del back["fan"]["00"]
+    back["fan"]["00"]["pauc"] -= 0.25
+    back["valve"] = back["fan"]
+    assert results_io.largest_difference(result, back) == (math.inf, "valve section 00 source_auc")
+    del back["valve"], back["fan"]["00"]
     assert results_io.largest_difference(result, back)[0] == math.inf
     path.write_text("nothing,here\n")
     with pytest.raises(DataError, match="no block of a machine type"):
