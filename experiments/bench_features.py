@@ -45,6 +45,7 @@ from asdproto.data.store import versions, write_atomically
 from asdproto.data.table import load_collection
 
 SETTINGS = features.FeatureSettings()
+CONTROL_SECONDS = 2.0
 GENERATED = 64  # different recordings; more clips than that are links to them
 
 
@@ -186,7 +187,7 @@ def processes(
                 seconds.setdefault((count, size), []).append(time.perf_counter() - started)
                 cpu_seconds.setdefault((count, size), []).append(cpu_time() - cpu_started)
                 shutil.rmtree(store)
-        controls.append(control(workers, 2.0))
+        controls.append(control(workers, CONTROL_SECONDS))
 
     def rates(taken: dict[tuple[int, int], list[float]], count: int) -> list[float]:
         pairs = zip(taken[count, number], taken[count, few], strict=True)

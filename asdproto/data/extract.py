@@ -58,7 +58,7 @@ class ExtractionError(StoreError):
         listed = "".join(f"\n  {error}" for error in self.errors)
         super().__init__(
             path,
-            f"{len(self.errors)} recordings without features:{listed}\n",
+            f"{_count(self.errors, 'recording')} without features:{listed}\n",
             "audio that can be used in every file",
             f"Repair them, or take them out of the collection, and run this again: the features "
             f"of the other {done} clips are kept.",
@@ -345,9 +345,7 @@ def _open_same(
             if not same:
                 changed.append(clip.path)
         if changed and any(old != (0, 0) for old in store.stamps):
-            found = f"features of {len(changed)} recordings that have changed since: " + _some(
-                changed
-            )
+            found = f"features of {_count(changed, 'recording')} changed since: {_some(changed)}"
     if found:
         raise StoreError(
             path,
@@ -377,6 +375,10 @@ def _clip_differences(store: FeatureStore, clips: list[Clip]) -> str:
     return "other clips: " + ("; ".join(parts) or "the same in another order")
 
 
+def _count(things: Sequence[object], name: str) -> str:
+    return f"{len(things)} {name}" + ("s" if len(things) != 1 else "")
+
+
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
@@ -393,21 +395,30 @@ class _Progress:
             BarColumn,
             MofNCompleteColumn,
             Progress,
+            ProgressColumn,
+            Task,
             TextColumn,
             TimeRemainingColumn,
         )
+        from rich.text import Text
+
+        class Rate(ProgressColumn):
+            """Computed when drawn; rich goes through its last thousand samples for it."""
+
+            def render(self, task: Task) -> Text:
+                return Text(f"{task.speed:.0f} clips/s" if task.speed else "")
 
         self.show = show
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
+            Rate(),
             TimeRemainingColumn(),
             console=Console(stderr=True),
             disable=not show,
         )
-        self.task = self.bar.add_task("Reading headers", total=clips, rate="")
+        self.task = self.bar.add_task("Reading headers", total=clips)
 
     def __enter__(self) -> "_Progress":
         self.bar.start()
@@ -423,14 +434,13 @@ class _Progress:
     def start(self, total: int, done: int) -> None:
         """Begin with the clips, of which some are done already."""
         self.bar.remove_task(self.task)
-        self.task = self.bar.add_task("Extracting features", total=total, completed=done, rate="")
+        self.task = self.bar.add_task("Extracting features", total=total, completed=done)
         if done:
             self.say(f"{done} of {total} clips are done already.")
 
     def advance(self) -> None:
         """One clip more."""
-        speed = self.bar.tasks[0].speed
-        self.bar.update(self.task, advance=1, rate=f"{speed:.0f} clips/s" if speed else "")
+        self.bar.advance(self.task)
 
     def say(self, text: str) -> None:
         """One line above the bar, or into the log where there is none."""
@@ -446,4 +456,4 @@ def _say_notes(rows: Sequence[Row], shown: _Progress) -> None:
         if row.note:
             notes.setdefault(row.note, []).append(row.clip.path)
     for note, paths in notes.items():
-        shown.say(f"{len(paths)} clips: {note} ({_some(paths)})")
+        shown.say(f"{_count(paths, 'clip')}: {note} ({_some(paths)})")

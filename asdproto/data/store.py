@@ -94,7 +94,7 @@ class FeatureStore:
         if damaged:
             raise StoreError(
                 self.root / FEATURES,
-                f"{len(damaged)} damaged clips: {', '.join(damaged[:20])}",
+                f"damage in {len(damaged)} of {len(self)} clips: {', '.join(damaged)}",
                 "features that match their checksums",
                 "Delete this store and extract it again.",
             )

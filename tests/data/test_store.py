@@ -91,7 +91,7 @@ def test_verify_names_the_damaged_clip(tmp_path, index):
         stream.seek(offset + 3)
         stream.write(bytes([byte[0] ^ 1]))
     open_store(tmp_path / "s")
-    with pytest.raises(StoreError, match=f"1 damaged clips: a/ü,{index}.wav;"):
+    with pytest.raises(StoreError, match=f"damage in 1 of 3 clips: a/ü,{index}.wav;"):
         open_store(tmp_path / "s", verify=True)
 
 
