@@ -125,7 +125,7 @@ def adacos_loss(
         state,
         adaptive=adaptive,
         count_own=False,
-        project=None,
+        subspaces=False,
         where=where,
         prototype_where=None if class_where is None else class_where[..., None],
         axis_name=axis_name,
@@ -201,7 +201,7 @@ def sub_cluster_adacos_loss(
         state,
         adaptive=adaptive,
         count_own=True,
-        project=None,
+        subspaces=False,
         where=where,
         prototype_where=prototype_where,
         axis_name=axis_name,
@@ -276,7 +276,7 @@ def adaproj_loss(
         state,
         adaptive=adaptive,
         count_own=False,
-        project=_subspace_cosine,
+        subspaces=True,
         where=where,
         prototype_where=None if class_where is None else class_where[..., None],
         axis_name=axis_name,
@@ -285,15 +285,19 @@ def adaproj_loss(
     )
 
 
-def _subspace_cosine(scores: jax.Array, bases: jax.Array) -> jax.Array:
-    """z.q / |q| from scores z.w ``[..., C, M]`` and bases ``[C, M, D]``; ``[..., C, 1]``."""
-    products = jnp.einsum(
+def _products(bases: jax.Array) -> jax.Array:
+    """Products of a class's vectors among themselves, ``[C, M, D]`` to ``[C, M, M]``."""
+    return jnp.einsum(
         "cmd,cnd->cmn",
         bases,
         bases,
-        preferred_element_type=scores.dtype,
+        preferred_element_type=_checks.accumulator(bases),
         precision=lax.Precision.HIGHEST,
     )
+
+
+def _subspace_cosine(scores: jax.Array, products: jax.Array) -> jax.Array:
+    """z.q / |q| from scores z.w ``[..., C, M]`` and products ``[C, M, M]``; ``[..., C, 1]``."""
     along = jnp.einsum("...cm,cmn->...cn", scores, products, precision=lax.Precision.HIGHEST)
     length2 = jnp.sum(along * scores, axis=-1, keepdims=True)
     # An embedding orthogonal to the subspace has no projection: its cosine is 0.
@@ -310,7 +314,7 @@ def _adaptive_softmax(
     *,
     adaptive: bool,
     count_own: bool,
-    project: _compare.Project | None,
+    subspaces: bool,
     where: ArrayLike | None,
     prototype_where: ArrayLike | None,
     axis_name: str | None,
@@ -318,7 +322,7 @@ def _adaptive_softmax(
     class_axis_name: str | None,
 ) -> tuple[jax.Array, AdaCosState]:
     where = _checks.check_mask("where", where, labels.shape)
-    per_class = prototypes.shape[1] if project is None else 1
+    per_class = 1 if subspaces else prototypes.shape[1]
     shape = (*labels.shape, prototypes.shape[0], per_class)
     prototype_where = _checks.check_mask("prototype_where", prototype_where, shape)
     embeddings = _compare.keep(embeddings, where)
@@ -333,7 +337,8 @@ def _adaptive_softmax(
             labels,
             scale=scale.astype(dtype),
             where=prototype_where,
-            project=project,
+            prepare=_products if subspaces else None,
+            project=_subspace_cosine if subspaces else None,
             chunk_size=chunk_size,
             class_axis_name=class_axis_name,
         )
@@ -344,7 +349,7 @@ def _adaptive_softmax(
         valid = counted.any(axis=-1) if where is None else where & counted.any(axis=-1)
         own = jnp.where(counted, own, -jnp.inf)
         if count_own:
-            scaled = _compare.masked_logsumexp([own * scale], counted, axis=-1)
+            scaled = _compare.masked_logsumexp([own * scale], counted)
             others = jnp.logaddexp(others, scaled)
         scale = _next_scale(scale, own.max(axis=-1), others, valid, axis_name)
     own, counted, others = compare(embeddings, prototypes, scale)
@@ -366,7 +371,7 @@ def _next_scale(
             (cosine, log_sums, valid), axis_name, axis=0, tiled=True
         )
     count = jnp.sum(valid)
-    log_mean = _compare.masked_logsumexp([log_sums], valid, axis=0) - jnp.log(jnp.maximum(count, 1))
+    log_mean = _compare.masked_logsumexp([log_sums], valid) - jnp.log(jnp.maximum(count, 1))
     # The median of what is counted: excluded angles sort behind all others.
     angles = jnp.sort(jnp.where(valid, jnp.arccos(jnp.clip(cosine, -1, 1)), jnp.inf))
     last = jnp.maximum(count - 1, 0)

@@ -3,8 +3,11 @@
 Every loss against prototypes is a function of two things: the scores of an embedding against its
 own class's prototypes, and the logsumexp of its scores against all others. Both are sums over
 classes in their own sense (plain, and of exponentials), so they can be taken piece by piece. The
-backward pass computes a piece's scores again instead of keeping them, which bounds memory by the
-batch times one piece, and is exact: the weight of a piece in the whole is known from the logsumexp.
+gradient is written out: the weight of a score in the whole is ``exp(score - logsumexp)``, which
+needs no second logsumexp, and no more memory than the scores. In pieces the scores are computed
+again instead of kept, which bounds memory by the batch times one piece, and is exact.
+
+Shapes: batch ``[...]``, ``D`` dimensions, ``C`` classes of ``M`` prototypes each; ``R = C * M``.
 """
 
 import functools
@@ -14,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
 from asdproto.losses import _checks
 from asdproto.prototypes import sample_class_mix
@@ -22,23 +26,37 @@ from asdproto.prototypes import sample_class_mix
 LOG_ZERO = -1e30
 
 Arrays = dict[str, jax.Array]
+# From scores [..., C, M] and what Prepare made of the prototypes [C, M, D] to scores [..., C, M'].
 Project = Callable[[jax.Array, jax.Array], jax.Array]
+Prepare = Callable[[jax.Array], jax.Array]
 
 # Axis of classes in every array that has one.
-_CLASS_AXIS = {"prototypes": -3, "mix": -2, "bias": -2, "where": -2}
+_CLASS_AXIS = {"prototypes": -3, "mix": -2, "bias": -1, "where": -2}
 
 
 class _Options(NamedTuple):
+    """What is static in a comparison."""
+
+    prepare: Prepare | None
     project: Project | None
     normalize_mixed: bool
     chunk_size: int
     class_axis_name: str | None
 
 
+class _Inputs(NamedTuple):
+    """Arrays of a comparison, by whether they have gradients and are per class."""
+
+    shared: Arrays  # embeddings, scale, low, high
+    per_class: Arrays  # prototypes, mix, bias
+    fixed: Arrays  # labels (from this device's first class on), key, offset
+    fixed_per_class: Arrays  # where
+
+
 def dots(embeddings: jax.Array, prototypes: jax.Array) -> jax.Array:
-    """Products ``[..., D] x [C, M, D] -> [..., C, M]``, accumulated in float32 or better."""
+    """Products ``[..., D] x [R, D] -> [..., R]``, accumulated in float32 or better."""
     return jnp.einsum(
-        "...d,cmd->...cm",
+        "...d,rd->...r",
         embeddings,
         prototypes,
         preferred_element_type=_checks.accumulator(embeddings, prototypes),
@@ -52,19 +70,20 @@ def squared_length(x: jax.Array) -> jax.Array:
     return jnp.sum(jnp.square(x.astype(_checks.accumulator(x))), axis=-1)
 
 
-def masked_logsumexp(
-    terms: list[jax.Array], where: jax.Array, axis: int | tuple[int, ...]
-) -> jax.Array:
-    """Logsumexp over several arrays under one mask; LOG_ZERO, with zero gradient, if all masked."""
+def masked_logsumexp(terms: list[jax.Array], where: jax.Array) -> jax.Array:
+    """Logsumexp over the last axis of several arrays under one mask.
+
+    LOG_ZERO, with zero gradient, if all is masked.
+    """
     masked = [jnp.where(where, x, LOG_ZERO) for x in terms]
-    tops = [jnp.max(x, axis=axis, keepdims=True, initial=LOG_ZERO) for x in masked]
+    tops = [jnp.max(x, axis=-1, keepdims=True, initial=LOG_ZERO) for x in masked]
     top = lax.stop_gradient(functools.reduce(jnp.maximum, tops))
     # With all masked every term is exp(0), and LOG_ZERO plus log of a count is LOG_ZERO again.
-    total = sum(jnp.sum(jnp.exp(x - top), axis=axis) for x in masked)
-    return jnp.squeeze(top, axis) + jnp.log(jnp.maximum(total, 1))
+    total = sum(jnp.sum(jnp.exp(x - top), axis=-1) for x in masked)
+    return top[..., 0] + jnp.log(jnp.maximum(total, 1))
 
 
-def mixed_scores(
+def _mixed_scores(
     scores: jax.Array,
     squared: jax.Array,
     prototype_squared: jax.Array,
@@ -81,56 +100,105 @@ def mixed_scores(
     return jnp.where(nonzero, mixed * lax.rsqrt(jnp.where(nonzero, length2, 1)), 0)
 
 
-def _piece(
-    options: _Options,
-    shared: Arrays,
-    per_class: Arrays,
-    fixed: Arrays,
-    fixed_per_class: Arrays,
-    first: jax.Array | int,
-) -> tuple[jax.Array, jax.Array]:
-    """Own scores ``[..., M]`` and logsumexp over others ``[...]`` of classes from ``first`` on."""
-    embeddings, prototypes = shared["embeddings"], per_class["prototypes"]
-    scores = dots(embeddings, prototypes)
-    if options.project is not None:
-        scores = options.project(scores, prototypes)
-    if "bias" in per_class:
-        scores = scores + per_class["bias"]
-    classes = prototypes.shape[0]
-    labels = fixed["labels"][..., None, None]
-    own = labels == first + lax.broadcasted_iota(jnp.int32, (classes, 1), 0)
-    others = ~own
-    if "where" in fixed_per_class:
-        others &= fixed_per_class["where"]
-    terms = [scores * shared["scale"]]
-    mix = per_class.get("mix")
-    if mix is None and "key" in fixed:
-        mix = sample_class_mix(
-            fixed["key"],
-            scores.shape[:-2],
-            classes,
-            shared["low"],
-            shared["high"],
-            per_class=scores.shape[-1],
-            first=fixed["offset"] + first,
-        ).astype(scores.dtype)
-    if mix is not None:
-        squared = squared_length(embeddings)[..., None, None]
-        mixed = mixed_scores(
-            scores, squared, squared_length(prototypes), mix, options.normalize_mixed
-        )
-        terms.append(mixed * shared["scale"])
-    return (
-        jnp.sum(jnp.where(own, scores, 0), axis=-2),
-        masked_logsumexp(terms, others, axis=(-2, -1)),
+def _take(inputs: _Inputs, start: jax.Array | int, size: int) -> _Inputs:
+    def take(arrays: Arrays) -> Arrays:
+        return {
+            name: lax.dynamic_slice_in_dim(x, start, size, axis=x.ndim + _CLASS_AXIS[name])
+            for name, x in arrays.items()
+        }
+
+    return inputs._replace(
+        per_class=take(inputs.per_class), fixed_per_class=take(inputs.fixed_per_class)
     )
 
 
-def _take(arrays: Arrays, start: jax.Array | int, size: int) -> Arrays:
-    return {
-        name: lax.dynamic_slice_in_dim(x, start, size, axis=x.ndim + _CLASS_AXIS[name])
-        for name, x in arrays.items()
-    }
+def _flat(prototypes: jax.Array) -> jax.Array:
+    return prototypes.reshape(-1, prototypes.shape[-1])
+
+
+def _prepare(
+    options: _Options, shared: Arrays, per_class: Arrays, fixed: Arrays, first: jax.Array | int
+) -> Arrays:
+    """What :func:`_terms` needs beside the scores, all small or elementwise."""
+    embeddings, prototypes = shared["embeddings"], per_class["prototypes"]
+    classes, count, _ = prototypes.shape
+    side = {"scale": shared["scale"]}
+    if "bias" in per_class:
+        side["bias"] = per_class["bias"]
+    if options.prepare is not None:
+        side["prepared"] = options.prepare(prototypes)
+    mix = per_class.get("mix")
+    if "key" in fixed:
+        mix = sample_class_mix(
+            fixed["key"],
+            embeddings.shape[:-1],
+            classes,
+            shared["low"],
+            shared["high"],
+            per_class=count,
+            first=fixed["offset"] + first,
+        )
+    if mix is not None:
+        side["mix"] = mix.reshape(*mix.shape[:-2], classes * count)
+        side["squared"] = squared_length(embeddings)[..., None]
+        if options.normalize_mixed:
+            side["prototype_squared"] = squared_length(_flat(prototypes))
+    return side
+
+
+def _terms(
+    options: _Options, classes: int, scores: jax.Array, side: Arrays
+) -> tuple[jax.Array, list[jax.Array]]:
+    """Scores after projection and bias, and the logits that others contribute; elementwise."""
+    if options.project is not None:
+        scores = scores.reshape(*scores.shape[:-1], classes, -1)
+        scores = options.project(scores, side["prepared"])
+        scores = scores.reshape(*scores.shape[:-2], -1)
+    if "bias" in side:
+        scores = scores + side["bias"]
+    terms = [scores * side["scale"]]
+    if "mix" in side:
+        mixed = _mixed_scores(
+            scores,
+            side["squared"],
+            side.get("prototype_squared", side["squared"]),
+            side["mix"].astype(scores.dtype),
+            options.normalize_mixed,
+        )
+        terms.append(mixed * side["scale"])
+    return scores, terms
+
+
+def _masks(
+    inputs: _Inputs, classes: int, rows: int, first: jax.Array | int
+) -> tuple[jax.Array, jax.Array]:
+    """Which rows ``[..., R']`` are the example's own, and which count as others."""
+    row_class = first + jnp.repeat(jnp.arange(classes, dtype=jnp.int32), rows // classes)
+    own = inputs.fixed["labels"][..., None] == row_class
+    others = ~own
+    if "where" in inputs.fixed_per_class:
+        where = inputs.fixed_per_class["where"]
+        others &= where.reshape(*where.shape[:-2], rows)
+    return own, others
+
+
+def _piece(
+    options: _Options, inputs: _Inputs, first: jax.Array | int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Own scores ``[..., M']`` and logsumexp of others ``[...]`` of some classes; raw scores."""
+    prototypes = inputs.per_class["prototypes"]
+    classes = prototypes.shape[0]
+    raw = dots(inputs.shared["embeddings"], _flat(prototypes))
+    side = _prepare(options, inputs.shared, inputs.per_class, inputs.fixed, first)
+    scores, terms = _terms(options, classes, raw, side)
+    rows = scores.shape[-1]
+    _, others = _masks(inputs, classes, rows, first)
+    place = inputs.fixed["labels"] - first
+    here = (place >= 0) & (place < classes)
+    per_class = rows // classes
+    index = jnp.clip(place, 0, classes - 1)[..., None] * per_class + jnp.arange(per_class)
+    own = jnp.take_along_axis(scores, index, axis=-1)
+    return jnp.where(here[..., None], own, 0), masked_logsumexp(terms, others), raw
 
 
 def _log_add(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -138,98 +206,167 @@ def _log_add(a: jax.Array, b: jax.Array) -> jax.Array:
     return top + jnp.log1p(jnp.exp(jnp.minimum(a, b) - top))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _pieces(
-    options: _Options,
-    shared: Arrays,
-    per_class: Arrays,
-    fixed: Arrays,
-    fixed_per_class: Arrays,
-) -> tuple[jax.Array, jax.Array]:
-    """What :func:`_piece` gives, over all classes of all devices, one piece at a time."""
-    classes = per_class["prototypes"].shape[0]
+def _forward(options: _Options, inputs: _Inputs) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Own scores and logsumexp over all classes of all devices; scores if they are in one piece."""
+    classes = inputs.per_class["prototypes"].shape[0]
     size = min(options.chunk_size, classes)
 
-    def piece(first: jax.Array | int, size: int) -> tuple[jax.Array, jax.Array]:
-        return _piece(
-            options,
-            shared,
-            _take(per_class, first, size),
-            fixed,
-            _take(fixed_per_class, first, size),
-            first,
-        )
-
-    def add(i: jax.Array, total: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        own, others = piece(i * size, size)
+    def add(
+        total: tuple[jax.Array, jax.Array], first: jax.Array | int, size: int
+    ) -> tuple[jax.Array, jax.Array]:
+        own, others, _ = _piece(options, _take(inputs, first, size), first)
         return total[0] + own, _log_add(total[1], others)
 
     whole = classes // size
-    own, others = piece(0, size)
+    own, others, raw = _piece(options, _take(inputs, 0, size), 0)
     if whole > 1:
-        own, others = lax.fori_loop(1, whole, add, (own, others))
+        own, others = lax.fori_loop(
+            1, whole, lambda i, total: add(total, i * size, size), (own, others)
+        )
     if classes % size:
-        rest = piece(whole * size, classes % size)
-        own, others = own + rest[0], _log_add(others, rest[1])
+        own, others = add((own, others), whole * size, classes % size)
     if options.class_axis_name is not None:
         own = lax.psum(own, options.class_axis_name)
         top = lax.pmax(others, options.class_axis_name)
         others = top + jnp.log(lax.psum(jnp.exp(others - top), options.class_axis_name))
-    return own, others
+    return own, others, raw if size == classes else None
 
 
-def _pieces_forward(
-    options: _Options, shared: Arrays, per_class: Arrays, fixed: Arrays, fixed_per_class: Arrays
-) -> tuple[Any, Any]:
-    own, others = _pieces(options, shared, per_class, fixed, fixed_per_class)
-    return (own, others), (shared, per_class, fixed, fixed_per_class, others)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _own_and_others(options: _Options, inputs: _Inputs) -> tuple[jax.Array, jax.Array]:
+    return _forward(options, inputs)[:2]
 
 
-def _pieces_backward(options: _Options, saved: Any, gradients: Any) -> tuple[Any, ...]:
-    shared, per_class, fixed, fixed_per_class, others = saved
+def _forward_and_save(options: _Options, inputs: Any) -> tuple[Any, Any]:
+    # Only names: the gradients that are wanted are known while tracing.
+    wanted = [
+        {name: () for name, x in arrays.items() if x.perturbed}
+        for arrays in (inputs.shared, inputs.per_class)
+    ]
+    inputs = jax.tree.map(lambda x: x.value, inputs, is_leaf=lambda x: hasattr(x, "perturbed"))
+    own, others, raw = _forward(options, inputs)
+    return (own, others), (inputs, others, raw, wanted)
+
+
+def _piece_gradients(
+    options: _Options,
+    inputs: _Inputs,
+    wanted: tuple[Any, Any],
+    first: jax.Array | int,
+    raw: jax.Array | None,
+    saved_others: jax.Array,
+    own_gradient: jax.Array,
+    others_gradient: jax.Array,
+) -> tuple[Arrays, Arrays]:
+    """Gradients of some classes' part, for the wanted arrays only."""
+    shared, per_class = inputs.shared, inputs.per_class
+    embeddings, prototypes = shared["embeddings"], per_class["prototypes"]
+    classes = prototypes.shape[0]
+    if raw is None:
+        raw = dots(embeddings, _flat(prototypes))
+
+    def prepare(shared: Arrays, per_class: Arrays) -> Arrays:
+        merged = ({**inputs.shared, **shared}, {**inputs.per_class, **per_class})
+        return _prepare(options, *merged, inputs.fixed, first)
+
+    variables = [
+        {name: x[name] for name in w} for x, w in zip((shared, per_class), wanted, strict=True)
+    ]
+    side, pull_side = jax.vjp(prepare, *variables)
+    (scores, terms), pull_terms = jax.vjp(functools.partial(_terms, options, classes), raw, side)
+    own, others = _masks(inputs, classes, scores.shape[-1], first)
+    tile = (1,) * (own_gradient.ndim - 1) + (classes,)
+    own_part = jnp.where(own, jnp.tile(own_gradient, tile), 0).astype(scores.dtype)
+    parts = [
+        jnp.exp(jnp.where(others, x, LOG_ZERO) - saved_others[..., None])
+        * others_gradient[..., None]
+        for x in terms
+    ]
+    raw_gradient, side_gradient = pull_terms((own_part, parts))
+    shared_gradient, class_gradient = pull_side(side_gradient)
+    # As in the forward pass: products of the inputs' precision, sums in float32.
+    raw_gradient = raw_gradient.astype(jnp.result_type(embeddings, prototypes))
+    product = functools.partial(
+        jnp.einsum, preferred_element_type=raw.dtype, precision=lax.Precision.HIGHEST
+    )
+    if "embeddings" in wanted[0]:
+        direct = product("...r,rd->...d", raw_gradient, _flat(prototypes))
+        shared_gradient["embeddings"] = direct + shared_gradient["embeddings"]
+    if "prototypes" in wanted[1]:
+        direct = product("...r,...d->rd", raw_gradient, embeddings).reshape(prototypes.shape)
+        class_gradient["prototypes"] = direct + class_gradient["prototypes"]
+    return shared_gradient, class_gradient
+
+
+def _backward(options: _Options, saved: Any, gradients: Any) -> tuple[Any]:
+    inputs, others, raw, wanted = saved
+    gradients = [
+        jnp.zeros(x.shape, x.dtype) if isinstance(x, SymbolicZero) else x for x in gradients
+    ]
     if options.class_axis_name is not None:
         # Every device returns the same losses; what counts is the mean of what becomes of them.
         gradients = lax.pmean(gradients, options.class_axis_name)
-    own_gradient, others_gradient = gradients
-    classes = per_class["prototypes"].shape[0]
+        # Marked as different on each device, so that no wrapper sums their gradients before us.
+        device = lax.axis_index(options.class_axis_name)
+        shared = {name: x + (0 * device).astype(x.dtype) for name, x in inputs.shared.items()}
+        inputs = inputs._replace(shared=shared)
+    classes = inputs.per_class["prototypes"].shape[0]
     size = min(options.chunk_size, classes)
 
     def pull(first: jax.Array | int, size: int) -> tuple[Arrays, Arrays]:
-        masks = _take(fixed_per_class, first, size)
+        piece = _take(inputs, first, size)
+        common, part = _piece_gradients(options, piece, wanted, first, raw, others, *gradients)
+        return common, {name: x.astype(inputs.per_class[name].dtype) for name, x in part.items()}
 
-        def piece(shared: Arrays, per_class: Arrays) -> tuple[jax.Array, jax.Array]:
-            return _piece(options, shared, per_class, fixed, masks, first)
+    def add(total: Arrays, first: jax.Array | int, size: int) -> tuple[Arrays, Arrays]:
+        common, part = pull(first, size)
+        return {name: x + common[name] for name, x in total.items()}, part
 
-        (_, part), back = jax.vjp(piece, shared, _take(per_class, first, size))
-        return back((own_gradient, others_gradient * jnp.exp(part - others)))
-
-    def add(total: Arrays, first: jax.Array) -> tuple[Arrays, Arrays]:
-        common, piece = pull(first, size)
-        return jax.tree.map(lambda t, x: t + x.astype(t.dtype), total, common), piece
-
-    # Sums over pieces in float32: many small bfloat16 terms would not add up.
-    total = {name: jnp.zeros(x.shape, _checks.accumulator(x)) for name, x in shared.items()}
     whole = classes // size
-    total, stacked = lax.scan(add, total, size * jnp.arange(whole, dtype=jnp.int32))
-    own_classes = {}
-    for name, x in per_class.items():
-        axis = x.ndim + _CLASS_AXIS[name]
-        own_classes[name] = jnp.moveaxis(stacked[name], 0, axis).reshape(
-            *x.shape[:axis], whole * size, *x.shape[axis + 1 :]
-        )
+    if whole == 1:
+        total, stacked = pull(0, size)
+        parts = [stacked]
+    else:
+        # Sums over pieces in float32: many small bfloat16 terms would not add up.
+        total = {
+            name: jnp.zeros(x.shape, _checks.accumulator(x))
+            for name, x in inputs.shared.items()
+            if name in wanted[0]
+        }
+        starts = size * jnp.arange(whole, dtype=jnp.int32)
+        total, stacked = lax.scan(lambda total, first: add(total, first, size), total, starts)
+        parts = [{name: _unstack(x, _CLASS_AXIS[name]) for name, x in stacked.items()}]
     if classes % size:
-        common, piece = pull(whole * size, classes % size)
-        total = jax.tree.map(lambda t, x: t + x.astype(t.dtype), total, common)
-        for name, x in own_classes.items():
-            axis = x.ndim + _CLASS_AXIS[name]
-            own_classes[name] = jnp.concatenate([x, piece[name]], axis=axis)
+        total, part = add(total, whole * size, classes % size)
+        parts.append(part)
     if options.class_axis_name is not None:
         total = lax.psum(total, options.class_axis_name)
-    total = {name: x.astype(shared[name].dtype) for name, x in total.items()}
-    return total, own_classes, None, None
+    return (
+        inputs._replace(
+            shared={
+                name: total[name].astype(x.dtype) if name in total else None
+                for name, x in inputs.shared.items()
+            },
+            per_class={
+                name: jnp.concatenate([part[name] for part in parts], _CLASS_AXIS[name])
+                if name in stacked
+                else None
+                for name in inputs.per_class
+            },
+            fixed=None,
+            fixed_per_class=None,
+        ),
+    )
 
 
-_pieces.defvjp(_pieces_forward, _pieces_backward)
+def _unstack(pieces: jax.Array, axis: int) -> jax.Array:
+    """Joins pieces that lie side by side on the first axis along their (negative) class axis."""
+    pieces = jnp.moveaxis(pieces, 0, axis - 1)
+    axis += pieces.ndim
+    return pieces.reshape(*pieces.shape[: axis - 1], -1, *pieces.shape[axis + 1 :])
+
+
+_own_and_others.defvjp(_forward_and_save, _backward, symbolic_zeros=True)
 
 
 def compare(
@@ -244,6 +381,7 @@ def compare(
     mix_range: tuple[jax.Array, jax.Array] | None = None,
     normalize_mixed: bool = False,
     bias: jax.Array | None = None,
+    prepare: Prepare | None = None,
     project: Project | None = None,
     chunk_size: int | None = None,
     class_axis_name: str | None = None,
@@ -260,8 +398,10 @@ def compare(
       key: In place of ``mix``: coefficients are drawn piece by piece, again in the backward pass.
       mix_range: Bounds of drawn coefficients.
       normalize_mixed: Whether mixed vectors have unit length.
-      bias: ``[C]``, added to scores.
-      project: Static function of scores ``[..., C, M]`` and prototypes to scores ``[..., C, M']``.
+      bias: ``[C]``, added to scores; for one prototype a class.
+      prepare: Static function of prototypes ``[C, M, D]``, whose result ``project`` is given.
+      project: Static elementwise function of scores ``[..., C, M]`` and that result to scores
+        ``[..., C, M']``.
       chunk_size: Classes in a piece; all if None.
       class_axis_name: Mapped axis that classes are spread over, in order.
 
@@ -272,34 +412,26 @@ def compare(
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, found {chunk_size}")
     classes = prototypes.shape[0]
-    shared = {"embeddings": embeddings, "scale": scale}
-    per_class = {"prototypes": prototypes}
-    fixed: Arrays = {"labels": labels}
-    fixed_per_class: Arrays = {}
+    inputs = _Inputs({"embeddings": embeddings, "scale": scale}, {"prototypes": prototypes}, {}, {})
     offset: jax.Array | int = 0
     if class_axis_name is not None:
         offset = lax.axis_index(class_axis_name) * classes
-        fixed["labels"] = labels - offset
+    inputs.fixed["labels"] = labels - offset
     if where is not None:
-        # Leading axes may stay broadcast; the class axis is cut into pieces and must be whole.
-        last = where.shape[-1] if where.ndim else 1
-        where = jnp.broadcast_to(where, (*where.shape[:-2], classes, last))
-        fixed_per_class["where"] = where
+        # Leading axes may stay broadcast; the last two are cut into pieces and must be whole.
+        count = prototypes.shape[1] if project is None else 1
+        where = jnp.broadcast_to(where, (*where.shape[:-2], classes, count))
+        inputs.fixed_per_class["where"] = where
     if mix is not None:
-        per_class["mix"] = mix
+        inputs.per_class["mix"] = mix
     if key is not None and mix_range is not None:
-        fixed |= {"key": key, "offset": jnp.asarray(offset, jnp.int32)}
-        shared |= {"low": mix_range[0], "high": mix_range[1]}
+        inputs.fixed.update(key=key, offset=jnp.asarray(offset, jnp.int32))
+        inputs.shared.update(low=mix_range[0], high=mix_range[1])
     if bias is not None:
-        per_class["bias"] = bias[:, None]
-    counted = _own_counted(fixed["labels"], where, classes, class_axis_name)
-    options = _Options(project, normalize_mixed, chunk_size or classes, class_axis_name)
-    arguments = (options, shared, per_class, fixed, fixed_per_class)
-    if options.chunk_size >= classes and class_axis_name is None:
-        own, others = _piece(*arguments, 0)
-    else:
-        own, others = _pieces(*arguments)
-    return own, counted, others
+        inputs.per_class["bias"] = bias
+    options = _Options(prepare, project, normalize_mixed, chunk_size or classes, class_axis_name)
+    own, others = _own_and_others(options, inputs)
+    return own, _own_counted(inputs.fixed["labels"], where, classes, class_axis_name), others
 
 
 def _own_counted(
@@ -341,7 +473,7 @@ def negative_log_likelihood(
     if own.shape[-1] == 1:  # softplus keeps every digit of a loss near 0
         return jnp.where(valid, jax.nn.softplus(others - own[..., 0]), 0)
     counted = jnp.broadcast_to(counted, own.shape)
-    own_sum = masked_logsumexp([own], counted, axis=-1)
+    own_sum = masked_logsumexp([own], counted)
     loss = jax.nn.softplus(others - own_sum)
     if not clusters:
         loss += own_sum - jnp.mean(own, axis=-1, where=counted | ~valid[..., None])

@@ -60,7 +60,7 @@ def supervised_contrastive_loss(
     """
 
     def rows(scores: jax.Array, positive: jax.Array, negative: jax.Array) -> jax.Array:
-        everything = _compare.masked_logsumexp([scores], positive | negative, axis=-1)
+        everything = _compare.masked_logsumexp([scores], positive | negative)
         count = jnp.sum(positive, axis=-1)
         mean = jnp.sum(jnp.where(positive, scores, 0), axis=-1) / jnp.maximum(count, 1)
         return jnp.where(count > 0, everything - mean, 0)
@@ -117,7 +117,7 @@ def nt_xent_loss(
     """
 
     def rows(scores: jax.Array, positive: jax.Array, negative: jax.Array) -> jax.Array:
-        others = _compare.masked_logsumexp([scores], negative, axis=-1)[..., None]
+        others = _compare.masked_logsumexp([scores], negative)[..., None]
         each = jax.nn.softplus(others - jnp.where(positive, scores, 0))
         count = jnp.sum(positive, axis=-1)
         return jnp.sum(jnp.where(positive, each, 0), axis=-1) / jnp.maximum(count, 1)
@@ -156,7 +156,7 @@ def _in_batch(
     ) -> jax.Array:
         embeddings, labels, counted, place = (x[:, None] for x in anchors)
         contrast, contrast_labels, contrast_counted, contrast_place = everyone
-        scores = _compare.dots(embeddings[:, 0], contrast[:, None, :])[..., 0] * scale
+        scores = _compare.dots(embeddings[:, 0], contrast) * scale
         pair = counted & contrast_counted & (place != contrast_place)
         same = (labels == contrast_labels) & (labels >= 0)
         # An anchor without a class has no positives, and so, counted or not, gives 0.

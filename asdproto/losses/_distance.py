@@ -65,6 +65,7 @@ def prototypical_network_loss(
         labels,
         scale=scale,
         where=None if class_where is None else class_where[..., None],
+        prepare=_compare.squared_length,
         project=_nearness,
         chunk_size=chunk_size,
         class_axis_name=class_axis_name,
@@ -72,9 +73,9 @@ def prototypical_network_loss(
     return _compare.negative_log_likelihood(own * scale, counted, others, where)
 
 
-def _nearness(scores: jax.Array, prototypes: jax.Array) -> jax.Array:
+def _nearness(scores: jax.Array, prototype_squared: jax.Array) -> jax.Array:
     """-|z - p|^2 + |z|^2."""
-    return 2 * scores - _compare.squared_length(prototypes)
+    return 2 * scores - prototype_squared
 
 
 def center_loss(
