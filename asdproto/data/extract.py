@@ -317,9 +317,12 @@ def _extract_one(
         if not isinstance(error, DataError):
             error = DataError(job.file, str(error), "readable audio", "Check the file.")
         return _Result(job.index, error=error)
-    block = np.ascontiguousarray(array, dtype=target.dtype)
-    written = os.pwrite(stream.fileno(), block.data, target.offset + job.index * target.clip_bytes)
-    if written != block.nbytes:
+    # The whole place, padding too: a longer clip may have stood there before an interruption.
+    place = np.zeros((target.max_frames, target.mels), dtype=target.dtype)
+    block = place[: len(array)]
+    block[:] = array
+    written = os.pwrite(stream.fileno(), place.data, target.offset + job.index * place.nbytes)
+    if written != place.nbytes:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), target.file)
     return _Result(job.index, len(block), checksum(block), "; ".join(notes))
 

@@ -47,11 +47,6 @@ class Target:
     mels: int
     dtype: str
 
-    @property
-    def clip_bytes(self) -> int:
-        """Bytes from one clip's place to the next."""
-        return self.max_frames * self.mels * np.dtype(self.dtype).itemsize
-
 
 def stamp(file: str | os.PathLike) -> tuple[int, int]:
     """Size in bytes and modification time in nanoseconds: how a changed file is recognised."""
