@@ -38,14 +38,19 @@ def get_config(preset: str = "paper") -> PrototypeSystem:
       ConfigError: There is no such preset.
     """
     paper = PrototypeSystem()
-    epochs = {"paper": (120, 50), "small": (40, 20), "quick": (15, 8)}
-    if preset not in epochs:
+    epochs = {"small": (40, 20), "quick": (15, 8)}
+    if preset not in PRESETS:
         raise ConfigError(f"preset {preset!r} is unknown; expected one of {', '.join(PRESETS)}")
+    if preset == "paper":
+        return paper
     pretrain, finetune = epochs[preset]
+    # With hundreds of steps instead of the paper's 79,000, a rate of 0.1 leaves classes that start
+    # together merged: the training loss on uavmix ends at 2.7 (two seeds), with 0.03 at 2.3.
+    rates = ((0.03, 50), (0.003, 40), (0.0003, 30))
     return dataclasses.replace(
         paper,
-        encoder=paper.encoder if preset == "paper" else EncoderConfig(width=16),
-        pretrain=dataclasses.replace(paper.pretrain, epochs=pretrain),
+        encoder=EncoderConfig(width=16),
+        pretrain=dataclasses.replace(paper.pretrain, epochs=pretrain, learning_rates=rates),
         finetune=dataclasses.replace(paper.finetune, epochs=finetune),
     )
 

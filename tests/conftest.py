@@ -3,10 +3,18 @@
 import os
 import pathlib
 
-import jax
-import pytest
+# Compiling is most of what small tests do; level 0 halves it. It must be set before jax loads.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 4)
+# Tests compile the same small programs over and over, also in the processes that they start.
+_CACHE = pathlib.Path(__file__).parent.parent / ".cache" / "xla"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 @pytest.fixture(scope="session")

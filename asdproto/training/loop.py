@@ -107,7 +107,7 @@ def train_stage(
         state = run.checkpoints.restore(state)
     step = int(state.step)
     if run.metrics is not None and devices.is_main:
-        _forget_after(run.metrics, run.name, step)
+        forget_after(run.metrics, run.name, step)
     if step >= final:
         return state
 
@@ -210,7 +210,7 @@ def _diverged(run: StageRun, epoch: int, loss: float) -> DivergedError:
     )
 
 
-def _forget_after(path: Path, stage: str, step: int) -> None:
+def forget_after(path: Path, stage: str, step: int) -> None:
     """Drops the stage's lines beyond a step, which a resumed run writes again."""
     if not path.exists():
         return

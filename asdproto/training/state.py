@@ -149,8 +149,12 @@ class Task:
           State at step 0, on the default device.
         """
         encoder_key, loss_key = jax.random.split(key)
-        crops = jnp.zeros((1, self.crop, mels), jnp.float32)
-        variables = dict(self.model.init(encoder_key, crops, train=False))
+
+        @jax.jit  # one program instead of a hundred small ones
+        def create(key: jax.Array) -> Any:
+            return self.model.init(key, jnp.zeros((1, self.crop, mels), jnp.float32), train=False)
+
+        variables = dict(create(encoder_key))
         return self.start(variables.pop("params"), variables.get("batch_stats", {}), loss_key)
 
     def start(self, encoder: Any, batch_stats: Any, key: jax.Array) -> TrainState:

@@ -1,0 +1,202 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from asdproto.models import convolution
+from asdproto.models.normalization import BatchNorm
+from asdproto.models.pooling import TimeFrequencyAttentionPooling
+from asdproto.models.resnet import ResNet
+
+
+def _random(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
+def _convolve_by_loops(x, kernel, stride):
+    """Float64 oracle, one output position at a time."""
+    x, kernel = np.asarray(x, np.float64), np.asarray(kernel, np.float64)
+    size = kernel.shape[0]
+    pad = size // 2
+    x = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    rows = range(0, x.shape[1] - size + 1, stride)
+    columns = range(0, x.shape[2] - size + 1, stride)
+    return np.stack(
+        [
+            np.stack(
+                [
+                    np.einsum("bhwc,hwco->bo", x[:, i : i + size, j : j + size], kernel)
+                    for j in columns
+                ],
+                axis=1,
+            )
+            for i in rows
+        ],
+        axis=1,
+    )
+
+
+@pytest.mark.parametrize("lowering", ["native", "patches", "mixed"])
+@pytest.mark.parametrize(("size", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2), (7, 2)])
+@pytest.mark.parametrize("shape", [(2, 9, 6, 3), (2, 16, 12, 3)])
+def test_convolution_equals_loops(lowering, size, stride, shape):
+    x, kernel = _random(*shape), _random(size, size, shape[-1], 5, seed=1)
+    found = convolution.convolve(x, kernel, stride=stride, lowering=lowering)
+    expected = _convolve_by_loops(x, kernel, stride)
+    # Sums of at most 147 products of unit normals, in float32.
+    np.testing.assert_allclose(found, expected, atol=5e-5)
+
+
+@pytest.mark.parametrize(("size", "stride"), [(1, 2), (3, 1), (3, 2)])
+def test_lowerings_have_equal_gradients(size, stride):
+    x, kernel = _random(2, 10, 8, 3), _random(size, size, 3, 4, seed=1)
+
+    def value(lowering):
+        def loss(x, kernel):
+            y = convolution.convolve(x, kernel, stride=stride, lowering=lowering)
+            return jnp.sum(jnp.sin(y))
+
+        return jax.grad(loss, argnums=(0, 1))(x, kernel)
+
+    for found, expected in zip(value("patches"), value("native"), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 6, 3), (1, 7, 5, 2)])
+def test_max_pool_equals_windowed_reduction(shape):
+    x = _random(*shape)
+    expected = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+    np.testing.assert_array_equal(convolution.max_pool_3x3(x), expected)
+    weights = _random(*expected.shape, seed=1)
+    found = jax.grad(lambda x: jnp.sum(weights * convolution.max_pool_3x3(x)))(x)
+    wanted = jax.grad(
+        lambda x: jnp.sum(weights * nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1))))
+    )(x)
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+def test_batch_norm_equals_flax():
+    x = _random(6, 5, 4, 3) * 3 + 1
+    ours, theirs = BatchNorm(train=True), nn.BatchNorm(use_running_average=False, momentum=0.9)
+    variables = ours.init(jax.random.key(0), x)
+    found, stats = ours.apply(variables, x, mutable=["batch_stats"])
+    expected, wanted = theirs.apply(variables, x, mutable=["batch_stats"])
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    for name in ("mean", "var"):
+        np.testing.assert_allclose(
+            stats["batch_stats"][name], wanted["batch_stats"][name], atol=1e-5
+        )
+
+
+def test_batch_norm_leaves_padding_out():
+    x = _random(6, 4, 3)
+    where = jnp.array([True, True, False, True, False, True])
+    norm = BatchNorm(train=True)
+    variables = norm.init(jax.random.key(0), x)
+    spoiled = jnp.where(where[:, None, None], x, 1e3)
+    found, stats = norm.apply(variables, spoiled, where, mutable=["batch_stats"])
+    expected, wanted = norm.apply(variables, x[where], mutable=["batch_stats"])
+    np.testing.assert_allclose(found[where], expected, atol=1e-5)
+    np.testing.assert_allclose(stats["batch_stats"]["var"], wanted["batch_stats"]["var"], atol=1e-6)
+
+
+def test_batch_norm_over_devices_weighs_by_real_examples():
+    x = _random(8, 4, 3) + jnp.arange(8.0)[:, None, None]
+    where = jnp.arange(8) < 5  # the last device holds padding only, the third half
+    norm = BatchNorm(train=True, axis_name="batch")
+    variables = norm.init(jax.random.key(0), x)
+    apply = jax.pmap(
+        lambda x, w: norm.apply(variables, x, w, mutable=["batch_stats"]), axis_name="batch"
+    )
+    found, stats = apply(x.reshape(4, 2, 4, 3), where.reshape(4, 2))
+    single = BatchNorm(train=True)
+    expected, wanted = single.apply(variables, x[:5], mutable=["batch_stats"])
+    np.testing.assert_allclose(found.reshape(8, 4, 3)[:5], expected, atol=1e-5)
+    np.testing.assert_allclose(
+        stats["batch_stats"]["mean"][0], wanted["batch_stats"]["mean"], atol=1e-6
+    )
+
+
+def _softmax(x):
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize("attention", ["time-frequency", "time", "frequency", "mean"])
+def test_pooling_equals_its_formula(attention):
+    x = _random(3, 5, 4, 8)
+    pool = TimeFrequencyAttentionPooling(attention, hidden=6)
+    variables = pool.init(jax.random.key(2), x)
+    found = pool.apply(variables, x)
+    wide = np.asarray(x, np.float64)
+    params = jax.tree.map(lambda p: np.asarray(p, np.float64), variables.get("params", {}))
+
+    def weights(axis, summary):
+        hidden = params[f"{axis}_hidden"]
+        h = np.tanh(summary @ hidden["kernel"] + hidden["bias"])
+        return _softmax((h @ params[f"{axis}_logit"]["kernel"])[..., 0])
+
+    a = np.full((3, 5), 1 / 5)
+    b = np.full((3, 4), 1 / 4)
+    if attention in ("time", "time-frequency"):
+        a = weights("time", wide.mean(axis=2))
+    if attention in ("frequency", "time-frequency"):
+        b = weights("frequency", wide.mean(axis=1))
+    expected = np.einsum("bt,bf,btfc->bc", a, b, wide)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_unknown_pooling_is_an_error():
+    with pytest.raises(ValueError, match="attention='space'"):
+        TimeFrequencyAttentionPooling("space").init(jax.random.key(0), _random(1, 2, 2, 4))
+
+
+def test_full_network_is_resnet18():
+    model = ResNet()
+    shapes = jax.eval_shape(
+        lambda key: model.init(key, jnp.zeros((1, 64, 128)), train=False), jax.random.key(0)
+    )
+    params = {k: v for k, v in shapes["params"].items() if k != "pool"}
+    count = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    # ResNet18 has 11,689,512 parameters: less its classifier of 513,000, and less the two input
+    # channels of the 7 x 7 stem that a spectrogram lacks.
+    assert count == 11_689_512 - 513_000 - 2 * 49 * 64
+    assert model.embedding_dim == 512
+
+
+def _small(**kwargs):
+    return ResNet(width=4, stages=(1, 1, 1), **kwargs)
+
+
+def test_embeddings_are_unit_float32_and_depend_on_each_crop_alone():
+    model, x = _small(), _random(5, 32, 24)
+    variables = model.init(jax.random.key(0), x, train=False)
+    z = model.apply(variables, x, train=False)
+    assert z.shape == (5, 16)
+    assert z.dtype == jnp.float32
+    np.testing.assert_allclose(jnp.linalg.norm(z, axis=1), 1, atol=1e-6)
+    alone = model.apply(variables, x[2:3], train=False)
+    np.testing.assert_allclose(z[2:3], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("lowering", ["patches", "mixed"])
+def test_network_is_the_same_in_every_lowering(lowering):
+    x = _random(4, 32, 24)
+    variables = _small().init(jax.random.key(0), x, train=False)
+    expected, _ = _small().apply(variables, x, train=True, mutable=["batch_stats"])
+    found, _ = _small(lowering=lowering).apply(variables, x, train=True, mutable=["batch_stats"])
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def test_bfloat16_stays_close_and_keeps_float32_parameters():
+    x = _random(4, 32, 24)
+    model = _small(dtype=jnp.bfloat16)
+    variables = model.init(jax.random.key(0), x, train=False)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
+    found, stats = model.apply(variables, x, train=True, mutable=["batch_stats"])
+    expected, _ = _small().apply(variables, x, train=True, mutable=["batch_stats"])
+    assert found.dtype == jnp.float32
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(stats))
+    # bfloat16 keeps 8 bits; a dozen layers leave directions within a few hundredths.
+    assert float(jnp.min(jnp.sum(found * expected, axis=1))) > 0.99
