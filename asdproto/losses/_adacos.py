@@ -370,6 +370,8 @@ def _next_scale(
         cosine, log_sums, valid = lax.all_gather(
             (cosine, log_sums, valid), axis_name, axis=0, tiled=True
         )
+    if not valid.size:
+        return scale
     count = jnp.sum(valid)
     log_mean = _compare.masked_logsumexp([log_sums], valid) - jnp.log(jnp.maximum(count, 1))
     # The median of what is counted: excluded angles sort behind all others.

@@ -151,11 +151,11 @@ def _terms(
 ) -> tuple[jax.Array, list[jax.Array]]:
     """Scores after projection and bias, and the logits that others contribute; elementwise."""
     if options.project is not None:
-        scores = scores.reshape(*scores.shape[:-1], classes, -1)
+        scores = scores.reshape(*scores.shape[:-1], classes, scores.shape[-1] // classes)
         scores = options.project(scores, side["prepared"])
-        scores = scores.reshape(*scores.shape[:-2], -1)
+        scores = scores.reshape(*scores.shape[:-2], classes * scores.shape[-1])
     if "bias" in side:
-        scores = scores + side["bias"]
+        scores = scores + side["bias"] / side["scale"]
     terms = [scores * side["scale"]]
     if "mix" in side:
         mixed = _mixed_scores(
@@ -398,7 +398,7 @@ def compare(
       key: In place of ``mix``: coefficients are drawn piece by piece, again in the backward pass.
       mix_range: Bounds of drawn coefficients.
       normalize_mixed: Whether mixed vectors have unit length.
-      bias: ``[C]``, added to scores; for one prototype a class.
+      bias: ``[C]``, added to scaled scores; for one prototype a class.
       prepare: Static function of prototypes ``[C, M, D]``, whose result ``project`` is given.
       project: Static elementwise function of scores ``[..., C, M]`` and that result to scores
         ``[..., C, M']``.

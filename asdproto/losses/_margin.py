@@ -73,7 +73,6 @@ def softmax_loss(
                 f"bias must have shape [classes]; found bias {bias.shape} and prototypes "
                 f"{prototypes.shape}"
             )
-        bias = bias * temperature
     return _scaled_softmax(
         embeddings,
         prototypes,

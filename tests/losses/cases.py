@@ -1,0 +1,258 @@
+"""One entry per loss: how to call it, how to call its oracle, and what it supports."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+
+from asdproto import losses
+from tests.losses import oracles
+
+CLASSES, DIM, BATCH = 6, 5, 7
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Case:
+    """A loss.
+
+    Attributes:
+      name: Of the test.
+      arrays: Floating arguments: name to shape, in terms of B, C, M, D; unit vectors where the
+        last letter is D.
+      loss: From floating arguments, labels and keywords to losses per example.
+      oracle: From float64 arguments, labels, classes present and hyper-parameters to the same.
+      hyper: Hyper-parameters, all of which may be traced.
+      raw: Whether vectors have any length.
+      in_batch: Whether examples are compared with each other instead of with prototypes.
+      pieces: Whether it can be computed by pieces (chunk_size, and for prototypes sharded).
+      class_mask: Keyword that leaves classes out.
+      fixed: Keywords under which the value is differentiable in every respect.
+    """
+
+    name: str
+    arrays: dict[str, str]
+    loss: Callable
+    oracle: Callable
+    hyper: dict[str, float]
+    raw: bool = False
+    in_batch: bool = False
+    pieces: bool = True
+    class_mask: str = "class_where"
+    fixed: dict = dataclasses.field(default_factory=dict)
+
+    def make(self, seed=0, batch=BATCH, classes=CLASSES):
+        """Asymmetric inputs: floating arguments in float64, and labels."""
+        rng = np.random.default_rng(seed)
+        sizes = {"B": batch, "C": classes, "M": 3, "D": DIM}
+        arrays = {}
+        for name, letters in self.arrays.items():
+            shape = [sizes[letter] for letter in letters]
+            if name == "mix":
+                arrays[name] = rng.uniform(0.1, 0.7, shape)
+            elif letters.endswith("D"):
+                x = rng.normal(size=shape) + 0.1
+                arrays[name] = x if self.raw else x / np.linalg.norm(x, axis=-1, keepdims=True)
+            else:
+                arrays[name] = rng.normal(size=shape)
+        labels = rng.integers(0, 3 if self.in_batch else classes, batch)
+        return arrays, labels
+
+    def class_axes(self):
+        """Axis of classes in each floating argument that has one."""
+        return {n: letters.index("C") for n, letters in self.arrays.items() if "C" in letters}
+
+    def mask(self, present):
+        """The keyword that leaves classes out."""
+        if self.class_mask == "prototype_where":
+            present = jnp.asarray(present)[:, None]
+        return {self.class_mask: present}
+
+    def __str__(self):
+        return self.name
+
+
+def _prototypes(loss, oracle, *, arrays=None, **extra):
+    """For losses of embeddings, prototypes, labels and at most one more array."""
+    letters = {"embeddings": "BD", "prototypes": "CD"} | (arrays or {})
+
+    # By name: transformations of JAX hand dictionaries back with their keys sorted.
+    def call(arrays, labels, **keywords):
+        z, p, *rest = (arrays[name] for name in letters)
+        if "bias" in arrays:
+            return loss(z, p, labels, bias=rest[0], **keywords)
+        return loss(z, p, labels, *rest, **keywords)
+
+    def call_oracle(arrays, labels, present, **hyper):
+        z, p, *rest = (arrays[name] for name in letters)
+        return oracle(z, p, labels, present, *rest, **hyper)
+
+    return Case(arrays=letters, loss=call, oracle=call_oracle, **extra)
+
+
+def _adaptive(loss, oracle, *, arrays, **extra):
+    """For losses with a scale state, the incoming scale of which is a hyper-parameter here."""
+
+    def call(values, labels, *, scale, **keywords):
+        state = losses.AdaCosState(jnp.asarray(scale))
+        return loss(*(values[name] for name in arrays), labels, state, **keywords)[0]
+
+    def call_oracle(values, labels, present, **hyper):
+        return oracle(*(values[name] for name in arrays), labels, present, **hyper)
+
+    return Case(
+        arrays=arrays,
+        loss=call,
+        oracle=call_oracle,
+        hyper={"scale": 3.0},
+        # The renewed scale has no gradient by design, but a finite difference would see it.
+        fixed={"adaptive": False},
+        **extra,
+    )
+
+
+def _vicreg(arrays, labels, *, where=None, **keywords):
+    del labels
+    terms = losses.vicreg_loss(arrays["first"], arrays["second"], where=where, **keywords)
+    total = terms.invariance + terms.variance + terms.covariance
+    return total if where is None else jnp.where(where, total, 0)
+
+
+def _vicreg_oracle(arrays, labels, present, **hyper):
+    del labels, present
+    return sum(oracles.vicreg(arrays["first"], arrays["second"], **hyper))
+
+
+def _contrastive(loss):
+    return lambda arrays, labels, **keywords: loss(arrays["embeddings"], labels, **keywords)
+
+
+def _contrastive_oracle(oracle):
+    return lambda arrays, labels, present, **hyper: oracle(arrays["embeddings"], labels, **hyper)
+
+
+def _normalized(oracle):
+    return lambda *args, **hyper: oracle(*args, normalize=True, **hyper)
+
+
+CASES = [
+    _prototypes(
+        losses.prototypical_loss,
+        oracles.prototypical,
+        name="prototypical",
+        hyper={"temperature": 0.3},
+    ),
+    _prototypes(
+        losses.multi_prototype_loss,
+        oracles.multi_prototype,
+        name="multi_prototype",
+        arrays={"prototypes": "CMD"},
+        hyper={"temperature": 0.3},
+        class_mask="prototype_where",
+    ),
+    _prototypes(
+        losses.negative_prototype_loss,
+        oracles.negative_prototype,
+        name="negative_prototype",
+        arrays={"mix": "BC"},
+        hyper={"temperature": 0.3},
+    ),
+    _prototypes(
+        lambda *args, **keywords: losses.negative_prototype_loss(
+            *args, normalize_mixed=True, **keywords
+        ),
+        _normalized(oracles.negative_prototype),
+        name="negative_prototype_normalized",
+        arrays={"mix": "BC"},
+        hyper={"temperature": 0.3},
+    ),
+    _prototypes(
+        losses.multi_negative_prototype_loss,
+        oracles.multi_negative_prototype,
+        name="multi_negative_prototype",
+        arrays={"prototypes": "CMD", "mix": "BCM"},
+        hyper={"temperature": 0.3},
+        class_mask="prototype_where",
+    ),
+    _prototypes(
+        losses.softmax_loss,
+        oracles.softmax,
+        name="softmax",
+        arrays={"bias": "C"},
+        hyper={"temperature": 0.3},
+        raw=True,
+    ),
+    _prototypes(
+        losses.arcface_loss,
+        oracles.arcface,
+        name="arcface",
+        hyper={"margin": 0.4, "scale": 5.0},
+    ),
+    _prototypes(
+        losses.cosface_loss,
+        oracles.cosface,
+        name="cosface",
+        hyper={"margin": 0.3, "scale": 5.0},
+    ),
+    _adaptive(
+        losses.adacos_loss,
+        oracles.adacos,
+        name="adacos",
+        arrays={"embeddings": "BD", "prototypes": "CD"},
+    ),
+    _adaptive(
+        losses.sub_cluster_adacos_loss,
+        oracles.sub_cluster_adacos,
+        name="sub_cluster_adacos",
+        arrays={"embeddings": "BD", "prototypes": "CMD"},
+        class_mask="prototype_where",
+    ),
+    _adaptive(
+        losses.adaproj_loss,
+        oracles.adaproj,
+        name="adaproj",
+        arrays={"embeddings": "BD", "bases": "CMD"},
+    ),
+    _prototypes(
+        losses.prototypical_network_loss,
+        oracles.prototypical_network,
+        name="prototypical_network",
+        hyper={"temperature": 1.5},
+        raw=True,
+    ),
+    _prototypes(
+        losses.center_loss,
+        oracles.center,
+        name="center",
+        hyper={},
+        raw=True,
+        pieces=False,
+    ),
+    Case(
+        name="supervised_contrastive",
+        arrays={"embeddings": "BD"},
+        loss=_contrastive(losses.supervised_contrastive_loss),
+        oracle=_contrastive_oracle(oracles.supervised_contrastive),
+        hyper={"temperature": 0.3},
+        in_batch=True,
+    ),
+    Case(
+        name="nt_xent",
+        arrays={"embeddings": "BD"},
+        loss=_contrastive(losses.nt_xent_loss),
+        oracle=_contrastive_oracle(oracles.nt_xent),
+        hyper={"temperature": 0.3},
+        in_batch=True,
+    ),
+    Case(
+        name="vicreg",
+        arrays={"first": "BD", "second": "BD"},
+        loss=_vicreg,
+        oracle=_vicreg_oracle,
+        hyper={"eps": 1e-4},
+        raw=True,
+        in_batch=True,
+        pieces=False,
+    ),
+]
+PROTOTYPE_CASES = [case for case in CASES if not case.in_batch]

@@ -1,0 +1,429 @@
+"""What every loss promises, one test per promise, over all losses."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from asdproto import losses
+from tests.losses.cases import BATCH, CASES, CLASSES, DIM, PROTOTYPE_CASES
+
+every_loss = pytest.mark.parametrize("case", CASES, ids=str)
+every_prototype_loss = pytest.mark.parametrize("case", PROTOTYPE_CASES, ids=str)
+every_loss_in_pieces = pytest.mark.parametrize("case", [c for c in CASES if c.pieces], ids=str)
+
+# Weights of the losses in the sum that is differentiated: no two examples may count alike.
+WEIGHTS = jnp.asarray(np.linspace(0.5, 1.5, BATCH))
+
+# float32 keeps 7 digits; logits here are below 30 and sums short, so 5 digits of a value are sure.
+FLOAT32 = {"rtol": 2e-5, "atol": 2e-5}
+
+
+def to(arrays, dtype):
+    return {name: jnp.asarray(x, dtype) for name, x in arrays.items()}
+
+
+@functools.cache
+def compiled(case):
+    """Losses per example, and gradients of their weighted sum; with every mask, once compiled."""
+
+    def run(arrays, labels, hyper, where, present):
+        def total(arrays, hyper):
+            masks = {} if case.in_batch else case.mask(present)
+            loss = case.loss(arrays, labels, where=where, **masks, **hyper)
+            return jnp.sum(loss * WEIGHTS.astype(loss.dtype)), loss
+
+        (_, loss), gradients = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(
+            arrays, hyper
+        )
+        return loss, gradients
+
+    return jax.jit(run)
+
+
+def evaluate(case, arrays, labels, *, where=None, present=None, dtype=jnp.float32, hyper=None):
+    where = jnp.ones(BATCH, bool) if where is None else jnp.asarray(where)
+    present = jnp.ones(CLASSES, bool) if present is None else jnp.asarray(present)
+    hyper = {name: jnp.float32(x) for name, x in (hyper or case.hyper).items()}
+    return compiled(case)(to(arrays, dtype), jnp.asarray(labels), hyper, where, present)
+
+
+def assert_finite(tree):
+    for leaf in jax.tree.leaves(tree):
+        assert bool(jnp.isfinite(leaf).all()), leaf
+
+
+@every_loss
+def test_equals_the_oracle(case):
+    arrays, labels = case.make()
+    expected = case.oracle(arrays, labels, range(CLASSES), **case.hyper)
+    loss, _ = evaluate(case, arrays, labels)
+    assert loss.dtype == jnp.float32
+    np.testing.assert_allclose(loss, expected, **FLOAT32)
+    with jax.enable_x64(True):
+        run = jax.jit(lambda a: case.loss(a, jnp.asarray(labels), **case.hyper))
+        loss = run(to(arrays, jnp.float64))
+        assert loss.dtype == jnp.float64
+        np.testing.assert_allclose(loss, expected, rtol=1e-10, atol=1e-12)
+
+
+@every_loss
+def test_gradients_equal_finite_differences(case):
+    arrays, labels = case.make(seed=1)
+    rng = np.random.default_rng(2)
+    with jax.enable_x64(True):
+        weights = jnp.linspace(0.5, 1.5, BATCH)
+
+        def total(arrays, hyper):
+            return jnp.sum(case.loss(arrays, jnp.asarray(labels), **case.fixed, **hyper) * weights)
+
+        hyper = {} if case.fixed else case.hyper
+        point = (to(arrays, jnp.float64), {n: jnp.float64(x) for n, x in case.hyper.items()})
+        direction = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape)), point)
+        if not hyper:
+            direction = (direction[0], jax.tree.map(jnp.zeros_like, direction[1]))
+        value = jax.jit(total)
+        gradient = jax.jit(jax.grad(total, argnums=(0, 1)))(*point)
+        step = 1e-6
+        ahead, behind = (
+            value(*jax.tree.map(lambda x, d, s=s: x + s * d, point, direction))
+            for s in (step, -step)
+        )
+        inner = jax.tree.map(lambda g, d: jnp.sum(g * d), gradient, direction)
+        # Central differences: the third derivative times step^2, and rounding 1e-16 / step.
+        np.testing.assert_allclose(
+            sum(jax.tree.leaves(inner)), (ahead - behind) / (2 * step), rtol=1e-6, atol=1e-7
+        )
+
+
+@every_loss
+def test_jit_and_eager_agree(case):
+    arrays, labels = case.make(seed=3)
+    compiled_loss, _ = evaluate(case, arrays, labels)
+    eager = case.loss(to(arrays, jnp.float32), jnp.asarray(labels), **case.hyper)
+    np.testing.assert_allclose(eager, compiled_loss, rtol=1e-6, atol=1e-6)
+
+
+@every_loss
+def test_vmap_equals_a_loop(case):
+    stacked, all_labels = [], []
+    for seed in (4, 5):
+        arrays, labels = case.make(seed=seed)
+        stacked.append(to(arrays, jnp.float32))
+        all_labels.append(labels)
+    batched = jax.tree.map(lambda *x: jnp.stack(x), *stacked)
+    run = jax.jit(jax.vmap(lambda a, y: case.loss(a, y, **case.hyper)))
+    mapped = run(batched, jnp.asarray(all_labels))
+    looped = [evaluate(case, arrays, y)[0] for arrays, y in zip(stacked, all_labels, strict=True)]
+    np.testing.assert_allclose(mapped, jnp.stack(looped), rtol=1e-6, atol=1e-6)
+
+
+@every_prototype_loss
+def test_leading_axes_are_batch_axes(case):
+    arrays, labels = case.make(seed=6, batch=6)
+    flat = to(arrays, jnp.float32)
+    folded = {
+        name: x.reshape(2, 3, *x.shape[1:]) if case.arrays[name].startswith("B") else x
+        for name, x in flat.items()
+    }
+    where = jnp.asarray([True, True, False])
+    loss = case.loss(folded, jnp.asarray(labels).reshape(2, 3), where=where, **case.hyper)
+    expected = case.loss(flat, jnp.asarray(labels), where=jnp.tile(where, 2), **case.hyper)
+    np.testing.assert_allclose(loss.reshape(-1), expected, rtol=1e-6, atol=1e-6)
+
+
+@every_loss
+def test_excluded_examples_change_nothing_even_if_not_finite(case):
+    arrays, labels = case.make(seed=7)
+    where = np.array([True, False, True, True, False, True, True])
+    kept = {n: x[where] if case.arrays[n].startswith("B") else x for n, x in arrays.items()}
+    expected = case.oracle(kept, labels[where], range(CLASSES), **case.hyper)
+    poisoned = {n: x.copy() for n, x in arrays.items()}
+    for name in poisoned:
+        if case.arrays[name] == "BD":
+            poisoned[name][~where] = np.nan
+    loss, gradients = evaluate(case, poisoned, labels, where=where)
+    np.testing.assert_allclose(loss[where], expected, **FLOAT32)
+    np.testing.assert_array_equal(loss[~where], 0)
+    assert_finite(gradients)
+    for name, gradient in gradients[0].items():
+        if case.arrays[name].startswith("B"):
+            np.testing.assert_array_equal(gradient[~where], 0)
+
+
+@every_loss
+def test_nothing_counted_gives_zero_and_zero_gradients(case):
+    arrays, labels = case.make(seed=8)
+    loss, gradients = evaluate(case, arrays, labels, where=np.zeros(BATCH, bool))
+    for leaf in jax.tree.leaves((loss, gradients)):
+        np.testing.assert_array_equal(leaf, 0)
+
+
+@every_loss
+def test_no_class_gives_zero_and_zero_gradients(case):
+    if "labels" not in case.loss.__code__.co_varnames or case.name == "vicreg":
+        pytest.skip("has no labels")
+    arrays, labels = case.make(seed=9)
+    labels[2] = -1
+    loss, gradients = evaluate(case, arrays, labels)
+    assert loss[2] == 0
+    assert_finite(gradients)
+    if case.in_batch:
+        expected = case.oracle(arrays, labels, None, **case.hyper)
+        np.testing.assert_allclose(loss, expected, **FLOAT32)
+    else:
+        np.testing.assert_array_equal(gradients[0]["embeddings"][2], 0)
+        labels[2] = CLASSES
+        np.testing.assert_array_equal(evaluate(case, arrays, labels)[0][2], 0)
+
+
+@every_prototype_loss
+def test_excluded_classes_occur_nowhere(case):
+    arrays, labels = case.make(seed=10)
+    present = np.array([True, True, False, True, False, True])
+    labels = np.array([0, 1, 3, 5, 3, 1, 0])
+    expected = case.oracle(arrays, labels, np.flatnonzero(present), **case.hyper)
+    loss, gradients = evaluate(case, arrays, labels, present=present)
+    np.testing.assert_allclose(loss, expected, **FLOAT32)
+    for name, axis in case.class_axes().items():
+        gradient = np.moveaxis(np.asarray(gradients[0][name]), axis, 0)
+        np.testing.assert_array_equal(gradient[~present], 0)
+    labels[1] = 2
+    assert evaluate(case, arrays, labels, present=present)[0][1] == 0
+
+
+@every_prototype_loss
+def test_a_single_class_is_certain(case):
+    if case.name == "center":
+        pytest.skip("compares with the own class only")
+    arrays, labels = case.make(seed=11, classes=1)
+    loss = case.loss(to(arrays, jnp.float32), jnp.asarray(labels), **case.hyper)
+    if "multi" in case.name:
+        # Several own prototypes compete with each other, as Eq. 3 says.
+        expected = case.oracle(arrays, labels, range(1), **case.hyper)
+        np.testing.assert_allclose(loss, expected, **FLOAT32)
+    else:
+        np.testing.assert_array_equal(loss, 0)
+
+
+@every_prototype_loss
+def test_renaming_classes_changes_nothing(case):
+    arrays, labels = case.make(seed=12)
+    order = np.random.default_rng(0).permutation(CLASSES)
+    axes = case.class_axes()
+    renamed = {n: np.take(x, order, axes[n]) if n in axes else x for n, x in arrays.items()}
+    expected, _ = evaluate(case, arrays, labels)
+    loss, _ = evaluate(case, renamed, np.argsort(order)[labels])
+    np.testing.assert_allclose(loss, expected, rtol=2e-6, atol=2e-6)
+
+
+@every_loss
+def test_reordering_examples_reorders_losses(case):
+    arrays, labels = case.make(seed=13)
+    order = np.random.default_rng(1).permutation(BATCH)
+    moved = {n: x[order] if case.arrays[n].startswith("B") else x for n, x in arrays.items()}
+    expected, _ = evaluate(case, arrays, labels)
+    loss, _ = evaluate(case, moved, labels[order])
+    np.testing.assert_allclose(loss, expected[order], rtol=2e-6, atol=2e-6)
+
+
+@every_loss
+def test_bfloat16_inputs_are_summed_in_float32(case):
+    arrays, labels = case.make(seed=14)
+    rounded = {n: np.asarray(jnp.asarray(x, jnp.bfloat16), np.float64) for n, x in arrays.items()}
+    expected = case.oracle(rounded, labels, range(CLASSES), **case.hyper)
+    loss, gradients = evaluate(case, arrays, labels, dtype=jnp.bfloat16)
+    assert loss.dtype == jnp.float32
+    # The inputs are rounded before the oracle sees them, so only float32 rounding is left; the
+    # squares of arccos near its ends magnify it.
+    np.testing.assert_allclose(loss, expected, rtol=1e-4, atol=1e-4)
+    exact = evaluate(case, rounded, labels)[1][0]
+    for name, gradient in gradients[0].items():
+        assert gradient.dtype == jnp.bfloat16
+        # Scores' gradients and results are rounded to 8 bits each.
+        scale = float(jnp.abs(exact[name]).max())
+        np.testing.assert_allclose(
+            np.asarray(gradient, np.float32), exact[name], rtol=0, atol=0.02 * scale
+        )
+
+
+@every_loss
+def test_extreme_inputs_have_finite_losses_and_gradients(case):
+    sharp = {n: {"temperature": 0.01, "scale": 200.0}.get(n, x) for n, x in case.hyper.items()}
+    rng = np.random.default_rng(15)
+    for kind in ("zero", "same", "opposite", "axes"):
+        arrays, labels = case.make(seed=15)
+        axis = np.eye(DIM)[0]
+        for name, letters in case.arrays.items():
+            if letters.endswith("D"):
+                shape = arrays[name].shape
+                if kind == "zero":
+                    arrays[name] = np.zeros(shape)
+                elif kind == "axes":
+                    arrays[name] = np.eye(DIM)[rng.integers(0, DIM, shape[:-1])]
+                else:
+                    sign = -1 if kind == "opposite" and name == "embeddings" else 1
+                    arrays[name] = np.broadcast_to(sign * axis, shape).copy()
+            if name == "mix":
+                arrays[name][:, 0] = 0.5  # between opposite vectors lies the zero vector
+                arrays[name][:, 1], arrays[name][:, 2] = 0.0, 1.0
+        assert_finite(evaluate(case, arrays, labels))
+        assert_finite(evaluate(case, arrays, labels, hyper=sharp))
+        assert_finite(evaluate(case, arrays, labels, dtype=jnp.bfloat16, hyper=sharp))
+
+
+@every_loss
+def test_small_temperatures_lose_no_digits(case):
+    sharp = {n: {"temperature": 0.01, "scale": 100.0}.get(n, x) for n, x in case.hyper.items()}
+    arrays, labels = case.make(seed=16)
+    expected = case.oracle(arrays, labels, range(CLASSES), **sharp)
+    loss, _ = evaluate(case, arrays, labels, hyper=sharp)
+    # A dot product of float32 is good to 1e-7, a hundred times that in the logits; raw vectors
+    # are a few times longer.
+    np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=2e-4)
+
+
+@every_loss
+def test_hyper_parameters_may_be_traced(case):
+    if not case.hyper:
+        pytest.skip("has none")
+    arrays, labels = case.make(seed=17)
+    name, value = next(iter(case.hyper.items()))
+    values = jnp.float32(value) * jnp.array([0.5, 1.0, 1.5])
+
+    def at(x):
+        return case.loss(to(arrays, jnp.float32), jnp.asarray(labels), **case.hyper | {name: x})
+
+    swept = jax.jit(jax.vmap(at))(values)
+    for i, x in enumerate(values):
+        expected, _ = evaluate(case, arrays, labels, hyper=case.hyper | {name: x})
+        np.testing.assert_allclose(swept[i], expected, rtol=1e-5, atol=1e-5)
+
+
+@every_loss
+def test_an_empty_batch_has_no_losses(case):
+    arrays, labels = case.make(batch=0)
+    loss = case.loss(to(arrays, jnp.float32), jnp.asarray(labels, jnp.int32), **case.hyper)
+    assert loss.shape == (0,)
+
+
+def assert_same(found, expected):
+    """To 1e-6 of the largest entry: the same float32 sums, taken in another order."""
+
+    def same(a, b):
+        scale = max(1.0, float(jnp.abs(b).max()))
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * scale)
+
+    jax.tree.map(same, found, expected)
+
+
+@every_loss_in_pieces
+def test_pieces_equal_the_whole(case):
+    arrays, labels = case.make(seed=18)
+    present = jnp.asarray([True, True, False, True, True, True])
+    masks = {} if case.in_batch else case.mask(present)
+    expected = evaluate(case, arrays, labels, present=present)
+    hyper = {n: jnp.float32(x) for n, x in case.hyper.items()}
+    whole = BATCH if case.in_batch else CLASSES
+    # 4 leaves a rest; the others are the ends of the range, and need no test for every loss.
+    sizes = (1, 4, whole, whole + 3) if case.name in ("prototypical", "nt_xent") else (4,)
+    for size in sizes:
+
+        def total(arrays, hyper, size=size):
+            loss = case.loss(arrays, jnp.asarray(labels), chunk_size=size, **masks, **hyper)
+            return jnp.sum(loss * WEIGHTS.astype(loss.dtype)), loss
+
+        run = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))
+        (_, loss), gradients = run(to(arrays, jnp.float32), hyper)
+        assert_same((loss, gradients), expected)
+
+
+@pytest.mark.parametrize("case", [c for c in PROTOTYPE_CASES if c.pieces], ids=str)
+def test_prototypes_spread_over_devices_equal_one_device(case):
+    devices = 4
+    arrays, labels = case.make(seed=19, classes=8)
+    axes = case.class_axes()
+    arrays = to(arrays, jnp.float32)
+    hyper = {n: jnp.float32(x) for n, x in case.hyper.items()}
+    present = jnp.asarray([True, True, False, True, True, True, True, True])
+
+    def gradients(arrays, hyper, present, **keywords):
+        def total(arrays, hyper):
+            masks = case.mask(present)
+            loss = case.loss(arrays, jnp.asarray(labels), **masks, **hyper, **keywords)
+            return jnp.sum(loss * WEIGHTS.astype(loss.dtype)), loss
+
+        return jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(arrays, hyper)
+
+    expected = jax.jit(gradients)(arrays, hyper, present)
+    spread = {
+        n: jnp.stack(jnp.split(x, devices, axes[n])) if n in axes else x for n, x in arrays.items()
+    }
+    in_axes = ({n: 0 if n in axes else None for n in arrays}, None, 0)
+    for chunk_size in (None, 1) if case.name == "prototypical" else (1,):
+        run = jax.pmap(
+            functools.partial(gradients, class_axis_name="d", chunk_size=chunk_size),
+            axis_name="d",
+            in_axes=in_axes,
+            devices=jax.devices()[:devices],
+        )
+        (total, loss), (of_arrays, of_hyper) = run(spread, hyper, present.reshape(devices, -1))
+        joined = {n: jnp.concatenate(list(of_arrays[n]), axes[n]) for n in axes}
+        copies = {n: g for n, g in of_arrays.items() if n not in axes}
+        for leaf in jax.tree.leaves((total, loss, copies, of_hyper)):
+            np.testing.assert_array_equal(leaf[1:], jnp.broadcast_to(leaf[:1], leaf[1:].shape))
+        first = jax.tree.map(lambda x: x[0], (total, loss, copies, of_hyper))
+        assert_same((first[:2], (first[2] | joined, first[3])), expected)
+
+
+@every_prototype_loss
+def test_errors_name_both_shapes(case):
+    arrays, labels = case.make()
+    arrays = to(arrays, jnp.float32)
+    narrow = arrays | {"embeddings": arrays["embeddings"][:, :-1]}
+    second = list(case.arrays)[1]
+    with pytest.raises(
+        ValueError,
+        match=r"\(7, 4\).*" + str(arrays[second].shape).replace("(", r"\(").replace(")", r"\)"),
+    ):
+        case.loss(narrow, jnp.asarray(labels), **case.hyper)
+    with pytest.raises(ValueError, match=r"labels \(6,\) and embeddings \(7, 5\)"):
+        case.loss(arrays, jnp.asarray(labels[:-1]), **case.hyper)
+    with pytest.raises(ValueError, match="labels must be integers"):
+        case.loss(arrays, jnp.ones(BATCH), **case.hyper)
+    with pytest.raises(ValueError, match=r"where of shape \(3,\) does not broadcast to .*\(7,\)"):
+        case.loss(arrays, jnp.asarray(labels), where=jnp.ones(3, bool), **case.hyper)
+    with pytest.raises(ValueError, match=r"where of shape .* does not broadcast"):
+        case.loss(arrays, jnp.asarray(labels), **case.mask(jnp.ones(4, bool)), **case.hyper)
+    integers = arrays | {"embeddings": jnp.ones((BATCH, DIM), int)}
+    with pytest.raises(ValueError, match="embeddings must be floating, found int32"):
+        case.loss(integers, jnp.asarray(labels), **case.hyper)
+    if case.pieces:
+        with pytest.raises(ValueError, match="chunk_size must be at least 1"):
+            case.loss(arrays, jnp.asarray(labels), chunk_size=0, **case.hyper)
+    for name in {"temperature", "scale"} & set(case.hyper):
+        if case.fixed:
+            continue
+        with pytest.raises(ValueError, match=f"{name} must be positive, found -1"):
+            case.loss(arrays, jnp.asarray(labels), **case.hyper | {name: -1})
+        with pytest.raises(ValueError, match=rf"{name} must be a scalar, found shape \(2,\)"):
+            case.loss(arrays, jnp.asarray(labels), **case.hyper | {name: jnp.ones(2)})
+
+
+def test_errors_of_in_batch_losses_name_both_shapes():
+    z = jnp.ones((4, 3))
+    for loss in (losses.supervised_contrastive_loss, losses.nt_xent_loss):
+        with pytest.raises(ValueError, match=r"labels \(3,\) and embeddings \(4, 3\)"):
+            loss(z, jnp.zeros(3, int))
+        with pytest.raises(ValueError, match=r"found \(2, 4, 3\) with labels \(2, 4\)"):
+            loss(jnp.ones((2, 4, 3)), jnp.zeros((2, 4), int))
+    with pytest.raises(ValueError, match=r"first \(4, 3\) and second \(4, 2\)"):
+        losses.vicreg_loss(z, z[:, :2])
+
+
+def test_every_public_loss_is_in_the_suite():
+    covered = {case.name.removesuffix("_normalized") for case in CASES}
+    public = {name.removesuffix("_loss") for name in losses.__all__ if name.endswith("_loss")}
+    assert public - covered == {"variance", "covariance"}  # the terms of vicreg
