@@ -257,8 +257,8 @@ def _run(
             Path(target.file).parent,
             "a worker process that ended abruptly",
             "workers that live",
-            "Run this again, with fewer workers if memory was short: what is done is kept. A script "
-            "of your own must do its work under if __name__ == '__main__'.",
+            "Run this again, with fewer workers if memory was short: what is done is kept. A "
+            "script of your own must do its work under if __name__ == '__main__'.",
         ) from None
     finally:
         stop.set()  # after an interrupt the workers end with the clip they have in hand
