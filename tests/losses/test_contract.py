@@ -129,8 +129,9 @@ def test_leading_axes_are_batch_axes(case):
         for name, x in flat.items()
     }
     where = jnp.asarray([True, True, False])
-    loss = case.loss(folded, jnp.asarray(labels).reshape(2, 3), where=where, **case.hyper)
-    expected = case.loss(flat, jnp.asarray(labels), where=jnp.tile(where, 2), **case.hyper)
+    run = jax.jit(lambda arrays, y, where: case.loss(arrays, y, where=where, **case.hyper))
+    loss = run(folded, jnp.asarray(labels).reshape(2, 3), where)
+    expected = run(flat, jnp.asarray(labels), jnp.tile(where, 2))
     np.testing.assert_allclose(loss.reshape(-1), expected, rtol=1e-6, atol=1e-6)
 
 

@@ -1,0 +1,79 @@
+"""Memory of compiled programs, and what an import loads. Nothing here is run, only compiled."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from asdproto import losses
+
+MIB = 2**20
+
+
+def temporary_memory(loss, batch, classes, dim, *, mix=False):
+    """Bytes beside arguments and results of a compiled value and gradient."""
+
+    def mean(z, p, y, *rest):
+        return loss(z, p, y, *rest).mean()
+
+    shapes = [
+        jax.ShapeDtypeStruct((batch, dim), jnp.float32),
+        jax.ShapeDtypeStruct((classes, dim), jnp.float32),
+        jax.ShapeDtypeStruct((batch,), jnp.int32),
+    ]
+    if mix:
+        shapes.append(jax.ShapeDtypeStruct((batch, classes), jnp.float32))
+    lowered = jax.jit(jax.value_and_grad(mean, argnums=(0, 1))).lower(*shapes)
+    compiled = lowered.compile(compiler_options={"xla_backend_optimization_level": 3})
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def test_mixed_negatives_need_no_more_than_scores():
+    sizes = (512, 1024, 256)
+    closed = temporary_memory(losses.negative_prototype_loss, *sizes, mix=True)
+    assert closed < 16e6
+    # The definition makes batch * classes vectors; this also shows that the figure measures.
+    definition = losses.negative_prototype_loss_by_definition
+    assert temporary_memory(definition, *sizes, mix=True) > 500e6
+
+
+@pytest.mark.parametrize("name", ["prototypical", "negative_prototype"])
+def test_a_hundred_thousand_classes_fit(name):
+    keywords = {"chunk_size": 2048}
+    if name == "negative_prototype":
+        keywords["key"] = jax.random.key(0)
+
+    def loss(z, p, y):
+        return getattr(losses, f"{name}_loss")(z, p, y, **keywords)
+
+    assert temporary_memory(loss, 4096, 100_000, 256) < 1024 * MIB
+
+
+@pytest.mark.parametrize("loss", [losses.supervised_contrastive_loss, losses.nt_xent_loss])
+def test_contrastive_losses_by_blocks_of_anchors(loss):
+    def total(z, p, y, chunk_size=None):
+        return loss(z + 0 * p[0], y, chunk_size=chunk_size)
+
+    whole = temporary_memory(total, 4096, 1, 64)
+    blocks = temporary_memory(lambda *a: total(*a, chunk_size=256), 4096, 1, 64)
+    assert blocks < whole / 4
+
+
+def test_importing_the_losses_loads_jax_and_nothing_else():
+    """Of what the package depends on; jax brings numpy and its own few."""
+    program = """
+import sys
+import jax
+before = set(sys.modules)
+import asdproto.losses
+import asdproto.prototypes
+roots = {name.split('.')[0] for name in set(sys.modules) - before}
+print(sorted(roots - set(sys.stdlib_module_names)))
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120
+    )
+    # Modules of jax itself, and what it loads lazily, were there before or are its own.
+    assert found.stdout.strip() == "['asdproto']"

@@ -1,0 +1,311 @@
+"""Where one loss must become another, and properties of single losses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from asdproto import losses
+from asdproto.prototypes import (
+    class_sums,
+    l2_normalize,
+    leave_one_out_prototypes,
+    sample_class_mix,
+    sub_prototypes,
+    subset_mask,
+)
+
+# The same sums in another order.
+CLOSE = {"rtol": 2e-6, "atol": 2e-6}
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """Embeddings, prototypes, labels: unit vectors of different numbers everywhere."""
+    keys = jax.random.split(jax.random.key(3), 4)
+    z = l2_normalize(jax.random.normal(keys[0], (9, 6)))
+    p = l2_normalize(jax.random.normal(keys[1], (5, 6)))
+    return z, p, jax.random.randint(keys[2], (9,), 0, 5)
+
+
+def test_all_members_drawn_makes_sub_prototypes_the_prototypes(batch):
+    z, _, y = batch
+    sums, counts = class_sums(z, y, 5)
+    prototypes = l2_normalize(sums)
+    draw = jax.jit(jax.vmap(lambda k: subset_mask(k, y, 5, 1.0)))
+    masks = draw(jax.random.split(jax.random.key(0), 2))
+    expanded = jnp.concatenate([prototypes[:, None], sub_prototypes(z, y, masks, 5)], axis=1)
+    np.testing.assert_allclose(expanded, jnp.repeat(prototypes[:, None], 3, axis=1), **CLOSE)
+    present = (counts > 0)[:, None]
+    expanded_loss = losses.multi_prototype_loss(z, expanded, y, prototype_where=present)
+    # Every class has three equal prototypes: the own one's share of the sum is a third.
+    expected = losses.prototypical_loss(z, prototypes, y, class_where=present[:, 0]) + np.log(3)
+    np.testing.assert_allclose(expanded_loss, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_one_prototype_a_class_is_the_prototypical_loss(batch):
+    z, p, y = batch
+    expected = losses.prototypical_loss(z, p, y)
+    np.testing.assert_allclose(losses.multi_prototype_loss(z, p[:, None], y), expected, **CLOSE)
+
+
+def test_mix_of_zero_doubles_the_negatives(batch):
+    z, p, y = batch
+    loss = losses.negative_prototype_loss(z, p, y, jnp.zeros((9, 5)), temperature=0.3)
+    logits = z @ p.T / 0.3
+    own = jnp.take_along_axis(logits, y[:, None], 1)[:, 0]
+    total = 2 * jnp.exp(logits).sum(1) - jnp.exp(own)
+    np.testing.assert_allclose(loss, jnp.log(total) - own, rtol=1e-5)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_the_closed_form_is_the_definition(batch, normalize):
+    z, p, y = batch
+    # Of any length: the closed form holds for unit vectors and beyond.
+    z, p = z * jnp.linspace(0.5, 2, 9)[:, None], p * jnp.linspace(2, 0.5, 5)[:, None]
+    mix = jax.random.uniform(jax.random.key(1), (9, 5))
+    where, present = jnp.arange(9) != 4, jnp.arange(5) != 2
+    weights = jnp.linspace(0.5, 1.5, 9)
+
+    def total(loss):
+        def run(z, p, mix, temperature):
+            values = loss(
+                z,
+                p,
+                y,
+                mix,
+                temperature=temperature,
+                normalize_mixed=normalize,
+                where=where,
+                class_where=present,
+            )
+            return jnp.sum(values * weights), values
+
+        return jax.jit(jax.value_and_grad(run, argnums=(0, 1, 2, 3), has_aux=True))
+
+    with jax.enable_x64(True):
+        arguments = [jnp.asarray(x, jnp.float64) for x in (z, p, mix, 0.1)]
+        found = total(losses.negative_prototype_loss)(*arguments)
+        expected = total(losses.negative_prototype_loss_by_definition)(*arguments)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), found, expected
+        )
+
+
+def test_one_prototype_with_mixed_negatives_is_the_negative_prototype_loss(batch):
+    z, p, y = batch
+    mix = jax.random.uniform(jax.random.key(2), (9, 5))
+    loss = losses.multi_negative_prototype_loss(z, p[:, None], y, mix[..., None])
+    np.testing.assert_allclose(loss, losses.negative_prototype_loss(z, p, y, mix), **CLOSE)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1, 2])
+def test_a_key_draws_the_coefficients_that_it_says(batch, chunk_size):
+    z, p, y = batch
+    key, bounds = jax.random.key(7), (0.1, 0.6)
+    mix = sample_class_mix(key, (9,), 5, *bounds)
+
+    def total(z, p, **keywords):
+        return losses.negative_prototype_loss(z, p, y, temperature=0.5, **keywords).sum()
+
+    def gradients(**keywords):
+        run = jax.value_and_grad(lambda z, p: total(z, p, **keywords), argnums=(0, 1))
+        return jax.jit(run)(z, p)
+
+    drawn = gradients(key=key, mix_range=bounds, chunk_size=chunk_size)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), drawn, gradients(mix=mix[..., 0])
+    )
+    several = jnp.stack([p, -p], axis=1)
+    mix = sample_class_mix(key, (9,), 5, *bounds, per_class=2)
+    several_loss = jax.jit(losses.multi_negative_prototype_loss, static_argnames="chunk_size")
+    np.testing.assert_allclose(
+        several_loss(z, several, y, key=key, mix_range=bounds, chunk_size=chunk_size),
+        several_loss(z, several, y, mix),
+        rtol=1e-5,
+    )
+
+
+def test_mix_or_key_is_needed(batch):
+    z, p, y = batch
+    for arguments in ({}, {"mix": jnp.zeros((9, 5)), "key": jax.random.key(0)}):
+        with pytest.raises(ValueError, match="exactly one of mix"):
+            losses.negative_prototype_loss(z, p, y, **arguments)
+    with pytest.raises(ValueError, match=r"\(9, 5\), found \(9, 4\)"):
+        losses.negative_prototype_loss(z, p, y, jnp.zeros((9, 4)))
+    with pytest.raises(ValueError, match=r"\(9, 5, 1\), found \(9, 5\)"):
+        losses.multi_negative_prototype_loss(z, p[:, None], y, jnp.zeros((9, 5)))
+
+
+def test_anchors_left_out_of_their_prototypes(batch):
+    z, _, y = batch
+    sums, counts = class_sums(z, y, 5)
+    own, exists = leave_one_out_prototypes(z, y, sums, counts)
+    present = counts > 0
+    prototypes = l2_normalize(sums)
+    loss = losses.prototypical_loss(
+        z, prototypes, y, own_prototypes=own, where=exists, class_where=present, temperature=0.5
+    )
+    for i in range(9):
+        others = [j for j in range(9) if j != i and y[j] == y[i]]
+        if not others:
+            assert loss[i] == 0
+            continue
+        mean = np.mean(np.asarray(z)[others], axis=0)
+        logits = np.asarray(prototypes @ z[i]) / 0.5
+        logits[y[i]] = mean @ np.asarray(z[i]) / np.linalg.norm(mean) / 0.5
+        logits = logits[np.asarray(present)]
+        expected = np.log(np.exp(logits).sum()) - (mean / np.linalg.norm(mean)) @ z[i] / 0.5
+        np.testing.assert_allclose(loss[i], expected, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"own_prototypes \(9, 5\) and embeddings \(9, 6\)"):
+        losses.prototypical_loss(z, prototypes, y, own_prototypes=own[:, :5])
+
+
+def test_a_margin_of_zero_is_the_scaled_softmax(batch):
+    expected = losses.softmax_loss(*batch, temperature=1 / 16)
+    for loss in (losses.arcface_loss, losses.cosface_loss):
+        np.testing.assert_allclose(loss(*batch, margin=0.0, scale=16.0), expected, rtol=1e-5)
+    state = losses.AdaCosState(jnp.float32(16))
+    fixed, after = losses.adacos_loss(*batch, state, adaptive=False)
+    np.testing.assert_allclose(fixed, expected, rtol=1e-5)
+    assert after.scale == 16
+
+
+def test_arcface_keeps_rising_beyond_pi():
+    """Own angle from 0 to pi: the loss must never fall, though cos(angle + margin) would."""
+    angles = jnp.linspace(0.0, jnp.pi, 200)
+    z = jnp.stack([jnp.cos(angles), jnp.sin(angles), 0 * angles], axis=-1)
+    prototypes = jnp.eye(3)[jnp.array([0, 2])]
+    loss = losses.arcface_loss(z, prototypes, jnp.zeros(200, int), margin=0.5, scale=10.0)
+    assert bool((jnp.diff(loss) >= -1e-5).all())
+
+
+def test_one_sub_cluster_is_adacos(batch):
+    z, p, y = batch
+    state = losses.adacos_init(5)
+    assert state == losses.adacos_init(5, 1)
+    expected, _ = losses.adacos_loss(z, p, y, state, adaptive=False)
+    found, _ = losses.sub_cluster_adacos_loss(z, p[:, None], y, state, adaptive=False)
+    np.testing.assert_allclose(found, expected, **CLOSE)
+
+
+def test_equal_sub_clusters_change_nothing(batch):
+    z, p, y = batch
+    state = losses.adacos_init(5)
+    expected, _ = losses.adacos_loss(z, p, y, state, adaptive=False)
+    same = jnp.repeat(p[:, None], 3, axis=1)
+    found, _ = losses.sub_cluster_adacos_loss(z, same, y, state, adaptive=False)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_a_subspace_of_one_dimension_compares_without_sign(batch):
+    z, p, y = batch
+    state = losses.adacos_init(5)
+    found, _ = losses.adaproj_loss(z, p[:, None], y, state, adaptive=False)
+    logits = state.scale * jnp.abs(z @ p.T)
+    expected = -jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], 1)[:, 0]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_a_subspace_of_all_dimensions_holds_everything(batch):
+    z, _, y = batch
+    bases = jnp.broadcast_to(jnp.eye(6), (5, 6, 6))
+    loss, _ = losses.adaproj_loss(z, bases, y, losses.adacos_init(5), adaptive=False)
+    np.testing.assert_allclose(loss, np.log(5), rtol=1e-5)
+
+
+def test_scale_of_adacos_is_kept_in_bounds(batch):
+    z, p, y = batch
+    state = losses.AdaCosState(jnp.float32(7))
+    _, empty = losses.adacos_loss(z, p, y, state, where=jnp.zeros(9, bool))
+    assert empty.scale == 7
+    _, poisoned = losses.adacos_loss(z * jnp.nan, p, y, state)
+    assert poisoned.scale == 7
+    _, two = losses.adacos_loss(z, p[:2], y % 2, losses.AdaCosState(jnp.float32(0.1)))
+    assert two.scale == 1
+    for classes in (1, 2, 3):
+        assert losses.adacos_init(classes).scale >= 1
+    with pytest.raises(ValueError, match="found 0 and 1"):
+        losses.adacos_init(0)
+
+
+def test_squared_distances_of_unit_vectors_are_products(batch):
+    expected = losses.prototypical_loss(*batch, temperature=0.5)
+    np.testing.assert_allclose(losses.prototypical_network_loss(*batch), expected, rtol=1e-5)
+
+
+def test_two_views_make_the_contrastive_losses_equal(batch):
+    z, _, _ = batch
+    pairs = jnp.array([0, 0, 1, 1, 2, 2, 3, 3])
+    np.testing.assert_allclose(
+        losses.supervised_contrastive_loss(z[:8], pairs),
+        losses.nt_xent_loss(z[:8], pairs),
+        rtol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("loss", [losses.supervised_contrastive_loss, losses.nt_xent_loss])
+def test_without_positives_contrastive_losses_are_zero(batch, loss):
+    z, _, _ = batch
+    value, gradient = jax.value_and_grad(lambda z: loss(z, jnp.arange(9)).sum())(z)
+    assert value == 0
+    np.testing.assert_array_equal(gradient, 0)
+
+
+def test_wide_embeddings_have_the_covariance_of_the_definition():
+    x = np.random.default_rng(0).normal(size=(6, 40)) * np.linspace(0.2, 3, 40)
+    covariance = np.cov(x.T)
+    off = covariance - np.diag(np.diag(covariance))
+    found = losses.covariance_loss(jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(found, np.sum(off**2) / 40, rtol=1e-5)
+    spread = np.sqrt(np.diag(covariance) + 1e-4)
+    expected = np.maximum(0, 1 - spread).mean()
+    np.testing.assert_allclose(
+        losses.variance_loss(jnp.asarray(x, jnp.float32)), expected, rtol=1e-5
+    )
+    for few in (x[:1], x[:0]):
+        terms = losses.vicreg_loss(jnp.asarray(few), jnp.asarray(few) + 1)
+        assert terms.variance == 0
+        assert terms.covariance == 0
+
+
+def test_masked_mean():
+    values = jnp.array([[1.0, 2.0], [6.0, jnp.nan]])
+    where = jnp.array([[True, True], [True, False]])
+    value, gradient = jax.value_and_grad(losses.masked_mean)(values, where)
+    assert value == 3
+    np.testing.assert_allclose(gradient, np.where(where, 1 / 3, 0))
+    assert losses.masked_mean(values, jnp.zeros((2, 2), bool)) == 0
+    with pytest.raises(ValueError, match=r"\(3,\) does not broadcast to shape \(2, 2\)"):
+        losses.masked_mean(values, jnp.ones(3, bool))
+
+
+def test_hessian_vector_products(batch):
+    """The gradient is written by hand; its own derivative must still be that of the loss."""
+    z, p, y = batch
+    mix = jnp.full((9, 5), 0.3)
+    direction = jax.random.normal(jax.random.key(4), z.shape)
+
+    def product(loss):
+        gradient = jax.grad(lambda z: loss(z, p, y, mix, temperature=0.5).sum())
+        return jax.jit(lambda z: jax.jvp(gradient, (z,), (direction,))[1])(z)
+
+    np.testing.assert_allclose(
+        product(losses.negative_prototype_loss),
+        product(losses.negative_prototype_loss_by_definition),
+        rtol=1e-4,
+        atol=1e-4,
+    )
+
+
+def test_fixed_prototypes_cost_no_gradient(batch):
+    """What is not differentiated is not computed: no product of the prototypes' shape."""
+    z, p, y = batch
+
+    def count_products(argnums):
+        def total(z, p):
+            return losses.prototypical_loss(z, p, y, chunk_size=2).sum()
+
+        return str(jax.make_jaxpr(jax.grad(total, argnums))(z, p)).count("dot_general")
+
+    assert count_products(0) < count_products((0, 1))

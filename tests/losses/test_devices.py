@@ -1,0 +1,149 @@
+"""Losses over several devices: examples spread by axis_name, classes by class_axis_name."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import Mesh, PartitionSpec
+
+from asdproto import losses
+from asdproto.prototypes import l2_normalize
+
+DEVICES = 4
+Z = l2_normalize(jax.random.normal(jax.random.key(0), (12, 6)))
+SECOND = l2_normalize(Z + 0.3 * jax.random.normal(jax.random.key(1), (12, 6)))
+P = l2_normalize(jax.random.normal(jax.random.key(2), (8, 6)))
+Y = jax.random.randint(jax.random.key(3), (12,), 0, 4)
+WHERE = jnp.arange(12) % 5 != 3
+
+
+def adacos(z, second, y, where, axis_name=None):
+    del second
+    loss, state = losses.adacos_loss(
+        z, P, y, losses.AdaCosState(jnp.float32(9)), where=where, axis_name=axis_name
+    )
+    return jnp.where(where, loss + state.scale, 0)
+
+
+def sub_cluster(z, second, y, where, axis_name=None):
+    del second
+    loss, state = losses.sub_cluster_adacos_loss(
+        z,
+        P.reshape(4, 2, 6),
+        y,
+        losses.AdaCosState(jnp.float32(9)),
+        where=where,
+        axis_name=axis_name,
+    )
+    return jnp.where(where, loss + state.scale, 0)
+
+
+def vicreg(z, second, y, where, axis_name=None):
+    del y
+    terms = losses.vicreg_loss(z, second, where=where, axis_name=axis_name)
+    return jnp.where(where, terms.invariance + terms.variance + terms.covariance, 0)
+
+
+def contrastive(loss, **keywords):
+    def run(z, second, y, where, axis_name=None):
+        del second
+        return loss(z, y, where=where, axis_name=axis_name, **keywords)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        pytest.param(adacos, id="adacos"),
+        pytest.param(sub_cluster, id="sub_cluster_adacos"),
+        pytest.param(vicreg, id="vicreg"),
+        pytest.param(contrastive(losses.supervised_contrastive_loss), id="supcon"),
+        pytest.param(contrastive(losses.nt_xent_loss, chunk_size=2), id="nt_xent"),
+    ],
+)
+def test_examples_spread_over_devices_equal_one_device(loss):
+    """As a training step does it: the mean over all, gradients averaged over devices."""
+
+    def step(weights, z, second, y, where, axis_name=None):
+        def mean(weights):
+            values = loss(z * weights, second * weights, y, where, axis_name=axis_name)
+            return losses.masked_mean(values, where, axis_name=axis_name), values
+
+        (value, values), gradient = jax.value_and_grad(mean, has_aux=True)(weights)
+        if axis_name is not None:
+            gradient = lax.pmean(gradient, axis_name)
+        return value, values, gradient
+
+    weights = jnp.linspace(0.8, 1.2, 6)
+    value, values, gradient = jax.jit(step)(weights, Z, SECOND, Y, WHERE)
+    spread = [x.reshape(DEVICES, 3, *x.shape[1:]) for x in (Z, SECOND, Y, WHERE)]
+    run = jax.pmap(
+        lambda *arguments: step(*arguments, axis_name="d"),
+        axis_name="d",
+        in_axes=(None, 0, 0, 0, 0),
+        devices=jax.devices()[:DEVICES],
+    )
+    found_value, found_values, found_gradient = run(weights, *spread)
+    # Sums over devices in another order than over examples.
+    np.testing.assert_allclose(found_value, np.full(DEVICES, value), rtol=1e-5)
+    np.testing.assert_allclose(found_values.reshape(12), values, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found_gradient[0], gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_examples_and_classes_over_the_same_devices():
+    """Each device holds a part of the batch and a part of the prototypes."""
+
+    def mean(weights, prototypes, z, y, axis_name=None):
+        z = l2_normalize(z * weights)
+        if axis_name is not None:
+            z, y = lax.all_gather((z, y), axis_name, tiled=True)
+        return losses.prototypical_loss(z, prototypes, y, class_axis_name=axis_name).mean()
+
+    weights = jnp.linspace(0.8, 1.2, 6)
+    gradients = jax.jit(jax.grad(mean, argnums=(0, 1)))(weights, P, Z, Y)
+
+    def step(weights, prototypes, z, y):
+        of_weights, of_prototypes = jax.grad(mean, argnums=(0, 1))(
+            weights, prototypes, z, y, axis_name="d"
+        )
+        return lax.pmean(of_weights, "d"), of_prototypes
+
+    run = jax.pmap(step, axis_name="d", in_axes=(None, 0, 0, 0), devices=jax.devices()[:DEVICES])
+    found = run(weights, P.reshape(DEVICES, 2, 6), Z.reshape(DEVICES, 3, 6), Y.reshape(DEVICES, 3))
+    np.testing.assert_allclose(found[0][0], gradients[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found[1].reshape(8, 6), gradients[1], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("check_vma", [False, True])
+def test_spread_prototypes_under_shard_map(check_vma):
+    def run(z, p, temperature, axis_name=None):
+        def total(z, p, temperature):
+            return losses.negative_prototype_loss(
+                z,
+                p,
+                Y,
+                key=jax.random.key(5),
+                temperature=temperature,
+                class_axis_name=axis_name,
+            ).sum()
+
+        return jax.value_and_grad(total, argnums=(0, 1, 2))(z, p, temperature)
+
+    spread = PartitionSpec("d")
+    whole = PartitionSpec()
+    mapped = jax.jit(
+        jax.shard_map(
+            lambda z, p, t: run(z, p, t, "d"),
+            mesh=Mesh(np.array(jax.devices()[:DEVICES]), ("d",)),
+            in_specs=(whole, spread, whole),
+            out_specs=(whole, (whole, spread, whole)),
+            check_vma=check_vma,
+        )
+    )
+    expected = jax.jit(run)(Z, P, jnp.float32(0.5))
+    found = mapped(Z, P, jnp.float32(0.5))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected
+    )

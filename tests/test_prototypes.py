@@ -1,0 +1,254 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from asdproto import prototypes
+
+
+def data(examples=23, classes=5, dim=4, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(examples, dim)).astype(np.float32), rng.integers(0, classes, examples)
+
+
+def test_l2_normalize():
+    x = np.array([[3.0, 4.0], [1e-20, 0.0], [0.0, 0.0], [-1e15, 1e15]], np.float32)
+    expected = [[0.6, 0.8], [0, 0], [0, 0], [-np.sqrt(0.5), np.sqrt(0.5)]]
+    np.testing.assert_allclose(prototypes.l2_normalize(x), expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        prototypes.l2_normalize(x.T, axis=0), np.transpose(expected), rtol=1e-6
+    )
+    small = prototypes.l2_normalize(jnp.array([3.0, 4.0], jnp.bfloat16))
+    assert small.dtype == jnp.bfloat16
+
+
+def test_l2_normalize_has_a_gradient_everywhere():
+    weights = jnp.array([1.0, 2.0])
+    gradient = jax.grad(lambda x: (prototypes.l2_normalize(x) @ weights).sum())
+    found = gradient(jnp.array([[0.0, 0.0], [3.0, 4.0]]))
+    np.testing.assert_array_equal(found[0], 0)
+    # (w - u (u.w)) / |x| with u = x / |x|
+    np.testing.assert_allclose(found[1], (weights - jnp.array([0.6, 0.8]) * 2.2) / 5, rtol=1e-5)
+
+
+def test_class_sums_equal_a_loop():
+    z, y = data()
+    y[3] = -1  # of no class
+    where = np.arange(len(y)) % 4 != 1
+    weights = np.linspace(0.5, 2, len(y)).astype(np.float32)
+    sums, counts = prototypes.class_sums(z, y, 6, where=where, weights=weights)
+    expected = np.zeros((6, 4))
+    total = np.zeros(6)
+    for vector, label, keep, weight in zip(z, y, where, weights, strict=True):
+        if keep and label >= 0:
+            expected[label] += weight * vector.astype(np.float64)
+            total[label] += weight
+    np.testing.assert_allclose(sums, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(counts, total, rtol=1e-6)
+    poisoned = np.where(where[:, None], z, np.nan)
+    again, _ = prototypes.class_sums(poisoned, y, 6, where=where, weights=weights)
+    np.testing.assert_array_equal(again, sums)
+
+
+def test_bfloat16_embeddings_are_summed_in_float32():
+    ones = jnp.ones((1000, 1), jnp.bfloat16)
+    sums, counts = prototypes.class_sums(ones, jnp.zeros(1000, int), 1)
+    assert sums.dtype == counts.dtype == jnp.float32
+    assert sums[0, 0] == counts[0] == 1000  # bfloat16 stops counting at 256
+
+
+def test_class_means_are_unit_vectors_and_absent_classes_zero():
+    z, y = data()
+    y[y == 2] = 1
+    means, counts = prototypes.class_prototypes(z, y, 5)
+    for c in range(5):
+        members = z[y == c].astype(np.float64)
+        assert counts[c] == len(members)
+        mean = members.mean(axis=0) if len(members) else np.zeros(4)
+        np.testing.assert_allclose(
+            means[c], mean / max(np.linalg.norm(mean), 1e-30), rtol=1e-5, atol=1e-6
+        )
+
+
+def test_absent_classes_have_no_gradient():
+    z, y = data(classes=3)
+    gradient = jax.grad(lambda z: prototypes.class_prototypes(z, y, 5)[0].sum())(jnp.asarray(z))
+    assert bool(jnp.isfinite(gradient).all())
+
+
+def test_prototypes_of_four_devices_equal_those_of_one():
+    z, y = data(examples=24)
+    expected, counts = prototypes.class_prototypes(z, y, 5)
+    run = jax.pmap(
+        lambda z, y: prototypes.class_prototypes(z, y, 5, axis_name="d"),
+        axis_name="d",
+        devices=jax.devices()[:4],
+    )
+    found, found_counts = run(z.reshape(4, 6, 4), y.reshape(4, 6))
+    np.testing.assert_allclose(found, np.broadcast_to(expected, (4, 5, 4)), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(found_counts[2], counts)
+
+
+def test_leave_one_out_equals_a_loop():
+    z, y = data(examples=11)
+    sums, counts = prototypes.class_sums(z, y, 5)
+    found, exists = prototypes.leave_one_out_prototypes(z, y, sums, counts)
+    for i in range(11):
+        others = z[(y == y[i]) & (np.arange(11) != i)].astype(np.float64)
+        assert exists[i] == (len(others) > 0)
+        mean = others.mean(axis=0) if len(others) else np.zeros(4)
+        np.testing.assert_allclose(
+            found[i], mean / max(np.linalg.norm(mean), 1e-30), rtol=1e-4, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize(
+    ("ratio", "expected"),
+    [
+        # sizes 1, 3, 100, 30, 0: ceil of the share, at least 1
+        (1.0, [1, 3, 100, 30, 0]),
+        (0.25, [1, 1, 25, 8, 0]),
+        (0.125, [1, 1, 13, 4, 0]),
+        (0.07, [1, 1, 7, 3, 0]),
+        (0.1, [1, 1, 10, 3, 0]),
+        (0.334, [1, 2, 34, 11, 0]),
+        (1e-9, [1, 1, 1, 1, 0]),
+    ],
+)
+def test_subsets_have_exactly_their_share(ratio, expected):
+    rng = np.random.default_rng(0)
+    labels = rng.permutation(np.repeat(np.arange(5), [1, 3, 100, 30, 0]))
+    draw = jax.jit(lambda key, ratio: prototypes.subset_mask(key, labels, 5, ratio))
+    mask = np.asarray(draw(jax.random.key(1), ratio))
+    np.testing.assert_array_equal(np.bincount(labels[mask], minlength=5), expected)
+    other = np.asarray(draw(jax.random.key(2), ratio))
+    assert ratio == 1 or (mask != other).any()
+    np.testing.assert_array_equal(mask, draw(jax.random.key(1), ratio))
+
+
+def test_subsets_leave_out_what_is_masked_or_of_no_class():
+    labels = np.array([0, 0, 0, 0, 1, 1, -1, 7, 0])
+    where = np.array([True, True, False, True, False, True, True, True, True])
+    mask = np.asarray(prototypes.subset_mask(jax.random.key(0), labels, 3, 0.5, where=where))
+    assert not mask[~where].any()
+    assert not mask[[6, 7]].any()
+    np.testing.assert_array_equal(np.bincount(labels[mask], minlength=2), [2, 1])
+
+
+def test_every_member_is_drawn_equally_often():
+    labels = jnp.asarray(np.repeat(np.arange(3), [4, 8, 20]))
+    draw = jax.jit(jax.vmap(lambda key: prototypes.subset_mask(key, labels, 3, 0.25)))
+    often = np.asarray(draw(jax.random.split(jax.random.key(5), 4000))).mean(axis=0)
+    # Standard deviation of a share of 1/4 over 4,000 draws: 0.007; five of them.
+    np.testing.assert_allclose(often, 0.25, atol=0.035)
+
+
+def test_sub_prototypes_equal_a_loop():
+    z, y = data(examples=30)
+    keys = jax.random.split(jax.random.key(0), 3)
+    masks = np.stack([prototypes.subset_mask(key, y, 5, 0.4) for key in keys])
+    where = np.arange(30) != 7
+    found = prototypes.sub_prototypes(z, y, masks, 5, where=where)
+    assert found.shape == (5, 3, 4)
+    for c in range(5):
+        for m in range(3):
+            mean = z[(y == c) & masks[m] & where].astype(np.float64).mean(axis=0)
+            np.testing.assert_allclose(
+                found[c, m], mean / np.linalg.norm(mean), rtol=1e-4, atol=1e-5
+            )
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_mixed_negatives_equal_a_loop(normalize):
+    rng = np.random.default_rng(0)
+    anchors, others, mix = rng.normal(size=(2, 4)), rng.normal(size=(3, 4)), rng.random((2, 3))
+    found = prototypes.mix_negatives(anchors, others, mix, normalize)
+    for i in range(2):
+        for c in range(3):
+            mixed = mix[i, c] * anchors[i] + (1 - mix[i, c]) * others[c]
+            mixed = mixed / np.linalg.norm(mixed) if normalize else mixed
+            np.testing.assert_allclose(found[i, c], mixed, rtol=1e-5, atol=1e-6)
+
+
+def test_drawn_coefficients_are_uniform_and_bounds_may_be_traced():
+    draw = jax.jit(lambda low, high: prototypes.sample_mix(jax.random.key(0), (200, 50), low, high))
+    values = np.asarray(draw(0.25, 0.5))
+    assert values.min() >= 0.25
+    assert values.max() < 0.5
+    assert abs(values.mean() - 0.375) < 0.004  # five standard deviations: 0.072 / 100 * 5
+    np.testing.assert_allclose(draw(0.5, 0.5), 0.5)
+
+
+def test_class_coefficients_do_not_depend_on_how_they_are_cut():
+    key = jax.random.key(3)
+    whole = prototypes.sample_class_mix(key, (6, 2), 10, 0.2, 0.9, per_class=3)
+    assert whole.shape == (6, 2, 10, 3)
+    parts = [
+        prototypes.sample_class_mix(key, (6, 2), 5, 0.2, 0.9, per_class=3, first=first)
+        for first in (0, 5)
+    ]
+    np.testing.assert_array_equal(jnp.concatenate(parts, axis=-2), whole)
+    assert (whole >= 0.2).all()
+    assert (whole < 0.9).all()
+    other = prototypes.sample_class_mix(jax.random.key(4), (6, 2), 10, 0.2, 0.9, per_class=3)
+    assert (whole != other).mean() > 0.99
+
+
+def test_class_coefficients_are_uniform_and_uncorrelated():
+    values = np.asarray(prototypes.sample_class_mix(jax.random.key(0), (1000,), 100, 0, 1))[..., 0]
+    counts = np.bincount((values * 20).astype(int).ravel(), minlength=20)
+    # Chi-square of 20 bins: mean 19, standard deviation 6.2.
+    assert ((counts - 5000) ** 2 / 5000).sum() < 50
+    centred = (values - 0.5) * np.sqrt(12)
+    # Correlations of classes over anchors: standard deviation 1 / sqrt(1000), 4,950 pairs.
+    between = centred.T @ centred / 1000 - np.diag((centred**2).mean(axis=0))
+    assert abs(between).max() < 5 / np.sqrt(1000)
+    # Rectangles: the only four coefficients that tabulation hashing does not make independent.
+    rectangle = centred[:-1, :-1] * centred[1:, :-1] * centred[:-1, 1:] * centred[1:, 1:]
+    assert abs(rectangle.mean()) < 5 / np.sqrt(rectangle.size)
+
+
+def test_errors_name_both_shapes():
+    z, y = data()
+    with pytest.raises(ValueError, match=r"embeddings \(23, 4\) and labels \(22,\)"):
+        prototypes.class_sums(z, y[:-1], 5)
+    with pytest.raises(ValueError, match="labels must be integers, found float"):
+        prototypes.class_sums(z, y.astype(np.float32), 5)
+    with pytest.raises(ValueError, match=r"where has shape \(3,\), labels have \(23,\)"):
+        prototypes.class_sums(z, y, 5, where=np.ones(3, bool))
+    with pytest.raises(ValueError, match=r"sums \(5, 4\) and counts \(4,\)"):
+        prototypes.class_means(np.ones((5, 4)), np.ones(4))
+    with pytest.raises(
+        ValueError, match=r"counts \(4,\) and embeddings \(23, 4\); found sums \(5, 4\)"
+    ):
+        prototypes.leave_one_out_prototypes(z, y, np.ones((5, 4)), np.ones(4))
+    with pytest.raises(ValueError, match=r"masks \(2, 22\) and labels \(23,\)"):
+        prototypes.sub_prototypes(z, y, np.ones((2, 22), bool), 5)
+    with pytest.raises(ValueError, match=r"where has shape \(2,\), labels have \(23,\)"):
+        prototypes.subset_mask(jax.random.key(0), y, 5, 0.5, where=np.ones(2, bool))
+    with pytest.raises(ValueError, match=r"found float32 \(23,\)"):
+        prototypes.subset_mask(jax.random.key(0), z[:, 0], 5, 0.5)
+    with pytest.raises(ValueError, match=r"anchor \(4,\) and prototypes \(3, 5\)"):
+        prototypes.mix_negatives(z[0], np.ones((3, 5)), np.ones(3))
+    with pytest.raises(
+        ValueError, match=r"anchor \(4,\) and prototypes \(3, 4\); found mix \(2,\)"
+    ):
+        prototypes.mix_negatives(z[0], np.ones((3, 4)), np.ones(2))
+
+
+def test_gradients_pass_through_prototypes_to_every_device():
+    """Fine-tuning differentiates through in-batch means; their psum must carry gradients."""
+    z, y = data(examples=24)
+
+    def total(z, y, axis_name=None):
+        means, _ = prototypes.class_prototypes(z, y, 5, axis_name=axis_name)
+        return (means * jnp.arange(20.0).reshape(5, 4)).sum()
+
+    expected = jax.grad(total)(jnp.asarray(z), y)
+
+    # Every device returns the same total, and a gradient under pmap is that of the sum of what
+    # devices return: four times the total. A step that averages gradients divides by it.
+    found = jax.pmap(
+        jax.grad(lambda z, y: total(z, y, "d")), axis_name="d", devices=jax.devices()[:4]
+    )(z.reshape(4, 6, 4), y.reshape(4, 6))
+    np.testing.assert_allclose(found.reshape(24, 4) / 4, expected, rtol=1e-4, atol=1e-5)
