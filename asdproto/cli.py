@@ -489,13 +489,31 @@ def _add_synthesize(commands: Any) -> None:
         "Writes 16 kHz wav files of simulated machines, normal and faulty, with the names and\n"
         "attributes of DCASE 2022 Task 2. The same seed gives the same files.",
     )
-    parser.add_argument("out", type=Path, help="folder to make")
+    parser.add_argument("out", type=Path, help="folder to make; the recordings go to OUT/dev_data")
     parser.add_argument(
         "--machines", nargs="+", metavar="NAME", help="machine types (default: all)"
     )
     parser.add_argument("--sections", nargs="+", metavar="NN", help="such as 00 01 (default: all)")
-    parser.add_argument("--clips", type=int, metavar="N", help="training clips of a section")
-    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    parser.add_argument(
+        "--clips",
+        type=int,
+        metavar="N",
+        help="source training clips of a section (default: 100; the real set has 990)",
+    )
+    parser.add_argument(
+        "--target-clips",
+        type=int,
+        metavar="N",
+        help="target training clips of a section (default: 10)",
+    )
+    parser.add_argument(
+        "--test-clips",
+        type=int,
+        metavar="N",
+        help="test clips of a section, each of source and target, normal and anomaly (default: 50)",
+    )
+    parser.add_argument("--seconds", type=float, metavar="S", help="of a clip (default: 10)")
+    parser.add_argument("--seed", type=int, metavar="S", help="(default: 0)")
     parser.add_argument(
         "--workers", type=int, metavar="N", help="processes (default: one per core)"
     )
@@ -504,11 +522,11 @@ def _add_synthesize(commands: Any) -> None:
 def _synthesize(arguments: argparse.Namespace) -> int:
     from asdproto.data.synthetic import synthesize
 
-    names = ("machines", "sections", "clips", "workers")
-    given = {name: getattr(arguments, name) for name in names}
+    names = ("machines", "sections", "clips", "target_clips", "test_clips", "seconds", "seed")
+    given = {name: getattr(arguments, name) for name in (*names, "workers")}
     options = {name: value for name, value in given.items() if value is not None}
-    synthesize(arguments.out, seed=arguments.seed, **options)
-    print(f"written: {arguments.out}")
+    folder = synthesize(arguments.out, **options)
+    print(f"written: {folder}")
     return 0
 
 

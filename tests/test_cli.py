@@ -222,6 +222,29 @@ def test_help_tells_the_true_defaults(capsys):
     assert settings.top == settings.sample_rate / 2
 
 
+def test_synthesize(run, tmp_path):
+    import inspect
+
+    from asdproto.data.synthetic import synthesize
+
+    counts = ["--clips", "3", "--target-clips", "2", "--test-clips", "1"]
+    arguments = ["--machines", "fan", "--sections", "01", *counts, "--seconds", "1", "--seed", "5"]
+    code, out, _ = run("synthesize", tmp_path / "set", *arguments)
+    assert (code, out.splitlines()[-1]) == (0, f"written: {tmp_path / 'set' / 'dev_data'}")
+    names = sorted(path.name for path in (tmp_path / "set").rglob("*.wav"))
+    assert len(names) == 3 + 2 + 4
+    assert all(name.startswith("section_01_") for name in names)
+    assert run("validate", tmp_path / "set" / "dev_data")[0] == 0
+    code, _, err = run("synthesize", tmp_path / "other", "--machines", "toaster")
+    assert code == 1
+    assert "toaster" in err
+    # What the help says.
+    defaults = inspect.signature(synthesize).parameters
+    assert (defaults["clips"].default, defaults["target_clips"].default) == (100, 10)
+    assert (defaults["test_clips"].default, defaults["seconds"].default) == (50, 10.0)
+    assert (defaults["seed"].default, defaults["workers"].default) == (0, None)
+
+
 def collection(root):
     names = [f"section_00_source_train_normal_{index:04d}_m-n_W.wav" for index in range(3)]
     names += [f"section_00_target_train_normal_{index:04d}_m-n_X.wav" for index in range(3, 5)]
