@@ -34,6 +34,7 @@ FLOORS = {
     "asdproto.data.validate": (0, NUMPY),
     "asdproto.data.synthetic": (0, NUMPY | {"rich", "scipy", "soundfile", "threadpoolctl"}),
     "asdproto.models": (1, {"jax", "flax"}),
+    "asdproto.thresholds": (1, NUMPY | {"scipy"}),
     "asdproto.scoring": (1, NUMPY | {"sklearn", "scipy"}),
     "asdproto.training": (2, NUMPY | {"jax", "flax", "optax", "rich"}),
     "asdproto.training.checkpoint": (2, NUMPY | {"jax", "orbax"}),
@@ -42,7 +43,8 @@ FLOORS = {
     "asdproto.figures": (4, NUMPY | {"matplotlib", "sklearn"}),
     "asdproto.run_folder": (4, NUMPY),
     "asdproto.report": (4, NUMPY),
-    "asdproto.cli": (4, {"rich"}),
+    "asdproto.commands": (4, {"rich"}),
+    "asdproto.cli": (4, set()),
     "asdproto.__main__": (4, set()),
     "experiments": (5, None),
 }
