@@ -100,7 +100,7 @@ def score(arguments: argparse.Namespace) -> int:
         raise DataError(
             arguments.workdir, "no such folder", "the folder of a run", "Give its --workdir."
         )
-    from asdproto.systems.prototype import load_run
+    from asdproto.systems.trained import load_run
 
     run = load_run(arguments.workdir)
     rows = run.score_files(paths, machine_type=arguments.machine_type, section=arguments.section)

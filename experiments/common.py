@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import json
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -12,8 +11,9 @@ from typing import Any
 from rich.console import Console
 
 from asdproto.data.dcase import DataError
-from asdproto.data.store import FeatureStore, open_store, write_atomically
+from asdproto.data.store import FeatureStore, open_store
 from asdproto.features import FeatureSettings
+from asdproto.results_io import write_results
 from asdproto.tables import print_table
 from asdproto.training.parallel import (
     Devices,
@@ -89,7 +89,7 @@ def _several_processes() -> bool:
 
 def finish(workdir: Path, results: dict[str, Any], console: Console) -> None:
     """Writes ``results.json``, the report, and prints the table."""
-    write_atomically(workdir / "results.json", json.dumps(results, indent=2).encode())
+    write_results(workdir / "results.json", results)
     show(workdir, results, console)
 
 

@@ -25,6 +25,7 @@ from asdproto.config import ConfigError, override, to_dict
 from asdproto.data.dcase import DataError
 from asdproto.data.store import FeatureStore
 from asdproto.systems import prototype
+from asdproto.systems.dataset import prepare
 from asdproto.systems.prototype import EncoderConfig, PrototypeSystem, RunOptions
 from experiments import common
 
@@ -99,7 +100,7 @@ def run(
 ) -> dict[str, Any]:
     """Trains and scores; returns figures by system name, and the seconds that each part took."""
     started = time.monotonic()
-    data = prototype.prepare(store, system.encoder.crop, machines)
+    data = prepare(store, system.encoder.crop, machines)
     if options.devices.is_main:
         options.workdir.mkdir(parents=True, exist_ok=True)
         prototype.save_context(

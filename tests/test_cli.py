@@ -316,9 +316,9 @@ def trained(monkeypatch, tmp_path):
         calls["workdir"] = workdir
         return Run()
 
-    module = types.ModuleType("asdproto.systems.prototype")
+    module = types.ModuleType("asdproto.systems.trained")
     module.load_run = load_run
-    monkeypatch.setitem(sys.modules, "asdproto.systems.prototype", module)
+    monkeypatch.setitem(sys.modules, "asdproto.systems.trained", module)
     (tmp_path / "run").mkdir()
     return calls
 

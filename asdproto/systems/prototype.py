@@ -6,6 +6,7 @@ feature store and keep what they make in a work folder.
 
 import contextlib
 import dataclasses
+import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,8 +18,7 @@ import numpy as np
 from rich.console import Console
 
 from asdproto.config import to_dict
-from asdproto.data.dcase import Clip, DataError, assign_classes
-from asdproto.data.store import FeatureStore, write_atomically
+from asdproto.data.store import write_atomically
 from asdproto.features import FeatureSettings
 from asdproto.metrics import evaluate, group_scores
 from asdproto.models.convolution import default_lowering
@@ -26,14 +26,15 @@ from asdproto.models.pooling import Attention
 from asdproto.models.resnet import ResNet
 from asdproto.scores_io import write_scores
 from asdproto.scoring import Covariance, Kind, Scorer, decide, fit_scorer, gamma_threshold
+from asdproto.systems.dataset import Dataset, section_keys
 from asdproto.systems.embedding import embed_clips
 from asdproto.training.checkpoint import Checkpoints
 from asdproto.training.epoch import Loop, default_loop
-from asdproto.training.loop import StageRun, TrainingData, train_stage
+from asdproto.training.loop import StageRun, train_stage
 from asdproto.training.parallel import AXIS, Devices
 from asdproto.training.source import ClipArrays
 from asdproto.training.stage import Objective, StageConfig, mpe_objective, npe_objective
-from asdproto.training.state import Task, TrainState, make_table
+from asdproto.training.state import Task, TrainState
 
 STAGES = ("pretrain", "finetune")
 
@@ -131,109 +132,6 @@ class PrototypeSystem:
 
 
 @dataclasses.dataclass(frozen=True)
-class Dataset:
-    """A feature store as training and scoring see it.
-
-    Attributes:
-      train: Features of the training clips.
-      test: Features of the test clips.
-      train_clips: The training clips.
-      test_clips: The test clips.
-      labels: int32, attribute class of each training clip.
-      classes: The attribute classes.
-      mean: float64, shape ``[mels]``, over training frames.
-      deviation: float64, shape ``[mels]``.
-    """
-
-    train: ClipArrays
-    test: ClipArrays
-    train_clips: list[Clip]
-    test_clips: list[Clip]
-    labels: np.ndarray
-    classes: list[tuple]
-    mean: np.ndarray
-    deviation: np.ndarray
-
-    @property
-    def scale(self) -> np.ndarray:
-        """float32, shape ``[mels]``, what standardised features are multiplied by."""
-        table, _ = make_table(
-            self.labels, self.train.usable_frames, self.mean, self.deviation, len(self.classes)
-        )
-        return np.asarray(table.scale)
-
-    def training_data(self, resident: bool | None = None) -> TrainingData:
-        """What the training loop takes."""
-        return TrainingData(
-            self.train, self.labels, len(self.classes), self.mean, self.deviation, resident
-        )
-
-
-def prepare(store: FeatureStore, crop: int, machines: Sequence[str] | None = None) -> Dataset:
-    """Splits a store into training and test clips and assigns attribute classes.
-
-    Args:
-      store: The features.
-      crop: Frames of a crop.
-      machines: Machine types to keep; all when ``None``.
-
-    Returns:
-      The data set.
-
-    Raises:
-      DataError: There are no training clips, one is an anomaly, or they are of one class only.
-    """
-    kept = [
-        index
-        for index, clip in enumerate(store.clips)
-        if machines is None or clip.machine_type in machines
-    ]
-    train = [index for index in kept if store.clips[index].split == "train"]
-    test = [index for index in kept if store.clips[index].split == "test"]
-    if not train:
-        raise DataError(
-            store.root,
-            f"no training clips among {len(kept)}",
-            "normal clips with split 'train'",
-            "Check the collection with: python -m asdproto validate",
-        )
-    for index in train:
-        if store.clips[index].state == "anomaly":
-            raise DataError(
-                store.clips[index].path,
-                "an anomaly in the training split",
-                "normal clips only",
-                "Move it to the test split, or correct its state.",
-            )
-    train_clips = [store.clips[index] for index in train]
-    labels, classes = assign_classes(train_clips)
-    if len(classes) < 2:
-        raise DataError(
-            store.root,
-            f"{len(classes)} attribute class among {len(train)} training clips",
-            "at least 2, since prototypes are learned by telling classes apart",
-            "Add clips of other sections, operating conditions or machine types.",
-        )
-
-    def arrays(rows: list[int]) -> ClipArrays:
-        chosen = np.asarray(rows, np.int64)
-        return ClipArrays(store.features, chosen, store.frames[chosen], crop)
-
-    data = arrays(train)
-    mean, deviation = data.statistics()
-    return Dataset(
-        train=data,
-        test=arrays(test),
-        train_clips=train_clips,
-        test_clips=[store.clips[index] for index in test],
-        labels=labels,
-        classes=classes,
-        mean=mean,
-        deviation=deviation,
-    )
-
-
-@dataclasses.dataclass(frozen=True)
 class RunOptions:
     """How a run goes, apart from what it computes.
 
@@ -312,7 +210,7 @@ def train(
             state = task.start(before.params["encoder"], before.batch_stats, key)
         else:
             state = task.init(jax.random.fold_in(key, 0), data.train.features.shape[2])
-        with _checkpoints(options.workdir, name) as checkpoints:
+        with open_checkpoints(options.workdir, name) as checkpoints:
             run = StageRun(
                 name=name,
                 checkpoints=checkpoints,
@@ -328,7 +226,8 @@ def train(
 
 
 @contextlib.contextmanager
-def _checkpoints(workdir: Path, stage: str) -> Iterator[Checkpoints]:
+def open_checkpoints(workdir: Path, stage: str) -> Iterator[Checkpoints]:
+    """Checkpoints of a stage in a work folder, closed in the end."""
     checkpoints = Checkpoints(workdir / "checkpoints" / stage)
     try:
         yield checkpoints
@@ -357,14 +256,10 @@ class Scored:
     test_embeddings: np.ndarray
 
 
-def section_keys(clips: Sequence[Clip]) -> list[tuple[str, str]]:
-    """(machine type, section) of each clip: what is scored together."""
-    return [(clip.machine_type, clip.section) for clip in clips]
-
-
 def score(system: PrototypeSystem, data: Dataset, state: TrainState, devices: Devices) -> Scored:
     """Embeds all clips, fits the back-end on the training clips and scores the test clips."""
-    model, variables = _evaluation_encoder(system, state, devices)
+    model = evaluation_model(system, devices)
+    variables = {"params": state.params["encoder"], "batch_stats": state.batch_stats}
     config = system.score
 
     def embed(clips: ClipArrays) -> np.ndarray:
@@ -402,11 +297,9 @@ def score(system: PrototypeSystem, data: Dataset, state: TrainState, devices: De
     )
 
 
-def _evaluation_encoder(
-    system: PrototypeSystem, state: TrainState, devices: Devices
-) -> tuple[ResNet, dict[str, Any]]:
-    model = system.encoder.build(devices, "dispatch").clone(axis_name=None)
-    return model, {"params": state.params["encoder"], "batch_stats": state.batch_stats}
+def evaluation_model(system: PrototypeSystem, devices: Devices) -> ResNet:
+    """The encoder for one device and calls from the host."""
+    return system.encoder.build(devices, "dispatch").clone(axis_name=None)
 
 
 def save_scored(folder: Path, data: Dataset, scored: Scored) -> dict[str, Any] | None:
@@ -441,8 +334,6 @@ def save_scored(folder: Path, data: Dataset, scored: Scored) -> dict[str, Any] |
 
 
 def _save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    import io
-
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
     write_atomically(path, buffer.getvalue())

@@ -139,7 +139,7 @@ def host_epoch(
     """
     task, devices = programs.task, programs.devices
     draw = programs.draw(state.step, table, key, hyper)
-    on_host = devices.to_host(draw)
+    on_host = devices.to_host(draw._replace(key=None))
 
     def send(clips: np.ndarray, starts: np.ndarray) -> jax.Array:
         crops = data.crops(clips, starts)

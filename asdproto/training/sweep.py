@@ -43,12 +43,8 @@ def compile_sweep(task: Task, devices: Devices, unroll: int = 1) -> Any:
     def one(state, features, table, key, hyper):
         return run_epoch(task, state, features, table, key, hyper, unroll=unroll)
 
-    mapped = jax.vmap(one, in_axes=(0, None, None, 0, 0))
-    if devices.count == 1:
-        return jax.jit(mapped, donate_argnums=0)
-    return jax.pmap(
-        mapped, in_axes=(0, None, None, 0, 0), donate_argnums=0, devices=list(devices.local)
-    )
+    in_axes = (0, None, None, 0, 0)
+    return devices.compile_runs(jax.vmap(one, in_axes=in_axes), in_axes=in_axes)
 
 
 def train_sweep(
