@@ -1,0 +1,112 @@
+"""Which clips a synthetic set holds, and the sound of each of them."""
+
+import dataclasses
+
+import numpy as np
+
+from asdproto.data.attributes import attribute_pairs
+from asdproto.data.dcase import Clip
+from asdproto.data.synthetic import facts, moving, rotating
+from asdproto.data.synthetic import physics as ph
+from asdproto.data.synthetic.rooms import SETTINGS, record
+from asdproto.data.synthetic.shot import Shot
+
+_MODELS = {
+    "ToyCar": (moving.toy_car, moving.TOY_CAR_FAULTS),
+    "ToyTrain": (moving.toy_train, moving.TOY_TRAIN_FAULTS),
+    "bearing": (rotating.bearing, rotating.BEARING_FAULTS),
+    "fan": (rotating.fan, rotating.FAN_FAULTS),
+    "gearbox": (rotating.gearbox, rotating.GEARBOX_FAULTS),
+    "slider": (moving.slider, moving.SLIDER_FAULTS),
+    "valve": (moving.valve, moving.VALVE_FAULTS),
+}
+FAULTS = {machine: faults for machine, (_, faults) in _MODELS.items()}
+# Range of severities in dB below a machine type's full fault.
+_MILDEST = 10.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Order:
+    """A clip to be made.
+
+    Attributes:
+      clip: What its name says; ``path`` is relative to the folder of the machine types.
+      index: Its running number within section, domain, split and state.
+      seed: Seed of the set.
+      fault: Name of its fault; ``""`` for a normal clip.
+      severity: Level of the fault in dB, 0 to -10, relative to the machine type's full fault.
+    """
+
+    clip: Clip
+    index: int
+    seed: int
+    fault: str
+    severity: float
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What its random numbers depend on, and nothing else."""
+        clip = self.clip
+        return (
+            "clip",
+            self.seed,
+            clip.machine_type,
+            clip.section,
+            clip.domain,
+            clip.split,
+            clip.state,
+            self.index,
+        )
+
+
+def plan_group(
+    machine: str, section: str, domain: str, split: str, state: str, count: int, seed: int
+) -> list[Order]:
+    """Orders of one section's clips of a domain, split and state.
+
+    Attributes go round, so classes are even; clip ``i`` is the same whatever ``count`` is.
+    """
+    strings = facts.attribute_strings(machine, section, domain)
+    # A handful of clips should meet the far ends of the attributes too.
+    turn = ph.stream("attributes", machine, section, domain).permutation(len(strings))
+    orders = []
+    for index in range(count):
+        attributes = strings[turn[index % len(strings)]]
+        name = f"section_{section}_{domain}_{split}_{state}_{index:04d}_{attributes}.wav"
+        path = f"{machine}/{split}/{name}"
+        clip = Clip(path, machine, section, domain, split, state, attributes)
+        order = Order(clip, index, seed, "", 0.0)
+        if state == "anomaly":
+            rng = ph.stream(*order.key, "which fault")
+            fault = str(rng.choice(FAULTS[machine]))
+            order = dataclasses.replace(
+                order, fault=fault, severity=round(float(rng.uniform(-_MILDEST, 0)), 2)
+            )
+        orders.append(order)
+    return orders
+
+
+def render(order: Order, seconds: float) -> np.ndarray:
+    """Makes one clip.
+
+    Args:
+      order: Which.
+      seconds: Its duration.
+
+    Returns:
+      int16, shape ``[round(seconds * 16000)]``.
+    """
+    clip = order.clip
+    shot = Shot(
+        clip.machine_type,
+        clip.section,
+        clip.domain,
+        dict(attribute_pairs(clip.attributes)),
+        ph.make_grid(round(seconds * ph.RATE)),
+        order.key,
+        order.fault,
+        order.severity + SETTINGS[clip.machine_type].fault,
+    )
+    model, _ = _MODELS[clip.machine_type]
+    sound = record(shot, model(shot))
+    return np.clip(np.round(sound * 32768), -32768, 32767).astype("<i2")

@@ -1,0 +1,175 @@
+"""Where the machines stand: rooms, factory noise, and the recorder."""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from asdproto.data.synthetic import physics as ph
+from asdproto.data.synthetic.shot import Shot
+
+
+@dataclasses.dataclass(frozen=True)
+class Noise:
+    """One kind of background noise.
+
+    Attributes:
+      points: Spectrum of its steady part, ``(Hz, dB)``.
+      tones: Harmonic series ``(Hz, partials, dB of the series relative to the steady part)``.
+      pulse: Rhythm of the steady part, ``(Hz, depth from 0 to 1)``.
+      swing: Standard deviation of its slow level, in dB.
+      blows: Struck metal: events a second, and their level relative to the steady part, in dB.
+      puffs: Bursts of air: likewise.
+    """
+
+    points: tuple[tuple[float, float], ...]
+    tones: tuple[tuple[float, int, float], ...] = ()
+    pulse: tuple[float, float] = (0.0, 0.0)
+    swing: float = 0.6
+    blows: tuple[float, float] = (0.0, 0.0)
+    puffs: tuple[float, float] = (0.0, 0.0)
+
+
+_PINK = ((40, 0.0), (250, -3.0), (1000, -12.0), (4000, -24.0), (8000, -36.0))
+_FLAT = ((40, -6.0), (250, 0.0), (1000, -6.0), (4000, -15.0), (8000, -25.0))
+_DULL = ((40, 2.0), (250, 0.0), (1000, -17.0), (4000, -33.0), (8000, -44.0))
+
+KINDS = {
+    "conveyor": Noise(_FLAT, ((37.0, 30, -9.0),), (5.3, 0.35), 0.8, (0.5, 8.0)),
+    "press": Noise(_PINK, ((50.0, 12, -10.0),), (0.0, 0.0), 0.8, (1.1, 13.0)),
+    "pneumatics": Noise(_DULL, ((49.0, 20, -8.0),), (0.0, 0.0), 1.0, (0.0, 0.0), (0.45, 2.0)),
+    "compressor": Noise(_DULL, ((24.3, 60, -3.0),), (12.2, 0.5), 0.6),
+    "spindles": Noise(_PINK, ((211.0, 34, -3.0), (287.0, 26, -6.0)), (0.0, 0.0), 0.6),
+    "pumps": Noise(_FLAT, ((29.2, 70, -5.0), (146.0, 20, -8.0)), (4.9, 0.25), 0.6),
+    "mill": Noise(_PINK, ((83.0, 60, -6.0),), (2.1, 0.4), 0.8, (0.8, 6.0)),
+    "hall": Noise(_PINK, ((50.0, 20, -12.0),), (0.0, 0.0), 0.8, (0.2, 6.0), (0.1, -2.0)),
+    "bay": Noise(_PINK, ((99.0, 24, -9.0),), (0.0, 0.0), 0.8, (0.3, 7.0)),
+    "yard": Noise(_FLAT, ((61.0, 30, -9.0),), (3.1, 0.25), 1.0, (0.3, 6.0), (0.2, -1.0)),
+    "laboratory": Noise(_DULL, ((50.0, 30, -4.0),), (0.0, 0.0), 0.5),
+    "workshop": Noise(_PINK, ((118.0, 24, -7.0),), (1.7, 0.2), 0.8, (0.2, 5.0)),
+}
+_BY_ATTRIBUTE = {
+    ("m-n", "W"): "compressor",
+    ("m-n", "X"): "spindles",
+    ("m-n", "Y"): "pumps",
+    ("m-n", "Z"): "mill",
+    ("f-n", "A"): "conveyor",
+    ("f-n", "B"): "press",
+    ("f-n", "C"): "pneumatics",
+    ("noise", "1"): "laboratory",
+    ("noise", "2"): "workshop",
+}
+_BY_DOMAIN = {"source": "bay", "target": "yard"}
+_NOISE_LEVELS = {"L1": -5.0, "L2": -1.0, "L3": 2.0, "L4": 5.0}  # dB
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """How one machine type stands in its factory.
+
+    Attributes:
+      level: Level of the machine in the recording, dB below full scale.
+      noise: Level of the noise relative to the normal machine, source and target, in dB.
+      fault: Level of its faults relative to severe ones, in dB. These figures and those above fix
+        the difficulty of the set; see :mod:`asdproto.data.synthetic`.
+    """
+
+    level: float
+    noise: tuple[float, float]
+    fault: float
+
+
+SETTINGS = {
+    "ToyCar": Setting(-30, (-14.0, -10.0), 0.0),
+    "ToyTrain": Setting(-38, (-10.0, -8.0), 0.0),
+    "bearing": Setting(-38, (-3.0, -2.0), 0.0),
+    "fan": Setting(-38, (-3.0, -2.0), 0.0),
+    "gearbox": Setting(-35, (-3.0, -2.0), 0.0),
+    "slider": Setting(-40, (-6.0, -5.0), 0.0),
+    "valve": Setting(-40, (-12.0, -11.0), 0.0),
+}
+
+
+def record(shot: Shot, machine: np.ndarray) -> np.ndarray:
+    """Puts a machine into its room and its noise and records it.
+
+    Args:
+      shot: The clip.
+      machine: Spectrum of the machine's dry sound.
+
+    Returns:
+      float32, shape ``[samples]``, full scale 1.
+    """
+    grid, setting, rng = shot.grid, SETTINGS[shot.machine], shot.rng("place")
+    room = stand(shot)
+    # Things near the machine are moved about between recordings.
+    spectrum = machine * room * ph.wavy_curve(rng, grid, 0.5, 0.7)
+    loudness = setting.level + rng.normal(0, 0.5)
+    noise = background(shot) * np.float32(ph.gain(setting.noise[shot.domain == "target"]))
+    spectrum += ph.to_spectrum(noise)
+    spectrum *= _recorder(grid.samples) * np.float32(ph.gain(loudness))
+    return ph.to_sound(spectrum, grid)
+
+
+def stand(shot: Shot) -> np.ndarray:
+    """Response from the machine to the microphone in this section and domain."""
+    rng = ph.stream("stand", shot.machine, shot.section, shot.domain)
+    decay, reverberant = float(rng.uniform(0.25, 0.7)), float(rng.uniform(-9, -4))
+    name = f"{shot.machine}/{shot.section}/{shot.domain}"
+    room = ph.room_response(shot.grid.samples, name, decay, reverberant)
+    return room * ph.fixed_wavy_curve(shot.grid.samples, f"{name} stand", 1.0, 0.7)
+
+
+def kind_of(shot: Shot) -> tuple[str, float]:
+    """Noise of a clip: its kind, and its level in dB relative to the setting's."""
+    level = _NOISE_LEVELS.get(shot.attributes.get("n-lv", ""), 0.0)
+    if level or "n-lv" in shot.attributes:
+        return "hall", level
+    for pair, name in _BY_ATTRIBUTE.items():
+        if shot.attributes.get(pair[0]) == pair[1]:
+            return name, 0.0
+    return _BY_DOMAIN[shot.domain], 0.0
+
+
+def background(shot: Shot) -> np.ndarray:
+    """Noise of a clip, float32 samples; about 0 dB between events."""
+    name, extra = kind_of(shot)
+    kind, grid, rng = KINDS[name], shot.grid, shot.rng("noise")
+    curve = ph.noise_curve(grid.samples, kind.points) * ph.wavy_curve(rng, grid, 0.7, 1.0)
+    curve = curve * ph.fixed_wavy_curve(grid.samples, f"noise {name}", 2.0, 0.5)
+    sound = ph.to_sound(ph.noise_spectrum(rng, grid, curve), grid)
+    for number, (hz, count, level) in enumerate(kind.tones):
+        made = ph.stream("noise", name, number)
+        partials = made.lognormal(0, 0.8, count) / (1 + np.arange(count) * hz / 1500)
+        partials *= rng.lognormal(0, 0.2, count)
+        partials *= ph.gain(level) / np.sqrt(np.sum(partials**2))
+        speed = hz * (1 + 0.004 * rng.standard_normal())
+        turns = ph.rotation(rng, grid, speed, 0.001).sampled(grid)
+        sound += ph.read_table(ph.wave_table(partials, made, speed), turns)
+    swing = ph.slow_wave(rng, grid, kind.swing, 0.7)
+    if kind.pulse[1]:
+        speed = kind.pulse[0] * (1 + 0.02 * rng.standard_normal())
+        beat = ph.rotation(rng, grid, speed, 0.01).sampled(grid)
+        table = ph.wave_table(np.array([0.7, 0.3]), ph.stream("noise", name, "pulse"))
+        swing = swing * np.maximum(1 + kind.pulse[1] * ph.read_table(table, beat), 0.1)
+    sound *= swing
+    rate, level = kind.blows
+    struck = ph.ring(f"noise {name}", 12, 200, 4500, 0.35)
+    times = rng.uniform(0, grid.seconds, rng.poisson(rate * grid.seconds))
+    ph.add_bursts(sound, times, ph.gain(level) * rng.lognormal(0, 0.6, len(times)), struck)
+    rate, level = kind.puffs
+    for time in rng.uniform(0, grid.seconds, rng.poisson(rate * grid.seconds)):
+        air = ph.puff(rng, float(rng.uniform(0.3, 1.5)), 0.02, 0.6)
+        ph.add_bursts(
+            sound, np.array([time]), np.array([ph.gain(level) * rng.lognormal(0, 0.4)]), air
+        )
+    return sound * np.float32(ph.gain(extra + rng.normal(0, 0.8)))
+
+
+@functools.lru_cache(maxsize=2)
+def _recorder(samples: int) -> np.ndarray:
+    """Amplitude response of microphone and converter, and no sound beyond it."""
+    hz = np.maximum(ph.make_grid(samples).hz, 1.0)
+    low = 1 / np.sqrt(1 + (45.0 / hz) ** 4)
+    high = 1 / np.sqrt(1 + (hz / 7750.0) ** 48)
+    return (low * high).astype(np.float32)

@@ -1,0 +1,446 @@
+"""Writing a synthetic set: many processes, whole files only, and on from where it stopped."""
+
+import contextlib
+import csv
+import ctypes
+import difflib
+import fcntl
+import io
+import json
+import logging
+import multiprocessing
+import operator
+import os
+import signal
+import threading
+import wave
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    wait,
+)
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Any
+
+from asdproto.data.attributes import attribute_pairs
+from asdproto.data.errors import DataError
+from asdproto.data.store import sync_folder, write_atomically
+from asdproto.data.synthetic.facts import DOMAINS, MACHINES, SECTIONS
+from asdproto.data.synthetic.physics import RATE
+from asdproto.data.synthetic.plan import Order, plan_group, render
+
+MANIFEST = "synthetic.json"
+FAULTS_TABLE = "faults.csv"
+# Raised whenever the same settings begin to sound different.
+RECIPE = 1
+
+_PART = ".part"
+_LOCK = ".lock"
+_HEADER = 44  # bytes of a wav file before its samples
+_CHUNK = 16  # clips a worker takes at a time, and brings to the disk together
+_POOL_WORTH = 48  # clips; starting a pool costs about a second
+# The attribute files write some keys out in full.
+_LONG_KEYS = {"spd": "speed"}
+
+
+def synthesize(
+    out_dir: str | os.PathLike,
+    *,
+    machines: Sequence[str] = MACHINES,
+    sections: Sequence[str] = SECTIONS,
+    clips: int = 100,
+    target_clips: int = 10,
+    test_clips: int = 50,
+    seconds: float = 10.0,
+    seed: int = 0,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Path:
+    """Writes a synthetic data set in the layout of the DCASE 2022 Task 2 development set.
+
+    ``out_dir/dev_data/<machine>/{train,test}/*.wav`` (16 kHz, mono, 16 bit) and
+    ``attributes_NN.csv``, with that set's names and attributes; beside ``dev_data``,
+    ``faults.csv`` says what is wrong with each anomaly, and ``synthetic.json`` how the set was
+    made. A call that was interrupted, even killed, goes on where it stopped when it is repeated;
+    on a finished set it has nothing to do.
+
+    A clip's samples depend on the seed, on ``seconds`` and on its own name, and on nothing else:
+    neither on the other settings nor on the number of workers. On another kind of processor, or
+    with another version of NumPy or SciPy, single samples may be rounded the other way.
+
+    Args:
+      out_dir: Folder to make; or an empty one, or one that holds this very set or a part of it.
+      machines: Machine types, of :data:`MACHINES`.
+      sections: Sections, of :data:`SECTIONS`.
+      clips: Normal training clips of a section in the source domain; 990 in the real set.
+      target_clips: Normal training clips of a section in the target domain.
+      test_clips: Test clips of a section for each of source and target, normal and anomaly.
+      seconds: Duration of a clip, at least 1.
+      seed: Any integer. Another seed gives other recordings of the same machines.
+      workers: Processes; one per core when ``None``.
+      progress: Whether to show a bar on the standard error stream.
+
+    Returns:
+      ``out_dir/dev_data``.
+
+    Raises:
+      ValueError: An argument is out of range, or names no machine type or section.
+      DataError: ``out_dir`` holds something else.
+    """
+    settings = _settings(
+        machines, sections, clips, target_clips, test_clips, seconds, seed, workers
+    )
+    out = Path(out_dir)
+    orders = _plan(settings)
+    _check_folder(out, settings)
+    out.mkdir(parents=True, exist_ok=True)
+    with _locked(out):
+        finished = _check_folder(out, settings)
+        if not finished:
+            _write_manifest(out, settings, finished=False)
+        root = out / "dev_data"
+        missing = _missing(root, orders, round(seconds * RATE))
+        if finished and not missing:
+            return root
+        for folder in {(root / order.clip.path).parent for order in orders}:
+            folder.mkdir(parents=True, exist_ok=True)
+            for part in folder.glob(f"*{_PART}"):
+                part.unlink()
+        with _bar(progress, len(orders), len(orders) - len(missing)) as advance:
+            for _ in _make(missing, root, seconds, workers):
+                advance()
+        for folder in {(root / order.clip.path).parent for order in orders}:
+            sync_folder(folder)
+        _write_tables(out, orders)
+        _write_manifest(out, settings, finished=True)
+    return root
+
+
+# --- what is asked for
+
+
+def _settings(
+    machines: Sequence[str],
+    sections: Sequence[str],
+    clips: int,
+    target_clips: int,
+    test_clips: int,
+    seconds: float,
+    seed: int,
+    workers: int | None,
+) -> dict[str, Any]:
+    """Checked settings as the manifest keeps them."""
+    counts = {"clips": clips, "target_clips": target_clips, "test_clips": test_clips}
+    for name, count in counts.items():
+        if operator.index(count) < 0:
+            raise ValueError(f"{name} must be at least 0, found {count}")
+    if not 1 <= seconds <= 600:
+        raise ValueError(f"seconds must lie between 1 and 600, found {seconds}")
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers must be at least 1, found {workers}")
+    if not any(counts.values()):
+        raise ValueError("clips, target_clips and test_clips are all 0: nothing to make")
+    return {
+        "recipe": RECIPE,
+        "machines": _chosen("machine type", machines, MACHINES),
+        "sections": _chosen("section", sections, SECTIONS),
+        **{name: int(count) for name, count in counts.items()},
+        "seconds": float(seconds),
+        "seed": operator.index(seed),
+    }
+
+
+def _chosen(what: str, asked: Sequence[str], known: Sequence[str]) -> list[str]:
+    """The names asked for, in the order of ``known``."""
+    if isinstance(asked, str):
+        raise ValueError(f"{what}s must be a list of names, found the single name {asked!r}")
+    for name in asked:
+        if name not in known:
+            lower = {one.lower(): one for one in known}
+            near = difflib.get_close_matches(str(name).lower(), lower, 1)
+            hint = f" Did you mean {lower[near[0]]}?" if near else ""
+            raise ValueError(f"unknown {what} {name!r}; expected some of {', '.join(known)}.{hint}")
+    if not asked:
+        raise ValueError(f"no {what} asked for; expected some of {', '.join(known)}")
+    return [name for name in known if name in asked]
+
+
+def _plan(settings: dict[str, Any]) -> list[Order]:
+    """Every clip of a set, those of one place together."""
+    orders: list[Order] = []
+    for machine in settings["machines"]:
+        for section in settings["sections"]:
+            for domain in DOMAINS:
+                count = settings["clips" if domain == "source" else "target_clips"]
+                groups = [("train", "normal", count)]
+                groups += [
+                    ("test", state, settings["test_clips"]) for state in ("normal", "anomaly")
+                ]
+                for split, state, number in groups:
+                    orders += plan_group(
+                        machine, section, domain, split, state, number, settings["seed"]
+                    )
+    return orders
+
+
+# --- the folder
+
+
+def _check_folder(out: Path, settings: dict[str, Any]) -> bool:
+    """Whether a folder holds this set, finished; an error if it holds another, or other things."""
+    if not out.exists():
+        return False
+    if not out.is_dir():
+        raise DataError(out, "a file", "a folder for the data set", "Choose another path.")
+    manifest = out / MANIFEST
+    if not manifest.is_file():
+        # What else begins with a dot is hidden, or our own before the manifest was there.
+        found = sorted(entry.name for entry in out.iterdir() if not entry.name.startswith("."))
+        if found:
+            raise DataError(
+                out,
+                f"a folder with other things in it ({', '.join(found[:3])})",
+                "an empty folder, or a synthetic data set",
+                "Choose another folder.",
+            )
+        return False
+    try:
+        held = json.loads(manifest.read_text(encoding="utf-8"))
+        old, finished = dict(held["settings"]), bool(held["finished"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            manifest,
+            f"no readable record ({error})",
+            "the settings of a synthetic data set",
+            "Delete the folder and synthesise again, or choose another one.",
+        ) from None
+    differing = [name for name in {**settings, **old} if settings.get(name) != old.get(name)]
+    if differing:
+        raise DataError(
+            out,
+            "a synthetic data set with " + _listed(old, differing),
+            _listed(settings, differing),
+            "Choose another folder, or delete this one.",
+        )
+    return finished
+
+
+def _listed(settings: dict[str, Any], names: Iterable[str]) -> str:
+    def show(value: Any) -> str:
+        return " ".join(value) if isinstance(value, list) else str(value)
+
+    return ", ".join(f"{name} {show(settings.get(name, 'unknown'))}" for name in names)
+
+
+def _write_manifest(out: Path, settings: dict[str, Any], *, finished: bool) -> None:
+    content = {"about": "synthetic machine sounds", "settings": settings, "finished": finished}
+    write_atomically(out / MANIFEST, (json.dumps(content, indent=2) + "\n").encode())
+
+
+@contextlib.contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Keeps other processes from writing into a folder; a killed one's lock is void."""
+    with open(out / _LOCK, "w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(
+                out,
+                "another process writing into it",
+                "one at a time",
+                "Wait for it to end, or choose another folder.",
+            ) from None
+        except OSError:
+            _log.info("%s: this file system has no locks; going on without", out)
+        yield
+    (out / _LOCK).unlink(missing_ok=True)
+
+
+def _missing(root: Path, orders: list[Order], samples: int) -> list[Order]:
+    """Orders whose file is not there, or not of its size."""
+    there: dict[str, int] = {}
+    for folder in {os.path.dirname(order.clip.path) for order in orders}:
+        with contextlib.suppress(FileNotFoundError), os.scandir(root / folder) as entries:
+            for entry in entries:
+                there[f"{folder}/{entry.name}"] = entry.stat().st_size
+    size = _HEADER + 2 * samples
+    return [order for order in orders if there.get(order.clip.path) != size]
+
+
+def _write_tables(out: Path, orders: list[Order]) -> None:
+    """The attribute files of every machine type, and what is wrong with the anomalies."""
+    sections: dict[tuple[str, str], list[Order]] = {}
+    for order in orders:
+        clip = order.clip
+        sections.setdefault((clip.machine_type, clip.section), []).append(order)
+    for (machine, section), members in sections.items():
+        pairs = [attribute_pairs(order.clip.attributes) for order in members]
+        values: dict[str, set[str]] = {}
+        for row in pairs:
+            for key, value in row:
+                values.setdefault(key, set()).add(value)
+        constant = {
+            key
+            for key, found in values.items()
+            if len(found) == 1 and all(key in dict(row) for row in pairs)
+        }
+        rows = [
+            [order.clip.path]
+            + [
+                word
+                for key, value in row
+                if key not in constant
+                for word in (_LONG_KEYS.get(key, key), value)
+            ]
+            for order, row in zip(members, pairs, strict=True)
+        ]
+        most = max(len(row) for row in rows) // 2
+        header = ["file_name"] + [f"d{n}{kind}" for n in range(1, most + 1) for kind in "pv"]
+        _write_csv(out / "dev_data" / machine / f"attributes_{section}.csv", [header, *rows])
+    faults = [
+        [f"dev_data/{order.clip.path}", order.fault, f"{order.severity:.2f}"]
+        for order in orders
+        if order.fault
+    ]
+    _write_csv(out / FAULTS_TABLE, [["file", "fault", "severity_db"], *faults])
+
+
+def _write_csv(path: Path, rows: list[list[str]]) -> None:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_atomically(path, text.getvalue().encode())
+
+
+# --- the work
+
+
+def _make(
+    orders: list[Order], root: Path, seconds: float, workers: int | None
+) -> Generator[None, None, None]:
+    """Makes clips, in this process or in many; yields once for every finished clip."""
+    if workers is None:
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+        workers = (workers or os.cpu_count() or 1) if len(orders) >= _POOL_WORTH else 1
+    chunks = [orders[first : first + _CHUNK] for first in range(0, len(orders), _CHUNK)]
+    workers = min(workers, len(chunks))
+    if workers <= 1:
+        for chunk in chunks:
+            _make_chunk(chunk, root, seconds)
+            yield from [None] * len(chunk)
+        return
+    # A fork of a process that holds a started accelerator backend may hang.
+    context = multiprocessing.get_context("spawn")
+    stop = context.Event()
+    pool = ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_start_worker, initargs=(stop,)
+    )
+    waiting: set[Future[int]] = set()
+    try:
+        waiting = {pool.submit(_work, chunk, root, seconds) for chunk in chunks}
+        while waiting:
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield from [None] * future.result()
+    except BrokenProcessPool:
+        raise DataError(
+            root,
+            "a worker process that ended abruptly",
+            "workers that live",
+            "Run this again, with fewer workers if memory was short: what is done is kept.",
+        ) from None
+    finally:
+        stop.set()  # after an interrupt the workers end with the clips they have in hand
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_log = logging.getLogger(__name__)
+_stop: Event | None = None
+
+
+def _start_worker(stop: Event) -> None:
+    """Makes a fresh process a worker: deaf to interrupts, gone when its parent is."""
+    global _stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
+    _stop = stop
+    _keep_memory()
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _keep_memory() -> None:
+    """Has the C library reuse large arrays' memory: fresh pages cost a quarter of the time."""
+    with contextlib.suppress(OSError, AttributeError):  # other C libraries do without
+        library = ctypes.CDLL(None)
+        library.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD
+        library.mallopt(-1, 512 << 20)  # M_TRIM_THRESHOLD
+
+
+def _work(orders: list[Order], root: Path, seconds: float) -> int:
+    return _make_chunk(orders, root, seconds, _stop)
+
+
+def _make_chunk(orders: list[Order], root: Path, seconds: float, stop: Event | None = None) -> int:
+    """Makes some clips; they get their names together, once all of them are on the disk."""
+    parts: list[tuple[Path, Path]] = []
+    for order in orders:
+        if stop is not None and stop.is_set():
+            break
+        path = root / order.clip.path
+        part = path.with_name(f".{path.name}{_PART}")
+        with open(part, "wb") as stream, wave.open(stream, "wb") as writer:
+            writer.setnchannels(1)
+            writer.setsampwidth(2)
+            writer.setframerate(RATE)
+            writer.writeframes(render(order, seconds).tobytes())
+        parts.append((part, path))
+    with ThreadPoolExecutor(4) as threads:  # they wait for the disk
+        list(threads.map(_settle, parts))
+    return len(parts)
+
+
+def _settle(names: tuple[Path, Path]) -> None:
+    part, path = names
+    handle = os.open(part, os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    os.replace(part, path)
+
+
+@contextlib.contextmanager
+def _bar(show: bool, total: int, done: int) -> Iterator[Any]:
+    """A bar on the standard error stream, or nothing; yields what advances it."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("clips"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not show,
+    ) as bar:
+        task = bar.add_task("Synthesising", total=total, completed=done)
+        if done and show:
+            bar.console.print(f"{done} of {total} clips are made already.", highlight=False)
+        yield lambda: bar.advance(task)
