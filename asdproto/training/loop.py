@@ -21,6 +21,8 @@ from asdproto.training.progress import Meter
 from asdproto.training.source import ClipArrays, fits_on, host_epoch
 from asdproto.training.state import Task, TrainState, make_table
 
+_ASK_EVERY = 50  # steps
+
 
 class DivergedError(RuntimeError):
     """The loss is no longer a number."""
@@ -139,8 +141,7 @@ def train_stage(
                 states = host_epoch(programs, data.clips, state, table, key, hyper, done)
             for state in states:
                 step += task.steps if programs.loop == "scan" else 1
-                overdue = time.monotonic() - saved > run.save_seconds
-                if step % task.steps and run.checkpoints is not None and overdue:
+                if step % task.steps and _is_due(run, devices, saved, step):
                     _save(run, devices, state, step)
                     saved = time.monotonic()
             loss = float(devices.to_host(state.loss_sum)) / task.steps
@@ -152,9 +153,7 @@ def train_stage(
             if run.metrics is not None and devices.is_main:
                 with open(run.metrics, "a") as file:
                     file.write(json.dumps(figures) + "\n")
-            if run.checkpoints is not None and (
-                step == final or time.monotonic() - saved > run.save_seconds
-            ):
+            if (run.checkpoints is not None and step == final) or _is_due(run, devices, saved):
                 _save(run, devices, state, step)
                 saved = time.monotonic()
             meter.epoch(
@@ -187,6 +186,21 @@ def _figures(
         "seconds": round(seconds, 4),
         "clips_per_second": round((task.steps - done) * task.stage.batch / seconds, 1),
     }
+
+
+def _is_due(run: StageRun, devices: Devices, saved: float, step: int | None = None) -> bool:
+    """Whether it is time for a checkpoint; ``step`` is given in the middle of an epoch.
+
+    All processes must save together, and their clocks differ: process 0's decides. Asking it holds
+    the devices up, so that inside an epoch it is asked now and then only.
+    """
+    if run.checkpoints is None:
+        return False
+    if run.save_seconds <= 0:
+        return True
+    if step is not None and devices.has_peers and step % _ASK_EVERY:
+        return False
+    return devices.agree(time.monotonic() - saved > run.save_seconds)
 
 
 def _save(run: StageRun, devices: Devices, state: TrainState, step: int) -> None:

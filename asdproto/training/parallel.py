@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 AXIS = "batch"
@@ -45,6 +46,17 @@ class Devices:
     def is_main(self) -> bool:
         """Whether this process writes reports."""
         return jax.process_index() == 0
+
+    @property
+    def has_peers(self) -> bool:
+        """Whether other processes share the batch."""
+        return len(self.local) < self.count
+
+    def agree(self, answer: bool) -> bool:
+        """Process 0's answer, on every process; all of them must ask at the same step."""
+        if not self.has_peers:
+            return answer
+        return bool(multihost_utils.broadcast_one_to_all(np.int32(answer)))
 
     def compile(
         self,

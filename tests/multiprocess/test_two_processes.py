@@ -1,0 +1,153 @@
+"""Two processes of two devices each compute what one process computes on one device."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from asdproto.training.checkpoint import Checkpoints, _named
+from asdproto.training.loop import StageRun
+from asdproto.training.parallel import use_devices
+from tests.multiprocess.worker import SHAPES, STAGES, STOP, train
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+# As in tests/training/test_epoch.py: sums over devices in another order, 9 to 12 steps on.
+LOSSES, PARAMETERS = {"rtol": 1e-3}, {"atol": 1e-3, "rtol": 0}
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
+
+
+def run_processes(commands: list[list[str]], logs: Path, seconds: float = 150) -> None:
+    """Runs the processes of one run together; when one fails the others are ended."""
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu"}
+    running = []
+    for i, command in enumerate(commands):
+        with open(logs / f"log.{i}", "w") as log:
+            running.append(
+                subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+            )
+    give_up = time.monotonic() + seconds
+    try:
+        while any(process.poll() is None for process in running):
+            if any(process.poll() for process in running) or time.monotonic() > give_up:
+                break
+            time.sleep(0.05)
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+    codes = [process.returncode for process in running]
+    if any(codes):
+        output = "\n".join(f"[{i}]\n{(logs / f'log.{i}').read_text()}" for i in range(len(codes)))
+        pytest.fail(f"the processes ended with {codes} (-9: ended by this test)\n{output[-6000:]}")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """What one process left, and what two made of it."""
+    folder = tmp_path_factory.mktemp("two_processes")
+    for stage in STAGES:
+        checkpoints = Checkpoints(folder / "written_by_one" / stage, keep=100)
+        metrics = folder / f"{stage}.jsonl"
+        run = StageRun(stage, checkpoints, metrics=metrics, save_seconds=0)
+        state = train(stage, use_devices(1), run)
+        checkpoints.close()
+        np.savez(folder / f"{stage}.npz", **_named(state))
+        for saved in (folder / "written_by_one" / stage).iterdir():
+            if saved.name.isdigit() and int(saved.name) > STOP:
+                shutil.rmtree(saved)
+    address = f"localhost:{_free_port()}"
+    worker = [sys.executable, "-m", "tests.multiprocess.worker", str(folder), address, "2"]
+    run_processes([[*worker, str(process)] for process in range(2)], folder)
+    return folder
+
+
+def _losses(path: Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return {line["epoch"]: line["loss"] for line in lines}
+
+
+def _check(folder: Path, stage: str, arrays) -> None:
+    expected = np.load(folder / f"{stage}.npz")
+    assert set(arrays) == set(expected)
+    assert int(arrays["step"]) == int(expected["step"]) > STOP
+    compared = [name for name in expected if name.startswith(("params/", "batch_stats/"))]
+    assert len(compared) > 4
+    for name in compared:
+        np.testing.assert_allclose(arrays[name], expected[name], **PARAMETERS, err_msg=name)
+
+
+def test_the_processes_find_each_other(folder):
+    first, second = (json.loads((folder / f"about.{i}.json").read_text()) for i in range(2))
+    for about in (first, second):
+        assert about["joined"]
+        assert (about["processes"], about["devices"], about["local"]) == (2, 4, 2)
+        assert "start fewer processes instead" in about["refused"]
+    assert (first["first"], second["first"]) == (0, 2)
+    assert first["is_main"]
+    assert not second["is_main"]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_processes_equal_one(folder, stage, shape):
+    losses = _losses(folder / f"{stage}-{shape}.0.jsonl")
+    expected = _losses(folder / f"{stage}.jsonl")
+    assert list(losses) == list(expected) == [1, 2, 3]
+    np.testing.assert_allclose(list(losses.values()), list(expected.values()), **LOSSES)
+    first, second = (np.load(folder / f"{stage}-{shape}.{process}.npz") for process in range(2))
+    _check(folder, stage, first)
+    for name in first:  # replicas do not drift apart
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+
+
+def test_process_0_alone_writes_metrics(folder):
+    written = {path.name for path in folder.glob("*-*.jsonl")}
+    shapes = (*SHAPES, "stopped", "resumed")
+    assert written == {f"{stage}-{shape}.0.jsonl" for stage in STAGES for shape in shapes}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_one_process_resumes_what_two_wrote(folder, stage, tmp_path):
+    kept = shutil.copytree(folder / "written_by_two" / stage, tmp_path / stage)
+    metrics = Path(shutil.copy(folder / f"{stage}-stopped.0.jsonl", tmp_path / "metrics.jsonl"))
+    checkpoints = Checkpoints(kept, keep=100)
+    assert checkpoints.latest() == STOP
+    run = StageRun(stage, checkpoints, metrics=metrics)
+    state = train(stage, use_devices(1), run)
+    checkpoints.close()
+    _check(folder, stage, _named(state))
+    losses, expected = _losses(metrics), _losses(folder / f"{stage}.jsonl")
+    assert list(losses) == list(expected)
+    np.testing.assert_allclose(list(losses.values()), list(expected.values()), **LOSSES)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_processes_resume_what_one_wrote(folder, stage):
+    final = int(np.load(folder / f"{stage}.npz")["step"])
+    for process in range(2):
+        about = json.loads((folder / f"{stage}-resumed.{process}.json").read_text())
+        assert (about["began"], about["ended"]) == (STOP, final)
+        # Process 0's clock decides for both: a save is a meeting of all processes.
+        assert {final * 2 // 3, final, *range(STOP + 1, final, 2)} <= set(about["saved"])
+        _check(folder, stage, np.load(folder / f"{stage}-resumed.{process}.npz"))
+    losses = _losses(folder / f"{stage}-resumed.0.jsonl")
+    expected = _losses(folder / f"{stage}.jsonl")
+    begun = STOP * len(expected) // final + 1  # the epoch that was stopped
+    assert list(losses) == list(range(begun, len(expected) + 1))
+    np.testing.assert_allclose(
+        list(losses.values()), [expected[epoch] for epoch in losses], **LOSSES
+    )

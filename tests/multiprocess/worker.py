@@ -1,0 +1,127 @@
+"""One process of a run over several; test_two_processes.py starts it.
+
+    python -m tests.multiprocess.worker FOLDER COORDINATOR PROCESSES PROCESS_ID
+
+Trains the tiny task in every shape and leaves what each process has seen in FOLDER.
+"""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from asdproto.training import loop as loops
+from asdproto.training.checkpoint import Checkpoints, _named
+from asdproto.training.loop import StageRun, train_stage
+from asdproto.training.parallel import Devices, start_distributed, use_devices
+from tests.training import tiny
+
+STAGES = ("pretrain", "finetune")
+SHAPES = ("dispatch", "scan", "host")
+STOP = 5  # in the middle of an epoch of 3 and of 2 steps
+KEY = 11
+
+
+class StoppedError(Exception):
+    """The run was stopped on purpose."""
+
+
+def train(stage: str, devices: Devices, run: StageRun, shape: str = "dispatch"):
+    """The tiny task with crops from the devices, or from the host where ``shape`` says so."""
+    data = dataclasses.replace(tiny.make_data(), resident=shape != "host")
+    run = dataclasses.replace(run, loop="scan" if shape == "scan" else "dispatch")
+    task = tiny.make_task(data, stage, devices)
+    state = task.init(jax.random.key(0), tiny.MELS)
+    return train_stage(task, data, devices, state, jax.random.key(KEY), run)
+
+
+def train_until_stop(stage: str, devices: Devices, run: StageRun) -> None:
+    """Trains, saving every step, until the checkpoint of step ``STOP`` is on disk."""
+    save = loops._save
+
+    def save_then_stop(run, devices, state, step):
+        save(run, devices, state, step)
+        if step == STOP:
+            run.checkpoints.wait()
+            raise StoppedError
+
+    loops._save = save_then_stop
+    try:
+        train(stage, devices, run)
+    except StoppedError:
+        return
+    finally:
+        loops._save = save
+        run.checkpoints.close()
+    raise AssertionError(f"{stage} did not come to a checkpoint at step {STOP}")
+
+
+def main() -> None:
+    folder, coordinator, processes, process = (
+        Path(sys.argv[1]),
+        sys.argv[2],
+        int(sys.argv[3]),
+        int(sys.argv[4]),
+    )
+    joined = start_distributed(coordinator, processes, process)
+    devices = use_devices()
+    refused = ""
+    try:
+        use_devices(1)
+    except ValueError as error:
+        refused = str(error)
+
+    def keep(name: str, state) -> None:
+        arrays = {key: np.asarray(leaf) for key, leaf in _named(state).items()}
+        np.savez(folder / f"{name}.{process}.npz", **arrays)
+
+    def metrics(name: str) -> Path:
+        return folder / f"{name}.{process}.jsonl"
+
+    loops._ASK_EVERY = 2  # epochs are shorter than what suits real ones
+    for stage in STAGES:
+        for shape in SHAPES:
+            name = f"{stage}-{shape}"
+            keep(name, train(stage, devices, StageRun(stage, metrics=metrics(name)), shape))
+
+        # Stopped here in the middle of an epoch; one process on one device goes on.
+        checkpoints = Checkpoints(folder / "written_by_two" / stage, keep=100)
+        run = StageRun(stage, checkpoints, save_seconds=0, metrics=metrics(f"{stage}-stopped"))
+        train_until_stop(stage, devices, run)
+
+        # And the other way round; saved by the clock, which the processes read apart.
+        checkpoints = Checkpoints(folder / "written_by_one" / stage, keep=100)
+        began = checkpoints.latest()
+        run = StageRun(
+            stage,
+            checkpoints,
+            metrics=metrics(f"{stage}-resumed"),
+            # Only process 0 ever thinks that it is time.
+            save_seconds=1e-9 if process == 0 else 1e9,
+        )
+        keep(f"{stage}-resumed", train(stage, devices, run))
+        checkpoints.close()
+        about = {"began": began, "ended": checkpoints.latest(), "saved": _steps(checkpoints.folder)}
+        (folder / f"{stage}-resumed.{process}.json").write_text(json.dumps(about))
+
+    about = {
+        "joined": joined,
+        "processes": jax.process_count(),
+        "devices": devices.count,
+        "local": len(devices.local),
+        "first": devices.first,
+        "is_main": devices.is_main,
+        "refused": refused,
+    }
+    (folder / f"about.{process}.json").write_text(json.dumps(about))
+
+
+def _steps(folder: Path) -> list[int]:
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+
+
+if __name__ == "__main__":
+    main()
