@@ -146,7 +146,7 @@ def _actuate(shot: Shot, name: str, pattern: str, sound: np.ndarray) -> None:
     """Adds one valve's actuations to ``sound``."""
     rng = shot.rng(name)
     faulty = shot.rng(f"fault {name}")
-    hard = 1 + 0.35 * shot.amount("over_voltage")
+    hard = 1 + 0.45 * shot.amount("over_voltage")
     dirty, short = shot.amount("contamination"), shot.amount("short_stroke")
     body = shot.body(name)
     click = ph.ring(f"{body} click", 14, 900, 7200, 0.030)
@@ -162,9 +162,9 @@ def _actuate(shot: Shot, name: str, pattern: str, sound: np.ndarray) -> None:
             air = ph.puff(rng, 0.16, 0.003, 0.5)
             slow, weak = faulty.uniform(0.5, 1.5, 2)
             # Dirt delays the plunger and takes its force; it then sighs where it should knock.
-            lag += 0.008 * dirty * slow
-            knock_height *= max(0.15, (1 - 0.3 * dirty) * (1 - 0.4 * short * weak))
-            height *= (1 if opens else 0.5) * hard * max(0.3, 1 - 0.4 * short * weak)
+            lag += 0.010 * dirty * slow
+            knock_height *= max(0.15, (1 - 0.3 * dirty) * (1 - 0.5 * short * weak))
+            height *= (1 if opens else 0.5) * hard * max(0.3, 1 - 0.5 * short * weak)
             scale = 0.9 if opens else 0.6
             ph.add_bursts(sound, np.array([time]), np.array([height]), click)
             ph.add_bursts(
@@ -259,15 +259,15 @@ def toy_train(shot: Shot) -> np.ndarray:
     wheel = made.uniform(0.055, 0.065)
     hz = pace / wheel
     turns = ph.rotation(drive, grid, hz, 0.004).sampled(grid)
-    order = np.arange(1, 700)
-    partials = 0.06 * made.lognormal(0, 0.7, 699) / (1 + order * hz / 1500)
-    for number in range(1, 9):
+    order = np.arange(1, min(2400, int(7600 / hz)))
+    partials = 0.06 * made.lognormal(0, 0.7, 2400)[: len(order)] / (1 + order * hz / 1500)
+    for number in range(1, len(order) // 72):
         partials[number * 72 - 1] += 0.6 * own.lognormal(0, 0.35) / number**0.8
     bent = shot.amount("bent_axle")
-    for number in range(1, 9):
+    for number in range(1, min(9, len(order) // 72)):
         for side in (-2, -1, 1, 2):
             partials[number * 72 - 1 + side] += 0.15 * bent / number**0.8
-    partials *= drive.lognormal(0, 0.12, 699)
+    partials *= drive.lognormal(0, 0.12, 2400)[: len(order)]
     table = ph.wave_table(partials, ph.stream("toy train", model, copy, "phases"), hz)
     motor = ph.read_table(table, turns) * (0.35 + 0.65 * near)
     motor = ph.at_level(motor, -4 + drive.normal(0, 0.6))
@@ -288,18 +288,18 @@ def toy_train(shot: Shot) -> np.ndarray:
     faulty = shot.rng("fault")
     broken = shot.amount("broken_rail")
     if broken:
-        heights[int(faulty.integers(6, 11))] += 4.0 * broken
+        heights[int(faulty.integers(6, 11))] += 2.5 * broken
     for axle in (0.0, 0.05, 0.16, 0.21):
         times = meet + (joints + axle) / pace + 0.003 * drive.standard_normal(17)
         close = 1 / np.sqrt(1 + (joints / 0.35) ** 2)
-        height = 2.5 * heights * close * drive.lognormal(0, 0.15, 17)
+        height = 6.0 * heights * close * drive.lognormal(0, 0.15, 17)
         ph.add_bursts(rolling, times, height, joint_ring)
     flat = shot.amount("flat_wheel")
     if flat:  # the flat knocks on the rail once a turn
         times = grid.time[np.flatnonzero(np.diff(np.floor(turns)))]
         click = ph.ring(f"toy train {model} wheel", 8, 800, 6500, 0.02)
         height = (
-            1.4 * flat * np.interp(times, grid.time, near) * faulty.lognormal(0, 0.2, len(times))
+            2.0 * flat * np.interp(times, grid.time, near) * faulty.lognormal(0, 0.2, len(times))
         )
         ph.add_bursts(rolling, times, height, click)
     shell = ph.fixed_wavy_curve(grid.samples, f"toy train {model}", 3.0, 0.3)

@@ -328,7 +328,8 @@ def ring(name: str, count: int, low: float, high: float, seconds: float) -> np.n
     """The sound of a named object when struck: decaying partials, float32, peak about 1."""
     rng = stream("ring", name)
     time = np.arange(int(seconds * RATE)) / RATE
-    sound = np.zeros(len(time))
+    # The blow itself lasts a few milliseconds and holds all frequencies.
+    sound = rng.standard_normal(len(time)) * np.exp(-time / 0.0015)
     for hz in low * (high / low) ** rng.uniform(0, 1, count):
         fall = np.exp(-6.9 * time / (seconds * rng.uniform(0.3, 1.0)))
         sound += rng.uniform(0.3, 1) * fall * np.sin(2 * np.pi * (hz * time + rng.uniform()))

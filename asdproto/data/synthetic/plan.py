@@ -86,6 +86,27 @@ def plan_group(
     return orders
 
 
+def make_shot(order: Order, seconds: float) -> Shot:
+    """What the models need to know of a clip."""
+    clip = order.clip
+    return Shot(
+        clip.machine_type,
+        clip.section,
+        clip.domain,
+        dict(attribute_pairs(clip.attributes)),
+        ph.make_grid(round(seconds * ph.RATE)),
+        order.key,
+        order.fault,
+        order.severity + SETTINGS[clip.machine_type].fault,
+    )
+
+
+def dry_machine(shot: Shot) -> np.ndarray:
+    """Spectrum of a clip's machine without room and noise, complex64."""
+    model, _ = _MODELS[shot.machine]
+    return model(shot)
+
+
 def render(order: Order, seconds: float) -> np.ndarray:
     """Makes one clip.
 
@@ -96,17 +117,6 @@ def render(order: Order, seconds: float) -> np.ndarray:
     Returns:
       int16, shape ``[round(seconds * 16000)]``.
     """
-    clip = order.clip
-    shot = Shot(
-        clip.machine_type,
-        clip.section,
-        clip.domain,
-        dict(attribute_pairs(clip.attributes)),
-        ph.make_grid(round(seconds * ph.RATE)),
-        order.key,
-        order.fault,
-        order.severity + SETTINGS[clip.machine_type].fault,
-    )
-    model, _ = _MODELS[clip.machine_type]
-    sound = record(shot, model(shot))
+    shot = make_shot(order, seconds)
+    sound = record(shot, dry_machine(shot))
     return np.clip(np.round(sound * 32768), -32768, 32767).astype("<i2")

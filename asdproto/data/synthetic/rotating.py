@@ -41,7 +41,7 @@ def fan(shot: Shot) -> np.ndarray:
     # One-sided mass moves the shaft's own orders, one odd blade all orders about the blade pass.
     partials[:4] += 0.9 * shot.amount("unbalance") / np.arange(1, 5) ** 1.2
     odd = np.exp(-0.5 * ((order - 2 * blades) / (1.5 * blades)) ** 2)
-    partials += 0.28 * shot.amount("broken_blade") * odd
+    partials += 0.22 * shot.amount("broken_blade") * odd
     tones = ph.read_table(ph.wave_table(partials, shot.unit("phases"), speed), turns)
     tones *= np.float32(ph.gain(-3 + drive.normal(0, 0.7)))
 
@@ -63,7 +63,7 @@ def fan(shot: Shot) -> np.ndarray:
         scrape = 0.7 * rng.standard_normal(grid.samples, dtype=np.float32)
         scrape *= np.maximum(np.cos(2 * np.pi * turns), 0).astype(np.float32) ** 4
         guard = ph.resonances(grid.samples, ph.random_modes(shot.body("guard"), 4, 1800, 6500))
-        spectrum += ph.to_spectrum(ph.at_level(scrape, -23)) * guard * np.float32(rubbing)
+        spectrum += ph.to_spectrum(ph.at_level(scrape, -24)) * guard * np.float32(rubbing)
     return spectrum
 
 
@@ -80,7 +80,7 @@ def gearbox(shot: Shot) -> np.ndarray:
     volts, weight = shot.value("volt", 1.5), shot.value("wt", 50)
     over_voltage = shot.amount("over_voltage")
     nominal = unit.uniform(2.4, 2.8) * volts**0.85 * (1 - 0.0004 * weight)
-    speed = nominal * (1 + 0.004 * drive.standard_normal() + 0.012 * over_voltage)
+    speed = nominal * (1 + 0.004 * drive.standard_normal() + 0.008 * over_voltage)
     shaft = ph.rotation(drive, grid, speed, 0.0015)
     turns = shaft.sampled(grid)
     load = 1 + weight / 150
@@ -102,7 +102,7 @@ def gearbox(shot: Shot) -> np.ndarray:
     # The motor ahead of the pinion: brush and slot tones.
     motor = np.arange(1, 10) * pinion * 12
     motor_level = 0.25 * unit.lognormal(0, 0.6, 9) / (1 + motor * nominal / 1500)
-    motor_level *= 1 + 0.7 * over_voltage
+    motor_level *= 1 + 0.4 * over_voltage
     partials[motor[motor < 2200] - 1] += motor_level[motor < 2200]
     partials *= drive.lognormal(0, 0.1, len(partials))
     table = ph.wave_table(partials, shot.unit(f"{individual}/phases"), speed)
@@ -152,7 +152,7 @@ def bearing(shot: Shot) -> np.ndarray:
     heights = unit.lognormal(0, 0.8, 4096)[:count]
     partials = 0.05 * heights / (1 + order * nominal / 350) ** 1.2
     poles = order % 14 == 0  # the motor's slots
-    partials[poles] += 0.35 * heights[poles] / (1 + order[poles] * nominal / 1200) ** 1.6
+    partials[poles] += 0.8 * heights[poles] ** 0.5 / (1 + order[poles] * nominal / 1200) ** 1.6
     skew = shot.amount("eccentricity")
     partials[: min(6, count)] += 0.3 * skew / np.arange(1, 7)[: min(6, count)]
     for near in (-2, -1, 1, 2):

@@ -30,7 +30,7 @@ from typing import Any
 from asdproto.data.attributes import attribute_pairs
 from asdproto.data.errors import DataError
 from asdproto.data.store import sync_folder, write_atomically
-from asdproto.data.synthetic.facts import DOMAINS, MACHINES, SECTIONS
+from asdproto.data.synthetic.facts import DOMAINS, MACHINES, SECTIONS, attribute_strings
 from asdproto.data.synthetic.physics import RATE
 from asdproto.data.synthetic.plan import Order, plan_group, render
 
@@ -279,25 +279,22 @@ def _write_tables(out: Path, orders: list[Order]) -> None:
         clip = order.clip
         sections.setdefault((clip.machine_type, clip.section), []).append(order)
     for (machine, section), members in sections.items():
-        pairs = [attribute_pairs(order.clip.attributes) for order in members]
-        values: dict[str, set[str]] = {}
-        for row in pairs:
-            for key, value in row:
-                values.setdefault(key, set()).add(value)
-        constant = {
-            key
-            for key, found in values.items()
-            if len(found) == 1 and all(key in dict(row) for row in pairs)
-        }
+        possible = [
+            dict(attribute_pairs(string))
+            for domain in DOMAINS
+            for string in attribute_strings(machine, section, domain)
+        ]
+        # A key that has one value throughout the section is not listed.
+        constant = {key for key in possible[0] if len({pairs.get(key) for pairs in possible}) == 1}
         rows = [
             [order.clip.path]
             + [
                 word
-                for key, value in row
+                for key, value in attribute_pairs(order.clip.attributes)
                 if key not in constant
                 for word in (_LONG_KEYS.get(key, key), value)
             ]
-            for order, row in zip(members, pairs, strict=True)
+            for order in members
         ]
         most = max(len(row) for row in rows) // 2
         header = ["file_name"] + [f"d{n}{kind}" for n in range(1, most + 1) for kind in "pv"]
