@@ -65,6 +65,22 @@ def dots(embeddings: jax.Array, prototypes: jax.Array) -> jax.Array:
     )
 
 
+@jax.custom_jvp
+def gram(x: jax.Array) -> jax.Array:
+    """Products of rows ``[N, D]`` among themselves, ``[N, N]``.
+
+    Its gradient knows that both sides are the same, and takes one product where two would do.
+    """
+    return dots(x, x)
+
+
+@gram.defjvp
+def _gram_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    (x,), (change,) = primals, tangents
+    half = dots(change, x)
+    return gram(x), half + half.T
+
+
 def squared_length(x: jax.Array) -> jax.Array:
     """Sum of squares over the last axis, in float32 or better."""
     return jnp.sum(jnp.square(x.astype(_checks.accumulator(x))), axis=-1)
@@ -172,14 +188,14 @@ def _terms(
 def _masks(
     inputs: _Inputs, classes: int, rows: int, first: jax.Array | int
 ) -> tuple[jax.Array, jax.Array]:
-    """Which rows ``[..., R']`` are the example's own, and which count as others."""
-    row_class = first + jnp.repeat(jnp.arange(classes, dtype=jnp.int32), rows // classes)
-    own = inputs.fixed["labels"][..., None] == row_class
-    others = ~own
+    """Place of rows ``[..., R']`` among the example's own; which of them count as others."""
+    begin = (inputs.fixed["labels"][..., None] - first) * (rows // classes)
+    place = jnp.arange(rows, dtype=jnp.int32) - begin
+    others = (place < 0) | (place >= rows // classes)
     if "where" in inputs.fixed_per_class:
         where = inputs.fixed_per_class["where"]
         others &= where.reshape(*where.shape[:-2], rows)
-    return own, others
+    return place, others
 
 
 def _piece(
@@ -274,9 +290,12 @@ def _piece_gradients(
     ]
     side, pull_side = jax.vjp(prepare, *variables)
     (scores, terms), pull_terms = jax.vjp(functools.partial(_terms, options, classes), raw, side)
-    own, others = _masks(inputs, classes, scores.shape[-1], first)
-    tile = (1,) * (own_gradient.ndim - 1) + (classes,)
-    own_part = jnp.where(own, jnp.tile(own_gradient, tile), 0).astype(scores.dtype)
+    place, others = _masks(inputs, classes, scores.shape[-1], first)
+    # A comparison for each own prototype: a loop that looks up which one it is does not vectorise.
+    own_part = sum(
+        jnp.where(place == m, own_gradient[..., m : m + 1], 0)
+        for m in range(own_gradient.shape[-1])
+    )
     parts = [
         jnp.exp(jnp.where(others, x, LOG_ZERO) - saved_others[..., None])
         * others_gradient[..., None]
@@ -451,6 +470,11 @@ def _own_counted(
     return counted
 
 
+def softplus(x: jax.Array) -> jax.Array:
+    """log(1 + exp(x)) of finite numbers, without the care for others that costs time."""
+    return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
+
+
 def keep(embeddings: jax.Array, where: jax.Array | None) -> jax.Array:
     """Zeros where excluded: 0 times nan is nan, and what is masked may hold anything."""
     return embeddings if where is None else jnp.where(where[..., None], embeddings, 0)
@@ -471,10 +495,10 @@ def negative_log_likelihood(
     """
     valid = counted.any(axis=-1) if where is None else where & counted.any(axis=-1)
     if own.shape[-1] == 1:  # softplus keeps every digit of a loss near 0
-        return jnp.where(valid, jax.nn.softplus(others - own[..., 0]), 0)
+        return jnp.where(valid, softplus(others - own[..., 0]), 0)
     counted = jnp.broadcast_to(counted, own.shape)
     own_sum = masked_logsumexp([own], counted)
-    loss = jax.nn.softplus(others - own_sum)
+    loss = softplus(others - own_sum)
     if not clusters:
         loss += own_sum - jnp.mean(own, axis=-1, where=counted | ~valid[..., None])
     return jnp.where(valid, loss, 0)

@@ -10,6 +10,8 @@ from jax.typing import ArrayLike
 from asdproto.losses import _checks, _compare
 
 Rows = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+# Embeddings, labels, which count, and their places in the whole batch.
+Batch = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
 
 def supervised_contrastive_loss(
@@ -118,7 +120,7 @@ def nt_xent_loss(
 
     def rows(scores: jax.Array, positive: jax.Array, negative: jax.Array) -> jax.Array:
         others = _compare.masked_logsumexp([scores], negative)[..., None]
-        each = jax.nn.softplus(others - jnp.where(positive, scores, 0))
+        each = _compare.softplus(others - jnp.where(positive, scores, 0))
         count = jnp.sum(positive, axis=-1)
         return jnp.sum(jnp.where(positive, each, 0), axis=-1) / jnp.maximum(count, 1)
 
@@ -149,27 +151,27 @@ def _in_batch(
         place = place + lax.axis_index(axis_name) * examples
         everyone = lax.all_gather((embeddings, labels, counted, place), axis_name, tiled=True)
 
-    def block(
-        anchors: tuple[jax.Array, jax.Array, jax.Array, jax.Array],
-        everyone: tuple[jax.Array, jax.Array, jax.Array, jax.Array],
-        scale: jax.Array,
-    ) -> jax.Array:
-        embeddings, labels, counted, place = (x[:, None] for x in anchors)
-        contrast, contrast_labels, contrast_counted, contrast_place = everyone
-        scores = _compare.dots(embeddings[:, 0], contrast) * scale
+    def block(scores: jax.Array, anchors: Batch, everyone: Batch) -> jax.Array:
+        labels, counted, place = (x[:, None] for x in anchors[1:])
+        _, contrast_labels, contrast_counted, contrast_place = everyone
         pair = counted & contrast_counted & (place != contrast_place)
         same = (labels == contrast_labels) & (labels >= 0)
         # An anchor without a class has no positives, and so, counted or not, gives 0.
-        return rows(scores, pair & same, pair & ~same)
+        return rows(scores * scale, pair & same, pair & ~same)
+
+    def scored_block(anchors: Batch, everyone: Batch) -> jax.Array:
+        return block(_compare.dots(anchors[0], everyone[0]), anchors, everyone)
 
     anchors = (embeddings, labels, counted, place)
     if chunk_size is None or chunk_size >= examples:
-        return block(anchors, everyone, scale)
-    block = jax.checkpoint(block)
+        if axis_name is None:
+            return block(_compare.gram(embeddings), anchors, everyone)
+        return scored_block(anchors, everyone)
+    scored_block = jax.checkpoint(scored_block)
     whole = examples // chunk_size * chunk_size
     head = jax.tree.map(lambda x: x[:whole].reshape(-1, chunk_size, *x.shape[1:]), anchors)
-    losses = lax.map(lambda anchors: block(anchors, everyone, scale), head).reshape(-1)
+    losses = lax.map(lambda anchors: scored_block(anchors, everyone), head).reshape(-1)
     if whole == examples:
         return losses
-    rest = block(jax.tree.map(lambda x: x[whole:], anchors), everyone, scale)
+    rest = scored_block(jax.tree.map(lambda x: x[whole:], anchors), everyone)
     return jnp.concatenate([losses, rest])

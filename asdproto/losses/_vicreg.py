@@ -169,11 +169,11 @@ def covariance_loss(
     # With twice as many dimensions as examples the diagonal is at most half of the sum, and the
     # difference loses no more than a bit.
     if axis_name is None and 2 * examples <= dim:
-        products = jnp.einsum("id,jd->ij", centred, centred, precision=lax.Precision.HIGHEST)
+        products = _compare.gram(centred)
         diagonal = jnp.sum(jnp.square(centred), axis=0)
         squares = jnp.sum(jnp.square(products)) - jnp.sum(jnp.square(diagonal))
     else:
-        products = jnp.einsum("id,ie->de", centred, centred, precision=lax.Precision.HIGHEST)
+        products = _compare.gram(centred.T)
         if axis_name is not None:
             products = lax.psum(products, axis_name)
         apart = ~jnp.eye(dim, dtype=bool)
