@@ -1,0 +1,355 @@
+"""The paper's experiment from the command line: files, repeats, refusals, kills and resumption."""
+
+import collections
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+
+from asdproto.config import override
+from asdproto.data.store import open_store
+from asdproto.systems import prototype
+from asdproto.systems.dataset import prepare
+from asdproto.training.checkpoint import Checkpoints
+from asdproto.training.parallel import use_devices
+from asdproto.training.state import TrainState
+from experiments import common, two_stage
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+RATE, SECONDS = 16_000, 2.0
+OVERRIDES = (
+    "encoder.width=4",
+    "encoder.crop=32",
+    "pretrain.epochs=4",
+    "pretrain.batch_size=4",
+    "finetune.epochs=3",
+    "finetune.ways=2",
+    "finetune.shots=2",
+)
+EPOCHS = {"pretrain": 4, "finetune": 3}
+# Of each machine: two source attributes of three clips each, two target attributes of one.
+TRAIN = [("source", "load_1"), ("source", "load_2")] * 3 + [
+    ("target", "load_3"),
+    ("target", "load_4"),
+]
+TEST = [
+    (domain, state, f"load_{load}")
+    for domain, load in (("source", 1), ("target", 3))
+    for state in ("normal", "anomaly")
+]
+
+
+def _write_clip(path: Path, pitch: float, seed: int) -> None:
+    """A hum of a few harmonics in noise."""
+    rng = np.random.default_rng(seed)
+    seconds = np.arange(int(SECONDS * RATE)) / RATE
+    hum = sum(np.sin(2 * np.pi * pitch * n * seconds + rng.uniform(0, 6)) / n for n in (1, 2, 3))
+    audio = 0.1 * hum + 0.02 * rng.standard_normal(len(seconds))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, audio, RATE, subtype="PCM_16")
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory):
+    """24 clips in the layout and under the names of DCASE 2022."""
+    root = tmp_path_factory.mktemp("collection")
+    seed = 0
+    for machine, base in (("fan", 200.0), ("pump", 700.0)):
+        counts: collections.Counter = collections.Counter()
+        clips = [("train", domain, "normal", attributes) for domain, attributes in TRAIN]
+        clips += [("test", *clip) for clip in TEST]
+        for split, domain, state, attributes in clips:
+            kind = f"{domain}_{split}_{state}"
+            name = f"section_00_{kind}_{counts[kind]:04d}_{attributes}.wav"
+            counts[kind] += 1
+            pitch = base * (1 + 0.2 * int(attributes[-1])) * (1.1 if state == "anomaly" else 1)
+            _write_clip(root / machine / split / name, pitch, seed)
+            seed += 1
+    assert len(list(root.rglob("*.wav"))) == 24
+    return root
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory):
+    """Where all runs of this module find their features; the first one extracts them."""
+    return tmp_path_factory.mktemp("store") / "features"
+
+
+def arguments(collection, features, workdir, *more, overrides=OVERRIDES):
+    given = ("--data", collection, "--features", features, "--workdir", workdir, *more, *overrides)
+    return [str(argument) for argument in given]
+
+
+def _start(arguments, log):
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    }
+    command = [sys.executable, "-m", "experiments.two_stage", *arguments]
+    with open(log, "w") as file:
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
+
+
+def run(arguments, log) -> str:
+    """Runs the command to its end and returns what it printed."""
+    process = _start(arguments, log)
+    try:
+        code = process.wait(timeout=180)
+    finally:
+        process.kill()
+        process.wait()
+    output = log.read_text()
+    assert code == 0, output[-5000:]
+    assert "Traceback" not in output
+    return output
+
+
+def kill_in(stage: str, epochs: int, arguments, workdir: Path, log: Path) -> None:
+    """Runs the command and sends SIGKILL once so many epochs of ``stage`` are done."""
+    process = _start(arguments, log)
+    try:
+        give_up = time.monotonic() + 180
+        while sum(line["stage"] == stage for line in metrics(workdir)) < epochs:
+            assert process.poll() is None, f"ended by itself:\n{log.read_text()[-5000:]}"
+            assert time.monotonic() < give_up
+            time.sleep(0.005)
+    finally:
+        process.kill()
+        code = process.wait()
+    assert code == -signal.SIGKILL, log.read_text()[-5000:]
+
+
+def metrics(workdir: Path) -> list[dict]:
+    """Whole lines of metrics.jsonl, also while it is being written."""
+    path = workdir / "metrics.jsonl"
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def progress(workdir: Path) -> list[tuple]:
+    """What metrics.jsonl says apart from the time that things took."""
+    names = ("stage", "epoch", "step", "loss", "learning_rate")
+    return [tuple(line[name] for name in names) for line in metrics(workdir)]
+
+
+@pytest.fixture(scope="module")
+def finished(collection, features, tmp_path_factory):
+    """A run that nothing interrupted."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    output = run(arguments(collection, features, workdir), workdir.parent / "log")
+    assert "Report:" in output
+    assert "report.html" in output
+    return workdir
+
+
+def final_state(workdir: Path, features: Path, stage: str) -> TrainState:
+    """The last checkpoint of a stage."""
+    system = override(two_stage.get_config(), OVERRIDES)
+    data = prepare(open_store(features), system.encoder.crop)
+    task = prototype.make_task(system, stage, data, use_devices(1), "dispatch")
+    checkpoints = Checkpoints(workdir / "checkpoints" / stage)
+    try:
+        assert checkpoints.latest() == EPOCHS[stage] * task.steps
+        return checkpoints.restore(task.init(jax.random.key(0), system.features.mels))
+    finally:
+        checkpoints.close()
+
+
+def score_files(workdir: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(workdir)): path.read_bytes()
+        for path in sorted((workdir / "scores").rglob("*.csv"))
+    }
+
+
+def check_same_bits(workdir: Path, other: Path, features: Path) -> None:
+    for stage in EPOCHS:
+        states = [final_state(folder, features, stage) for folder in (workdir, other)]
+        leaves = [jax.tree.leaves(state) for state in states]
+        assert len(leaves[0]) == len(leaves[1]) > 20
+        for one, two in zip(*leaves, strict=True):
+            np.testing.assert_array_equal(one, two)
+    assert score_files(workdir) == score_files(other)
+    assert progress(workdir) == progress(other)
+    results = [json.loads((folder / "results.json").read_text()) for folder in (workdir, other)]
+    assert results[0]["systems"] == results[1]["systems"]
+
+
+def test_a_run_leaves_all_its_files(finished):
+    found = {path.name for path in finished.iterdir()}
+    assert found >= {"config.json", "metrics.jsonl", "results.json", "report.html", "checkpoints"}
+    assert not list(finished.rglob("*.partial"))
+
+    config = json.loads((finished / "config.json").read_text())
+    assert config["system"]["encoder"]["width"] == 4
+    assert config["system"]["features"]["mels"] == 128
+    assert config["seed"] == 0
+    assert len(config["classes"]) == 8
+
+    lines = metrics(finished)
+    expected = [(stage, n + 1) for stage, count in EPOCHS.items() for n in range(count)]
+    assert [(line["stage"], line["epoch"]) for line in lines] == expected
+    assert all(np.isfinite(line["loss"]) and line["clips_per_second"] > 0 for line in lines)
+    assert len({line["loss"] for line in lines}) == len(lines)
+
+    assert set(score_files(finished)) >= {
+        f"scores/{stage}/{kind}_{machine}_section_00_test.csv"
+        for stage in EPOCHS
+        for kind in ("anomaly_score", "decision_result")
+        for machine in ("fan", "pump")
+    }
+    assert "<html" in (finished / "report.html").read_text().lower()
+
+
+def test_scores_and_figures_belong_together(finished):
+    """Every test clip is scored, and the figures are those of the files."""
+    from asdproto.metrics import evaluate
+    from asdproto.scores_io import read_scores
+
+    results = json.loads((finished / "results.json").read_text())
+    assert set(results["systems"]) == {"pretrain", "finetune"}
+    assert results["seed"] == 0
+    assert results["preset"] == "paper"
+    for stage, figures in results["systems"].items():
+        assert set(figures) >= {"overall", "source_auc", "target_auc", "pauc", "machines"}
+        assert set(figures["machines"]) == {"fan", "pump"}
+        for name in ("overall", "source_auc", "target_auc", "pauc"):
+            assert 0 <= figures[name] <= 1
+        sections = read_scores(finished / "scores" / stage)
+        assert sum(len(section.scores) for section in sections) == 2 * len(TEST)
+        again = evaluate(sections)
+        for name in ("overall", "source_auc", "target_auc", "pauc"):
+            assert again[name] == pytest.approx(figures[name], abs=1e-12)
+
+
+def command(monkeypatch, arguments) -> int:
+    """Runs the command within this process, for what ends before anything is trained."""
+    monkeypatch.setattr(sys, "argv", ["two_stage", *arguments])
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # run_main sets it
+    monkeypatch.setattr(common, "start_devices", None)
+    try:
+        common.run_main(two_stage.main)
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+def test_a_finished_folder_is_only_reported(finished, collection, features, monkeypatch, capsys):
+    kept = ("metrics.jsonl", "results.json", "config.json", *score_files(finished))
+    before = {name: (finished / name).stat().st_mtime_ns for name in kept}
+    page = finished / "report.html"
+    whole = page.read_text()
+    page.unlink()
+    assert command(monkeypatch, arguments(collection, features, finished)) == 0
+    assert "is finished; this only reports" in capsys.readouterr().out
+    assert {name: (finished / name).stat().st_mtime_ns for name in kept} == before
+    assert page.read_text() == whole
+
+
+@pytest.mark.parametrize(
+    ("more", "field", "here"),
+    [
+        (["finetune.epochs=5"], "system.finetune.epochs", "5"),
+        (["--seed", "7"], "seed", "7"),
+        (["--stages", "finetune"], "stages", "['finetune']"),
+        (["--machines", "fan"], "machines", "['fan']"),
+    ],
+)
+def test_other_settings_on_the_same_folder_are_refused(
+    finished, collection, features, monkeypatch, capsys, more, field, here
+):
+    options = [word for word in more if "=" not in word]
+    assignments = [word for word in more if "=" in word]
+    given = arguments(
+        collection, features, finished, *options, "--", overrides=(*OVERRIDES, *assignments)
+    )
+    assert command(monkeypatch, given) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert f"{field} is " in message
+    assert f"{here} here" in message
+    assert "--workdir" in message
+    assert message.count(" here") == 1  # and nothing that is the same
+
+
+@pytest.mark.parametrize(
+    ("wrong", "answer"),
+    [
+        ("finetune.epoch=5", "did you mean finetune.epochs?"),
+        ("finetun.epochs=5", "did you mean finetune?"),
+        ("finetune.epochs=many", "finetune.epochs='many': expected int, found str"),
+        ("encoder.width", "expected field=value"),
+    ],
+)
+def test_a_misspelt_override_names_the_nearest(
+    collection, features, tmp_path, monkeypatch, capsys, wrong, answer
+):
+    workdir = tmp_path / "run"
+    given = arguments(collection, features, workdir, overrides=(*OVERRIDES, wrong))
+    assert command(monkeypatch, given) == 1
+    assert answer in capsys.readouterr().err
+    assert not workdir.exists()
+
+
+def test_the_same_seed_gives_the_same_bits(finished, collection, features, tmp_path):
+    workdir = tmp_path / "run"
+    run(arguments(collection, features, workdir), tmp_path / "log")
+    check_same_bits(workdir, finished, features)
+
+
+def test_killed_in_both_stages_and_resumed_gives_the_same_bits(
+    finished, collection, features, tmp_path
+):
+    workdir = tmp_path / "run"
+    given = arguments(collection, features, workdir, "--save-seconds", "0")
+    kept: list[dict] = []
+    for stage, epochs in (("pretrain", 2), ("finetune", 1)):
+        kill_in(stage, epochs, given, workdir, tmp_path / f"log.{stage}")
+        lines = metrics(workdir)
+        count = sum(line["stage"] == stage for line in lines)
+        assert count < EPOCHS[stage], "the kill came too late to interrupt this stage"
+        assert not (workdir / "results.json").exists()
+        # The epoch of the last line may be done again, those before it are behind a checkpoint.
+        assert lines[: len(kept)] == kept
+        kept = lines[:-1]
+    run(given, tmp_path / "log")
+    assert metrics(workdir)[: len(kept)] == kept  # their times too: they were not trained again
+    assert len(kept) >= EPOCHS["pretrain"]
+    check_same_bits(workdir, finished, features)
+
+
+def test_fine_tuning_alone_starts_from_scratch(finished, collection, features, tmp_path):
+    workdir = tmp_path / "run"
+    given = arguments(
+        collection,
+        features,
+        workdir,
+        "--stages",
+        "finetune",
+        "--seed",
+        "3",
+        "--",
+        overrides=OVERRIDES,
+    )
+    run(given, tmp_path / "log")
+    assert {line["stage"] for line in metrics(workdir)} == {"finetune"}
+    results = json.loads((workdir / "results.json").read_text())
+    assert set(results["systems"]) == {"finetune"}
+    assert results["seed"] == 3
+    assert not (workdir / "checkpoints" / "pretrain").exists()
+    state = final_state(workdir, features, "finetune")
+    other = final_state(finished, features, "finetune")
+    kernels = [jax.tree.leaves(found.params["encoder"])[-1] for found in (state, other)]
+    assert not np.array_equal(*kernels)
