@@ -48,6 +48,15 @@ def test_convolution_equals_loops(lowering, size, stride, shape):
     np.testing.assert_allclose(found, expected, atol=5e-5)
 
 
+@pytest.mark.parametrize("lowering", ["patches", "mixed"])
+@pytest.mark.parametrize("shape", [(2, 16, 12, 1), (1, 15, 9, 1)])
+@pytest.mark.parametrize("size", [5, 7])
+def test_a_strided_stem_of_one_channel_equals_loops(lowering, shape, size):
+    x, kernel = _random(*shape), _random(size, size, 1, 4, seed=1)
+    found = convolution.convolve(x, kernel, stride=2, lowering=lowering)
+    np.testing.assert_allclose(found, _convolve_by_loops(x, kernel, 2), atol=5e-5)
+
+
 @pytest.mark.parametrize(("size", "stride"), [(1, 2), (3, 1), (3, 2)])
 def test_lowerings_have_equal_gradients(size, stride):
     x, kernel = _random(2, 10, 8, 3), _random(size, size, 3, 4, seed=1)

@@ -1,0 +1,299 @@
+"""One computation in many shapes: loops, devices, host features, sweeps, resumed runs."""
+
+import collections
+import dataclasses
+import json
+import shutil
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from asdproto.training import loop as loops
+from asdproto.training.checkpoint import CheckpointError, Checkpoints
+from asdproto.training.epoch import Programs
+from asdproto.training.loop import DivergedError, StageRun, train_stage
+from asdproto.training.parallel import Devices, start_distributed, use_devices
+from asdproto.training.source import ClipArrays, fits_on, tile_to
+from asdproto.training.state import make_table
+from asdproto.training.sweep import train_sweep
+from tests.training import tiny
+
+DATA = tiny.make_data()
+KEY = jax.random.key(11)
+STAGES = ("pretrain", "finetune")
+
+
+def _train(stage, devices=None, run=None, data=DATA, **changes):
+    devices = devices or use_devices(1)
+    task = tiny.make_task(data, stage, devices, **changes)
+    state = task.init(jax.random.key(0), tiny.MELS)
+    return train_stage(task, data, devices, state, KEY, run or StageRun(stage))
+
+
+def _losses(path):
+    return [json.loads(line)["loss"] for line in path.read_text().splitlines()]
+
+
+def _close(left, right, tolerance):
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        np.testing.assert_allclose(a, b, atol=tolerance)
+
+
+@pytest.fixture(scope="module", params=STAGES)
+def reference(request, tmp_path_factory):
+    """A run on one device, step by step: what every other shape must reproduce."""
+    stage = request.param
+    metrics = tmp_path_factory.mktemp("reference") / "metrics.jsonl"
+    state = _train(stage, run=StageRun(stage, metrics=metrics, loop="dispatch"))
+    return stage, state, _losses(metrics)
+
+
+# Float32 sums in another order differ by 1e-7 of their size; 9 to 12 steps of training, with batch
+# normalisation over 9 examples, make 1e-4 of parameters and 1e-3 of losses out of it.
+def _check(reference, state, metrics):
+    _, expected, losses = reference
+    np.testing.assert_allclose(_losses(metrics), losses, rtol=1e-3)
+    _close(state.params, expected.params, 1e-3)
+    assert int(state.step) == int(expected.step)
+
+
+def test_scan_equals_dispatch(reference, tmp_path):
+    metrics = tmp_path / "metrics.jsonl"
+    state = _train(reference[0], run=StageRun(reference[0], metrics=metrics, loop="scan"))
+    _check(reference, state, metrics)
+
+
+@pytest.mark.parametrize("loop", ["dispatch", "scan"])
+def test_four_devices_equal_one(reference, loop, tmp_path):
+    """Nine anchors over four devices: the last holds padding."""
+    metrics = tmp_path / "metrics.jsonl"
+    run = StageRun(reference[0], metrics=metrics, loop=loop)
+    state = _train(reference[0], use_devices(4), run)
+    _check(reference, state, metrics)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_host_features_equal_resident_ones(reference, count, tmp_path):
+    metrics = tmp_path / "metrics.jsonl"
+    host = dataclasses.replace(DATA, resident=False)
+    state = _train(
+        reference[0], use_devices(count), StageRun(reference[0], metrics=metrics), data=host
+    )
+    _check(reference, state, metrics)
+    if count == 1:  # the very same programs on the very same crops
+        assert tiny.same(state.params, reference[1].params)
+
+
+def test_same_seed_same_bits(reference):
+    again = _train(reference[0], run=StageRun(reference[0], loop="dispatch"))
+    assert tiny.same(again, reference[1])
+
+
+def test_a_run_stopped_anywhere_resumes_bit_for_bit(reference, tmp_path, monkeypatch):
+    """Stopped in the middle of an epoch, and on the way to other device counts and loops."""
+    stage, expected, losses = reference
+    metrics = tmp_path / "metrics.jsonl"
+
+    def run(loop):
+        checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1000)
+        return StageRun(stage, checkpoints=checkpoints, metrics=metrics, save_seconds=0, loop=loop)
+
+    class Killed(Exception):
+        pass
+
+    save, stop_at = loops._save, 5
+
+    def save_then_die(run, devices, state, step):
+        save(run, devices, state, step)
+        run.checkpoints.wait()
+        if step == stop_at:
+            raise Killed
+
+    monkeypatch.setattr(loops, "_save", save_then_die)
+    first = run("dispatch")
+    with pytest.raises(Killed):
+        _train(stage, run=first)
+    first.checkpoints.close()
+    monkeypatch.setattr(loops, "_save", save)
+
+    second = run("dispatch")
+    assert second.checkpoints.latest() == stop_at
+    state = _train(stage, run=second)
+    second.checkpoints.close()
+    assert tiny.same(state, expected)
+    np.testing.assert_array_equal(_losses(metrics), losses)
+
+    # A finished run trains no more.
+    third = run("dispatch")
+    monkeypatch.setattr(loops, "Programs", None)
+    assert tiny.same(_train(stage, run=third), expected)
+    third.checkpoints.close()
+
+
+def test_a_checkpoint_of_one_device_is_resumed_on_four(reference, tmp_path):
+    stage = reference[0]
+    metrics = tmp_path / "metrics.jsonl"
+    task_steps = tiny.make_task(DATA, stage).steps
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=100)
+    short = StageRun(stage, checkpoints, metrics=metrics, save_seconds=0, loop="dispatch")
+    _train(stage, run=short)
+    checkpoints.close()
+    # Leave the one in the middle of the first epoch as the latest.
+    for folder in (tmp_path / "checkpoints").iterdir():
+        if folder.name.isdigit() and int(folder.name) > task_steps - 1:
+            shutil.rmtree(folder)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=100)
+    assert checkpoints.latest() == task_steps - 1
+    run = StageRun(stage, checkpoints, metrics=metrics, loop="scan")
+    state = _train(stage, use_devices(4), run)
+    checkpoints.close()
+    _check(reference, state, metrics)
+
+
+def test_checkpoints_of_another_configuration_are_refused(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    _train("pretrain", run=StageRun("pretrain", checkpoints))
+    with pytest.raises(CheckpointError, match=r"prototypes: found .5, 2, 8., expected .5, 4, 8\."):
+        _train("pretrain", run=StageRun("pretrain", checkpoints), sub_prototypes=3)
+    checkpoints.close()
+    with pytest.raises(CheckpointError, match="no checkpoint found"):
+        Checkpoints(tmp_path / "empty").about()
+
+
+@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.parametrize("stage", STAGES)
+def test_nothing_crosses_to_the_host_inside_an_epoch_and_all_compiles_once(stage, count):
+    devices = use_devices(count)
+    task = tiny.make_task(DATA, stage, devices)
+    table, _ = make_table(
+        DATA.labels, DATA.clips.usable_frames, DATA.mean, DATA.deviation, DATA.num_classes
+    )
+    for loop in ("scan", "dispatch"):
+        programs = Programs(task, devices, loop)
+        state = task.init(jax.random.key(0), tiny.MELS)
+        table_, hyper, key, state = devices.replicate((table, task.stage.hyper(), KEY, state))
+        features = devices.replicate(DATA.clips.load())
+        fixed = features, table_, key, hyper
+        state = collections.deque(programs.resident_epoch(state, *fixed), maxlen=1).pop()
+        with jax.transfer_guard("disallow"):
+            for _ in range(2):
+                state = collections.deque(programs.resident_epoch(state, *fixed), maxlen=1).pop()
+        assert int(devices.to_host(state.step)) == 3 * task.steps
+        assert set(programs.traces.values()) == {1}, programs.traces
+        expected = {"epoch"} if loop == "scan" else {"draw", "step"}
+        if loop == "dispatch" and stage == "pretrain":
+            expected |= {"empty_sums", "chunk", "finish"}
+        assert set(programs.traces) == expected
+
+
+def test_a_sweep_equals_its_single_runs(reference, tmp_path):
+    """Three runs over two devices: other seeds, other temperatures, other schedules."""
+    stage = reference[0]
+    task = tiny.make_task(DATA, stage)
+    base = task.stage.hyper()
+    hypers = [
+        base,
+        base._replace(temperature=jnp.float32(0.2)),
+        base._replace(learning_rate_scale=jnp.float32(0.5), mpe_ratio=jnp.float32(0.6)),
+    ]
+    keys = [KEY, KEY, jax.random.key(12)]
+    states = [task.init(jax.random.key(seed), tiny.MELS) for seed in (0, 0, 1)]
+    metrics = tmp_path / "metrics.jsonl"
+    run = StageRun(stage, metrics=metrics)
+    found = train_sweep(task, DATA, use_devices(2), states, keys, hypers, run)
+    assert len(found) == 3
+    _close(found[0].params, reference[1].params, 1e-3)
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    np.testing.assert_allclose([line["losses"][0] for line in lines], reference[2], rtol=1e-3)
+    # A temperature that the sweep traced is the temperature that a configuration sets.
+    warm = _train(stage, run=StageRun(stage), temperature=0.2)
+    _close(found[1].params, warm.params, 1e-3)
+    assert not tiny.same(found[2].params, found[0].params)
+
+
+def test_a_sweep_resumes(tmp_path):
+    task = tiny.make_task(DATA)
+    states = [task.init(jax.random.key(seed), tiny.MELS) for seed in range(2)]
+    keys, hypers = [KEY, jax.random.key(1)], [task.stage.hyper()] * 2
+    whole = train_sweep(task, DATA, use_devices(1), states, keys, hypers, StageRun("pretrain"))
+    checkpoints = Checkpoints(tmp_path / "c", keep=10)
+    run = StageRun("pretrain", checkpoints, save_seconds=0)
+    train_sweep(task, DATA, use_devices(1), states, keys, hypers, run)
+    checkpoints.close()
+    shutil.rmtree(tmp_path / "c" / str(3 * task.steps))
+    checkpoints = Checkpoints(tmp_path / "c")
+    assert checkpoints.latest() == 2 * task.steps
+    run = StageRun("pretrain", checkpoints)
+    again = train_sweep(task, DATA, use_devices(1), states, keys, hypers, run)
+    checkpoints.close()
+    assert tiny.same(again, whole)
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_what_was_good(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    run = StageRun("pretrain", checkpoints, metrics=tmp_path / "m.jsonl", save_seconds=0)
+    rates = ((0.05, 1), (1e39, 2))  # the first epoch is sound
+    with pytest.raises(DivergedError, match="pretrain: the loss became nan in epoch"):
+        _train("pretrain", run=run, learning_rates=rates)
+    checkpoints.wait()
+    state = checkpoints.restore(tiny.make_task(DATA).init(jax.random.key(0), tiny.MELS))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+    checkpoints.close()
+
+
+def test_a_loss_of_zero_warns():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        _train("finetune", mix_range=None, temperature=1e-4, leave_one_out=False, epochs=30)
+    assert any("nothing is left to learn" in str(w.message) for w in caught)
+
+
+def test_clip_arrays_tile_short_clips_and_count_frames():
+    features = np.arange(2 * 6 * 2, dtype=np.float32).reshape(2, 6, 2)
+    clips = ClipArrays(features, np.array([1, 0]), np.array([3, 6]), crop=5)
+    assert clips.usable_frames.tolist() == [5, 6]
+    loaded = clips.load()
+    np.testing.assert_array_equal(loaded[0, :5], features[1, [0, 1, 2, 0, 1]])
+    crops = clips.crops(np.array([0, 1]), np.array([0, 1]))
+    np.testing.assert_array_equal(crops[0], loaded[0, :5])
+    np.testing.assert_array_equal(crops[1], loaded[1, 1:6])
+    mean, deviation = clips.statistics()
+    frames = np.concatenate([features[1, :3], features[0]]).astype(np.float64)
+    np.testing.assert_allclose(mean, frames.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(deviation, frames.std(axis=0), rtol=1e-12)
+    np.testing.assert_array_equal(tile_to(features[0], 4), features[0])
+    with pytest.raises(ValueError, match="clip 1 has no frames"):
+        ClipArrays(features, np.array([0, 1]), np.array([3, 0]), crop=5)
+
+
+def test_devices_are_counted_and_memory_is_asked_for():
+    assert use_devices(3).count == 3
+    with pytest.raises(ValueError, match="devices=9"):
+        use_devices(9)
+    assert fits_on(use_devices(1), 10**15)  # a CPU does not tell
+
+    class Small:
+        def memory_stats(self):
+            return {"bytes_limit": 1000}
+
+    small = Devices((Small(),), 1, 0)
+    assert fits_on(small, 600)
+    assert not fits_on(small, 601)
+
+
+def test_a_lone_machine_starts_no_cluster(monkeypatch):
+    from asdproto.training import parallel
+
+    for name in parallel._CLUSTER_HINTS:
+        monkeypatch.delenv(name, raising=False)
+    assert start_distributed() is False
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
+    assert not parallel._in_cluster()
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    assert parallel._in_cluster()
+    with pytest.raises(ValueError, match="go together"):
+        start_distributed("localhost:1234")
