@@ -44,5 +44,27 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# An image with its own jax and torch is used as it is: make bench-gpu BENCH_PYTHON=python3
+BENCH_PYTHON ?= $(BIN)/python
+BENCH_EXTRAS ?= bench
+BENCH        := -m experiments.bench_train
+BENCH_SETUP  := $(if $(filter $(BIN)/python,$(BENCH_PYTHON)),bench-setup)
+
+# For a GPU: make bench-setup BENCH_EXTRAS=bench,cuda12
+bench-setup: setup
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(BENCH_EXTRAS)]'
+
+bench-cpu: $(BENCH_SETUP)
+	$(BENCH_PYTHON) $(BENCH) --preset small --expect cpu --widths 16 32 64 --out experiments/results/train_cpu.json
+
+# Everything first; then the steps alone under other compiler flags, which a process has once. Flags
+# that an XLA does not know end that line, not the rest.
+BENCH_GPU := --preset paper --dtype bfloat16 --expect gpu --out experiments/results/
+bench-gpu: $(BENCH_SETUP)
+	$(BENCH_PYTHON) $(BENCH) $(BENCH_GPU) --unroll 1 2 4 8 --full --widths 64 16 32
+	-$(BENCH_PYTHON) $(BENCH) $(BENCH_GPU) --parts steps loops --tag no_graphs --xla-flags="--xla_gpu_enable_command_buffer="
+	-$(BENCH_PYTHON) $(BENCH) $(BENCH_GPU) --parts steps loops --tag small_graphs --xla-flags="--xla_gpu_graph_min_graph_size=1"
+	-$(BENCH_PYTHON) $(BENCH) $(BENCH_GPU) --parts steps loops --tag loop_graphs --xla-flags="--xla_gpu_enable_command_buffer=+WHILE --xla_gpu_graph_min_graph_size=1"
+
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
