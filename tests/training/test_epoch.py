@@ -156,7 +156,7 @@ def test_a_checkpoint_of_one_device_is_resumed_on_four(reference, tmp_path):
 def test_checkpoints_of_another_configuration_are_refused(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     _train("pretrain", run=StageRun("pretrain", checkpoints))
-    with pytest.raises(CheckpointError, match=r"prototypes: found .5, 2, 8., expected .5, 4, 8\."):
+    with pytest.raises(CheckpointError, match=r"prototypes: found .5, 2, 8., expected .5, 4, 8"):
         _train("pretrain", run=StageRun("pretrain", checkpoints), sub_prototypes=3)
     checkpoints.close()
     with pytest.raises(CheckpointError, match="no checkpoint found"):
@@ -235,7 +235,7 @@ def test_a_sweep_resumes(tmp_path):
 def test_a_loss_that_is_no_number_stops_and_keeps_what_was_good(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     run = StageRun("pretrain", checkpoints, metrics=tmp_path / "m.jsonl", save_seconds=0)
-    rates = ((0.05, 1), (1e39, 2))  # the first epoch is sound
+    rates = ((0.05, 1), (float("nan"), 2))  # the first epoch is sound
     with pytest.raises(DivergedError, match="pretrain: the loss became nan in epoch"):
         _train("pretrain", run=run, learning_rates=rates)
     checkpoints.wait()
