@@ -62,9 +62,10 @@ def l2_normalize(x: ArrayLike, axis: int = -1, eps: float = 1e-12) -> jax.Array:
     wide = x.astype(_at_least_float32(x))
     squared = jnp.sum(jnp.square(wide), axis=axis, keepdims=True)
     # Both branches must be finite: a nan in the branch not taken would still reach the gradient.
-    nonzero = squared > eps**2
-    unit = wide * lax.rsqrt(jnp.where(nonzero, squared, 1.0))
-    return jnp.where(nonzero, unit, 0.0).astype(x.dtype)
+    # Asked this way round, a vector that holds nan stays nan and is noticed.
+    zero = squared <= eps**2
+    unit = wide * lax.rsqrt(jnp.where(zero, 1.0, squared))
+    return jnp.where(zero, 0.0, unit).astype(x.dtype)
 
 
 def class_sums(
