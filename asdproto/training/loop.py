@@ -142,7 +142,7 @@ def train_stage(
             for state in states:
                 step += task.steps if programs.loop == "scan" else 1
                 if step % task.steps and _is_due(run, devices, saved, step):
-                    _save(run, devices, state, step)
+                    _save(run, devices, state, step, epoch)
                     saved = time.monotonic()
             loss = float(devices.to_host(state.loss_sum)) / task.steps
             seconds = time.monotonic() - started
@@ -154,7 +154,7 @@ def train_stage(
                 with open(run.metrics, "a") as file:
                     file.write(json.dumps(figures) + "\n")
             if (run.checkpoints is not None and step == final) or _is_due(run, devices, saved):
-                _save(run, devices, state, step)
+                _save(run, devices, state, step, epoch)
                 saved = time.monotonic()
             meter.epoch(
                 epoch + 1,
@@ -203,11 +203,12 @@ def _is_due(run: StageRun, devices: Devices, saved: float, step: int | None = No
     return devices.agree(time.monotonic() - saved > run.save_seconds)
 
 
-def _save(run: StageRun, devices: Devices, state: TrainState, step: int) -> None:
+def _save(run: StageRun, devices: Devices, state: TrainState, step: int, epoch: int) -> None:
     assert run.checkpoints is not None
     on_host = devices.to_host(state)
-    if not np.isfinite(on_host.loss_sum):
-        return  # the end of the epoch will say so; a broken state is not kept
+    # The loss is one step behind: an update can break a state whose loss was still sound.
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(on_host)):
+        raise _diverged(run, epoch, float("nan"))
     run.checkpoints.save(step, on_host, {"stage": run.name, "step": step, **run.about})
 
 

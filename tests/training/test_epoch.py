@@ -106,8 +106,8 @@ def test_a_run_stopped_anywhere_resumes_bit_for_bit(reference, tmp_path, monkeyp
 
     save, stop_at = loops._save, 5
 
-    def save_then_die(run, devices, state, step):
-        save(run, devices, state, step)
+    def save_then_die(run, devices, state, step, epoch):
+        save(run, devices, state, step, epoch)
         run.checkpoints.wait()
         if step == stop_at:
             raise Killed
