@@ -5,7 +5,6 @@ import pytest
 from experiments import bench_losses
 from experiments.loss_rivals import ENTRIES
 
-
 # One of every kind: with and without pieces, within a batch, with coefficients drawn.
 LOSSES = ("negative_prototype", "arcface", "adaproj", "nt_xent", "vicreg")
 
@@ -15,8 +14,11 @@ def test_losses_are_compared_and_timed(tmp_path, monkeypatch):
     monkeypatch.setitem(bench_losses.PIECES, "anchors", 5)
     out, picture = tmp_path / "speed.json", tmp_path / "speed.png"
     bench_losses.main(
-        ["--loss", *LOSSES, "--sizes", "16x20x6", "--rounds", "2", "--out", str(out)]
-        + ["--plot", str(picture)]
+        [
+            *("--loss", *LOSSES, "--sizes", "16x20x6", "--rounds", "2", "--out", str(out)),
+            "--plot",
+            str(picture),
+        ]
     )
     result = json.loads(out.read_text())
     assert [row["loss"] for row in result["rows"]] == list(LOSSES)

@@ -200,7 +200,8 @@ def test_a_single_class_is_certain(case):
     if case.name == "center":
         pytest.skip("compares with the own class only")
     arrays, labels = case.make(seed=11, classes=1)
-    loss = case.loss(to(arrays, jnp.float32), jnp.asarray(labels), **case.hyper)
+    run = jax.jit(lambda arrays: case.loss(arrays, jnp.asarray(labels), **case.hyper))
+    loss = run(to(arrays, jnp.float32))
     if "multi" in case.name:
         # Several own prototypes compete with each other, as Eq. 3 says.
         expected = case.oracle(arrays, labels, range(1), **case.hyper)
@@ -306,7 +307,11 @@ def test_hyper_parameters_may_be_traced(case):
 @every_loss
 def test_an_empty_batch_has_no_losses(case):
     arrays, labels = case.make(batch=0)
-    loss = case.loss(to(arrays, jnp.float32), jnp.asarray(labels, jnp.int32), **case.hyper)
+    loss = jax.eval_shape(
+        lambda arrays, y: case.loss(arrays, y, **case.hyper),
+        to(arrays, jnp.float32),
+        jnp.asarray(labels, jnp.int32),
+    )
     assert loss.shape == (0,)
 
 

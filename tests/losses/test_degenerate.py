@@ -1,5 +1,8 @@
 """Where one loss must become another, and properties of single losses."""
 
+import inspect
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +16,18 @@ from asdproto.prototypes import (
     sample_class_mix,
     sub_prototypes,
     subset_mask,
+)
+
+STATIC = {"chunk_size", "normalize_mixed", "adaptive", "axis_name", "class_axis_name"}
+
+
+def _jitted(loss):
+    """Compiled whole: operation by operation, a loss takes dozens of small compilations."""
+    return jax.jit(loss, static_argnames=STATIC & set(inspect.signature(loss).parameters))
+
+
+jitted = types.SimpleNamespace(
+    **{name: _jitted(getattr(losses, name)) for name in losses.__all__ if name.endswith("_loss")}
 )
 
 # The same sums in another order.
@@ -30,28 +45,34 @@ def batch():
 
 def test_all_members_drawn_makes_sub_prototypes_the_prototypes(batch):
     z, _, y = batch
-    sums, counts = class_sums(z, y, 5)
-    prototypes = l2_normalize(sums)
-    draw = jax.jit(jax.vmap(lambda k: subset_mask(k, y, 5, 1.0)))
-    masks = draw(jax.random.split(jax.random.key(0), 2))
-    expanded = jnp.concatenate([prototypes[:, None], sub_prototypes(z, y, masks, 5)], axis=1)
+
+    @jax.jit
+    def expand():
+        sums, counts = class_sums(z, y, 5)
+        masks = jax.vmap(lambda k: subset_mask(k, y, 5, 1.0))(
+            jax.random.split(jax.random.key(0), 2)
+        )
+        return l2_normalize(sums), counts, sub_prototypes(z, y, masks, 5)
+
+    prototypes, counts, subs = expand()
+    expanded = jnp.concatenate([prototypes[:, None], subs], axis=1)
     np.testing.assert_allclose(expanded, jnp.repeat(prototypes[:, None], 3, axis=1), **CLOSE)
     present = (counts > 0)[:, None]
-    expanded_loss = losses.multi_prototype_loss(z, expanded, y, prototype_where=present)
+    expanded_loss = jitted.multi_prototype_loss(z, expanded, y, prototype_where=present)
     # Every class has three equal prototypes: the own one's share of the sum is a third.
-    expected = losses.prototypical_loss(z, prototypes, y, class_where=present[:, 0]) + np.log(3)
+    expected = jitted.prototypical_loss(z, prototypes, y, class_where=present[:, 0]) + np.log(3)
     np.testing.assert_allclose(expanded_loss, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_one_prototype_a_class_is_the_prototypical_loss(batch):
     z, p, y = batch
-    expected = losses.prototypical_loss(z, p, y)
-    np.testing.assert_allclose(losses.multi_prototype_loss(z, p[:, None], y), expected, **CLOSE)
+    expected = jitted.prototypical_loss(z, p, y)
+    np.testing.assert_allclose(jitted.multi_prototype_loss(z, p[:, None], y), expected, **CLOSE)
 
 
 def test_mix_of_zero_doubles_the_negatives(batch):
     z, p, y = batch
-    loss = losses.negative_prototype_loss(z, p, y, jnp.zeros((9, 5)), temperature=0.3)
+    loss = jitted.negative_prototype_loss(z, p, y, jnp.zeros((9, 5)), temperature=0.3)
     logits = z @ p.T / 0.3
     own = jnp.take_along_axis(logits, y[:, None], 1)[:, 0]
     total = 2 * jnp.exp(logits).sum(1) - jnp.exp(own)
@@ -96,7 +117,7 @@ def test_one_prototype_with_mixed_negatives_is_the_negative_prototype_loss(batch
     z, p, y = batch
     mix = jax.random.uniform(jax.random.key(2), (9, 5))
     loss = losses.multi_negative_prototype_loss(z, p[:, None], y, mix[..., None])
-    np.testing.assert_allclose(loss, losses.negative_prototype_loss(z, p, y, mix), **CLOSE)
+    np.testing.assert_allclose(loss, jitted.negative_prototype_loss(z, p, y, mix), **CLOSE)
 
 
 @pytest.mark.parametrize("chunk_size", [None, 1, 2])
@@ -106,7 +127,7 @@ def test_a_key_draws_the_coefficients_that_it_says(batch, chunk_size):
     mix = sample_class_mix(key, (9,), 5, *bounds)
 
     def total(z, p, **keywords):
-        return losses.negative_prototype_loss(z, p, y, temperature=0.5, **keywords).sum()
+        return jitted.negative_prototype_loss(z, p, y, temperature=0.5, **keywords).sum()
 
     def gradients(**keywords):
         run = jax.value_and_grad(lambda z, p: total(z, p, **keywords), argnums=(0, 1))
@@ -118,7 +139,7 @@ def test_a_key_draws_the_coefficients_that_it_says(batch, chunk_size):
     )
     several = jnp.stack([p, -p], axis=1)
     mix = sample_class_mix(key, (9,), 5, *bounds, per_class=2)
-    several_loss = jax.jit(losses.multi_negative_prototype_loss, static_argnames="chunk_size")
+    several_loss = jitted.multi_negative_prototype_loss
     np.testing.assert_allclose(
         several_loss(z, several, y, key=key, mix_range=bounds, chunk_size=chunk_size),
         several_loss(z, several, y, mix),
@@ -130,9 +151,9 @@ def test_mix_or_key_is_needed(batch):
     z, p, y = batch
     for arguments in ({}, {"mix": jnp.zeros((9, 5)), "key": jax.random.key(0)}):
         with pytest.raises(ValueError, match="exactly one of mix"):
-            losses.negative_prototype_loss(z, p, y, **arguments)
+            jitted.negative_prototype_loss(z, p, y, **arguments)
     with pytest.raises(ValueError, match=r"\(9, 5\), found \(9, 4\)"):
-        losses.negative_prototype_loss(z, p, y, jnp.zeros((9, 4)))
+        jitted.negative_prototype_loss(z, p, y, jnp.zeros((9, 4)))
     with pytest.raises(ValueError, match=r"\(9, 5, 1\), found \(9, 5\)"):
         losses.multi_negative_prototype_loss(z, p[:, None], y, jnp.zeros((9, 5)))
 
@@ -143,7 +164,7 @@ def test_anchors_left_out_of_their_prototypes(batch):
     own, exists = leave_one_out_prototypes(z, y, sums, counts)
     present = counts > 0
     prototypes = l2_normalize(sums)
-    loss = losses.prototypical_loss(
+    loss = jitted.prototypical_loss(
         z, prototypes, y, own_prototypes=own, where=exists, class_where=present, temperature=0.5
     )
     for i in range(9):
@@ -158,15 +179,15 @@ def test_anchors_left_out_of_their_prototypes(batch):
         expected = np.log(np.exp(logits).sum()) - (mean / np.linalg.norm(mean)) @ z[i] / 0.5
         np.testing.assert_allclose(loss[i], expected, rtol=1e-5)
     with pytest.raises(ValueError, match=r"own_prototypes \(9, 5\) and embeddings \(9, 6\)"):
-        losses.prototypical_loss(z, prototypes, y, own_prototypes=own[:, :5])
+        jitted.prototypical_loss(z, prototypes, y, own_prototypes=own[:, :5])
 
 
 def test_a_margin_of_zero_is_the_scaled_softmax(batch):
-    expected = losses.softmax_loss(*batch, temperature=1 / 16)
-    for loss in (losses.arcface_loss, losses.cosface_loss):
+    expected = jitted.softmax_loss(*batch, temperature=1 / 16)
+    for loss in (jitted.arcface_loss, jitted.cosface_loss):
         np.testing.assert_allclose(loss(*batch, margin=0.0, scale=16.0), expected, rtol=1e-5)
     state = losses.AdaCosState(jnp.float32(16))
-    fixed, after = losses.adacos_loss(*batch, state, adaptive=False)
+    fixed, after = jitted.adacos_loss(*batch, state, adaptive=False)
     np.testing.assert_allclose(fixed, expected, rtol=1e-5)
     assert after.scale == 16
 
@@ -176,7 +197,7 @@ def test_arcface_keeps_rising_beyond_pi():
     angles = jnp.linspace(0.0, jnp.pi, 200)
     z = jnp.stack([jnp.cos(angles), jnp.sin(angles), 0 * angles], axis=-1)
     prototypes = jnp.eye(3)[jnp.array([0, 2])]
-    loss = losses.arcface_loss(z, prototypes, jnp.zeros(200, int), margin=0.5, scale=10.0)
+    loss = jitted.arcface_loss(z, prototypes, jnp.zeros(200, int), margin=0.5, scale=10.0)
     assert bool((jnp.diff(loss) >= -1e-5).all())
 
 
@@ -184,24 +205,24 @@ def test_one_sub_cluster_is_adacos(batch):
     z, p, y = batch
     state = losses.adacos_init(5)
     assert state == losses.adacos_init(5, 1)
-    expected, _ = losses.adacos_loss(z, p, y, state, adaptive=False)
-    found, _ = losses.sub_cluster_adacos_loss(z, p[:, None], y, state, adaptive=False)
+    expected, _ = jitted.adacos_loss(z, p, y, state, adaptive=False)
+    found, _ = jitted.sub_cluster_adacos_loss(z, p[:, None], y, state, adaptive=False)
     np.testing.assert_allclose(found, expected, **CLOSE)
 
 
 def test_equal_sub_clusters_change_nothing(batch):
     z, p, y = batch
     state = losses.adacos_init(5)
-    expected, _ = losses.adacos_loss(z, p, y, state, adaptive=False)
+    expected, _ = jitted.adacos_loss(z, p, y, state, adaptive=False)
     same = jnp.repeat(p[:, None], 3, axis=1)
-    found, _ = losses.sub_cluster_adacos_loss(z, same, y, state, adaptive=False)
+    found, _ = jitted.sub_cluster_adacos_loss(z, same, y, state, adaptive=False)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_a_subspace_of_one_dimension_compares_without_sign(batch):
     z, p, y = batch
     state = losses.adacos_init(5)
-    found, _ = losses.adaproj_loss(z, p[:, None], y, state, adaptive=False)
+    found, _ = jitted.adaproj_loss(z, p[:, None], y, state, adaptive=False)
     logits = state.scale * jnp.abs(z @ p.T)
     expected = -jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], 1)[:, 0]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
@@ -210,18 +231,18 @@ def test_a_subspace_of_one_dimension_compares_without_sign(batch):
 def test_a_subspace_of_all_dimensions_holds_everything(batch):
     z, _, y = batch
     bases = jnp.broadcast_to(jnp.eye(6), (5, 6, 6))
-    loss, _ = losses.adaproj_loss(z, bases, y, losses.adacos_init(5), adaptive=False)
+    loss, _ = jitted.adaproj_loss(z, bases, y, losses.adacos_init(5), adaptive=False)
     np.testing.assert_allclose(loss, np.log(5), rtol=1e-5)
 
 
 def test_scale_of_adacos_is_kept_in_bounds(batch):
     z, p, y = batch
     state = losses.AdaCosState(jnp.float32(7))
-    _, empty = losses.adacos_loss(z, p, y, state, where=jnp.zeros(9, bool))
+    _, empty = jitted.adacos_loss(z, p, y, state, where=jnp.zeros(9, bool))
     assert empty.scale == 7
-    _, poisoned = losses.adacos_loss(z * jnp.nan, p, y, state)
+    _, poisoned = jitted.adacos_loss(z * jnp.nan, p, y, state)
     assert poisoned.scale == 7
-    _, two = losses.adacos_loss(z, p[:2], y % 2, losses.AdaCosState(jnp.float32(0.1)))
+    _, two = jitted.adacos_loss(z, p[:2], y % 2, losses.AdaCosState(jnp.float32(0.1)))
     assert two.scale == 1
     for classes in (1, 2, 3):
         assert losses.adacos_init(classes).scale >= 1
@@ -230,21 +251,21 @@ def test_scale_of_adacos_is_kept_in_bounds(batch):
 
 
 def test_squared_distances_of_unit_vectors_are_products(batch):
-    expected = losses.prototypical_loss(*batch, temperature=0.5)
-    np.testing.assert_allclose(losses.prototypical_network_loss(*batch), expected, rtol=1e-5)
+    expected = jitted.prototypical_loss(*batch, temperature=0.5)
+    np.testing.assert_allclose(jitted.prototypical_network_loss(*batch), expected, rtol=1e-5)
 
 
 def test_two_views_make_the_contrastive_losses_equal(batch):
     z, _, _ = batch
     pairs = jnp.array([0, 0, 1, 1, 2, 2, 3, 3])
     np.testing.assert_allclose(
-        losses.supervised_contrastive_loss(z[:8], pairs),
-        losses.nt_xent_loss(z[:8], pairs),
+        jitted.supervised_contrastive_loss(z[:8], pairs),
+        jitted.nt_xent_loss(z[:8], pairs),
         rtol=1e-5,
     )
 
 
-@pytest.mark.parametrize("loss", [losses.supervised_contrastive_loss, losses.nt_xent_loss])
+@pytest.mark.parametrize("loss", [jitted.supervised_contrastive_loss, jitted.nt_xent_loss])
 def test_without_positives_contrastive_losses_are_zero(batch, loss):
     z, _, _ = batch
     value, gradient = jax.value_and_grad(lambda z: loss(z, jnp.arange(9)).sum())(z)
@@ -256,15 +277,15 @@ def test_wide_embeddings_have_the_covariance_of_the_definition():
     x = np.random.default_rng(0).normal(size=(6, 40)) * np.linspace(0.2, 3, 40)
     covariance = np.cov(x.T)
     off = covariance - np.diag(np.diag(covariance))
-    found = losses.covariance_loss(jnp.asarray(x, jnp.float32))
+    found = jitted.covariance_loss(jnp.asarray(x, jnp.float32))
     np.testing.assert_allclose(found, np.sum(off**2) / 40, rtol=1e-5)
     spread = np.sqrt(np.diag(covariance) + 1e-4)
     expected = np.maximum(0, 1 - spread).mean()
     np.testing.assert_allclose(
-        losses.variance_loss(jnp.asarray(x, jnp.float32)), expected, rtol=1e-5
+        jitted.variance_loss(jnp.asarray(x, jnp.float32)), expected, rtol=1e-5
     )
     for few in (x[:1], x[:0]):
-        terms = losses.vicreg_loss(jnp.asarray(few), jnp.asarray(few) + 1)
+        terms = jitted.vicreg_loss(jnp.asarray(few), jnp.asarray(few) + 1)
         assert terms.variance == 0
         assert terms.covariance == 0
 
@@ -304,7 +325,7 @@ def test_fixed_prototypes_cost_no_gradient(batch):
 
     def count_products(argnums):
         def total(z, p):
-            return losses.prototypical_loss(z, p, y, chunk_size=2).sum()
+            return jitted.prototypical_loss(z, p, y, chunk_size=2).sum()
 
         return str(jax.make_jaxpr(jax.grad(total, argnums))(z, p)).count("dot_general")
 
