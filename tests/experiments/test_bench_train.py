@@ -63,6 +63,7 @@ def test_steps_pass_and_schedule(tmp_path, capsys):
     assert "projected" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_loops_lowering_sweep_and_host():
     parts = ["loops", "lowering", "sweep", "host"]
     result = bench_train.main([*TINY, "--rounds", "1", "--parts", *parts])
@@ -78,10 +79,10 @@ def test_loops_lowering_sweep_and_host():
 def test_pytorch_does_the_same_and_is_timed():
     pytest.importorskip("torch")
     found = bench_train.main([*TINY, "--parts", "torch"])["torch"]["4"]
-    # Float32 on both sides; the update has gone through batch normalisation.
+    # Float32 on both sides, sums in another order.
     assert found["differences"]["embeddings"] < 1e-4
     assert found["differences"]["loss"] < 1e-4
-    assert found["differences"]["update"] < 1e-2
+    assert found["differences"]["update"] < 1e-3
     assert is_spread(found["speed_to_eager"])
 
 
@@ -103,8 +104,8 @@ def test_operations_are_those_that_xla_counts():
     # As patches, every convolution is a matrix product, which XLA counts like we do. What else it
     # counts (normalisation, pooling, attention) is a few per cent at this width.
     model = ResNet(width=16, lowering="patches")
-    crops = jnp.zeros((2, 64, 128))
-    variables = model.init(jax.random.key(0), crops[:1], train=False)
+    crops = jax.ShapeDtypeStruct((2, 64, 128), jnp.float32)
+    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), crops)
     lowered = jax.jit(lambda v, x: model.apply(v, x, train=False)).lower(variables, crops)
     counted = lowered.cost_analysis()["flops"] / 2
     ours, stem = bench_common.forward_flops(16, model.stages, 64, 128)
