@@ -22,6 +22,7 @@ from asdproto.config import override, to_dict
 from asdproto.data.store import FeatureStore
 from asdproto.data.synthetic import synthesize
 from asdproto.metrics import evaluate, group_scores
+from asdproto.results_io import write_result_csv, write_results
 from asdproto.scores_io import write_scores
 from asdproto.scoring import decide, gamma_threshold
 from asdproto.systems.autoencoder import QUICK, MachineFeatures, fit_score_machines
@@ -67,7 +68,10 @@ def run_autoencoder(
     limits = {machine: gamma_threshold(found[machine].train_scores) for machine in machines}
     decisions = decide(scores, np.array([limits[clip.machine_type] for clip in clips]))
     write_scores(folder, clips, scores, decisions)
-    return evaluate(group_scores(clips, scores, decisions))
+    figures = evaluate(group_scores(clips, scores, decisions))
+    write_result_csv(folder / "result.csv", figures)
+    write_results(folder / "results.json", figures)
+    return figures
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -6,8 +6,8 @@ import pathlib
 # Compiling is most of what small tests do; level 0 halves it. It must be set before jax loads.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
 
-import jax  # noqa: E402
-import pytest  # noqa: E402
+import jax
+import pytest
 
 jax.config.update("jax_num_cpu_devices", 4)
 # Tests compile the same small programs over and over, also in the processes that they start.
@@ -19,7 +19,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 @pytest.fixture(scope="session")
 def real_data() -> pathlib.Path:
-    """Folder of real recordings and published scores; tests that need it skip where it is absent."""
+    """Folder of real recordings and published scores; where it is absent, tests of it skip."""
     folder = os.environ.get("ASDPROTO_REAL_DATA", "")
     if not folder:
         pytest.skip("set ASDPROTO_REAL_DATA to the folder of real recordings to run this test")

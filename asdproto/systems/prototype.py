@@ -24,6 +24,7 @@ from asdproto.metrics import evaluate, group_scores
 from asdproto.models.convolution import default_lowering
 from asdproto.models.pooling import Attention
 from asdproto.models.resnet import ResNet
+from asdproto.results_io import write_result_csv, write_results
 from asdproto.scores_io import write_scores
 from asdproto.scoring import Covariance, Kind, Scorer, decide, fit_scorer, gamma_threshold
 from asdproto.systems.dataset import Dataset, section_keys
@@ -330,7 +331,10 @@ def save_scored(folder: Path, data: Dataset, scored: Scored) -> dict[str, Any] |
     write_atomically(folder / "thresholds.json", json.dumps(scored.thresholds, indent=2).encode())
     if not data.test_clips or any(clip.state == "" for clip in data.test_clips):
         return None
-    return evaluate(group_scores(data.test_clips, scored.scores, scored.decisions))
+    figures = evaluate(group_scores(data.test_clips, scored.scores, scored.decisions))
+    write_result_csv(folder / "result.csv", figures)
+    write_results(folder / "results.json", figures)
+    return figures
 
 
 def _save_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
