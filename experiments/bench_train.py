@@ -9,7 +9,7 @@
 Random features of the paper's shape (313 frames of 128 mel filters, float16, 147 attribute
 classes, 990 source clips to 10 target clips in each section) are put on the device; the steps, the
 loops and the sweep are those that training runs. ``FIELD=VALUE`` changes the system as in
-``experiments.two_stage``; ``--batch`` sets the batch of pre-training (fine-tuning takes
+``experiments.two_stage`` (not right after a list of values); ``--batch`` sets the batch of pre-training (fine-tuning takes
 ``finetune.ways`` x ``finetune.shots``).
 
 Parts (``--parts``; each is written as soon as it is there, one that fails costs only itself):
@@ -30,7 +30,9 @@ Parts (``--parts``; each is written as soon as it is there, one that fails costs
 
 Times: every contender runs K steps (``--steps``) and waits for the device (``block_until_ready``);
 that over K is a step's time. Contenders take turns for ``--rounds`` rounds after one that does not
-count; median and quartiles over rounds, ratios within rounds. Arithmetic counts convolutions only:
+count; median and quartiles over rounds, ratios within rounds. Other work on the machine slows
+PyTorch's threads, which wait for each other, more than ours: look at ``load_before``, and at the
+ratio of the fastest rounds beside that of the medians. Arithmetic counts convolutions only:
 a convolution does ``2 * size^2 * channels * features * rows * columns`` operations forward, and as
 many again for each of its two gradients (the first layer needs one of them only). The peak is that
 of a large matrix product in the same dtype, measured in the same run. ``--full`` really runs the
@@ -337,6 +339,12 @@ def measure_torch(bench: Bench) -> dict[str, Any]:
             "ours_milliseconds": per_step(seconds["ours"], bench.count),
             **{f"{name}_milliseconds": per_step(seconds[name], bench.count) for name in made},
             **{f"speed_to_{name}": ratios(seconds[name], seconds["ours"]) for name in made},
+            **{
+                f"speed_to_{name}_fastest_rounds": round(
+                    min(seconds[name]) / min(seconds["ours"]), 3
+                )
+                for name in made
+            },
             **{f"{name}_failed": why for name, why in failed.items()},
         }
     return found
@@ -476,8 +484,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             result["projected"] = project(bench, result)
         if out is not None:
             write_atomically(out, (json.dumps(result, indent=1) + "\n").encode())
-    keys = ("projected", "peak_memory")
-    show(console, {key: result[key] for key in keys if result.get(key) is not None})
+    if summary := {str(key): result[key] for key in ("projected", "peak_memory") if key in result}:
+        show(console, summary)
     if out is not None:
         console.print(f"Written to {out}", highlight=False, soft_wrap=True)
     if failed:

@@ -79,7 +79,7 @@ def test_loops_lowering_sweep_and_host():
 def test_pytorch_does_the_same_and_is_timed():
     pytest.importorskip("torch")
     found = bench_train.main([*TINY, "--parts", "torch"])["torch"]["4"]
-    # Float32 on both sides, sums in another order.
+    # Float32 on both sides, sums in another order; one block only, so the update is exact too.
     assert found["differences"]["embeddings"] < 1e-4
     assert found["differences"]["loss"] < 1e-4
     assert found["differences"]["update"] < 1e-3
