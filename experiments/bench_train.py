@@ -9,8 +9,8 @@
 Random features of the paper's shape (313 frames of 128 mel filters, float16, 147 attribute
 classes, 990 source clips to 10 target clips in each section) are put on the device; the steps, the
 loops and the sweep are those that training runs. ``FIELD=VALUE`` changes the system as in
-``experiments.two_stage`` (not right after a list of values); ``--batch`` sets the batch of pre-training (fine-tuning takes
-``finetune.ways`` x ``finetune.shots``).
+``experiments.two_stage`` (not right after a list of values); ``--batch`` sets the batch of
+pre-training (fine-tuning takes ``finetune.ways`` x ``finetune.shots``).
 
 Parts (``--parts``; each is written as soon as it is there, one that fails costs only itself):
 
