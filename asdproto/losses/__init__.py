@@ -7,6 +7,10 @@ that a sweep is one ``vmap``. Masks (``where``) exclude examples, classes or pro
 excluded may hold anything, even nan, and gives 0. Sums run in float32 whatever the inputs, float64
 if an input is. Vectors are taken as they come: where a docstring says unit length, pass them
 through :func:`asdproto.prototypes.l2_normalize` first.
+
+Gradients against prototypes are written out by hand, to keep one matrix of scores and no more. So
+they are for reverse mode (``grad``, ``vjp``), and their own derivatives for forward mode over it
+(Hessian-vector products); ``jvp`` of the loss itself is refused.
 """
 
 from asdproto.losses._adacos import (

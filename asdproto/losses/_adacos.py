@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from asdproto.losses import _checks, _compare
+from asdproto.losses import _checks, _compare, _numerics
 
 # Below this the softmax is so flat that the loss has hardly a gradient. The formulas give 0 for
 # two classes and nothing for one.
@@ -325,7 +325,7 @@ def _adaptive_softmax(
     per_class = 1 if subspaces else prototypes.shape[1]
     shape = (*labels.shape, prototypes.shape[0], per_class)
     prototype_where = _checks.check_mask("prototype_where", prototype_where, shape)
-    embeddings = _compare.keep(embeddings, where)
+    embeddings = _numerics.keep(embeddings, where)
     dtype = _checks.accumulator(embeddings, prototypes)
 
     def compare(
@@ -349,7 +349,7 @@ def _adaptive_softmax(
         valid = counted.any(axis=-1) if where is None else where & counted.any(axis=-1)
         own = jnp.where(counted, own, -jnp.inf)
         if count_own:
-            scaled = _compare.masked_logsumexp([own * scale], counted)
+            scaled = _numerics.masked_logsumexp([own * scale], counted)
             others = jnp.logaddexp(others, scaled)
         scale = _next_scale(scale, own.max(axis=-1), others, valid, axis_name)
     own, counted, others = compare(embeddings, prototypes, scale)
@@ -373,7 +373,7 @@ def _next_scale(
     if not valid.size:
         return scale
     count = jnp.sum(valid)
-    log_mean = _compare.masked_logsumexp([log_sums], valid) - jnp.log(jnp.maximum(count, 1))
+    log_mean = _numerics.masked_logsumexp([log_sums], valid) - jnp.log(jnp.maximum(count, 1))
     # The median of what is counted: excluded angles sort behind all others.
     angles = jnp.sort(jnp.where(valid, jnp.arccos(jnp.clip(cosine, -1, 1)), jnp.inf))
     last = jnp.maximum(count - 1, 0)

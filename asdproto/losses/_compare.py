@@ -20,10 +20,15 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from asdproto.losses import _checks
+from asdproto.losses._numerics import (
+    LOG_ZERO,
+    dots,
+    log_add,
+    masked_logsumexp,
+    softplus,
+    squared_length,
+)
 from asdproto.prototypes import sample_class_mix
-
-# Stands for log(0). Finite, so that a difference of two of them is 0 and not nan.
-LOG_ZERO = -1e30
 
 Arrays = dict[str, jax.Array]
 # From scores [..., C, M] and what Prepare made of the prototypes [C, M, D] to scores [..., C, M'].
@@ -51,52 +56,6 @@ class _Inputs(NamedTuple):
     per_class: Arrays  # prototypes, mix, bias
     fixed: Arrays  # labels (from this device's first class on), key, offset
     fixed_per_class: Arrays  # where
-
-
-def dots(embeddings: jax.Array, prototypes: jax.Array) -> jax.Array:
-    """Products ``[..., D] x [R, D] -> [..., R]``, accumulated in float32 or better."""
-    return jnp.einsum(
-        "...d,rd->...r",
-        embeddings,
-        prototypes,
-        preferred_element_type=_checks.accumulator(embeddings, prototypes),
-        # For float32 inputs only: at temperature 0.01 the three digits of TF32 are not enough.
-        precision=lax.Precision.HIGHEST,
-    )
-
-
-@jax.custom_jvp
-def gram(x: jax.Array) -> jax.Array:
-    """Products of rows ``[N, D]`` among themselves, ``[N, N]``.
-
-    Its gradient knows that both sides are the same, and takes one product where two would do.
-    """
-    return dots(x, x)
-
-
-@gram.defjvp
-def _gram_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    (x,), (change,) = primals, tangents
-    half = dots(change, x)
-    return gram(x), half + half.T
-
-
-def squared_length(x: jax.Array) -> jax.Array:
-    """Sum of squares over the last axis, in float32 or better."""
-    return jnp.sum(jnp.square(x.astype(_checks.accumulator(x))), axis=-1)
-
-
-def masked_logsumexp(terms: list[jax.Array], where: jax.Array) -> jax.Array:
-    """Logsumexp over the last axis of several arrays under one mask.
-
-    LOG_ZERO, with zero gradient, if all is masked.
-    """
-    masked = [jnp.where(where, x, LOG_ZERO) for x in terms]
-    tops = [jnp.max(x, axis=-1, keepdims=True, initial=LOG_ZERO) for x in masked]
-    top = lax.stop_gradient(functools.reduce(jnp.maximum, tops))
-    # With all masked every term is exp(0), and LOG_ZERO plus log of a count is LOG_ZERO again.
-    total = sum(jnp.sum(jnp.exp(x - top), axis=-1) for x in masked)
-    return top[..., 0] + jnp.log(jnp.maximum(total, 1))
 
 
 def _mixed_scores(
@@ -217,11 +176,6 @@ def _piece(
     return jnp.where(here[..., None], own, 0), masked_logsumexp(terms, others), raw
 
 
-def _log_add(a: jax.Array, b: jax.Array) -> jax.Array:
-    top = jnp.maximum(a, b)
-    return top + jnp.log1p(jnp.exp(jnp.minimum(a, b) - top))
-
-
 def _forward(options: _Options, inputs: _Inputs) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """Own scores and logsumexp over all classes of all devices; scores if they are in one piece."""
     classes = inputs.per_class["prototypes"].shape[0]
@@ -231,7 +185,7 @@ def _forward(options: _Options, inputs: _Inputs) -> tuple[jax.Array, jax.Array, 
         total: tuple[jax.Array, jax.Array], first: jax.Array | int, size: int
     ) -> tuple[jax.Array, jax.Array]:
         own, others, _ = _piece(options, _take(inputs, first, size), first)
-        return total[0] + own, _log_add(total[1], others)
+        return total[0] + own, log_add(total[1], others)
 
     whole = classes // size
     own, others, raw = _piece(options, _take(inputs, 0, size), 0)
@@ -296,6 +250,8 @@ def _piece_gradients(
         jnp.where(place == m, own_gradient[..., m : m + 1], 0)
         for m in range(own_gradient.shape[-1])
     )
+    # Where nothing is counted the weights below would be exp(0).
+    others_gradient = jnp.where(saved_others > LOG_ZERO / 2, others_gradient, 0)
     parts = [
         jnp.exp(jnp.where(others, x, LOG_ZERO) - saved_others[..., None])
         * others_gradient[..., None]
@@ -435,7 +391,8 @@ def compare(
     offset: jax.Array | int = 0
     if class_axis_name is not None:
         offset = lax.axis_index(class_axis_name) * classes
-    inputs.fixed["labels"] = labels - offset
+    # Rows are counted in int32, which small or unsigned labels could not hold.
+    inputs.fixed["labels"] = labels.astype(jnp.int32) - offset
     if where is not None:
         # Leading axes may stay broadcast; the last two are cut into pieces and must be whole.
         count = prototypes.shape[1] if project is None else 1
@@ -448,6 +405,11 @@ def compare(
         inputs.shared.update(low=mix_range[0], high=mix_range[1])
     if bias is not None:
         inputs.per_class["bias"] = bias
+    if where is not None and where.ndim == 2:  # what is left out for all may hold anything
+        masks = {"prototypes": where[..., None], "mix": where, "bias": where[:, 0]}
+        inputs = inputs._replace(
+            per_class={n: jnp.where(masks[n], x, 0) for n, x in inputs.per_class.items()}
+        )
     options = _Options(prepare, project, normalize_mixed, chunk_size or classes, class_axis_name)
     own, others = _own_and_others(options, inputs)
     return own, _own_counted(inputs.fixed["labels"], where, classes, class_axis_name), others
@@ -468,16 +430,6 @@ def _own_counted(
     if class_axis_name is not None:
         counted = lax.psum(counted.astype(jnp.int32), class_axis_name) > 0
     return counted
-
-
-def softplus(x: jax.Array) -> jax.Array:
-    """log(1 + exp(x)) of finite numbers, without the care for others that costs time."""
-    return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
-
-
-def keep(embeddings: jax.Array, where: jax.Array | None) -> jax.Array:
-    """Zeros where excluded: 0 times nan is nan, and what is masked may hold anything."""
-    return embeddings if where is None else jnp.where(where[..., None], embeddings, 0)
 
 
 def negative_log_likelihood(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from asdproto.losses import _checks, _compare
+from asdproto.losses import _checks, _numerics
 
 Rows = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 # Embeddings, labels, which count, and their places in the whole batch.
@@ -62,7 +62,7 @@ def supervised_contrastive_loss(
     """
 
     def rows(scores: jax.Array, positive: jax.Array, negative: jax.Array) -> jax.Array:
-        everything = _compare.masked_logsumexp([scores], positive | negative)
+        everything = _numerics.masked_logsumexp([scores], positive | negative)
         count = jnp.sum(positive, axis=-1)
         mean = jnp.sum(jnp.where(positive, scores, 0), axis=-1) / jnp.maximum(count, 1)
         return jnp.where(count > 0, everything - mean, 0)
@@ -119,8 +119,8 @@ def nt_xent_loss(
     """
 
     def rows(scores: jax.Array, positive: jax.Array, negative: jax.Array) -> jax.Array:
-        others = _compare.masked_logsumexp([scores], negative)[..., None]
-        each = _compare.softplus(others - jnp.where(positive, scores, 0))
+        others = _numerics.masked_logsumexp([scores], negative)[..., None]
+        each = _numerics.softplus(others - jnp.where(positive, scores, 0))
         count = jnp.sum(positive, axis=-1)
         return jnp.sum(jnp.where(positive, each, 0), axis=-1) / jnp.maximum(count, 1)
 
@@ -144,7 +144,7 @@ def _in_batch(
     examples = labels.shape[0]
     scale = 1 / _checks.positive("temperature", temperature, _checks.accumulator(embeddings))
     counted = jnp.broadcast_to(True if where is None else where, labels.shape)
-    embeddings = _compare.keep(embeddings, where)
+    embeddings = _numerics.keep(embeddings, where)
     place = jnp.arange(examples, dtype=jnp.int32)
     everyone = (embeddings, labels, counted, place)
     if axis_name is not None:
@@ -160,12 +160,12 @@ def _in_batch(
         return rows(scores * scale, pair & same, pair & ~same)
 
     def scored_block(anchors: Batch, everyone: Batch) -> jax.Array:
-        return block(_compare.dots(anchors[0], everyone[0]), anchors, everyone)
+        return block(_numerics.dots(anchors[0], everyone[0]), anchors, everyone)
 
     anchors = (embeddings, labels, counted, place)
     if chunk_size is None or chunk_size >= examples:
         if axis_name is None:
-            return block(_compare.gram(embeddings), anchors, everyone)
+            return block(_numerics.gram(embeddings), anchors, everyone)
         return scored_block(anchors, everyone)
     scored_block = jax.checkpoint(scored_block)
     whole = examples // chunk_size * chunk_size

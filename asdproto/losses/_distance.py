@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from asdproto.losses import _checks, _compare
+from asdproto.losses import _checks, _compare, _numerics
 
 
 def prototypical_network_loss(
@@ -60,12 +60,12 @@ def prototypical_network_loss(
     dtype = _checks.accumulator(embeddings, prototypes)
     scale = 1 / _checks.positive("temperature", temperature, dtype)
     own, counted, others = _compare.compare(
-        _compare.keep(embeddings, where),
+        _numerics.keep(embeddings, where),
         prototypes[:, None, :],
         labels,
         scale=scale,
         where=None if class_where is None else class_where[..., None],
-        prepare=_compare.squared_length,
+        prepare=_numerics.squared_length,
         project=_nearness,
         chunk_size=chunk_size,
         class_axis_name=class_axis_name,
@@ -129,4 +129,4 @@ def center_loss(
         valid &= where
     dtype = _checks.accumulator(embeddings, prototypes)
     apart = embeddings.astype(dtype) - prototypes.astype(dtype)[index]
-    return _compare.squared_length(jnp.where(valid[..., None], apart, 0)) / 2
+    return _numerics.squared_length(jnp.where(valid[..., None], apart, 0)) / 2

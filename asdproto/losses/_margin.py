@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from asdproto.losses import _checks, _compare
+from asdproto.losses import _checks, _compare, _numerics
 
 
 def softmax_loss(
@@ -243,7 +243,7 @@ def _scaled_softmax(
     shape = (*labels.shape, prototypes.shape[0])
     class_where = _checks.check_mask("class_where", class_where, shape)
     own, counted, others = _compare.compare(
-        _compare.keep(embeddings, where),
+        _numerics.keep(embeddings, where),
         prototypes[:, None, :],
         labels,
         scale=scale,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from asdproto.losses import _checks, _compare
+from asdproto.losses import _checks, _compare, _numerics
 from asdproto.prototypes import mix_negatives
 
 Range = tuple[ArrayLike, ArrayLike]
@@ -45,7 +45,6 @@ def prototypical_loss(
         the sum, and examples of them give 0. For classes without a prototype: ``counts > 0``.
       chunk_size: Classes to compare with at a time. Values and gradients are the same; memory is
         ``[..., chunk_size]`` instead of ``[..., classes]``, and scores are computed twice.
-        Differentiable in reverse mode only.
       class_axis_name: Mapped axis that the prototypes are spread over, in order: each device holds
         ``[classes / devices, dim]``, and the embeddings and labels of all. Every device returns
         all losses. Gradients are of the mean over devices of what is made of the losses: whole
@@ -424,14 +423,17 @@ def _negative_log_likelihood(
     prototype_where = _checks.check_mask("prototype_where", prototype_where, shape)
     dtype = _checks.accumulator(embeddings, prototypes)
     scale = 1 / _checks.positive("temperature", temperature, dtype)
-    embeddings = _compare.keep(embeddings, where)
+    embeddings = _numerics.keep(embeddings, where)
+    mix = None if mixing is None else mixing.mix
+    if mix is not None and where is not None:
+        mix = jnp.where(where[..., None, None], mix, 0)
     own, counted, others = _compare.compare(
         embeddings,
         prototypes,
         labels,
         scale=scale,
         where=prototype_where,
-        mix=None if mixing is None else mixing.mix,
+        mix=mix,
         key=None if mixing is None else mixing.key,
         mix_range=None if mixing is None else mixing.range,
         normalize_mixed=mixing is not None and mixing.normalize,
@@ -445,5 +447,6 @@ def _negative_log_likelihood(
                 "own_prototypes must have the shape of embeddings; found own_prototypes "
                 f"{own_prototypes.shape} and embeddings {embeddings.shape}"
             )
+        own_prototypes = _numerics.keep(own_prototypes, where)
         own = jnp.sum(embeddings.astype(dtype) * own_prototypes.astype(dtype), axis=-1)[..., None]
     return _compare.negative_log_likelihood(own * scale, counted, others, where)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from asdproto.losses import _checks, _compare
+from asdproto.losses import _checks, _numerics
 
 
 class VICRegTerms(NamedTuple):
@@ -80,7 +80,7 @@ def vicreg_loss(
             f"{first.shape} and second {second.shape}"
         )
     where = _checks.check_mask("where", where, first.shape[:1])
-    first, second = _compare.keep(first, where), _compare.keep(second, where)
+    first, second = _numerics.keep(first, where), _numerics.keep(second, where)
     dtype = _checks.accumulator(first, second)
     apart = jnp.mean(jnp.square(first.astype(dtype) - second.astype(dtype)), axis=-1)
     variance = variance_loss(first, eps=eps, where=where, axis_name=axis_name)
@@ -169,11 +169,11 @@ def covariance_loss(
     # With twice as many dimensions as examples the diagonal is at most half of the sum, and the
     # difference loses no more than a bit.
     if axis_name is None and 2 * examples <= dim:
-        products = _compare.gram(centred)
+        products = _numerics.gram(centred)
         diagonal = jnp.sum(jnp.square(centred), axis=0)
         squares = jnp.sum(jnp.square(products)) - jnp.sum(jnp.square(diagonal))
     else:
-        products = _compare.gram(centred.T)
+        products = _numerics.gram(centred.T)
         if axis_name is not None:
             products = lax.psum(products, axis_name)
         apart = ~jnp.eye(dim, dtype=bool)
@@ -189,10 +189,10 @@ def _centre(
     if embeddings.ndim != 2:
         raise ValueError(f"embeddings must have shape [examples, dim], found {embeddings.shape}")
     where = _checks.check_mask("where", where, embeddings.shape[:1])
-    embeddings = _compare.keep(embeddings, where).astype(_checks.accumulator(embeddings))
+    embeddings = _numerics.keep(embeddings, where).astype(_checks.accumulator(embeddings))
     counted = jnp.broadcast_to(True if where is None else where, embeddings.shape[:1])
     count = jnp.sum(counted).astype(embeddings.dtype)
     total = jnp.sum(embeddings, axis=0)
     if axis_name is not None:
         total, count = lax.psum((total, count), axis_name)
-    return _compare.keep(embeddings - total / jnp.maximum(count, 1), where), count
+    return _numerics.keep(embeddings - total / jnp.maximum(count, 1), where), count

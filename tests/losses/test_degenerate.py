@@ -273,6 +273,26 @@ def test_without_positives_contrastive_losses_are_zero(batch, loss):
     np.testing.assert_array_equal(gradient, 0)
 
 
+def test_gradients_where_a_sum_has_a_single_term():
+    """One negative, or one prototype that counts: sums of exactly 1, where a maximum would tie."""
+    z = l2_normalize(jax.random.normal(jax.random.key(0), (3, 4)))
+    y = jnp.array([0, 0, 1])
+
+    def expected(z):
+        logits = z @ z.T / 0.1
+        return jnp.log1p(jnp.exp(logits[0, 2] - logits[0, 1]))
+
+    gradient = jax.grad(lambda z: losses.nt_xent_loss(z, y)[0])(z)
+    np.testing.assert_allclose(gradient, jax.grad(expected)(z), rtol=1e-5, atol=1e-6)
+    several = l2_normalize(jax.random.normal(jax.random.key(1), (2, 3, 4)))
+    one = jnp.array([[False, True, False]] * 2)
+    gradient = jax.grad(
+        lambda z: losses.multi_prototype_loss(z, several, y, prototype_where=one).sum()
+    )(z)
+    of_one = jax.grad(lambda z: losses.prototypical_loss(z, several[:, 1], y).sum())(z)
+    np.testing.assert_allclose(gradient, of_one, rtol=1e-5, atol=1e-6)
+
+
 def test_wide_embeddings_have_the_covariance_of_the_definition():
     x = np.random.default_rng(0).normal(size=(6, 40)) * np.linspace(0.2, 3, 40)
     covariance = np.cov(x.T)

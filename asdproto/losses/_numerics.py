@@ -1,0 +1,76 @@
+"""Sums that do not overflow, cancel or turn to nan; shared by all losses."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from asdproto.losses import _checks
+
+# Stands for log(0). Finite, so that a difference of two of them is 0 and not nan.
+LOG_ZERO = -1e30
+
+
+def dots(embeddings: jax.Array, prototypes: jax.Array) -> jax.Array:
+    """Products ``[..., D] x [R, D] -> [..., R]``, accumulated in float32 or better."""
+    return jnp.einsum(
+        "...d,rd->...r",
+        embeddings,
+        prototypes,
+        preferred_element_type=_checks.accumulator(embeddings, prototypes),
+        # For float32 inputs only: at temperature 0.01 the three digits of TF32 are not enough.
+        precision=lax.Precision.HIGHEST,
+    )
+
+
+@jax.custom_jvp
+def gram(x: jax.Array) -> jax.Array:
+    """Products of rows ``[N, D]`` among themselves, ``[N, N]``.
+
+    Its gradient knows that both sides are the same, and takes one product where two would do.
+    """
+    return dots(x, x)
+
+
+@gram.defjvp
+def _gram_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    (x,), (change,) = primals, tangents
+    half = dots(change, x)
+    return gram(x), half + half.T
+
+
+def squared_length(x: jax.Array) -> jax.Array:
+    """Sum of squares over the last axis, in float32 or better."""
+    return jnp.sum(jnp.square(x.astype(_checks.accumulator(x))), axis=-1)
+
+
+def masked_logsumexp(terms: list[jax.Array], where: jax.Array) -> jax.Array:
+    """Logsumexp over the last axis of several arrays under one mask.
+
+    LOG_ZERO, with zero gradient, if all is masked.
+    """
+    masked = [jnp.where(where, x, LOG_ZERO) for x in terms]
+    tops = [jnp.max(x, axis=-1, keepdims=True, initial=LOG_ZERO) for x in masked]
+    top = lax.stop_gradient(functools.reduce(jnp.maximum, tops))
+    # With all masked every term is exp(0), and LOG_ZERO plus log of a count is LOG_ZERO again;
+    # only with no terms at all the sum is 0.
+    total = sum(jnp.sum(jnp.exp(x - top), axis=-1) for x in masked)
+    return top[..., 0] + jnp.log(jnp.where(total == 0, 1, total))
+
+
+def log_add(a: jax.Array, b: jax.Array) -> jax.Array:
+    """log(exp(a) + exp(b)) of finite numbers."""
+    top = jnp.maximum(a, b)
+    return top + jnp.log1p(jnp.exp(jnp.minimum(a, b) - top))
+
+
+def softplus(x: jax.Array) -> jax.Array:
+    """log(1 + exp(x)) of finite numbers, without the care for others that costs time."""
+    return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
+
+
+def keep(embeddings: jax.Array, where: jax.Array | None) -> jax.Array:
+    """Zeros where excluded: 0 times nan is nan, and what is masked may hold anything."""
+    return embeddings if where is None else jnp.where(where[..., None], embeddings, 0)
