@@ -45,13 +45,10 @@ def get_config(preset: str = "paper") -> PrototypeSystem:
     if preset == "paper":
         return paper
     pretrain, finetune = epochs[preset]
-    # With hundreds of steps instead of the paper's 79,000, a rate of 0.1 leaves classes that start
-    # together merged: the training loss on uavmix ends at 2.7 (two seeds), with 0.03 at 2.3.
-    rates = ((0.03, 50), (0.003, 40), (0.0003, 30))
     return dataclasses.replace(
         paper,
         encoder=EncoderConfig(width=16),
-        pretrain=dataclasses.replace(paper.pretrain, epochs=pretrain, learning_rates=rates),
+        pretrain=dataclasses.replace(paper.pretrain, epochs=pretrain),
         finetune=dataclasses.replace(paper.finetune, epochs=finetune),
     )
 

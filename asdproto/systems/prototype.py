@@ -78,6 +78,11 @@ class EncoderConfig:
 class ScoreConfig:
     """The back-end.
 
+    The shrinkage makes held-out normal clips of both domains most likely under the section's
+    Gaussian (a quarter of the training clips of a small real set, kept from training and fitting:
+    the best weight was 0.01 to 0.03). The Ledoit-Wolf weight, an order lower, trusts directions
+    in which the encoder has learned its few target clips by heart.
+
     Attributes:
       kind: ``"mahalanobis"``, ``"cosine"`` or ``"knn"``.
       covariance: Estimator of the Mahalanobis back-end.
@@ -89,8 +94,8 @@ class ScoreConfig:
     """
 
     kind: Kind = "mahalanobis"
-    covariance: Covariance = "ledoit-wolf"
-    shrinkage: float = 0.1
+    covariance: Covariance = "shrinkage"
+    shrinkage: float = 0.03
     neighbours: int = 1
     hop: int = 32
     full_clip: bool = False
