@@ -37,6 +37,8 @@ from asdproto.data.store import write_atomically
 from experiments.loss_rivals import ENTRIES, Entry
 
 SIZES = ((128, 147, 512), (512, 1024, 256), (1024, 10_000, 512), (4096, 100_000, 512))
+# With several prototypes a class, as many of them at the large end.
+SEVERAL_SIZES = ((128, 147, 512), (512, 1024, 256), (1024, 2500, 512), (4096, 25_000, 512))
 IN_BATCH_SIZES = ((512, 0, 256), (1024, 0, 512), (4096, 0, 512))
 PIECES = {"classes": 2048, "anchors": 512}
 GIB = 2**30
@@ -231,7 +233,8 @@ def speed(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     for entry in ENTRIES:
         if args.loss and entry.name not in args.loss:
             continue
-        for size in args.sizes or (IN_BATCH_SIZES if entry.group else SIZES):
+        sizes = SEVERAL_SIZES if "several" in entry.arrays else SIZES
+        for size in args.sizes or (IN_BATCH_SIZES if entry.group else sizes):
             size = (size[0], 0, size[2]) if entry.group else size
             with console.status(f"{entry.name} {show_size(size)}"):
                 row = {"loss": entry.name, "size": size, **measure(entry, size, args)}

@@ -12,8 +12,7 @@ README = pathlib.Path(__file__).parents[2] / "README.md"
 def test_the_example_of_the_readme_runs(name):
     pattern = rf"<!-- example: {name} -->\s*```python\n(.*?)```"
     found = re.search(pattern, README.read_text(encoding="utf-8"), re.DOTALL)
-    if found is None:
-        pytest.skip(f"README.md has no block marked <!-- example: {name} -->")
+    assert found, f"README.md has no block marked <!-- example: {name} -->"
     space = {"__name__": name}
     exec(compile(found.group(1), f"README.md: {name}", "exec"), space)
     first, last = space["history"][0], space["history"][-1]
