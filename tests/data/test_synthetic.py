@@ -18,8 +18,9 @@ from asdproto.data.synthetic import FAULTS, MACHINES, SECTIONS, synthesize, writ
 from asdproto.data.synthetic.facts import attribute_strings
 from asdproto.data.synthetic.physics import RATE, to_sound
 from asdproto.data.synthetic.plan import dry_machine, make_shot, plan_group, render
-from asdproto.data.synthetic.rotating import INNER_RACE_RATE, OUTER_RACE_RATE
 
+# Defects pass this often in a turn of the shaft.
+OUTER_RACE_RATE, INNER_RACE_RATE = 3.58, 5.42
 TINY = {"clips": 2, "target_clips": 1, "test_clips": 1, "seconds": 1.0, "progress": False}
 
 
@@ -160,9 +161,15 @@ def test_bytes_depend_on_the_seed_and_the_name_alone(small, tmp_path):
         assert content != expected[f"fan/train/{path}"]
 
 
-def test_no_two_clips_are_alike(small):
-    sounds = [c for path, c in contents(small / "dev_data").items() if path.endswith(".wav")]
-    assert len(set(sounds)) == len(sounds)
+@pytest.mark.parametrize("machine", MACHINES)
+def test_no_two_clips_of_a_class_are_alike(machine):
+    strings = attribute_strings(machine, "00", "source")
+    orders = plan_group(machine, "00", "source", "train", "normal", len(strings) + 1, seed=0)
+    assert orders[0].clip.attributes == orders[-1].clip.attributes
+    first, second = (np.float64(render(order, 1.0)) for order in (orders[0], orders[-1]))
+    assert abs(np.corrcoef(first, second)[0, 1]) < 0.5
+    # The same machine in the same place, though: a few dB apart, not tens.
+    assert abs(20 * np.log10(first.std() / second.std())) < 6
 
 
 # --- stopping and going on
@@ -408,7 +415,7 @@ def test_a_fault_raises_its_own_band(clip, fault, rising, still):
     [
         (("fan", "01", "source", "f-n_A"), 0.02),
         (("gearbox", "00", "source", "volt_2.0"), 0.016),
-        (("ToyCar", "01", "source", "car_A1_spd_40V_mic_1_noise_1"), 0.04),
+        (("ToyCar", "01", "source", "car_A1_spd_40V_mic_1_noise_1"), 0.032),
         (("ToyTrain", "01", "source", "car_A1_spd_10_mic_1_noise_1"), 0.04),
     ],
 )

@@ -51,7 +51,7 @@ def slider(shot: Shot) -> np.ndarray:
     damaged = shot.amount("screw_damage")
     partials[12:60] += 0.10 * damaged
     tones = ph.read_table(ph.wave_table(partials, shot.unit("phases")), turns)
-    tones = tones * move**0.8 * np.float32(0.5 * ph.gain(drive.normal(0, 0.6)))
+    tones = tones * move * np.float32(0.5 * ph.gain(drive.normal(0, 0.6)))
     frame = ph.fixed_wavy_curve(grid.samples, shot.body("frame"), 3.0, 0.35)
     spectrum = ph.to_spectrum(tones) * frame
 
@@ -227,7 +227,7 @@ def toy_car(shot: Shot) -> np.ndarray:
     curve = ph.noise_curve(grid.samples, points) * ph.wavy_curve(rng, grid, 0.5, 1.0)
     rattle = ph.to_sound(ph.noise_spectrum(rng, grid, curve), grid)
     swing = ph.wave_table(np.array([0.2 + 0.15 * bent, 0.1]), ph.stream("toy car", model, "swing"))
-    rattle *= np.maximum(1 + ph.read_table(swing, turns), 0.1) * run**1.3
+    rattle *= np.maximum(1 + ph.read_table(swing, turns), 0.1) * run
     rattle *= np.float32(ph.gain(-1 + rng.normal(0, 0.6)))
     flat = shot.amount("deformed_tyre")
     if flat:  # thumps once a turn
@@ -253,8 +253,8 @@ def toy_train(shot: Shot) -> np.ndarray:
     pace = 0.055 * float(shot.attributes["spd"]) * (1 + 0.01 * drive.standard_normal())
     pace *= 1 + 0.02 * over_voltage  # metres a second
     meet = grid.seconds * (0.5 + 0.03 * drive.standard_normal())
-    way = pace * (grid.time - meet)
-    near = (1 / np.sqrt(1 + (way / 0.35) ** 2)).astype(np.float32)
+    way = (pace / 0.35 * (grid.time - meet)).astype(np.float32)
+    near = 1 / np.sqrt(1 + way * way)
 
     wheel = made.uniform(0.055, 0.065)
     hz = pace / wheel
@@ -277,7 +277,7 @@ def toy_train(shot: Shot) -> np.ndarray:
     curve = ph.noise_curve(grid.samples, points) * ph.wavy_curve(rng, grid, 0.5, 1.0)
     rolling = ph.to_sound(ph.noise_spectrum(rng, grid, curve), grid)
     swing = ph.wave_table(np.array([0.15 + 0.08 * bent, 0.08]), ph.stream("toy train swing"))
-    rolling *= near**1.5 * np.maximum(1 + ph.read_table(swing, turns), 0.1)
+    rolling *= near * np.sqrt(near) * np.maximum(1 + ph.read_table(swing, turns), 0.1)
     rolling = ph.at_level(rolling, -4 + rng.normal(0, 0.6))
 
     # Joints lie evenly along the rail; every axle of the train knocks at each of them.

@@ -93,8 +93,7 @@ def noise_spectrum(rng: np.random.Generator, grid: Grid, curve: np.ndarray) -> n
       curve: float32 amplitude over ``grid.hz``; all ones give white noise of 0 dB.
     """
     parts = rng.standard_normal(2 * len(grid.hz), dtype=np.float32)
-    parts *= np.float32(np.sqrt(grid.samples / 2))
-    return parts.view(np.complex64) * curve
+    return parts.view(np.complex64) * (curve * np.float32(np.sqrt(grid.samples / 2)))
 
 
 def curve_level(curve: np.ndarray) -> float:

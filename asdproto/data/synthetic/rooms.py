@@ -80,13 +80,13 @@ class Setting:
 
 
 SETTINGS = {
-    "ToyCar": Setting(-30, (-14.0, -10.0), 0.0),
+    "ToyCar": Setting(-30, (-14.0, -10.0), -2.0),
     "ToyTrain": Setting(-38, (-10.0, -8.0), 0.0),
-    "bearing": Setting(-38, (-3.0, -2.0), 0.0),
+    "bearing": Setting(-38, (-3.0, -2.0), 1.5),
     "fan": Setting(-38, (-3.0, -2.0), 0.0),
     "gearbox": Setting(-35, (-3.0, -3.0), 0.0),
     "slider": Setting(-40, (-6.0, -5.0), 0.0),
-    "valve": Setting(-48, (0.0, 0.0), 0.0),
+    "valve": Setting(-46, (-3.0, -3.0), 0.0),
 }
 
 

@@ -61,7 +61,8 @@ def fan(shot: Shot) -> np.ndarray:
     if rubbing:  # the blades touch the guard in one place of every turn
         rng = shot.rng("fault")
         scrape = 0.7 * rng.standard_normal(grid.samples, dtype=np.float32)
-        scrape *= np.maximum(np.cos(2 * np.pi * turns), 0).astype(np.float32) ** 4
+        contact = np.maximum(np.cos(2 * np.pi * turns), 0).astype(np.float32)
+        scrape *= np.square(np.square(contact))
         guard = ph.resonances(grid.samples, ph.random_modes(shot.body("guard"), 4, 1800, 6500))
         spectrum += ph.to_spectrum(ph.at_level(scrape, -24)) * guard * np.float32(rubbing)
     return spectrum
@@ -152,7 +153,7 @@ def bearing(shot: Shot) -> np.ndarray:
     heights = unit.lognormal(0, 0.8, 4096)[:count]
     partials = 0.05 * heights / (1 + order * nominal / 350) ** 1.2
     poles = order % 14 == 0  # the motor's slots
-    partials[poles] += 0.8 * heights[poles] ** 0.5 / (1 + order[poles] * nominal / 1200) ** 1.6
+    partials[poles] += 0.5 * heights[poles] ** 0.5 / (1 + order[poles] * nominal / 1200) ** 1.6
     skew = shot.amount("eccentricity")
     partials[: min(6, count)] += 0.3 * skew / np.arange(1, 7)[: min(6, count)]
     for near in (-2, -1, 1, 2):
