@@ -3,8 +3,8 @@
 The scale is state. It goes in as a small pytree and comes out anew, so that it can be carried
 through compiled loops, averaged over devices and saved with a checkpoint like any other array.
 
-All three take each other's state. For mixed-up examples weigh two calls with the same state:
-``mix * loss(first labels) + (1 - mix) * loss(second labels)`` is the cross entropy of soft labels.
+For mixed-up examples weigh two calls with the same state: ``mix * loss(first labels) + (1 - mix) *
+loss(second labels)`` is the cross entropy of soft labels. Keep the new state of the first.
 """
 
 import math
@@ -301,9 +301,9 @@ def _subspace_cosine(scores: jax.Array, products: jax.Array) -> jax.Array:
     along = jnp.einsum("...cm,cmn->...cn", scores, products, precision=lax.Precision.HIGHEST)
     length2 = jnp.sum(along * scores, axis=-1, keepdims=True)
     # An embedding orthogonal to the subspace has no projection: its cosine is 0.
-    nonzero = length2 > 1e-12
+    zero = length2 <= 1e-12  # and not "> 1e-12": nan must stay nan
     dot = jnp.sum(jnp.square(scores), axis=-1, keepdims=True)
-    return jnp.where(nonzero, dot * lax.rsqrt(jnp.where(nonzero, length2, 1)), 0)
+    return jnp.where(zero, 0, dot * lax.rsqrt(jnp.where(zero, 1, length2)))
 
 
 def _adaptive_softmax(

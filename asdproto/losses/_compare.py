@@ -71,8 +71,8 @@ def _mixed_scores(
         return mixed
     length2 = mix**2 * squared + (1 - mix) ** 2 * prototype_squared + 2 * mix * (1 - mix) * scores
     # Below this the sum is rounding error of float32: the mixed vector counts as zero.
-    nonzero = length2 > 1e-8
-    return jnp.where(nonzero, mixed * lax.rsqrt(jnp.where(nonzero, length2, 1)), 0)
+    zero = length2 <= 1e-8
+    return jnp.where(zero, 0, mixed * lax.rsqrt(jnp.where(zero, 1, length2)))
 
 
 def _take(inputs: _Inputs, start: jax.Array | int, size: int) -> _Inputs:

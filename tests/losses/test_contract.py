@@ -155,6 +155,16 @@ def test_excluded_examples_change_nothing_even_if_not_finite(case):
 
 
 @every_loss
+def test_what_counts_and_is_not_finite_is_noticed(case):
+    """A run that went wrong must show: nothing may turn nan into a harmless number."""
+    arrays, labels = case.make(seed=20)
+    name = next(iter(case.arrays))
+    arrays[name][3, 1] = np.nan
+    loss, _ = evaluate(case, arrays, labels)
+    assert not np.isfinite(loss[3])
+
+
+@every_loss
 def test_nothing_counted_gives_zero_and_zero_gradients(case):
     arrays, labels = case.make(seed=8)
     loss, gradients = evaluate(case, arrays, labels, where=np.zeros(BATCH, bool))

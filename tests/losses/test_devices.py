@@ -92,14 +92,21 @@ def test_examples_spread_over_devices_equal_one_device(loss):
     np.testing.assert_allclose(found_gradient[0], gradient, rtol=1e-4, atol=1e-5)
 
 
-def test_examples_and_classes_over_the_same_devices():
-    """Each device holds a part of the batch and a part of the prototypes."""
+@pytest.mark.parametrize("own_part", [False, True])
+def test_examples_and_classes_over_the_same_devices(own_part):
+    """Each device holds a part of the batch and a part of the prototypes.
+
+    It gets the losses of all examples, and may average them all, or those of its own part.
+    """
 
     def mean(weights, prototypes, z, y, axis_name=None):
         z = l2_normalize(z * weights)
         if axis_name is not None:
             z, y = lax.all_gather((z, y), axis_name, tiled=True)
-        return losses.prototypical_loss(z, prototypes, y, class_axis_name=axis_name).mean()
+        values = losses.prototypical_loss(z, prototypes, y, class_axis_name=axis_name)
+        if axis_name is not None and own_part:
+            values = lax.dynamic_slice_in_dim(values, lax.axis_index(axis_name) * 3, 3)
+        return values.mean()
 
     weights = jnp.linspace(0.8, 1.2, 6)
     gradients = jax.jit(jax.grad(mean, argnums=(0, 1)))(weights, P, Z, Y)
