@@ -19,7 +19,6 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from asdproto.losses import _checks
 from asdproto.losses._numerics import (
     LOG_ZERO,
     dots,
@@ -293,27 +292,34 @@ def _backward(options: _Options, saved: Any, gradients: Any) -> tuple[Any]:
         common, part = _piece_gradients(options, piece, wanted, first, raw, others, *gradients)
         return common, {name: x.astype(inputs.per_class[name].dtype) for name, x in part.items()}
 
-    def add(total: Arrays, first: jax.Array | int, size: int) -> tuple[Arrays, Arrays]:
+    def add(
+        first: jax.Array | int, gathered: tuple[Arrays, Arrays], size: int
+    ) -> tuple[Arrays, Arrays]:
+        total, parts = gathered
         common, part = pull(first, size)
-        return {name: x + common[name] for name, x in total.items()}, part
+        for name, x in part.items():
+            axis = x.ndim + _CLASS_AXIS[name]
+            parts[name] = lax.dynamic_update_slice_in_dim(parts[name], x, first, axis)
+        return {name: x + common[name] for name, x in total.items()}, parts
 
     whole = classes // size
-    if whole == 1:
-        total, stacked = pull(0, size)
-        parts = [stacked]
+    if size == classes:
+        total, parts = pull(0, size)
     else:
         # Sums over pieces in float32: many small bfloat16 terms would not add up.
-        total = {
-            name: jnp.zeros(x.shape, _checks.accumulator(x))
-            for name, x in inputs.shared.items()
-            if name in wanted[0]
-        }
-        starts = size * jnp.arange(whole, dtype=jnp.int32)
-        total, stacked = lax.scan(lambda total, first: add(total, first, size), total, starts)
-        parts = [{name: _unstack(x, _CLASS_AXIS[name]) for name, x in stacked.items()}]
-    if classes % size:
-        total, part = add(total, whole * size, classes % size)
-        parts.append(part)
+        total, parts = (
+            {name: jnp.zeros(arrays[name].shape, dtype or arrays[name].dtype) for name in names}
+            for arrays, names, dtype in (
+                (inputs.shared, wanted[0], others.dtype),
+                (inputs.per_class, wanted[1], None),
+            )
+        )
+        gathered = lax.fori_loop(
+            0, whole, lambda i, gathered: add(i * size, gathered, size), (total, parts)
+        )
+        if classes % size:
+            gathered = add(whole * size, gathered, classes % size)
+        total, parts = gathered
     if options.class_axis_name is not None:
         total = lax.psum(total, options.class_axis_name)
     return (
@@ -322,23 +328,11 @@ def _backward(options: _Options, saved: Any, gradients: Any) -> tuple[Any]:
                 name: total[name].astype(x.dtype) if name in total else None
                 for name, x in inputs.shared.items()
             },
-            per_class={
-                name: jnp.concatenate([part[name] for part in parts], _CLASS_AXIS[name])
-                if name in stacked
-                else None
-                for name in inputs.per_class
-            },
+            per_class={name: parts.get(name) for name in inputs.per_class},
             fixed=None,
             fixed_per_class=None,
         ),
     )
-
-
-def _unstack(pieces: jax.Array, axis: int) -> jax.Array:
-    """Joins pieces that lie side by side on the first axis along their (negative) class axis."""
-    pieces = jnp.moveaxis(pieces, 0, axis - 1)
-    axis += pieces.ndim
-    return pieces.reshape(*pieces.shape[: axis - 1], -1, *pieces.shape[axis + 1 :])
 
 
 _own_and_others.defvjp(_forward_and_save, _backward, symbolic_zeros=True)
