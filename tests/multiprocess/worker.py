@@ -42,8 +42,8 @@ def train_until_stop(stage: str, devices: Devices, run: StageRun) -> None:
     """Trains, saving every step, until the checkpoint of step ``STOP`` is on disk."""
     save = loops._save
 
-    def save_then_stop(run, devices, state, step):
-        save(run, devices, state, step)
+    def save_then_stop(run, devices, state, step, epoch):
+        save(run, devices, state, step, epoch)
         if step == STOP:
             run.checkpoints.wait()
             raise StoppedError
