@@ -1,20 +1,28 @@
-r"""The losses: speed and memory.
+r"""The losses: speed and memory, and what each of them learns.
 
     python -m experiments.bench_losses --out experiments/results/losses_speed_cpu.json
     python -m experiments.bench_losses --loss arcface --sizes 512x1024x256 --rounds 50
-    python -m experiments.bench_losses --plot-from experiments/results/losses_speed_cpu.json \
-        --plot losses.png
+    python -m experiments.bench_losses --part quality --workdir runs/losses
+    python -m experiments.bench_losses --part quality --data DCASE_ROOT --workdir runs/losses \
+        --seeds 0 1 2 --out quality.json --plot quality.png
+    python -m experiments.bench_losses --plot-from quality.json --plot quality.png
 
-For every loss and size (batch x classes x dimensions), the time of a value and its gradients in
-all vector arguments: ours, ours by pieces of 2,048 classes (or of 512 anchors), the naive form in
-JAX, and pytorch-metric-learning's same loss, where it is installed (``pip install -e '.[bench]'``).
-Values and gradients are compared before anything is timed; then all take turns in one process, so
-that what else the machine does slows all alike. Ratios are medians over rounds, of time on the
-clock and of CPU time; on one core (``--cores 1``) the latter is hardly disturbed by other work.
-Memory is what the compiled program takes beside its arguments and results, as the compiler says;
-what would not fit into ``--memory`` is compiled, reported and not run.
+**Speed.** For every loss and size (batch x classes x dimensions), the time of a value and its
+gradients in all vector arguments: ours, ours by pieces of 2,048 classes (or of 512 anchors), the
+naive form in JAX, and pytorch-metric-learning's same loss, where it is installed (``pip install -e
+'.[bench]'``). Values and gradients are compared before anything is timed; then all take turns in
+one process, so that what else the machine does slows all alike. Ratios are medians over rounds, of
+time on the clock and of CPU time; on one core (``--cores 1``) the latter is hardly disturbed by
+other work. Memory is what the compiled program takes beside its arguments and results, as the
+compiler says; what would not fit into ``--memory`` is compiled, reported and not run.
 
-Measured: see ``experiments/results/losses_speed_cpu.json``.
+**Quality.** One encoder, schedule, sampler, back-end and data set; only the loss differs. All train
+for the epochs of the preset's pre-training on balanced episodes of 8 classes x 4 clips, from the
+same seeds, at the same temperature (margin losses take its inverse as scale); what else a loss has
+is its default. Nothing is tuned to any of them. Without ``--data`` the machines are synthetic. On
+accelerators the seeds of a loss train as one program. A second call reads finished runs back.
+
+Measured: see ``losses_speed_cpu.json`` and ``losses_quality_*.json`` in ``experiments/results/``.
 """
 
 import argparse
@@ -34,6 +42,7 @@ from rich.console import Console
 from rich.table import Table
 
 from asdproto.data.store import write_atomically
+from experiments import common, loss_quality
 from experiments.loss_rivals import ENTRIES, Entry
 
 SIZES = ((128, 147, 512), (512, 1024, 256), (1024, 10_000, 512), (4096, 100_000, 512))
@@ -341,24 +350,55 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    names = [entry.name for entry in ENTRIES]
-    parser.add_argument("--part", choices=("speed",), default="speed", help="what to measure")
-    parser.add_argument("--loss", nargs="+", choices=names, metavar="NAME", help=", ".join(names))
-    parser.add_argument("--sizes", nargs="+", type=parse_size, metavar="BxCxD")
-    parser.add_argument("--rounds", type=int, default=30, help="turns at most (default 30)")
+    names = {
+        "speed": [entry.name for entry in ENTRIES],
+        "quality": list(loss_quality.OBJECTIVES),
+    }
+    parser.add_argument("--part", choices=tuple(names), default="speed", help="what to measure")
     parser.add_argument(
-        "--seconds", type=float, default=20.0, help="time of a loss at a size (default 20)"
+        "--loss",
+        nargs="+",
+        metavar="NAME",
+        help="; ".join(f"{part}: {', '.join(known)}" for part, known in names.items()),
     )
-    parser.add_argument(
-        "--memory", type=float, default=6.0, metavar="GIB", help="not to exceed (default 6)"
-    )
-    parser.add_argument("--cores", type=int, metavar="N", help="use N cores only")
     parser.add_argument("--out", type=Path, metavar="JSON", help="write the results there too")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw them")
     parser.add_argument(
         "--plot-from", type=Path, metavar="JSON", help="measure nothing, draw these"
     )
+    quality = parser.add_argument_group("quality")
+    quality.add_argument("--data", type=Path, help="collection, or feature store")
+    quality.add_argument("--workdir", type=Path, default=Path("runs/losses"), help="for its runs")
+    quality.add_argument("--features", type=Path, help="where features go; WORKDIR/features")
+    quality.add_argument("--preset", choices=loss_quality.PRESETS, default="small")
+    quality.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED")
+    quality.add_argument(
+        "--together",
+        action=argparse.BooleanOptionalAction,
+        help="the seeds of a loss as one program; on accelerators by default",
+    )
+    quality.add_argument(
+        "--set",
+        dest="overrides",
+        nargs="+",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="dotted overrides, as pretrain.epochs=10",
+    )
+    speeds = parser.add_argument_group("speed")
+    speeds.add_argument("--sizes", nargs="+", type=parse_size, metavar="BxCxD")
+    speeds.add_argument("--rounds", type=int, default=30, help="turns at most (default 30)")
+    speeds.add_argument(
+        "--seconds", type=float, default=20.0, help="time of a loss at a size (default 20)"
+    )
+    speeds.add_argument(
+        "--memory", type=float, default=6.0, metavar="GIB", help="not to exceed (default 6)"
+    )
+    speeds.add_argument("--cores", type=int, metavar="N", help="use N cores only")
     args = parser.parse_args(arguments)
+    for name in args.loss or ():
+        if name not in names[args.part]:
+            parser.error(f"--loss {name}: --part {args.part} knows {', '.join(names[args.part])}")
     if args.rounds < 1:
         parser.error(f"--rounds must be at least 1, found {args.rounds}")
     if args.cores is not None:
@@ -373,12 +413,15 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     else:
         if args.out is not None:
             args.out.parent.mkdir(parents=True, exist_ok=True)
-        result = speed(args, console)
-    report(result, console)
+        result = (
+            speed(args, console) if args.part == "speed" else loss_quality.measure(args, console)
+        )
+    speedy = result["part"] == "speed"
+    (report if speedy else loss_quality.report)(result, console)
     if args.plot is not None:
-        plot(result, args.plot)
+        (plot if speedy else loss_quality.plot)(result, args.plot)
     return result
 
 
 if __name__ == "__main__":
-    main()
+    common.run_main(main)

@@ -125,7 +125,7 @@ def plain_errors() -> Iterator[None]:
         raise SystemExit(130) from None
 
 
-def run_main(main: Callable[[list[str] | None], None]) -> None:
+def run_main(main: Callable[[list[str] | None], Any]) -> None:
     """Runs an experiment module as a command."""
     with plain_errors():
         # One line a warning: the place in our code means nothing to the person who reads it.

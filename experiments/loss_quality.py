@@ -1,0 +1,233 @@
+"""The quality part of ``bench_losses``: one encoder, one schedule, one data set, every loss."""
+
+import argparse
+import dataclasses
+import json
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from asdproto.config import override, to_dict
+from asdproto.data.store import write_atomically
+from asdproto.scoring import ThresholdWarning
+from asdproto.systems import prototype
+from asdproto.systems.dataset import Dataset, prepare
+from asdproto.systems.prototype import PrototypeSystem
+from asdproto.training.epoch import Loop, default_loop
+from asdproto.training.loop import StageRun, train_stage
+from asdproto.training.objectives import OBJECTIVES, make_objective
+from asdproto.training.parallel import Devices, use_compilation_cache, use_devices
+from asdproto.training.stage import Hyper
+from asdproto.training.state import Task, TrainState
+from asdproto.training.sweep import train_sweep
+from experiments import common, two_stage
+
+PRESETS = two_stage.PRESETS
+FIGURES = ("source_auc", "target_auc", "pauc", "overall")
+# The quickstart's machines: a DCASE-layout set that everybody can make.
+SYNTHETIC: dict[str, Any] = {
+    "machines": ("fan", "gearbox"),
+    "sections": ("00", "01"),
+    "clips": 50,
+    "target_clips": 10,
+    "test_clips": 15,
+    "seconds": 6.0,
+    "seed": 0,
+}
+
+
+def get_config(preset: str) -> PrototypeSystem:
+    """The pre-training of a preset, on balanced episodes of 8 classes and 4 clips of each.
+
+    Losses within a batch need several clips of a class in it, so that all get the same episodes;
+    32 clips are the batch of the paper's pre-training.
+    """
+    system = two_stage.get_config(preset)
+    stage = dataclasses.replace(
+        system.pretrain, sampler="episodes", ways=8, shots=4, mix_range=(0.25, 0.5)
+    )
+    return dataclasses.replace(system, pretrain=stage)
+
+
+def make_task(
+    system: PrototypeSystem, loss: str, data: Dataset, devices: Devices, loop: Loop
+) -> Task:
+    """Task of one loss; nothing but the objective differs between losses."""
+    task = prototype.make_task(system, "pretrain", data, devices, loop)
+    return dataclasses.replace(task, objective=make_objective(loss, task.stage))
+
+
+def train(
+    system: PrototypeSystem,
+    loss: str,
+    seeds: Sequence[int],
+    data: Dataset,
+    folder: Path,
+    devices: Devices,
+    together: bool,
+    console: Console | None,
+) -> list[TrainState]:
+    """Final states of several seeds; as one program (``together``) or one after the other."""
+    kind = devices.local[0].platform
+    loop: Loop = "scan" if together else default_loop(kind)
+    # Runs of a sweep take a device each; a single run is spread over all.
+    task = make_task(system, loss, data, use_devices(1) if together else devices, loop)
+    mels = data.train.features.shape[2]
+    keys = [jax.random.key(seed) for seed in seeds]
+    states = [task.init(jax.random.fold_in(key, 0), mels) for key in keys]
+    stage_keys = [jax.random.fold_in(key, 1) for key in keys]
+
+    def describe(name: str, run_seeds: Sequence[int], checkpoints: Any) -> StageRun:
+        return StageRun(
+            name=name,
+            checkpoints=checkpoints,
+            about={"seeds": list(run_seeds), "loss": loss},
+            metrics=folder / "metrics.jsonl",
+            console=console,
+            loop=loop,
+        )
+
+    if together:
+        name = f"{loss}-{'-'.join(map(str, seeds))}"
+        hypers: list[Hyper] = [task.stage.hyper()] * len(seeds)
+        with prototype.open_checkpoints(folder, name) as checkpoints:
+            run = describe(name, seeds, checkpoints)
+            return train_sweep(task, data.training_data(), devices, states, stage_keys, hypers, run)
+    final = []
+    for seed, state, key in zip(seeds, states, stage_keys, strict=True):
+        name = f"{loss}-{seed}"
+        with prototype.open_checkpoints(folder, name) as checkpoints:
+            run = describe(name, [seed], checkpoints)
+            final.append(train_stage(task, data.training_data(), devices, state, key, run))
+    return final
+
+
+def summary(values: Sequence[float]) -> dict[str, Any]:
+    """Values, mean and sample standard deviation."""
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    return {
+        "values": [round(float(v), 4) for v in values],
+        "mean": round(float(np.mean(values)), 4),
+        "std": round(spread, 4),
+    }
+
+
+def measure(args: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Trains, scores and evaluates every loss with every seed; finished runs are read back."""
+    use_compilation_cache()
+    devices = use_devices()
+    system = override(get_config(args.preset), args.overrides)
+    names = args.loss or list(OBJECTIVES)
+    folder = args.workdir
+    # Losses and seeds may be added to a work folder; whatever else differs is another folder's.
+    two_stage.check_same_run(folder, {"system": to_dict(system), "machines": None})
+    data_root = args.data
+    if data_root is None:
+        from asdproto.data.synthetic import synthesize  # needs an audio library
+
+        data_root = synthesize(folder / "data", **SYNTHETIC)
+    store = common.features_of(
+        data_root, args.features or folder / "features", system.features, console
+    )
+    data = prepare(store, system.encoder.crop)
+    folder.mkdir(parents=True, exist_ok=True)
+    prototype.save_context(folder, system, data, machines=None)
+    together = devices.local[0].platform != "cpu" if args.together is None else args.together
+    result: dict[str, Any] = {
+        "part": "quality",
+        "data": "synthetic" if args.data is None else args.data.parent.name + "/" + args.data.name,
+        "clips": {"train": len(data.train_clips), "test": len(data.test_clips)},
+        "classes": len(data.classes),
+        "preset": args.preset,
+        "overrides": args.overrides,
+        "seeds": args.seeds,
+        "device": jax.devices()[0].device_kind,
+        "losses": {},
+    }
+    for loss in names:
+        scores = {seed: folder / "scores" / f"{loss}-{seed}" for seed in args.seeds}
+        missing = [seed for seed in args.seeds if not (scores[seed] / "seconds.json").exists()]
+        if missing:
+            began = time.monotonic()
+            states = train(system, loss, missing, data, folder, devices, together, console)
+            seconds = (time.monotonic() - began) / len(missing)
+            for seed, state in zip(missing, states, strict=True):
+                with warnings.catch_warnings():
+                    # Decisions are not what is compared here.
+                    warnings.simplefilter("ignore", ThresholdWarning)
+                    scored = prototype.score(system, data, state, devices)
+                found = prototype.save_scored(scores[seed], data, scored)
+                if found is None:
+                    raise SystemExit("error: the test clips carry no labels; nothing to compare")
+                write_atomically(
+                    scores[seed] / "seconds.json", json.dumps(round(seconds, 1)).encode()
+                )
+        figures = [json.loads((scores[s] / "results.json").read_text()) for s in args.seeds]
+        taken = [json.loads((scores[s] / "seconds.json").read_text()) for s in args.seeds]
+        result["losses"][loss] = {
+            **{name: summary([f[name] for f in figures]) for name in FIGURES},
+            "train_seconds": round(float(np.mean(taken)), 1),
+        }
+        one = result["losses"][loss]
+        console.print(
+            f"{loss}: "
+            + "  ".join(
+                f"{n} {100 * one[n]['mean']:.1f} ± {100 * one[n]['std']:.1f}" for n in FIGURES
+            ),
+            soft_wrap=True,
+            highlight=False,
+        )
+        if args.out is not None:  # what is measured stays, whatever comes
+            write_atomically(args.out, (json.dumps(result, indent=1) + "\n").encode())
+    return result
+
+
+def report(result: dict[str, Any], console: Console) -> None:
+    """Prints the table, best overall figure first."""
+    seeds = len(result["seeds"])
+    table = Table(
+        title=f"{result['data']}, preset {result['preset']}, {seeds} seeds, mean ± std, %"
+    )
+    for name in ("loss", "source AUC", "target AUC", "pAUC", "overall", "training s"):
+        table.add_column(name, justify="left" if name == "loss" else "right")
+    rows = sorted(result["losses"].items(), key=lambda item: -item[1]["overall"]["mean"])
+    for loss, one in rows:
+        cells = [f"{100 * one[n]['mean']:.1f} ± {100 * one[n]['std']:.1f}" for n in FIGURES]
+        table.add_row(loss, *cells, f"{one['train_seconds']:.0f}")
+    console.print(table)
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """Draws every seed's figures, losses in the order of their mean overall figure."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = sorted(result["losses"].items(), key=lambda item: -item[1]["overall"]["mean"])
+    figure, axes = pyplot.subplots(
+        1, len(FIGURES), figsize=(13, 0.34 * len(rows) + 1.4), sharey=True, layout="constrained"
+    )
+    titles = {"source_auc": "source AUC", "target_auc": "target AUC", "pauc": "pAUC"}
+    for axis, name in zip(axes, FIGURES, strict=True):
+        for row, (_, one) in enumerate(rows):
+            values = [100 * v for v in one[name]["values"]]
+            axis.plot(values, [row] * len(values), "o", color="tab:blue", alpha=0.45)
+            axis.plot([100 * one[name]["mean"]], [row], "|", color="black", markersize=16)
+        axis.axvline(50, color="black", linewidth=0.8, linestyle=":")
+        axis.set_xlabel(titles.get(name, name) + ", %")
+        axis.grid(axis="x", alpha=0.3)
+    axes[0].set_yticks(range(len(rows)), [loss for loss, _ in rows])
+    axes[0].invert_yaxis()
+    figure.suptitle(
+        f"{result['data']}, preset {result['preset']}: points are seeds, bars their mean"
+    )
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

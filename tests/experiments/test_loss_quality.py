@@ -1,0 +1,88 @@
+"""The quality part of the loss benchmark: a run a seed, repeats read back, one program or many."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments import bench_losses
+from tests.experiments.collection import write_collection
+
+pytestmark = pytest.mark.slow
+
+SMALL = (
+    "encoder.width=4",
+    "encoder.crop=32",
+    "pretrain.epochs=2",
+    "pretrain.ways=4",
+    "pretrain.shots=2",
+)
+LOSSES = ("sub_cluster_adacos", "multi_prototype")
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    root = tmp_path_factory.mktemp("quality")
+    write_collection(root / "clips")
+    return root
+
+
+def _run(places, *more, workdir="one", losses=LOSSES):
+    return bench_losses.main(
+        [
+            *("--part", "quality", "--data", str(places / "clips"), "--preset", "quick"),
+            *("--features", str(places / "features"), "--workdir", str(places / workdir)),
+            *("--loss", *losses, *more, "--set", *SMALL),
+        ]
+    )
+
+
+def test_losses_are_trained_and_compared(places, capsys):
+    out, picture = places / "quality.json", places / "quality.png"
+    result = _run(places, "--seeds", "0", "1", "--out", str(out), "--plot", str(picture))
+    assert json.loads(out.read_text()) == result
+    assert list(result["losses"]) == list(LOSSES)
+    for loss, found in result["losses"].items():
+        for name in ("source_auc", "target_auc", "pauc", "overall"):
+            values = found[name]["values"]
+            assert len(values) == 2
+            assert found[name]["mean"] == pytest.approx(np.mean(values), abs=1e-4)
+            assert found[name]["std"] == pytest.approx(np.std(values, ddof=1), abs=1e-4)
+        own = json.loads((places / "one" / "scores" / f"{loss}-1" / "results.json").read_text())
+        assert own["overall"] == pytest.approx(found["overall"]["values"][1], abs=1e-4)
+    assert picture.stat().st_size > 10_000
+    capsys.readouterr()
+
+    # A third seed and a repeat: only what is missing is trained.
+    before = (places / "one" / "metrics.jsonl").read_text()
+    more = _run(places, "--seeds", "0", "1", "2", losses=LOSSES[1:])
+    lines = (places / "one" / "metrics.jsonl").read_text()
+    assert lines.startswith(before)
+    stages = {json.loads(line)["stage"] for line in lines[len(before) :].splitlines()}
+    assert stages == {"multi_prototype-2"}
+    figures = more["losses"]["multi_prototype"]["overall"]["values"]
+    assert figures[:2] == result["losses"]["multi_prototype"]["overall"]["values"]
+    assert "multi_prototype" in capsys.readouterr().out
+    bench_losses.main(["--plot-from", str(out), "--plot", str(picture)])
+
+
+def test_seeds_as_one_program_give_the_same_losses(places):
+    _run(places, "--seeds", "3", "4", "--no-together", workdir="apart", losses=LOSSES[:1])
+    _run(places, "--seeds", "3", "4", "--together", workdir="together", losses=LOSSES[:1])
+
+    def lines(workdir):
+        text = (places / workdir / "metrics.jsonl").read_text()
+        return [json.loads(line) for line in text.splitlines()]
+
+    apart = np.array([line["loss"] for line in lines("apart")]).reshape(2, 2)
+    together = np.array([line["losses"] for line in lines("together")]).T
+    np.testing.assert_allclose(together, apart, rtol=1e-3)
+
+
+def test_refusals(places, capsys):
+    with pytest.raises(SystemExit):
+        bench_losses.main(["--part", "quality", "--loss", "center"])
+    assert "softmax_center" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        bench_losses.main(["--loss", "mpe_npe"])
+    assert "--part speed knows" in capsys.readouterr().err

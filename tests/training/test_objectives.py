@@ -1,0 +1,111 @@
+"""Every loss of the library trains: it parts classes, alone and over devices, and says what it
+cannot do."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from asdproto.training.loop import StageRun, train_stage
+from asdproto.training.objectives import OBJECTIVES, make_objective
+from asdproto.training.parallel import use_devices
+from asdproto.training.stage import StageConfig
+from tests.training import tiny
+
+DATA = tiny.make_data()
+EPISODES = {
+    "sampler": "episodes",
+    "ways": 4,
+    "shots": 4,
+    "steps_per_epoch": 4,
+    "epochs": 6,
+    "learning_rates": ((0.05, 6),),
+    "mix_range": (0.25, 0.5),
+    "sub_prototypes": 1,
+}
+
+
+def _task(name, count=1, **changes):
+    stage = {**EPISODES, **changes}
+    task = tiny.make_task(DATA, "finetune", use_devices(count), **stage)
+    return dataclasses.replace(task, objective=make_objective(name, task.stage))
+
+
+def _train(name, count=1, **changes):
+    task = _task(name, count, **changes)
+    state = task.init(jax.random.key(0), tiny.MELS)
+    run = StageRun(name, loop="scan")
+    return task, state, train_stage(task, DATA, use_devices(count), state, jax.random.key(5), run)
+
+
+def _gap(task, state):
+    """Mean cosine to the own class's mean, less that to the others'."""
+    variables = {"params": state.params["encoder"], "batch_stats": state.batch_stats}
+    crops = DATA.clips.load()[:, : tiny.CROP].astype(np.float32)
+    crops = (crops - DATA.mean) / DATA.deviation
+    embeddings = np.asarray(task.model.apply(variables, crops, train=False))
+    means = np.stack([embeddings[DATA.labels == c].mean(axis=0) for c in range(tiny.CLASSES)])
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    cosines = embeddings @ means.T
+    own = DATA.labels[:, None] == np.arange(tiny.CLASSES)
+    return cosines[own].mean() - cosines[~own].mean()
+
+
+@pytest.mark.filterwarnings("ignore::asdproto.training.loop.CollapseWarning")
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_it_parts_the_classes(name):
+    task, before, after = _train(name)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after))
+    assert _gap(task, after) > _gap(task, before) + 0.1
+    # What the loss itself learns or carries has moved.
+    for part in ("prototypes", "centers"):
+        if part in after.params["loss"]:
+            start, end = before.params["loss"][part], after.params["loss"][part]
+            assert np.abs(np.asarray(start) - np.asarray(end)).max() > 1e-3
+    if after.loss_state:
+        assert float(after.loss_state.scale) != float(before.loss_state.scale)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_four_devices_equal_one(name):
+    """Sums over devices run in another order; two steps leave that at 1e-5."""
+    changes = {"epochs": 1, "steps_per_epoch": 2}
+    _, _, one = _train(name, 1, **changes)
+    _, _, four = _train(name, 4, **changes)
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(four), strict=True)
+    for a, b in pairs:
+        np.testing.assert_allclose(a, b, atol=2e-4, rtol=2e-4)
+
+
+def test_expanded_losses_differ_from_their_parts():
+    """At equal embeddings, more prototypes and more negatives make more of a loss."""
+    sums = {
+        name: float(_train(name, epochs=1, steps_per_epoch=1)[2].loss_sum)
+        for name in ("prototypical", "multi_prototype", "mpe_npe", "negative_prototype")
+    }
+    assert sums["prototypical"] < sums["multi_prototype"] < sums["mpe_npe"]
+
+
+def test_refusals_say_what_to_set():
+    random = StageConfig(mix_range=(0.25, 0.5))
+    with pytest.raises(ValueError, match=r"no loss 'arc_face'.*arcface"):
+        make_objective("arc_face", random)
+    with pytest.raises(ValueError, match=r"sampler='random'.*sampler='episodes'"):
+        make_objective("vicreg", random)
+    with pytest.raises(ValueError, match=r"shots=3.*even"):
+        make_objective("vicreg", dataclasses.replace(random, sampler="episodes", shots=3))
+    for name in ("negative_prototype", "negative_prototype_unit", "mpe_npe"):
+        with pytest.raises(ValueError, match="mix_range=None"):
+            make_objective(name, StageConfig())
+    # 10 examples on 2 devices are 5 each: pairs would be torn apart.
+    task = _task("vicreg", 2, ways=5, shots=2)
+    with pytest.raises(ValueError, match="pairs, found 5"):
+        train_stage(
+            task,
+            DATA,
+            use_devices(2),
+            task.init(jax.random.key(0), tiny.MELS),
+            jax.random.key(5),
+            StageRun("vicreg"),
+        )
