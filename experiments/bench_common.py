@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table as Sheet
 
 from asdproto.config import override, to_dict
+from asdproto.models.convolution import compiler_options
 from asdproto.prototypes import l2_normalize
 from asdproto.systems.prototype import STAGES, Dataset, PrototypeSystem, make_task
 from asdproto.training import step as steps
@@ -260,14 +261,23 @@ class Bench:
         return {"bytes": self.largest_program, "source": "largest compiled step, features included"}
 
     def stepper(
-        self, task: Task, loop: Loop, name: str = "step", unroll: int = 1
+        self,
+        task: Task,
+        loop: Loop,
+        name: str = "step",
+        unroll: int = 1,
+        suited: bool = True,
     ) -> tuple[Callable[[], None], Compiled]:
-        """Runs ``task.steps`` steps, or as often a part of one, and waits for them."""
+        """Runs ``task.steps`` steps, or as often a part of one, and waits for them.
+
+        Compiled with the options that suit the backend, or (not ``suited``) with its defaults.
+        """
+        options = compiler_options(self.platform) if suited else None
         run, count = piece(task, name), task.steps
         state, inputs = self.state(task), self.inputs(task)
         if loop == "dispatch":
-            one = Compiled.of(jax.jit(run, donate_argnums=(0,) if name == "step" else ()),
-                              state, *inputs)  # fmt: skip
+            one = Compiled.of(jax.jit(run, donate_argnums=(0,) if name == "step" else (),
+                                      compiler_options=options), state, *inputs)  # fmt: skip
             self.largest_program = max(self.largest_program, one.memory)
             carried = [state]
 
@@ -299,7 +309,9 @@ class Bench:
 
         function = scan_steps if name == "step" else scan_piece
         donate = (0,) if name == "step" else ()
-        whole = Compiled.of(jax.jit(function, donate_argnums=donate), state, *inputs)
+        whole = Compiled.of(
+            jax.jit(function, donate_argnums=donate, compiler_options=options), state, *inputs
+        )
         self.largest_program = max(self.largest_program, whole.memory)
         held = [state]
 

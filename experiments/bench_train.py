@@ -19,8 +19,9 @@ Parts (``--parts``; each is written as soon as it is there, one that fails costs
 - ``pass``: the prototype pass.
 - ``loops``: an epoch as one program, unrolled or not, against one call a step: what
   ``default_loop`` chooses from.
-- ``lowering``: convolution as such, as patches, mixed, for every one of ``--widths``: what
-  ``default_lowering`` chooses from.
+- ``lowering``: convolution as such, as patches, mixed, for every one of ``--widths``, and the
+  chosen one compiled with the backend's defaults: what ``default_lowering`` and
+  ``compiler_options`` choose from.
 - ``sweep``: S runs as one program against S runs in a row; short epochs of pre-training, prototype
   pass included.
 - ``host``: crops gathered by the host against resident features, on the same epochs.
@@ -65,6 +66,7 @@ from rich.console import Console
 
 from asdproto.config import ConfigError
 from asdproto.data.store import write_atomically
+from asdproto.models.convolution import compiler_options
 from asdproto.sampling import take_crops
 from asdproto.systems.prototype import STAGES
 from asdproto.training import step as steps
@@ -156,7 +158,9 @@ def measure_pass(bench: Bench) -> dict[str, Any]:
             sums = lax.fori_loop(0, task.chunks, add, steps.empty_sums(task))
             return steps.finish_prototypes(task, state, sums, None).prototypes
 
-        program = Compiled.of(jax.jit(whole), state, features, table, draw)
+        options = compiler_options(bench.platform)
+        jitted = jax.jit(whole, compiler_options=options)
+        program = Compiled.of(jitted, state, features, table, draw)
 
         def run() -> None:
             jax.block_until_ready(program.call(state, features, table, draw))
@@ -215,6 +219,9 @@ def measure_lowering(bench: Bench) -> dict[str, Any]:
             )[0]
             for name in ("native", "patches", "mixed")
         }
+        if compiler_options(bench.platform):
+            task = bench.task("pretrain", bench.loop, bench.count, width=width)
+            runs["default_options"] = bench.stepper(task, bench.loop, suited=False)[0]
         seconds = interleave(runs, bench.args.rounds)
         found[str(width)] = {
             name: {

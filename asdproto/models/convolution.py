@@ -7,6 +7,7 @@ convolution becomes a grouped one, where patches become a batched matrix product
 lowerings compute the same sums; only their order, and so the last bits, differ.
 """
 
+import functools
 from typing import Literal
 
 import flax.linen as nn
@@ -18,7 +19,7 @@ Lowering = Literal["native", "patches", "mixed"]
 
 # Output positions per example up to which patches beat XLA's CPU convolution: measured by
 # experiments/bench_train.py --part lowering on 2 cores at widths 16 to 64.
-_CPU_SMALL_MAP = 32
+_CPU_SMALL_MAP = 16
 
 
 def default_lowering(backend: str | None = None, *, in_loop: bool = False) -> Lowering:
@@ -35,6 +36,33 @@ def default_lowering(backend: str | None = None, *, in_loop: bool = False) -> Lo
     if backend != "cpu":
         return "native"
     return "patches" if in_loop else "mixed"
+
+
+@functools.cache
+def compiler_options(backend: str | None = None) -> dict[str, str] | None:
+    """Options to compile programs full of convolutions with, for ``jax.jit(compiler_options=...)``.
+
+    XLA:CPU hands convolutions to a kernel library that takes longer than its own: a step of this
+    network gains a tenth (width 16) to a quarter (width 32) by keeping the library to products and
+    reductions; ``experiments/bench_train.py --parts lowering`` compares both. A version of XLA that
+    does not know the option is left at its defaults.
+
+    Args:
+      backend: ``"cpu"``, ``"gpu"`` or ``"tpu"``; the default backend when ``None``.
+
+    Returns:
+      The options, or ``None`` for the backend's defaults.
+    """
+    if (backend or jax.default_backend()) != "cpu":
+        return None
+    kept = "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"
+    options = {"xla_cpu_experimental_ynn_fusion_type": kept}
+    try:
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            jax.jit(jnp.sin, compiler_options=options).lower(0.0).compile()
+    except (RuntimeError, ValueError):
+        return None
+    return options
 
 
 def convolve(x: jax.Array, kernel: jax.Array, *, stride: int, lowering: Lowering) -> jax.Array:

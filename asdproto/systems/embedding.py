@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from asdproto.models.convolution import compiler_options
 from asdproto.training.source import ClipArrays
 
 
@@ -26,12 +27,17 @@ def window_starts(frames: int, crop: int, hop: int) -> np.ndarray:
     return np.round(np.linspace(0, frames - crop, count)).astype(np.int32)
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def _embed(
     model: nn.Module, variables: Any, crops: jax.Array, mean: jax.Array, scale: jax.Array
 ) -> jax.Array:
     crops = (crops.astype(jnp.float32) - mean) * scale
     return model.apply(variables, crops, train=False)  # type: ignore[return-value]
+
+
+@functools.cache
+def _compiled() -> Any:
+    """:func:`_embed`, compiled once for each model and shape."""
+    return jax.jit(_embed, static_argnums=0, compiler_options=compiler_options())
 
 
 def embed_clips(
@@ -68,7 +74,7 @@ def embed_clips(
     total = np.zeros((len(clips), dim), np.float64)
     count = np.zeros(len(clips), np.int64)
     device_mean, device_scale = jnp.asarray(mean, jnp.float32), jnp.asarray(scale, jnp.float32)
-    variables = jax.device_put(variables)
+    variables, embed = jax.device_put(variables), _compiled()
     for length in np.unique(usable) if full_clip else [clips.crop]:
         chosen = np.flatnonzero(usable == length) if full_clip else np.arange(len(clips))
         windows = [window_starts(int(usable[clip]), int(length), hop) for clip in chosen]
@@ -81,7 +87,7 @@ def embed_clips(
             crops = source.crops(owners[part], starts[part])
             real = len(crops)
             crops = np.pad(crops, ((0, size - real), (0, 0), (0, 0)))
-            found = np.asarray(_embed(model, variables, crops, device_mean, device_scale))[:real]
+            found = np.asarray(embed(model, variables, crops, device_mean, device_scale))[:real]
             np.add.at(total, owners[part], found)
             np.add.at(count, owners[part], 1)
     embeddings = total / np.maximum(count, 1)[:, None]

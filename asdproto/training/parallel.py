@@ -11,6 +11,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from asdproto.models.convolution import compiler_options
+
 AXIS = "batch"
 
 _CLUSTER_HINTS = (
@@ -85,7 +87,7 @@ class Devices:
             def single(*args: Any) -> Any:
                 return function(*args, axis_name=None)
 
-            return jax.jit(single, donate_argnums=donate)
+            return jax.jit(single, donate_argnums=donate, compiler_options=self._options)
 
         def mapped(position: jax.Array, *args: Any) -> Any:
             del position  # pmap wants one mapped argument at least
@@ -117,10 +119,15 @@ class Devices:
           an axis over runs have one over devices before it.
         """
         if self.count == 1:
-            return jax.jit(function, donate_argnums=0)
+            return jax.jit(function, donate_argnums=0, compiler_options=self._options)
         return jax.pmap(
             function, in_axes=tuple(in_axes), donate_argnums=0, devices=list(self.local)
         )
+
+    @property
+    def _options(self) -> dict[str, str] | None:
+        # pmap takes none; on a CPU, which alone has some, it is there for tests.
+        return compiler_options(self.local[0].platform)
 
     def _sharding(self, *spec: str) -> NamedSharding:
         return NamedSharding(Mesh(np.array(self.local), (AXIS,)), PartitionSpec(*spec))
