@@ -85,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_score,
         _add_evaluate,
         _add_report,
+        _add_summarise,
     ):
         add(subparsers)
     return parser
@@ -235,6 +236,19 @@ def _add_report(subparsers: Any) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="file to write (default: report.html in it)"
     )
+
+
+def _add_summarise(subparsers: Any) -> None:
+    parser = _command(
+        subparsers,
+        "summarise",
+        commands.summarise,
+        "mean and standard deviation over runs with different seeds",
+        "Reads finished runs that differ in their seed alone and prints their figures as\n"
+        "mean ± standard deviation (divisor: runs - 1).",
+    )
+    parser.add_argument("workdirs", type=Path, nargs="+", metavar="workdir", help="folder of a run")
+    parser.add_argument("--out", type=Path, metavar="JSON", help="also write them to this file")
 
 
 def _add_synthesize(subparsers: Any) -> None:

@@ -169,6 +169,60 @@ def report(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def summarise(arguments: argparse.Namespace) -> int:
+    """Mean and standard deviation over runs that differ in their seed alone."""
+    from asdproto.data.errors import DataError
+    from asdproto.metrics import summarise as over_runs
+    from asdproto.results_io import read_results, write_results
+    from asdproto.tables import HEADLINE, print_table
+
+    runs, configs = [], []
+    for folder in arguments.workdirs:
+        parts = []
+        for name in ("results.json", "config.json"):
+            path = folder / name
+            if not path.is_file():
+                raise DataError(
+                    path, "no such file", "a finished run", "Finish the run: repeat its command."
+                )
+            parts.append(read_results(path))
+        runs.append(parts[0])
+        configs.append(parts[1])
+    first = {name: value for name, value in configs[0].items() if name != "seed"}
+    for folder, config in zip(arguments.workdirs, configs, strict=True):
+        different = [name for name, value in first.items() if config.get(name) != value]
+        if different:
+            raise DataError(
+                folder / "config.json",
+                f"another {', '.join(different)} than in {arguments.workdirs[0]}",
+                "runs that differ in their seed alone",
+                "Summarise each kind of run by itself.",
+            )
+    seeds = [run["seed"] for run in runs]
+    twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
+    if twice:
+        raise DataError(
+            arguments.workdirs[seeds.index(twice[0])],
+            f"seed {twice[0]} more than once",
+            "a seed a run",
+            "Leave the repeats out.",
+        )
+    systems = {
+        name: over_runs([run["systems"].get(name, {}) for run in runs])
+        for name in runs[0]["systems"]
+    }
+    print_table({"systems": systems})
+    print(f"percent, mean ± standard deviation over {_count(len(runs), 'run')}: seeds", *seeds)
+    if arguments.out is not None:
+        each = {
+            name: [{k: run["systems"][name][k] for k in HEADLINE} for run in runs]
+            for name in systems
+        }
+        write_results(arguments.out, {"seeds": seeds, "runs": each, "systems": systems})
+        print(f"written: {arguments.out}")
+    return 0
+
+
 def message(error: Exception) -> str:
     """What an error says to somebody who does not know the code."""
     if isinstance(error, ModuleNotFoundError) and error.name:

@@ -1,4 +1,5 @@
 import csv
+import json
 import os
 import re
 import signal
@@ -416,3 +417,44 @@ def test_interrupt_exits_130(tmp_path):
     os.close(end)
     assert process.returncode == 130
     assert (out, err) == ("", "\ninterrupted: evaluate is not finished\n")
+
+
+def _finished_run(folder, seed, overall, **config):
+    figures = {"source_auc": 0.8, "target_auc": 0.6, "pauc": 0.5, "overall": overall}
+    figures["machines"] = {"fan": {"overall": overall}}
+    folder.mkdir()
+    systems = {"pretrain": figures, "finetune": {**figures, "pauc": 0.5 + overall / 10}}
+    (folder / "results.json").write_text(json.dumps({"seed": seed, "systems": systems}))
+    (folder / "config.json").write_text(
+        json.dumps({"system": {"width": 16}, "seed": seed, **config})
+    )
+    return folder
+
+
+def test_summarise(run, tmp_path):
+    folders = [_finished_run(tmp_path / f"{s}", s, o) for s, o in ((0, 0.6), (1, 0.7), (5, 0.8))]
+    out = tmp_path / "all.json"
+    code, text, _ = run("summarise", *folders, "--out", out)
+    assert code == 0
+    assert "70.00 ± 10.00" in text
+    assert "3 runs: seeds 0 1 5" in text
+    found = json.loads(out.read_text())
+    assert found["seeds"] == [0, 1, 5]
+    assert found["systems"]["pretrain"]["overall"]["mean"] == pytest.approx(0.7)
+    assert found["systems"]["pretrain"]["overall"]["std"] == pytest.approx(0.1)
+    assert [r["pauc"] for r in found["runs"]["finetune"]] == pytest.approx([0.56, 0.57, 0.58])
+
+    # What must not be averaged is named.
+    other = _finished_run(tmp_path / "other", 2, 0.5, system={"width": 32})
+    code, _, err = run("summarise", *folders, other)
+    assert code == 1
+    assert "other/config.json" in err
+    assert "another system" in err
+    again = _finished_run(tmp_path / "again", 1, 0.5)
+    code, _, err = run("summarise", *folders, again)
+    assert code == 1
+    assert "seed 1 more than once" in err
+    (tmp_path / "unfinished").mkdir()
+    code, _, err = run("summarise", *folders, tmp_path / "unfinished")
+    assert code == 1
+    assert "unfinished/results.json" in err
