@@ -209,3 +209,26 @@ def test_bfloat16_stays_close_and_keeps_float32_parameters():
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(stats))
     # bfloat16 keeps 8 bits; a dozen layers leave directions within a few hundredths.
     assert float(jnp.min(jnp.sum(found * expected, axis=1))) > 0.99
+
+
+def test_options_of_a_backend_change_no_results():
+    x, kernel = _random(2, 16, 12, 8), _random(3, 3, 8, 8, seed=1)
+
+    def gradients(options):
+        def value(x, kernel):
+            return jnp.sum(jnp.sin(convolution.convolve(x, kernel, stride=1, lowering="native")))
+
+        return jax.jit(jax.grad(value, (0, 1)), compiler_options=options)(x, kernel)
+
+    options = convolution.compiler_options("cpu")
+    for found, expected in zip(gradients(options), gradients(None), strict=True):
+        np.testing.assert_allclose(found, expected, atol=2e-4)
+    assert convolution.compiler_options("gpu") is None
+
+
+def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):
+    def jit(function, *, compiler_options):
+        raise jax.errors.JaxRuntimeError("INVALID_ARGUMENT: No such compile option")
+
+    monkeypatch.setattr(convolution.jax, "jit", jit)
+    assert convolution.compiler_options.__wrapped__("cpu") is None
