@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -193,10 +194,16 @@ def report(result: dict[str, Any], console: Console) -> None:
     """Prints the table, best overall figure first."""
     seeds = len(result["seeds"])
     table = Table(
-        title=f"{result['data']}, preset {result['preset']}, {seeds} seeds, mean ± std, %"
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        title=f"{result['data']}, preset {result['preset']}, {seeds} seeds, mean ± std, %",
     )
-    for name in ("loss", "source AUC", "target AUC", "pAUC", "overall", "training s"):
-        table.add_column(name, justify="left" if name == "loss" else "right")
+    for name in ("loss", "source AUC", "target AUC", "pAUC", "overall", "train s"):
+        first = name == "loss"
+        table.add_column(
+            name, justify="left" if first else "right", no_wrap=not first, overflow="fold"
+        )
     rows = sorted(result["losses"].items(), key=lambda item: -item[1]["overall"]["mean"])
     for loss, one in rows:
         cells = [f"{100 * one[n]['mean']:.1f} ± {100 * one[n]['std']:.1f}" for n in FIGURES]
