@@ -57,8 +57,8 @@ bench-setup: setup
 bench-cpu: $(BENCH_SETUP)
 	$(BENCH_PYTHON) $(BENCH) --preset small --expect cpu --widths 16 32 64 --out experiments/results/train_cpu.json
 
-# Everything first, the losses after; then the steps alone under other compiler flags, which a process has once. Flags
-# that an XLA does not know end that line, not the rest.
+# Everything first, then the losses, then the steps alone under other compiler flags, which a process
+# has once. Flags that an XLA does not know end that line, not the rest.
 BENCH_GPU := --preset paper --dtype bfloat16 --expect gpu --out experiments/results/
 bench-gpu: $(BENCH_SETUP)
 	$(BENCH_PYTHON) $(BENCH) $(BENCH_GPU) --unroll 1 2 4 8 --full --widths 64 16 32

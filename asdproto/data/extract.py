@@ -13,7 +13,13 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Generator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    wait,
+)
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.synchronize import Event
@@ -41,6 +47,7 @@ from asdproto.data.store import (
 _CHUNK = 16
 # Starting a pool costs about a second, in which one process extracts some 300 clips.
 _POOL_WORTH = 500
+_HEADERS_AT_ONCE = 8
 
 _log = logging.getLogger(__name__)
 
@@ -176,12 +183,13 @@ def _look(
     clips: list[Clip], root: Path, settings: features.FeatureSettings, shown: "_Progress"
 ) -> tuple[list[tuple[int, int]], dict[int, int], dict[int, DataError]]:
     """Read every header: each clip's stamp, the frames of those that can be used, the errors."""
-    stamps: list[tuple[int, int]] = []
+    stamps = [(0, 0)] * len(clips)
     frames: dict[int, int] = {}
     errors: dict[int, DataError] = {}
-    for index, clip in enumerate(clips):
+
+    def look(index: int) -> None:
+        clip = clips[index]
         file = root / clip.path
-        stamps.append((0, 0))
         try:
             stamps[index] = stamp(file)
             samples = features.audio_info(file).samples_at(settings.sample_rate)
@@ -194,7 +202,11 @@ def _look(
             )
         except DataError as error:
             errors[index] = _relative(error, clip)
-        shown.look()
+
+    # A header is a few reads and hardly any work: several wait for the disk at once.
+    with ThreadPoolExecutor(_HEADERS_AT_ONCE, "headers") as pool:
+        for _ in pool.map(look, range(len(clips))):
+            shown.look()
     return stamps, frames, errors
 
 

@@ -15,6 +15,7 @@ import logging
 import os
 import secrets
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from asdproto.data.store import (
 )
 
 JOURNAL, LOCK = "journal.jsonl", "lock"
+_SYNC_BYTES = 2**26
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +48,11 @@ class Target:
     max_frames: int
     mels: int
     dtype: str
+
+    @property
+    def clip_bytes(self) -> int:
+        """Bytes of a clip's place."""
+        return self.max_frames * self.mels * np.dtype(self.dtype).itemsize
 
 
 def stamp(file: str | os.PathLike) -> tuple[int, int]:
@@ -204,9 +211,14 @@ class Journal:
 
     def __enter__(self) -> "Journal":
         self.stream = open(self.path / JOURNAL, "a")
+        self.array = open(self.target.file, "r+b", buffering=0)
+        self.writer = ThreadPoolExecutor(1, "features-to-disk")
+        self.unsynced = 0
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.writer.shutdown(wait=True, cancel_futures=True)
+        self.array.close()
         self.stream.close()
 
     def add(self, index: int, row: Row) -> None:
@@ -214,6 +226,11 @@ class Journal:
         self.rows[index] = row
         self.stream.write(json.dumps(self._line(index, row)) + "\n")
         self.stream.flush()
+        # The disk works while the cores do, instead of after them.
+        self.unsynced += 1
+        if self.unsynced * self.target.clip_bytes >= _SYNC_BYTES:
+            self.unsynced = 0
+            self.writer.submit(os.fsync, self.array.fileno())
 
     def finish(self, rows: list[Row]) -> None:
         """Make the folder a store."""
