@@ -20,7 +20,7 @@ from asdproto.data.store import write_atomically
 from asdproto.scoring import ThresholdWarning
 from asdproto.systems import prototype
 from asdproto.systems.dataset import Dataset, prepare
-from asdproto.systems.prototype import PrototypeSystem
+from asdproto.systems.prototype import PrototypeSystem, ScoreConfig
 from asdproto.training.epoch import Loop, default_loop
 from asdproto.training.loop import StageRun, train_stage
 from asdproto.training.objectives import OBJECTIVES, make_objective
@@ -54,7 +54,8 @@ def get_config(preset: str) -> PrototypeSystem:
     stage = dataclasses.replace(
         system.pretrain, sampler="episodes", ways=8, shots=4, mix_range=(0.25, 0.5)
     )
-    return dataclasses.replace(system, pretrain=stage)
+    # Windows and running statistics: nothing between the loss and its scores but the covariance.
+    return dataclasses.replace(system, pretrain=stage, score=ScoreConfig(shrinkage=0.03))
 
 
 def make_task(

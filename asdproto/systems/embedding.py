@@ -1,4 +1,4 @@
-"""Embeddings of whole clips: the mean over windows that cover them."""
+"""Embeddings of whole clips: the mean over windows that cover them; batch statistics for them."""
 
 import functools
 from typing import Any
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from asdproto.models.convolution import compiler_options
+from asdproto.models.normalization import BatchNorm
 from asdproto.training.source import ClipArrays
 
 
@@ -93,3 +94,65 @@ def embed_clips(
     embeddings = total / np.maximum(count, 1)[:, None]
     length = np.linalg.norm(embeddings, axis=1, keepdims=True)
     return (embeddings / np.maximum(length, 1e-12)).astype(np.float32)
+
+
+def training_batch_stats(
+    model: nn.Module,
+    variables: Any,
+    clips: ClipArrays,
+    *,
+    mean: np.ndarray,
+    scale: np.ndarray,
+    batches: int = 32,
+    batch: int = 128,
+    seed: int = 0,
+) -> Any:
+    """Batch statistics of the finished encoder over the training clips, all of them alike.
+
+    The running statistics that training leaves are those of its batches: of balanced episodes,
+    which show the few clips of a small class as often as the many of a large one, and of parameters
+    that were still moving. These are the mean over batches of random crops.
+
+    Args:
+      model: Encoder.
+      variables: Its parameters and running statistics.
+      clips: Training clips on the host.
+      mean: Floating, shape ``[mels]``, subtracted from every frame.
+      scale: Floating, shape ``[mels]``, multiplies every frame then.
+      batches: Batches to average over.
+      batch: Crops in each.
+      seed: Of the choice of clips and crops.
+
+    Returns:
+      What belongs in the place of ``variables["batch_stats"]``, float32 NumPy arrays.
+    """
+    rng = np.random.default_rng(seed)
+    turns = -(-batches * batch // len(clips))
+    order = np.concatenate([rng.permutation(len(clips)) for _ in range(turns)])
+    starts = rng.integers(0, clips.usable_frames[order] - clips.crop + 1)
+    # An update from zero is the batch's own statistic, times what an update counts.
+    variables = {**variables, "batch_stats": jax.tree.map(np.zeros_like, variables["batch_stats"])}
+    variables = jax.device_put(variables)
+    moments = jnp.asarray(mean, jnp.float32), jnp.asarray(scale, jnp.float32)
+    total = None
+    for first in range(0, batches * batch, batch):
+        part = slice(first, first + batch)
+        crops = clips.crops(order[part], starts[part])
+        found = jax.device_get(_compiled_update()(model, variables, crops, *moments))
+        found = jax.tree.map(lambda x: np.asarray(x, np.float64), found)
+        total = found if total is None else jax.tree.map(np.add, total, found)
+    share = batches * (1 - BatchNorm.momentum)
+    return jax.tree.map(lambda x: (x / share).astype(np.float32), total)
+
+
+def _update(
+    model: nn.Module, variables: Any, crops: jax.Array, mean: jax.Array, scale: jax.Array
+) -> Any:
+    crops = (crops.astype(jnp.float32) - mean) * scale
+    _, updated = model.apply(variables, crops, train=True, mutable=["batch_stats"])
+    return updated["batch_stats"]
+
+
+@functools.cache
+def _compiled_update() -> Any:
+    return jax.jit(_update, static_argnums=0, compiler_options=compiler_options())

@@ -10,12 +10,19 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from asdproto.config import from_dict
 from asdproto.data.dcase import DataError, parse_name
 from asdproto.scoring import Scorer, decide
 from asdproto.systems.embedding import embed_clips
-from asdproto.systems.prototype import STAGES, PrototypeSystem, evaluation_model, open_checkpoints
+from asdproto.systems.prototype import (
+    BATCH_STATS,
+    STAGES,
+    PrototypeSystem,
+    evaluation_model,
+    open_checkpoints,
+)
 from asdproto.training.parallel import use_devices
 from asdproto.training.source import ClipArrays
 from asdproto.training.state import Task
@@ -168,6 +175,10 @@ def load_run(workdir: Path | str, stage: str | None = None) -> TrainedRun:
             scorer = Scorer.from_arrays(dict(arrays))
         system = from_dict(PrototypeSystem, about["system"])
         classes = [tuple(fields) for fields in about["classes"]]
+        batch_stats = None
+        if system.score.batch_stats == "training":
+            with np.load(folder / BATCH_STATS, allow_pickle=False) as arrays:
+                batch_stats = unflatten_dict(dict(arrays), sep="/")
     except (OSError, ValueError, KeyError) as error:
         raise DataError(
             workdir, f"{type(error).__name__}: {error}", "a whole run", "Train it again."
@@ -193,5 +204,8 @@ def load_run(workdir: Path | str, stage: str | None = None) -> TrainedRun:
         mean=mean,
         scale=scale,
         model=task.model,
-        variables={"params": state.params["encoder"], "batch_stats": state.batch_stats},
+        variables={
+            "params": state.params["encoder"],
+            "batch_stats": state.batch_stats if batch_stats is None else batch_stats,
+        },
     )
