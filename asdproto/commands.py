@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -178,16 +179,17 @@ def summarise(arguments: argparse.Namespace) -> int:
 
     runs, configs = [], []
     for folder in arguments.workdirs:
-        parts = []
         for name in ("results.json", "config.json"):
-            path = folder / name
-            if not path.is_file():
+            if not (folder / name).is_file():
                 raise DataError(
-                    path, "no such file", "a finished run", "Finish the run: repeat its command."
+                    folder / name,
+                    "no such file",
+                    "a finished run",
+                    "Finish the run: repeat its command.",
                 )
-            parts.append(read_results(path))
-        runs.append(parts[0])
-        configs.append(parts[1])
+        runs.append(read_results(folder / "results.json"))
+        # Not read_results: of null it makes nan, which equals nothing.
+        configs.append(json.loads((folder / "config.json").read_text()))
     first = {name: value for name, value in configs[0].items() if name != "seed"}
     for folder, config in zip(arguments.workdirs, configs, strict=True):
         different = [name for name, value in first.items() if config.get(name) != value]

@@ -18,10 +18,8 @@ Three measurements on the same recordings (10 s of 16-bit noise at 16 kHz, or th
 - **Disk.** All files read as bytes, dropped from the page cache before and not.
 
 Measured (AMD EPYC, 2 cores, ``experiments/results/features_cpu.json``): 2.9 times the plain loop
-on one core (quartiles 2.5 to 3.1; 646 against 245 clips/s), in wall time as in CPU time, values
-within 1e-4 dB. In CPU time the efficiency of two workers is 0.94. The cores were shared with
-other work then: the control reached 0.50 and two workers 0.60 of twice one worker's rate, so the
-efficiency in wall time is not known yet and wants a quiet machine.
+on one core (803 against 270 clips/s), in wall time as in CPU time, values within 1e-4 dB. Two
+workers reach 0.82 of twice one worker's rate (0.94 in CPU time), where the control reached 0.92.
 """
 
 import argparse

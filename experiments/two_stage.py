@@ -15,8 +15,8 @@ four times another quarter of every section and domain kept out; their scores ag
 copies with a band raised, a shift in frequency, modulation or tones added). A clip is embedded as a
 whole, not by the mean of its windows: the harmonic mean of both domains' AUC was higher in every
 case. And batch statistics are taken anew over all training clips alike (``score.batch_stats``):
-those of balanced episodes, half of them crops of thirty target clips, had cost fine-tuning a third
-of the target AUC, whatever its learning rate.
+those of balanced episodes, half of them crops of thirty target clips, had cost fine-tuning 28 % of
+the target AUC (18 % at a tenth of the rates).
 """
 
 import argparse

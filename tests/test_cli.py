@@ -426,7 +426,7 @@ def _finished_run(folder, seed, overall, **config):
     systems = {"pretrain": figures, "finetune": {**figures, "pauc": 0.5 + overall / 10}}
     (folder / "results.json").write_text(json.dumps({"seed": seed, "systems": systems}))
     (folder / "config.json").write_text(
-        json.dumps({"system": {"width": 16}, "seed": seed, **config})
+        json.dumps({"system": {"width": 16}, "machines": None, "seed": seed, **config})
     )
     return folder
 
