@@ -30,6 +30,7 @@ __all__ = [
     "decide",
     "fit_scorer",
     "gamma_threshold",
+    "held_out_scores",
 ]
 
 Kind = Literal["mahalanobis", "cosine", "knn"]
@@ -304,6 +305,56 @@ def fit_scorer(
             density = np.maximum(density, np.finfo(np.float64).eps)
         models[key] = SectionModel(references, classes, whitening, density)
     return Scorer(kind, neighbours, models)
+
+
+def held_out_scores(
+    embeddings: np.ndarray,
+    labels: np.ndarray,
+    sections: Sequence[Hashable],
+    *,
+    folds: int = 5,
+    **options: Any,
+) -> np.ndarray:
+    """Scores of training clips by back-ends that were fitted without them: what thresholds need.
+
+    A clip lies nearer to prototypes and covariance that it took part in than any new clip does, the
+    more so the fewer clips there are; a threshold from such scores calls nearly everything an
+    anomaly.
+
+    Args:
+      embeddings: Floating, shape ``[n, dim]``; training clips only.
+      labels: Integer, shape ``[n]``: attribute class of every clip.
+      sections: Hashable section key per clip, length ``n``.
+      folds: Parts that the clips are dealt into, class by class; each is scored by a back-end
+        fitted on the others. Sections of fewer than twice as many clips are too small to be parted:
+        their clips get the scores of the back-end fitted on all.
+      **options: As for :func:`fit_scorer`.
+
+    Returns:
+      float64, shape ``[n]``.
+
+    Raises:
+      ValueError: As :func:`fit_scorer`; or ``folds`` is less than 2.
+    """
+    if folds < 2:
+        raise ValueError(f"folds is {folds}, expected at least 2")
+    everything = fit_scorer(embeddings, labels, sections, **options)
+    scores = everything.score(embeddings, sections, training=True)
+    embeddings, labels = np.asarray(embeddings), np.asarray(labels)
+    part = np.full(len(labels), -1)
+    for rows in _rows_by(sections).values():
+        if len(rows) >= 2 * folds:
+            by_class = rows[np.argsort(labels[rows], kind="stable")]
+            part[by_class] = np.arange(len(rows)) % folds
+    for fold in range(folds):
+        kept, out = np.flatnonzero(part != fold), np.flatnonzero(part == fold)
+        if not len(out):
+            continue
+        scorer = fit_scorer(
+            embeddings[kept], labels[kept], [sections[int(row)] for row in kept], **options
+        )
+        scores[out] = scorer.score(embeddings[out], [sections[int(row)] for row in out])
+    return scores
 
 
 def class_means(

@@ -356,3 +356,34 @@ def test_training_scores_set_a_threshold_that_few_normal_clips_exceed():
     # 10 % are meant to; 1,200 clips in 12 dimensions leave little room for optimism.
     exceeding = scoring.decide(scorer.score(clips[half:], keys[half:]), threshold).mean()
     assert 0.05 < exceeding < 0.15
+
+
+def test_held_out_scores_set_thresholds_that_new_clips_keep():
+    """60 clips in 40 dimensions: their own scores say nothing of a new clip's."""
+    rng = np.random.default_rng(3)
+    train, new = rng.standard_normal((60, 40)), rng.standard_normal((400, 40))
+    labels, sections = np.repeat([0, 1, 2], 20), ["00"] * 60
+    options = {"shrinkage": 0.001, "normalise_prototypes": False}
+    scorer = scoring.fit_scorer(train, labels, sections, **options)
+    found = scorer.score(new, ["00"] * 400)
+    own = scorer.score(train, sections, training=True)
+    held_out = scoring.held_out_scores(train, labels, sections, **options)
+    assert np.mean(found > np.quantile(own, 0.9)) > 0.5
+    # Each back-end of the folds has a fifth less to learn from, so a little too careful.
+    assert 0.005 < np.mean(found > np.quantile(held_out, 0.9)) < 0.25
+
+
+def test_held_out_scores_are_those_of_back_ends_without_the_clip():
+    rng = np.random.default_rng(4)
+    embeddings, labels = rng.standard_normal((14, 3)), np.array([0, 1] * 5 + [2] * 4)
+    sections = ["00"] * 10 + ["01"] * 4
+    found = scoring.held_out_scores(embeddings, labels, sections, folds=5)
+    everything = scoring.fit_scorer(embeddings, labels, sections)
+    expected = everything.score(embeddings, sections, training=True)
+    # Section 01 is too small to be parted; the first part holds the first clip of each class.
+    np.testing.assert_array_equal(found[10:], expected[10:])
+    kept = [row for row in range(14) if row not in (0, 1)]
+    without = scoring.fit_scorer(embeddings[kept], labels[kept], [sections[r] for r in kept])
+    np.testing.assert_array_equal(found[:2], without.score(embeddings[:2], sections[:2]))
+    with pytest.raises(ValueError, match="folds is 1"):
+        scoring.held_out_scores(embeddings, labels, sections, folds=1)

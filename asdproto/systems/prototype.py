@@ -27,7 +27,15 @@ from asdproto.models.pooling import Attention
 from asdproto.models.resnet import ResNet
 from asdproto.results_io import write_result_csv, write_results
 from asdproto.scores_io import write_scores
-from asdproto.scoring import Covariance, Kind, Scorer, decide, fit_scorer, gamma_threshold
+from asdproto.scoring import (
+    Covariance,
+    Kind,
+    Scorer,
+    decide,
+    fit_scorer,
+    gamma_threshold,
+    held_out_scores,
+)
 from asdproto.systems.dataset import Dataset, section_keys
 from asdproto.systems.embedding import embed_clips, training_batch_stats
 from asdproto.training.checkpoint import Checkpoints
@@ -94,7 +102,8 @@ class ScoreConfig:
       full_clip: One window over the whole clip instead.
       batch_stats: ``"running"``: the encoder's statistics as training left them. ``"training"``:
         those of the finished encoder over all training clips alike.
-      quantile: Of the training scores' gamma distribution, for decisions.
+      quantile: For decisions: of the gamma distribution of the training clips' scores by back-ends
+        that were fitted without them.
     """
 
     kind: Kind = "mahalanobis"
@@ -293,16 +302,14 @@ def score(system: PrototypeSystem, data: Dataset, state: TrainState, devices: De
 
     train_embeddings, test_embeddings = embed(data.train), embed(data.test)
     sections = section_keys(data.train_clips)
-    scorer = fit_scorer(
-        train_embeddings,
-        data.labels,
-        sections,
-        kind=config.kind,
-        covariance=config.covariance,
-        shrinkage=config.shrinkage,
-        neighbours=config.neighbours,
-    )
-    train_scores = scorer.score(train_embeddings, sections, training=True)
+    options: dict[str, Any] = {
+        "kind": config.kind,
+        "covariance": config.covariance,
+        "shrinkage": config.shrinkage,
+        "neighbours": config.neighbours,
+    }
+    scorer = fit_scorer(train_embeddings, data.labels, sections, **options)
+    train_scores = held_out_scores(train_embeddings, data.labels, sections, **options)
     machines = np.array([clip.machine_type for clip in data.train_clips])
     thresholds = {
         str(machine): gamma_threshold(train_scores[machines == machine], quantile=config.quantile)
