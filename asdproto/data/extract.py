@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import Generator, Sequence
 from concurrent.futures import (
@@ -27,10 +28,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from asdproto import features
 from asdproto.data.dcase import Clip, DataError
-from asdproto.data.journal import LOCK, Journal, Target, check_folder, locked, stamp
+from asdproto.data.journal import JOURNAL, LOCK, Journal, Target, check_folder, locked, stamp
 from asdproto.data.store import (
     CLIP_FIELDS,
     MANIFEST,
@@ -47,7 +49,8 @@ from asdproto.data.store import (
 _CHUNK = 16
 # Starting a pool costs about a second, in which one process extracts some 300 clips.
 _POOL_WORTH = 500
-_HEADERS_AT_ONCE = 8
+# So many headers tell whether reading them waits for the disk; if so, several wait at once.
+_HEADERS_TRIED, _HEADERS_AT_ONCE = 100, 8
 
 _log = logging.getLogger(__name__)
 
@@ -153,29 +156,34 @@ def _extract(
     shown: "_Progress",
 ) -> tuple[list[Row], list[DataError]]:
     """Do what is left to do; with no error among the clips, leave a whole store."""
-    stamps, frames, errors = _look(clips, root, settings, shown)
-    if not frames:
-        return [], list(errors.values())
-    plan = {"settings": as_settings(settings), "dtype": dtype}
-    with Journal(path, plan, clips, stamps, max(frames.values())) as journal:
-        jobs = [
-            _Job(index, str(root / clip.path), stamps[index])
-            for index, clip in enumerate(clips)
-            if index in frames and index not in journal.rows
-        ]
-        shown.start(len(frames), len(frames) - len(jobs))
-        with contextlib.closing(_run(jobs, settings, journal.target, workers)) as results:
-            for done in results:
-                clip = clips[done.index]
-                if done.error is None:
-                    row = Row(clip, done.frames, done.crc32, *stamps[done.index], done.note)
-                    journal.add(done.index, row)
-                else:
-                    errors[done.index] = _relative(done.error, clip)
-                shown.advance()
-        rows = [journal.rows[index] for index in sorted(journal.rows)]
-        if not errors:
-            journal.finish(rows)
+    if workers is None:
+        workers = _cores() if len(clips) >= _POOL_WORTH else 1
+    with _Workers(min(workers, -(-len(clips) // _CHUNK)), settings) as pool:
+        if not (path / JOURNAL).is_file():  # else there may be little left to do
+            pool.start()
+        stamps, frames, errors = _look(clips, root, settings, shown)
+        if not frames:
+            return [], list(errors.values())
+        plan = {"settings": as_settings(settings), "dtype": dtype}
+        with Journal(path, plan, clips, stamps, max(frames.values())) as journal:
+            jobs = [
+                _Job(index, str(root / clip.path), stamps[index])
+                for index, clip in enumerate(clips)
+                if index in frames and index not in journal.rows
+            ]
+            shown.start(len(frames), len(frames) - len(jobs))
+            with contextlib.closing(pool.run(jobs, journal.target)) as results:
+                for done in results:
+                    clip = clips[done.index]
+                    if done.error is None:
+                        row = Row(clip, done.frames, done.crc32, *stamps[done.index], done.note)
+                        journal.add(done.index, row)
+                    else:
+                        errors[done.index] = _relative(done.error, clip)
+                    shown.advance()
+            rows = [journal.rows[index] for index in sorted(journal.rows)]
+            if not errors:
+                journal.finish(rows)
     return rows, [errors[index] for index in sorted(errors)]
 
 
@@ -203,9 +211,15 @@ def _look(
         except DataError as error:
             errors[index] = _relative(error, clip)
 
-    # A header is a few reads and hardly any work: several wait for the disk at once.
+    # Threads wait for a slow disk together, but only get in each other's way on a fast one.
+    began, worked = time.perf_counter(), time.process_time()
+    for index in range(min(_HEADERS_TRIED, len(clips))):
+        look(index)
+        shown.look()
+    waits = time.process_time() - worked < (time.perf_counter() - began) / 2
+    rest = range(_HEADERS_TRIED, len(clips))
     with ThreadPoolExecutor(_HEADERS_AT_ONCE, "headers") as pool:
-        for _ in pool.map(look, range(len(clips))):
+        for _ in (pool.map if waits else map)(look, rest):
             shown.look()
     return stamps, frames, errors
 
@@ -226,55 +240,69 @@ class _Result:
     error: DataError | None = None
 
 
-def _run(
-    jobs: list[_Job],
-    settings: features.FeatureSettings,
-    target: Target,
-    workers: int | None,
-) -> Generator[_Result, None, None]:
-    """Extract in this process or in many; results in the order in which they are done."""
-    from threadpoolctl import threadpool_limits
+class _Workers:
+    """Processes that extract, or none but this one.
 
-    if workers is None:
-        workers = _cores() if len(jobs) >= _POOL_WORTH else 1
-    workers = min(workers, -(-len(jobs) // _CHUNK))
-    chunks = (jobs[first : first + _CHUNK] for first in range(0, len(jobs), _CHUNK))
-    if workers <= 1:
-        # The products are too small to share; one thread also makes them the same everywhere.
-        with threadpool_limits(limits=1), open(target.file, "r+b", buffering=0) as stream:
-            for job in jobs:
-                yield _extract_one(job, settings, target, stream)
-        return
-    # A fork of a process that holds a started accelerator backend may hang.
-    context = multiprocessing.get_context("spawn")
-    stop = context.Event()
-    pool = ProcessPoolExecutor(
-        workers,
-        mp_context=context,
-        initializer=_start_worker,
-        initargs=(settings, features.filterbank(settings), target, stop),
-    )
-    flying: set[Future] = set()
-    try:
-        while True:
-            while len(flying) < 3 * workers and (chunk := next(chunks, None)):
-                flying.add(pool.submit(_extract_chunk, chunk))
-            if not flying:
-                break
-            done, flying = wait(flying, return_when=FIRST_COMPLETED)
-            for future in done:
-                yield from future.result()
-    except BrokenProcessPool:
-        raise StoreError(
-            Path(target.file).parent,
-            "a worker process that ended abruptly",
-            "workers that live",
-            "Run this again, with fewer workers if memory was short: what is done is kept. A "
-            "script of your own must do its work under if __name__ == '__main__'.",
-        ) from None
-    finally:
-        stop.set()  # after an interrupt the workers end with the clip they have in hand
-        pool.shutdown(wait=True, cancel_futures=True)
+    Attributes:
+      count: How many.
+    """
+
+    def __init__(self, count: int, settings: features.FeatureSettings):
+        self.count, self.settings = count, settings
+        self.pool: ProcessPoolExecutor | None = None
+
+    def start(self) -> None:
+        """Start the processes, without waiting for them."""
+        if self.pool is not None or self.count <= 1:
+            return
+        # A fork of a process that holds a started accelerator backend may hang.
+        context = multiprocessing.get_context("spawn")
+        self.stop = context.Event()
+        self.pool = ProcessPoolExecutor(
+            self.count,
+            mp_context=context,
+            initializer=_start_worker,
+            initargs=(self.settings, features.filterbank(self.settings), self.stop),
+        )
+        self.pool.submit(os.getpid)  # the first task starts them all
+
+    def run(self, jobs: list[_Job], target: Target) -> Generator[_Result, None, None]:
+        """Extract; results in the order in which they are done."""
+        chunks = (jobs[first : first + _CHUNK] for first in range(0, len(jobs), _CHUNK))
+        if len(jobs) > _CHUNK:
+            self.start()
+        if self.pool is None:
+            # The products are too small to share; one thread also makes them the same everywhere.
+            with threadpool_limits(limits=1), open(target.file, "r+b", buffering=0) as stream:
+                for job in jobs:
+                    yield _extract_one(job, self.settings, target, stream)
+            return
+        flying: set[Future] = set()
+        try:
+            while True:
+                while len(flying) < 3 * self.count and (chunk := next(chunks, None)):
+                    flying.add(self.pool.submit(_extract_chunk, chunk, target))
+                if not flying:
+                    break
+                done, flying = wait(flying, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield from future.result()
+        except BrokenProcessPool:
+            raise StoreError(
+                Path(target.file).parent,
+                "a worker process that ended abruptly",
+                "workers that live",
+                "Run this again, with fewer workers if memory was short: what is done is kept. A "
+                "script of your own must do its work under if __name__ == '__main__'.",
+            ) from None
+
+    def __enter__(self) -> "_Workers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.pool is not None:
+            self.stop.set()  # after an interrupt the workers end with the clip they have in hand
+            self.pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _cores() -> int:
@@ -284,20 +312,16 @@ def _cores() -> int:
         return os.cpu_count() or 1
 
 
-_worker: tuple[features.FeatureSettings, Target, BinaryIO, Event] | None = None
+_worker: tuple[features.FeatureSettings, Event] | None = None
 
 
-def _start_worker(
-    settings: features.FeatureSettings, bank: np.ndarray, target: Target, stop: Event
-) -> None:
+def _start_worker(settings: features.FeatureSettings, bank: np.ndarray, stop: Event) -> None:
     """Make a fresh process a worker: one thread, no interrupts, gone when its parent is."""
-    from threadpoolctl import threadpool_limits
-
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
     threading.Thread(target=_end_with_parent, daemon=True).start()
     features.share_filterbank(settings, bank)
-    _worker = (settings, target, open(target.file, "r+b", buffering=0), stop)  # noqa: SIM115
+    _worker = (settings, stop)
     import scipy.fft  # noqa: F401
 
     threadpool_limits(limits=1)
@@ -310,10 +334,11 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _extract_chunk(jobs: list[_Job]) -> list[_Result]:
+def _extract_chunk(jobs: list[_Job], target: Target) -> list[_Result]:
     assert _worker is not None
-    settings, target, stream, stop = _worker
-    return [_extract_one(job, settings, target, stream) for job in jobs if not stop.is_set()]
+    settings, stop = _worker
+    with open(target.file, "r+b", buffering=0) as stream:
+        return [_extract_one(job, settings, target, stream) for job in jobs if not stop.is_set()]
 
 
 def _extract_one(

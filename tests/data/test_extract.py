@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 import soundfile
 
 from asdproto import features
+from asdproto.data import extract
 from asdproto.data.dcase import Clip, DataError, scan
 from asdproto.data.extract import ExtractionError, build_store
 from asdproto.data.journal import locked
@@ -382,6 +384,29 @@ def test_killed_and_run_again_only_the_rest_is_done(tmp_path, monkeypatch, worke
     fresh = build(clips, tmp_path, "fresh")
     np.testing.assert_array_equal(resumed.features, fresh.features)
     resumed.verify()
+
+
+def test_headers_on_a_slow_disk_are_waited_for_together(tmp_path, monkeypatch):
+    clips = collection(tmp_path / "data", 12)
+    (tmp_path / "data" / clips[9].path).write_bytes(b"nothing")
+    real, readers = features.audio_info, set()
+
+    def slow(path):
+        readers.add(threading.current_thread().name)
+        time.sleep(0.01)
+        return real(path)
+
+    monkeypatch.setattr(features, "audio_info", slow)
+    monkeypatch.setattr(extract, "_HEADERS_TRIED", 4)
+    with pytest.raises(ExtractionError, match="1 recording without features") as caught:
+        build(clips, tmp_path)
+    assert [error.file for error in caught.value.errors] == [clips[9].path]
+    assert len(readers) > 2
+    monkeypatch.undo()
+    del clips[9]
+    np.testing.assert_array_equal(
+        build(clips, tmp_path).features, build(clips, tmp_path, name="other").features
+    )
 
 
 def test_interrupt_from_the_keyboard_stops_all_and_keeps_what_is_done(tmp_path):
