@@ -17,9 +17,9 @@ Three measurements on the same recordings (10 s of 16-bit noise at 16 kHz, or th
   (what a clip costs with one worker, over what it costs with several) is free of that.
 - **Disk.** All files read as bytes, dropped from the page cache before and not.
 
-Measured (AMD EPYC, 2 cores, ``experiments/results/features_cpu.json``): 2.9 times the plain loop
-on one core (803 against 270 clips/s), in wall time as in CPU time, values within 1e-4 dB. Two
-workers reach 0.82 of twice one worker's rate (0.94 in CPU time), where the control reached 0.92.
+Measured (AMD EPYC, 2 cores, ``experiments/results/features_cpu.json``): 3.1 times the plain loop
+on one core (769 against 251 clips/s), in wall time as in CPU time, values within 1e-4 dB. Two
+workers reach 0.94 of twice one worker's rate (quartiles 0.89 and 0.97; 0.99 in CPU time).
 """
 
 import argparse
@@ -258,8 +258,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--out", type=Path, metavar="JSON", help="write the results there too")
     parser.add_argument("--rounds", type=int, default=30, help="turns on one core (default 30)")
     parser.add_argument("--batch", type=int, default=16, help="clips in a turn (default 16)")
-    parser.add_argument("--clips", type=int, default=4000, help="clips in a store (default 4000)")
-    parser.add_argument("--repeats", type=int, default=3, help="stores of each kind (default 3)")
+    parser.add_argument("--clips", type=int, default=10_000, help="clips in a store (10000)")
+    parser.add_argument("--repeats", type=int, default=7, help="stores of each kind (default 7)")
     parser.add_argument("--workers", type=int, default=2, help="processes (default 2)")
     args = parser.parse_args(arguments)
     for name in ("rounds", "batch", "clips", "repeats", "workers"):

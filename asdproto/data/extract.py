@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
     Future,
@@ -45,8 +45,10 @@ from asdproto.data.store import (
     open_store,
 )
 
-# Clips a worker takes at a time: enough to hide the hand-over.
-_CHUNK = 16
+# What a worker takes at a time: enough to hide the hand-over, little enough to lose.
+_CHUNK_CLIPS, _CHUNK_BYTES = 64, 2**24
+# Fewer clips than that are not worth a process of their own.
+_WORKER_WORTH = 16
 # Starting a pool costs about a second, in which one process extracts some 300 clips.
 _POOL_WORTH = 500
 # So many headers tell whether reading them waits for the disk; if so, several wait at once.
@@ -158,7 +160,7 @@ def _extract(
     """Do what is left to do; with no error among the clips, leave a whole store."""
     if workers is None:
         workers = _cores() if len(clips) >= _POOL_WORTH else 1
-    with _Workers(min(workers, -(-len(clips) // _CHUNK)), settings) as pool:
+    with _Workers(min(workers, -(-len(clips) // _WORKER_WORTH)), settings) as pool:
         if not (path / JOURNAL).is_file():  # else there may be little left to do
             pool.start()
         stamps, frames, errors = _look(clips, root, settings, shown)
@@ -268,8 +270,8 @@ class _Workers:
 
     def run(self, jobs: list[_Job], target: Target) -> Generator[_Result, None, None]:
         """Extract; results in the order in which they are done."""
-        chunks = (jobs[first : first + _CHUNK] for first in range(0, len(jobs), _CHUNK))
-        if len(jobs) > _CHUNK:
+        chunks = _chunks(jobs, self.count)
+        if len(jobs) > _WORKER_WORTH:
             self.start()
         if self.pool is None:
             # The products are too small to share; one thread also makes them the same everywhere.
@@ -303,6 +305,19 @@ class _Workers:
         if self.pool is not None:
             self.stop.set()  # after an interrupt the workers end with the clip they have in hand
             self.pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _chunks(jobs: list[_Job], workers: int) -> Iterator[list[_Job]]:
+    """Pieces of the work, smaller towards its end, so that all workers end together."""
+    first = 0
+    while first < len(jobs):
+        most = min(_CHUNK_CLIPS, -(-(len(jobs) - first) // (4 * workers)))
+        last, size = first, 0
+        while last < min(first + most, len(jobs)) and size < _CHUNK_BYTES:
+            size += jobs[last].stamp[0]
+            last += 1
+        yield jobs[first:last]
+        first = last
 
 
 def _cores() -> int:
