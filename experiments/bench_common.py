@@ -26,10 +26,10 @@ from asdproto.models.convolution import compiler_options
 from asdproto.prototypes import l2_normalize
 from asdproto.systems.prototype import STAGES, Dataset, PrototypeSystem, make_task
 from asdproto.training import step as steps
-from asdproto.training.epoch import Loop, default_loop
+from asdproto.training.epoch import Loop, default_loop, scan_steps
 from asdproto.training.parallel import Devices, use_devices
 from asdproto.training.source import ClipArrays
-from asdproto.training.state import Task, TrainState, make_table
+from asdproto.training.state import Packing, Task, TrainState, make_table
 from experiments.bench_features import processor
 from experiments.two_stage import get_config
 
@@ -154,19 +154,21 @@ def piece(task: Task, name: str) -> Callable[..., Any]:
     fields = {field.name: getattr(task, field.name) for field in dataclasses.fields(task)}
     bare = GradientTask(**fields)
 
-    def run(state: TrainState, features, table, draw, hyper) -> Any:
+    def run(state: TrainState, features, table, draw, hyper, packing=None, weights=None) -> Any:
         batch = steps.take_batch(task, features, table, draw, state.step, None)
         crops = steps.standardize(batch.crops, table)
         if name == "sampling":
             return crops, batch.labels
         if name == "forward":
-            variables = {"params": state.params["encoder"], "batch_stats": state.batch_stats}
+            params = state.params if packing is None else packing.unpack(weights)
+            variables = {"params": params["encoder"], "batch_stats": state.batch_stats}
             return task.model.apply(
                 variables, crops, train=True, where=batch.where, mutable=["batch_stats"]
             )
         if name == "step":
             return steps.train_step(task, state, table, batch, draw.key, hyper)
-        after, loss = steps.train_step(bare, state, table, batch, draw.key, hyper)
+        more = None, packing, weights
+        after, loss = steps.train_step(bare, state, table, batch, draw.key, hyper, *more)
         found = loss, after.batch_stats
         return found if name == "loss" else (*found, after.optimizer)
 
@@ -290,24 +292,24 @@ class Bench:
 
             return dispatch, one
 
-        def scan_steps(state: TrainState, *inputs: Any) -> Any:
-            def body(state: TrainState, _: None) -> Any:
-                return run(state, *inputs)
-
-            return lax.scan(body, state, None, length=count, unroll=unroll)
-
         def scan_piece(state: TrainState, *inputs: Any) -> Any:
-            # The result is carried, so that it is written; the barrier keeps what does not change
-            # (kernels cast to bfloat16, say) from being computed once before the loop.
-            def body(step: jax.Array, _: Any) -> Any:
-                params, here = lax.optimization_barrier((state.params, step))
-                return run(state._replace(params=params, step=here), *inputs)
+            packing = Packing.of(state.params)
+            state = packing.pack_state(state)
+            weights = packing.weights(state.params, task.model.dtype)  # type: ignore[attr-defined]
+            at = functools.partial(run, packing=packing)
 
-            shape = jax.eval_shape(run, state, *inputs)
+            # The result is carried, so that it is written; the barrier keeps what does not change
+            # from being computed once before the loop.
+            def body(step: jax.Array, _: Any) -> Any:
+                held, used, here = lax.optimization_barrier((state.params, weights, step))
+                return at(state._replace(params=held, step=here), *inputs, weights=used)
+
+            shape = jax.eval_shape(functools.partial(at, weights=weights), state, *inputs)
             start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
             return lax.fori_loop(0, count, body, start)
 
-        function = scan_steps if name == "step" else scan_piece
+        scan = functools.partial(scan_steps, task, unroll=unroll)
+        function = scan if name == "step" else scan_piece
         donate = (0,) if name == "step" else ()
         whole = Compiled.of(
             jax.jit(function, donate_argnums=donate, compiler_options=options), state, *inputs
@@ -315,12 +317,12 @@ class Bench:
         self.largest_program = max(self.largest_program, whole.memory)
         held = [state]
 
-        def scan() -> None:
+        def run_scan() -> None:
             out = jax.block_until_ready(whole.call(held[0], *inputs))
             if name == "step":
                 held[0] = out[0]
 
-        return scan, whole
+        return run_scan, whole
 
 
 def per_step(seconds: Sequence[float], count: int) -> dict[str, float]:

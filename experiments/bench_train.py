@@ -19,9 +19,9 @@ Parts (``--parts``; each is written as soon as it is there, one that fails costs
 - ``pass``: the prototype pass.
 - ``loops``: an epoch as one program, unrolled or not, against one call a step: what
   ``default_loop`` chooses from.
-- ``lowering``: convolution as such, as patches, mixed, for every one of ``--widths``, and the
-  chosen one compiled with the backend's defaults: what ``default_lowering`` and
-  ``compiler_options`` choose from.
+- ``lowering``: every way to compile convolutions, for every one of ``--widths``, and the chosen
+  one compiled with the backend's defaults: what ``default_lowering`` and ``compiler_options``
+  choose from.
 - ``sweep``: S runs as one program against S runs in a row; short epochs of pre-training, prototype
   pass included.
 - ``host``: crops gathered by the host against resident features, on the same epochs.
@@ -58,7 +58,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +68,7 @@ from rich.console import Console
 
 from asdproto.config import ConfigError
 from asdproto.data.store import write_atomically
-from asdproto.models.convolution import compiler_options
+from asdproto.models.convolution import Lowering, compiler_options
 from asdproto.sampling import take_crops
 from asdproto.systems.prototype import STAGES
 from asdproto.training import step as steps
@@ -219,7 +219,7 @@ def measure_lowering(bench: Bench) -> dict[str, Any]:
                 bench.task("pretrain", bench.loop, bench.count, width=width, lowering=name),
                 bench.loop,
             )[0]
-            for name in ("native", "patches", "mixed")
+            for name in get_args(Lowering)
         }
         if compiler_options(bench.platform):
             task = bench.task("pretrain", bench.loop, bench.count, width=width)
@@ -255,7 +255,7 @@ def measure_sweep(bench: Bench) -> dict[str, Any]:
     )
     compiling = {}
     # Grouped convolutions in a loop take a CPU minutes.
-    for name in ("patches",) if bench.platform == "cpu" else ("native", "patches"):
+    for name in ("patches",) if bench.platform == "cpu" else ("native", "fitting", "patches"):
         varied = bench.task("pretrain", "scan", data=data, lowering=name)
         held = [stack_runs([bench.state(varied)] * runs)]
         program = Compiled.of(

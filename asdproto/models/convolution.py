@@ -1,10 +1,11 @@
-"""Convolution with a choice of lowering: one operation, three ways to compile it.
+"""Convolution with a choice of lowering: one operation, four ways to compile it.
 
-XLA's convolution is right on an accelerator. On a CPU it falls off cliffs: small maps and strided
-windows run tens of times slower than the same arithmetic as one matrix product over gathered
-patches, and any convolution inside a loop body loses its threads. Under ``vmap`` over models a
-convolution becomes a grouped one, where patches become a batched matrix product. The three
-lowerings compute the same sums; only their order, and so the last bits, differ.
+XLA's convolution is right on an accelerator, but for windows larger than the map: XLA's rewriting
+of their gradients for a GPU adds transposes and copies, which one matrix product over gathered
+patches does not need. On a CPU the convolution falls off cliffs: small maps and strided windows run
+tens of times slower than patches, and any convolution inside a loop body loses its threads. Under
+``vmap`` over models a convolution becomes a grouped one, where patches become a batched matrix
+product. All lowerings compute the same sums; only their order, and so the last bits, differ.
 """
 
 import functools
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-Lowering = Literal["native", "patches", "mixed"]
+Lowering = Literal["native", "patches", "fitting", "mixed"]
 
 # Output positions per example up to which patches beat XLA's CPU convolution: measured by
 # experiments/bench_train.py --part lowering on 2 cores at widths 16 to 64.
@@ -30,12 +31,13 @@ def default_lowering(backend: str | None = None, *, in_loop: bool = False) -> Lo
       in_loop: Whether the steps run inside ``scan``, or under ``vmap`` over models.
 
     Returns:
-      ``"native"`` on accelerators, ``"mixed"`` on CPU, ``"patches"`` on CPU inside a loop.
+      ``"fitting"`` on GPU, ``"native"`` on TPU, ``"mixed"`` on CPU, ``"patches"`` on CPU inside a
+      loop.
     """
     backend = backend or jax.default_backend()
-    if backend != "cpu":
-        return "native"
-    return "patches" if in_loop else "mixed"
+    if backend == "cpu":
+        return "patches" if in_loop else "mixed"
+    return "native" if backend == "tpu" else "fitting"
 
 
 @functools.cache
@@ -73,7 +75,8 @@ def convolve(x: jax.Array, kernel: jax.Array, *, stride: int, lowering: Lowering
       kernel: Same dtype, shape ``[size, size, channels, features]``, ``size`` odd.
       stride: Step in both directions.
       lowering: ``"native"``: XLA's convolution. ``"patches"``: gathered patches and one matrix
-        product. ``"mixed"``: patches where a CPU is faster with them, else XLA's convolution.
+        product. ``"fitting"``: XLA's convolution where the window fits into the result, else
+        patches. ``"mixed"``: patches where a CPU is faster with them, else XLA's convolution.
 
     Returns:
       Shape ``[batch, ceil(rows / stride), ceil(columns / stride), features]``.
@@ -81,7 +84,9 @@ def convolve(x: jax.Array, kernel: jax.Array, *, stride: int, lowering: Lowering
     size = kernel.shape[0]
     pad = size // 2
     rows, columns = (-(-n // stride) for n in x.shape[1:3])
-    if lowering != "native" and stride == 2 and size > 3 and x.shape[-1] == 1:
+    if lowering == "fitting":
+        lowering = "patches" if min(rows, columns) < size else "native"
+    elif lowering != "native" and stride == 2 and size > 3 and x.shape[-1] == 1:
         x, kernel = _space_to_depth(x, kernel, rows, columns)
         size, stride, pad = kernel.shape[0], 1, 0
         lowering = "native" if lowering == "mixed" else lowering

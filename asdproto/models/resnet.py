@@ -63,7 +63,7 @@ class ResNet(nn.Module):
 
         x = crops[..., None].astype(self.dtype)
         x = conv(self.width, size=7, stride=2, name="stem")(x)
-        x = nn.relu(norm(name="stem_norm")(x, where))
+        x = norm(relu=True, name="stem_norm")(x, where)
         x = max_pool_3x3(x)
         for stage, blocks in enumerate(self.stages):
             for block in range(blocks):
@@ -72,12 +72,11 @@ class ResNet(nn.Module):
                 name = f"stage{stage + 1}_block{block + 1}"
                 shortcut = x
                 y = conv(features, stride=stride, name=f"{name}_conv1")(x)
-                y = nn.relu(norm(name=f"{name}_norm1")(y, where))
+                y = norm(relu=True, name=f"{name}_norm1")(y, where)
                 y = conv(features, name=f"{name}_conv2")(y)
-                y = norm(name=f"{name}_norm2")(y, where)
                 if shortcut.shape != y.shape:
                     shortcut = conv(features, size=1, stride=stride, name=f"{name}_project")(x)
                     shortcut = norm(name=f"{name}_project_norm")(shortcut, where)
-                x = nn.relu(y + shortcut)
+                x = norm(relu=True, name=f"{name}_norm2")(y, where, shortcut)
         pool = TimeFrequencyAttentionPooling(self.attention, dtype=self.dtype, name="pool")
         return l2_normalize(pool(x))

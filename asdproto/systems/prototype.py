@@ -67,7 +67,7 @@ class EncoderConfig:
     attention: Attention = "time-frequency"
     dtype: Literal["float32", "bfloat16"] = "float32"
     crop: int = 64
-    lowering: Literal["auto", "native", "patches", "mixed"] = "auto"
+    lowering: Literal["auto", "native", "patches", "fitting", "mixed"] = "auto"
     sync_batch_stats: bool = True
 
     def build(self, devices: Devices, loop: Loop) -> ResNet:

@@ -19,7 +19,7 @@ from jax import lax
 from asdproto.training import step as steps
 from asdproto.training.parallel import Devices
 from asdproto.training.stage import Hyper
-from asdproto.training.state import Table, Task, TrainState
+from asdproto.training.state import Packing, Table, Task, TrainState
 
 Loop = Literal["scan", "dispatch"]
 
@@ -65,10 +65,50 @@ def run_epoch(
         sums = lax.fori_loop(0, task.chunks, add, sums)
         state = steps.finish_prototypes(task, state, sums, axis_name)
 
-    def body(state: TrainState, _: None) -> tuple[TrainState, jax.Array]:
-        return _resident_step(task, state, features, table, draw, hyper, axis_name)
+    return scan_steps(task, state, features, table, draw, hyper, axis_name, unroll=unroll)
 
-    return lax.scan(body, state, None, length=task.steps, unroll=unroll)
+
+def scan_steps(
+    task: Task,
+    state: TrainState,
+    features: jax.Array,
+    table: Table,
+    draw: steps.EpochDraw,
+    hyper: Hyper,
+    axis_name: str | None = None,
+    *,
+    unroll: int = 1,
+) -> tuple[TrainState, jax.Array]:
+    """An epoch's steps as one loop on the device, which carries the parameters packed.
+
+    Args:
+      task: Static description.
+      state: State before the steps.
+      features: Floating, shape ``[clips, frames, mels]``.
+      table: The training clips.
+      draw: The epoch's choices.
+      hyper: Traced hyper-parameters.
+      axis_name: Mapped axis over which batches are spread, or ``None``.
+      unroll: Steps per turn of the loop.
+
+    Returns:
+      State after the steps, and the loss of each, float32, shape ``[steps]``.
+    """
+    packing = Packing.of(state.params)
+    dtype = getattr(task.model, "dtype", jnp.float32)
+
+    def body(carried: tuple[TrainState, Any], _: None) -> tuple[tuple[TrainState, Any], jax.Array]:
+        state, weights = carried
+        batch = steps.take_batch(task, features, table, draw, state.step, axis_name)
+        state, loss = steps.train_step(
+            task, state, table, batch, draw.key, hyper, axis_name, packing, weights
+        )
+        return (state, packing.weights(state.params, dtype)), loss
+
+    state = packing.pack_state(state)
+    start = state, packing.weights(state.params, dtype)
+    (state, _), losses = lax.scan(body, start, None, length=task.steps, unroll=unroll)
+    return packing.unpack_state(state), losses
 
 
 def _add_resident_chunk(

@@ -1,6 +1,7 @@
 """What training carries from step to step, and what it is told once."""
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 
 from asdproto.sampling import ClassMembers, class_members
 from asdproto.training.stage import Objective, StageConfig
@@ -187,6 +189,94 @@ class Task:
     def members(self) -> int:
         """Rows of weights in the prototype pass; 0 for objectives without epoch prototypes."""
         return self.prototypes_per_class if self.objective.prototypes == "epoch" else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Packing:
+    """Parameters as a loop on the device carries them: all small ones side by side.
+
+    A network has dozens of parameters of a few hundred numbers (scales, biases). To an accelerator
+    the update of each costs as much as that of them all, so they make one vector.
+
+    Attributes:
+      treedef: Structure of the parameters.
+      shapes: Of every leaf.
+      small: Positions of the leaves that the vector holds, in its order.
+      kernels: Positions of the encoder's leaves of two and more axes.
+    """
+
+    treedef: Any
+    shapes: tuple[tuple[int, ...], ...]
+    small: tuple[int, ...]
+    kernels: tuple[int, ...]
+
+    # Leaves of more numbers are worth a program of their own.
+    LIMIT = 1024
+
+    @classmethod
+    def of(cls, params: Any) -> "Packing":
+        """The packing of these parameters."""
+        leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+        shapes = tuple(leaf.shape for _, leaf in leaves)
+        small = tuple(i for i, shape in enumerate(shapes) if math.prod(shape) <= cls.LIMIT)
+        encoder = jax.tree_util.DictKey("encoder")
+        kernels = tuple(
+            i for i, (path, x) in enumerate(leaves) if path[0] == encoder and x.ndim > 1
+        )
+        return cls(treedef, shapes, small, kernels)
+
+    def pack(self, tree: Any) -> list[jax.Array]:
+        """The vector, then the other leaves in order."""
+        leaves = self.treedef.flatten_up_to(tree)
+        vector = [leaves[index].reshape(-1) for index in self.small]
+        packed = [jnp.concatenate(vector)] if vector else []
+        return packed + [leaves[index] for index in self._large]
+
+    def weights(self, packed: list[jax.Array], dtype: Any) -> list[jax.Array]:
+        """Packed parameters as the encoder computes with them: its kernels in ``dtype``.
+
+        A module casts its kernel at every use; in a loop that carries these, the update of a
+        parameter writes the cast one too.
+        """
+        first = bool(self.small)
+        return packed[:first] + [
+            leaf.astype(dtype) if index in self.kernels else leaf
+            for index, leaf in zip(self._large, packed[first:], strict=True)
+        ]
+
+    @property
+    def _large(self) -> list[int]:
+        return [index for index in range(len(self.shapes)) if index not in self.small]
+
+    def unpack(self, packed: list[jax.Array]) -> Any:
+        """The parameters again."""
+        leaves: dict[int, jax.Array] = {}
+        if self.small:
+            vector, *packed = packed
+            sizes = [math.prod(self.shapes[index]) for index in self.small]
+            for index, part in zip(self.small, lax.split(vector, sizes), strict=True):
+                leaves[index] = part.reshape(self.shapes[index])
+        leaves |= zip(self._large, packed, strict=True)
+        return self.treedef.unflatten([leaves[index] for index in range(len(self.shapes))])
+
+    def pack_state(self, state: TrainState) -> TrainState:
+        """The state with its parameters, and what the optimiser keeps for each, packed."""
+        return self._map(state, self.treedef, self.pack)
+
+    def unpack_state(self, state: TrainState) -> TrainState:
+        """The state again."""
+        packed = jax.tree.structure(state.params)
+        return self._map(state, packed, self.unpack)
+
+    def _map(self, state: TrainState, structure: Any, function: Any) -> TrainState:
+        def is_like(tree: Any) -> bool:
+            return jax.tree.structure(tree) == structure
+
+        def convert(tree: Any) -> Any:
+            return function(tree) if is_like(tree) else tree
+
+        optimizer = jax.tree.map(convert, state.optimizer, is_leaf=is_like)
+        return state._replace(params=function(state.params), optimizer=optimizer)
 
 
 def make_table(

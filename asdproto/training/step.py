@@ -16,7 +16,7 @@ from jax import lax
 from asdproto import prototypes as proto
 from asdproto.sampling import crop_starts, plan_episodes, plan_permutation, take_crops
 from asdproto.training.stage import Hyper, LossInputs
-from asdproto.training.state import Table, Task, TrainState, members_of
+from asdproto.training.state import Packing, Table, Task, TrainState, members_of
 
 
 class EpochDraw(NamedTuple):
@@ -211,6 +211,8 @@ def train_step(
     key: jax.Array,
     hyper: Hyper,
     axis_name: str | None = None,
+    packing: Packing | None = None,
+    weights: Any = None,
 ) -> tuple[TrainState, jax.Array]:
     """One update.
 
@@ -222,6 +224,8 @@ def train_step(
       key: Random key of the epoch's losses.
       hyper: Traced hyper-parameters.
       axis_name: Mapped axis over which the batch is spread, or ``None``.
+      packing: How the state is packed, where it is.
+      weights: ``packing.weights`` of the state's parameters.
 
     Returns:
       State after the step, and the loss of the global batch, float32 scalar. Both are the same on
@@ -231,7 +235,8 @@ def train_step(
     crops = standardize(batch.crops, table)
     key = jax.random.fold_in(key, state.step)
 
-    def loss_fn(params: Any) -> tuple[jax.Array, tuple[Any, Any]]:
+    def loss_fn(weights: Any) -> tuple[jax.Array, tuple[Any, Any]]:
+        params = weights if packing is None else packing.unpack(weights)
         variables = {"params": params["encoder"], "batch_stats": state.batch_stats}
         embeddings, updated = task.model.apply(
             variables, crops, train=True, where=batch.where, mutable=["batch_stats"]
@@ -245,8 +250,9 @@ def train_step(
         return loss, (updated.get("batch_stats", {}), loss_state)
 
     (loss, (batch_stats, loss_state)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
-        state.params
+        state.params if weights is None else weights
     )
+    gradients = jax.tree.map(lambda gradient: gradient.astype(jnp.float32), gradients)
     if axis_name is not None:
         loss, gradients, batch_stats = lax.pmean((loss, gradients, batch_stats), axis_name)
     direction, optimizer = task.optimizer().update(gradients, state.optimizer, state.params)

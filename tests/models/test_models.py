@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from asdproto.models import convolution
+from asdproto.models import convolution, normalization
 from asdproto.models.normalization import BatchNorm
 from asdproto.models.pooling import TimeFrequencyAttentionPooling
 from asdproto.models.resnet import ResNet
@@ -37,9 +37,9 @@ def _convolve_by_loops(x, kernel, stride):
     )
 
 
-@pytest.mark.parametrize("lowering", ["native", "patches", "mixed"])
+@pytest.mark.parametrize("lowering", ["native", "patches", "fitting", "mixed"])
 @pytest.mark.parametrize(("size", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2), (7, 2)])
-@pytest.mark.parametrize("shape", [(2, 9, 6, 3), (2, 16, 12, 3)])
+@pytest.mark.parametrize("shape", [(2, 9, 6, 3), (2, 16, 12, 3), (3, 2, 4, 3)])
 def test_convolution_equals_loops(lowering, size, stride, shape):
     x, kernel = _random(*shape), _random(size, size, shape[-1], 5, seed=1)
     found = convolution.convolve(x, kernel, stride=stride, lowering=lowering)
@@ -127,6 +127,64 @@ def test_batch_norm_over_devices_weighs_by_real_examples():
     )
 
 
+def _plain_batch_norm(params, x, where, shortcut, relu, epsilon=1e-5):
+    """The definition, for automatic differentiation."""
+    rows = jnp.broadcast_to(where[:, None, None], x.shape)
+    mean = jnp.mean(x, (0, 1), where=rows)
+    var = jnp.mean(jnp.square(x - mean), (0, 1), where=rows)
+    y = (x - mean) / jnp.sqrt(var + epsilon) * params["scale"] + params["bias"]
+    return jnp.maximum(y + shortcut, 0) if relu else y + shortcut
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("with_shortcut", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_batch_norm_gradients_are_those_of_its_definition(devices, relu, with_shortcut, masked):
+    x, weights = 3 * _random(8, 5, 3) + 1, _random(8, 5, 3, seed=1)
+    shortcut = _random(8, 5, 3, seed=2)
+    params = {"scale": jnp.array([0.5, 1, 2]), "bias": jnp.array([0.1, 0, -0.2])}
+    where = jnp.arange(8) < 5 if masked else jnp.ones(8, bool)
+    # What is left out reaches the loss through its own result alone, and is left out of that too.
+    weights = jnp.where(where[:, None, None], weights, 0)
+    norm = BatchNorm(train=True, relu=relu, axis_name="batch" if devices > 1 else None)
+    stats = norm.init(jax.random.key(0), x)["batch_stats"]
+
+    def ours(params, x, shortcut, where, weights):
+        variables = {"params": params, "batch_stats": stats}
+        optional = where if masked else None, shortcut if with_shortcut else None
+        y, _ = norm.apply(variables, x, *optional, mutable=["batch_stats"])
+        return jnp.sum(weights * y)
+
+    def definition(params, x, shortcut):
+        added = shortcut if with_shortcut else 0
+        return jnp.sum(weights * _plain_batch_norm(params, x, where, added, relu))
+
+    expected = jax.grad(definition, (0, 1, 2))(params, x, shortcut)
+    gradient = jax.grad(ours, (0, 1, 2))
+    if devices == 1:
+        found = gradient(params, x, shortcut, where, weights)
+    else:
+        batch = x, shortcut, where, weights
+        parts = [jnp.reshape(a, (devices, -1, *a.shape[1:])) for a in batch]
+        mapped = jax.pmap(gradient, axis_name="batch", in_axes=(None, 0, 0, 0, 0))
+        to_params, *others = mapped(params, *parts)
+        found = (jax.tree.map(lambda g: g.sum(0), to_params), *(g.reshape(x.shape) for g in others))
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-5)
+
+
+def test_batch_norm_sums_are_the_same_in_both_forms():
+    first, second = _random(6, 7, 5, 3), _random(6, 7, 5, 3, seed=1)
+    pairs = zip(
+        normalization._sum_of_pairs(first, second),
+        normalization._two_sums(first, second),
+        strict=True,
+    )
+    for found, expected in pairs:
+        np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
 def _softmax(x):
     e = np.exp(x - x.max(axis=-1, keepdims=True))
     return e / e.sum(axis=-1, keepdims=True)
@@ -189,7 +247,7 @@ def test_embeddings_are_unit_float32_and_depend_on_each_crop_alone():
     np.testing.assert_allclose(z[2:3], alone, atol=1e-5)
 
 
-@pytest.mark.parametrize("lowering", ["patches", "mixed"])
+@pytest.mark.parametrize("lowering", ["patches", "fitting", "mixed"])
 def test_network_is_the_same_in_every_lowering(lowering):
     x = _random(4, 32, 24)
     variables = _small().init(jax.random.key(0), x, train=False)

@@ -11,7 +11,7 @@ from asdproto.losses import multi_prototype_loss, negative_prototype_loss_by_def
 from asdproto.training import step as steps
 from asdproto.training.epoch import run_epoch
 from asdproto.training.stage import StageConfig
-from asdproto.training.state import make_table
+from asdproto.training.state import Packing, make_table
 from tests.training import tiny
 
 DATA = tiny.make_data()
@@ -182,6 +182,32 @@ def test_flags_of_in_batch_prototypes_do_what_they_say():
     assert apart > loss  # an anchor in its own prototype flatters itself
     plain, _ = _gradient_size(mix_range=None)
     assert plain < loss  # fewer negatives
+
+
+def test_packing_is_undone_and_holds_small_parameters_in_one_vector():
+    _, _, _, state = _setup()
+    large = {"kernel": jnp.ones((9, 8, 32)), "bias": jnp.arange(32.0)}
+    state = state._replace(params={**state.params, "more": large})
+    packing = Packing.of(state.params)
+    packed = packing.pack(state.params)
+    assert [leaf.ndim for leaf in packed] == [1, 3]
+    jax.tree.map(np.testing.assert_array_equal, packing.unpack(packed), state.params)
+    state = state._replace(optimizer=tiny.make_task(DATA).optimizer().init(state.params))
+    whole = packing.pack_state(state)
+    assert len(jax.tree.leaves(whole.optimizer)) < len(jax.tree.leaves(state.optimizer))
+    jax.tree.map(np.testing.assert_array_equal, packing.unpack_state(whole), state)
+
+
+def test_packing_casts_large_kernels_of_the_encoder_alone():
+    params = {
+        "encoder": {"kernel": jnp.ones((64, 32)), "bias": jnp.ones(2048), "gate": jnp.ones((2, 2))},
+        "loss": {"weights": jnp.ones((64, 32))},
+    }
+    packing = Packing.of(params)
+    weights = packing.unpack(packing.weights(packing.pack(params), jnp.bfloat16))
+    assert weights["encoder"]["kernel"].dtype == jnp.bfloat16
+    others = weights["encoder"]["bias"], weights["encoder"]["gate"], weights["loss"]["weights"]
+    assert all(leaf.dtype == jnp.float32 for leaf in others)
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
