@@ -140,12 +140,15 @@ def _backward(
         slope = jnp.where(y > 0, slope, 0)
     to_shortcut = None if shortcut is None else slope.astype(shortcut.dtype)
     slope = slope.astype(jnp.float32)
-    normal = (x.astype(jnp.float32) - mean) * inverse
-    to_bias, to_scale = _sums(slope, slope * normal)
+    wide = x.astype(jnp.float32)
+    to_bias, with_x = _sums(slope, slope * wide)
+    to_scale = (with_x - mean * to_bias) * inverse
     total = to_bias, to_scale
     if axis_name is not None:  # every device's result moves with the statistics of all
         total = lax.psum(total, axis_name)
-    common = (total[0] + normal * total[1]) / count
+    # What the statistics pass on is affine in x: one multiplication per element, one for the rest.
+    tilt = total[1] * inverse / count
+    common = wide * tilt + (total[0] / count - mean * tilt)
     if where is not None:
         common = jnp.where(_rows(where, x.ndim), common, 0)
     to_x = (scale * inverse * (slope - common)).astype(x.dtype)
@@ -173,8 +176,19 @@ def _two_sums(first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array
 
 
 def _sum_of_pairs(first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array]:
-    def add(pair: Any, other: Any) -> Any:
-        return pair[0] + other[0], pair[1] + other[1]
+    channels = first.shape[-1]
+    rows = first.size // channels
+    # XLA:GPU gives as many as 4,096 rows of 32 channels to one block, and then most of the device
+    # waits for a few; two sums of about sqrt(rows) each keep it busy.
+    shape: tuple[int, ...] = (rows, channels)
+    if rows > 1024:
+        parts = max(part for part in range(1, math.isqrt(rows) + 1) if rows % part == 0)
+        shape = (parts, rows // parts, channels)
+    pairs = first.reshape(shape), second.reshape(shape)
+    while pairs[0].ndim > 1:
+        pairs = lax.reduce(pairs, (jnp.float32(0),) * 2, _add_pairs, (pairs[0].ndim - 2,))
+    return pairs
 
-    zero = jnp.float32(0)
-    return lax.reduce((first, second), (zero, zero), add, tuple(range(first.ndim - 1)))
+
+def _add_pairs(pair: Any, other: Any) -> Any:
+    return pair[0] + other[0], pair[1] + other[1]
