@@ -361,15 +361,20 @@ def project(bench: Bench, result: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def describe(bench: Bench, arguments: Sequence[str]) -> dict[str, Any]:
-    """Where and with what the figures are measured."""
-    versions = {"python": platform.python_version()}
+def versions() -> dict[str, str]:
+    """Versions of what the benchmarks run on."""
+    found = {"python": platform.python_version()}
     for package in PACKAGES:
         if package == "asdproto" or importlib.util.find_spec(package) is not None:
             try:
-                versions[package] = importlib.metadata.version(package)
+                found[package] = importlib.metadata.version(package)
             except importlib.metadata.PackageNotFoundError:
                 continue
+    return found
+
+
+def describe(bench: Bench, arguments: Sequence[str]) -> dict[str, Any]:
+    """Where and with what the figures are measured."""
     device = bench.devices.local[0]
     return {
         "device": processor() if bench.platform == "cpu" else device.device_kind,
@@ -377,7 +382,7 @@ def describe(bench: Bench, arguments: Sequence[str]) -> dict[str, Any]:
         "runtime": device.client.platform_version.splitlines(),
         "cores": os.cpu_count(),
         "load_before": round(os.getloadavg()[0], 2),
-        "versions": versions,
+        "versions": versions(),
         "command": ["python", "-m", "experiments.bench_train", *arguments],
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "compilation_cache": jax.config.values.get("jax_compilation_cache_dir"),
