@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -173,6 +174,7 @@ def report(arguments: argparse.Namespace) -> int:
 def summarise(arguments: argparse.Namespace) -> int:
     """Mean and standard deviation over runs that differ in their seed alone."""
     from asdproto.data.errors import DataError
+    from asdproto.metrics import paired_difference
     from asdproto.metrics import summarise as over_runs
     from asdproto.results_io import read_results, write_results
     from asdproto.tables import HEADLINE, print_table
@@ -215,12 +217,21 @@ def summarise(arguments: argparse.Namespace) -> int:
     }
     print_table({"systems": systems})
     print(f"percent, mean ± standard deviation over {_count(len(runs), 'run')}: seeds", *seeds)
+    differences = {}
+    for one, other in itertools.combinations(systems, 2):
+        overall = [[run["systems"][name]["overall"] for run in runs] for name in (one, other)]
+        gain = differences[f"{other} - {one}"] = paired_difference(*overall)
+        print(
+            f"{other} - {one}, within runs: overall {100 * gain['mean']:+.2f} ± "
+            f"{100 * gain['std']:.2f}, higher in {gain['higher']} of {gain['count']}"
+        )
     if arguments.out is not None:
         each = {
             name: [{k: run["systems"][name][k] for k in HEADLINE} for run in runs]
             for name in systems
         }
-        write_results(arguments.out, {"seeds": seeds, "runs": each, "systems": systems})
+        found = {"seeds": seeds, "runs": each, "systems": systems, "differences": differences}
+        write_results(arguments.out, found)
         print(f"written: {arguments.out}")
     return 0
 

@@ -384,6 +384,37 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return _summarise(results, "results")
 
 
+def paired_difference(first: Sequence[float], second: Sequence[float]) -> dict[str, float]:
+    """How a figure of one system differs from another's over runs with the same seeds.
+
+    Seeds move both systems of a run alike, so that differences within runs say more than the
+    difference of means.
+
+    Args:
+      first: The figure of one system, one per run.
+      second: The other's, in the same order.
+
+    Returns:
+      ``{"mean", "std", "count", "higher"}`` of ``second - first``: ``std`` with divisor count - 1,
+      nan for a single run; ``higher`` counts the runs in which ``second`` is the higher one.
+
+    Raises:
+      ValueError: Not as many figures of one as of the other, or none.
+    """
+    if len(first) != len(second) or not len(first):
+        raise ValueError(
+            f"paired figures: expected as many of both, at least one, found {len(first)} and "
+            f"{len(second)}"
+        )
+    gains = np.asarray(second, np.float64) - np.asarray(first, np.float64)
+    return {
+        "mean": float(gains.mean()),
+        "std": float(gains.std(ddof=1)) if len(gains) > 1 else math.nan,
+        "count": len(gains),
+        "higher": int((gains > 0).sum()),
+    }
+
+
 def _summarise(results: Sequence[Mapping[str, Any]], where: str) -> dict[str, Any]:
     keys = [key for key in results[0] if key != "undefined"]
     summary: dict[str, Any] = {}

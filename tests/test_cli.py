@@ -423,7 +423,8 @@ def _finished_run(folder, seed, overall, **config):
     figures = {"source_auc": 0.8, "target_auc": 0.6, "pauc": 0.5, "overall": overall}
     figures["machines"] = {"fan": {"overall": overall}}
     folder.mkdir()
-    systems = {"pretrain": figures, "finetune": {**figures, "pauc": 0.5 + overall / 10}}
+    tuned = {**figures, "pauc": 0.5 + overall / 10, "overall": 2 * overall - 0.65}
+    systems = {"pretrain": figures, "finetune": tuned}
     (folder / "results.json").write_text(json.dumps({"seed": seed, "systems": systems}))
     (folder / "config.json").write_text(
         json.dumps({"system": {"width": 16}, "machines": None, "seed": seed, **config})
@@ -438,10 +439,12 @@ def test_summarise(run, tmp_path):
     assert code == 0
     assert "70.00 ± 10.00" in text
     assert "3 runs: seeds 0 1 5" in text
+    assert "finetune - pretrain, within runs: overall +5.00 ± 10.00, higher in 2 of 3" in text
     found = json.loads(out.read_text())
     assert found["seeds"] == [0, 1, 5]
     assert found["systems"]["pretrain"]["overall"]["mean"] == pytest.approx(0.7)
     assert found["systems"]["pretrain"]["overall"]["std"] == pytest.approx(0.1)
+    assert found["differences"]["finetune - pretrain"]["higher"] == 2
     assert [r["pauc"] for r in found["runs"]["finetune"]] == pytest.approx([0.56, 0.57, 0.58])
 
     # What must not be averaged is named.

@@ -244,6 +244,19 @@ def test_summarise_over_seeds():
         metrics.summarise([])
 
 
+def test_paired_differences_are_taken_within_runs():
+    found = metrics.paired_difference([0.5, 0.9, 0.7], [0.6, 0.8, 0.9])
+    gains = np.array([0.1, -0.1, 0.2])
+    assert found == {
+        "mean": pytest.approx(gains.mean()),
+        "std": pytest.approx(gains.std(ddof=1)),
+        "count": 3,
+        "higher": 2,
+    }
+    with pytest.raises(ValueError, match="found 2 and 1"):
+        metrics.paired_difference([0.1, 0.2], [0.3])
+
+
 def test_published_scores_give_the_published_figures(real_data, tmp_path):
     folder = real_data / "dcase2022" / "dev_scores"
     tables = scores_io.read_scores(folder)

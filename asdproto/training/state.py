@@ -218,7 +218,9 @@ class Packing:
         """The packing of these parameters."""
         leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
         shapes = tuple(leaf.shape for _, leaf in leaves)
-        small = tuple(i for i, shape in enumerate(shapes) if math.prod(shape) <= cls.LIMIT)
+        small = tuple(
+            i for i, (_, x) in enumerate(leaves) if x.size <= cls.LIMIT and x.dtype == jnp.float32
+        )
         encoder = jax.tree_util.DictKey("encoder")
         kernels = tuple(
             i for i, (path, x) in enumerate(leaves) if path[0] == encoder and x.ndim > 1

@@ -210,6 +210,13 @@ def test_packing_casts_large_kernels_of_the_encoder_alone():
     assert all(leaf.dtype == jnp.float32 for leaf in others)
 
 
+def test_what_is_not_float32_is_not_packed():
+    tree = {"count": jnp.int32(3), "mean": jnp.ones(4)}
+    packing = Packing.of(tree)
+    assert [leaf.dtype for leaf in packing.pack(tree)] == [jnp.float32, jnp.int32]
+    jax.tree.map(np.testing.assert_array_equal, packing.unpack(packing.pack(tree)), tree)
+
+
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
 def test_training_lowers_the_loss(stage):
     task, table, features, state = _setup(stage, epochs=6)
