@@ -245,7 +245,7 @@ def _add_summarise(subparsers: Any) -> None:
         commands.summarise,
         "mean and standard deviation over runs with different seeds",
         "Reads finished runs that differ in their seed alone and prints their figures as\n"
-        "mean ± standard deviation (divisor: runs - 1).",
+        "mean ± standard deviation (divisor: runs - 1), and how systems differ within runs.",
     )
     parser.add_argument("workdirs", type=Path, nargs="+", metavar="workdir", help="folder of a run")
     parser.add_argument("--out", type=Path, metavar="JSON", help="also write them to this file")
