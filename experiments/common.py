@@ -109,7 +109,7 @@ def show(workdir: Path, results: dict[str, Any], console: Console) -> None:
 
 
 @contextlib.contextmanager
-def plain_errors() -> Iterator[None]:
+def plain_errors(resumes: bool = True) -> Iterator[None]:
     """Turns expected errors into one message and an exit code, and Ctrl-C into a short goodbye."""
     from asdproto.config import ConfigError
     from asdproto.training.checkpoint import CheckpointError
@@ -121,13 +121,14 @@ def plain_errors() -> Iterator[None]:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        after = "goes on from the last checkpoint" if resumes else "trains from the start"
+        print(f"interrupted; the same command {after}", file=sys.stderr)
         raise SystemExit(130) from None
 
 
-def run_main(main: Callable[[list[str] | None], Any]) -> None:
-    """Runs an experiment module as a command."""
-    with plain_errors():
+def run_main(main: Callable[[list[str] | None], Any], *, resumes: bool = True) -> None:
+    """Runs an experiment module as a command; ``resumes`` says whether it keeps checkpoints."""
+    with plain_errors(resumes):
         # One line a warning: the place in our code means nothing to the person who reads it.
         warnings.showwarning = _one_line
         main(None)

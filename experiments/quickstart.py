@@ -13,21 +13,14 @@ import dataclasses
 import json
 import time
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 from asdproto.config import override, to_dict
-from asdproto.data.store import FeatureStore
 from asdproto.data.synthetic import synthesize
-from asdproto.metrics import evaluate, group_scores
-from asdproto.results_io import write_result_csv, write_results
-from asdproto.scores_io import write_scores
-from asdproto.scoring import decide, gamma_threshold
-from asdproto.systems.autoencoder import QUICK, MachineFeatures, fit_score_machines
+from asdproto.systems.autoencoder import QUICK
 from asdproto.systems.prototype import PrototypeSystem, RunOptions
-from experiments import common, two_stage
+from experiments import autoencoder, common, two_stage
 
 MACHINES = ("fan", "gearbox")
 SECTIONS = ("00", "01")
@@ -42,36 +35,6 @@ def get_config() -> PrototypeSystem:
         pretrain=dataclasses.replace(system.pretrain, epochs=30),
         finetune=dataclasses.replace(system.finetune, epochs=15),
     )
-
-
-def run_autoencoder(
-    store: FeatureStore, folder: Path, seed: int, console: Console | None
-) -> dict[str, Any]:
-    """Trains one autoencoder per machine type, scores the test clips and evaluates."""
-
-    def part(machine: str, split: str) -> np.ndarray:
-        clips = enumerate(store.clips)
-        return np.array([i for i, c in clips if (c.machine_type, c.split) == (machine, split)])
-
-    machines = sorted({clip.machine_type for clip in store.clips})
-    rows = {machine: (part(machine, "train"), part(machine, "test")) for machine in machines}
-    data = {
-        machine: MachineFeatures(
-            store.features[train], store.frames[train], store.features[test], store.frames[test]
-        )
-        for machine, (train, test) in rows.items()
-    }
-    found = fit_score_machines(data, config=QUICK, seed=seed, console=console)
-    test = np.concatenate([rows[machine][1] for machine in machines])
-    clips = [store.clips[i] for i in test]
-    scores = np.concatenate([found[machine].test_scores for machine in machines])
-    limits = {machine: gamma_threshold(found[machine].train_scores) for machine in machines}
-    decisions = decide(scores, np.array([limits[clip.machine_type] for clip in clips]))
-    write_scores(folder, clips, scores, decisions)
-    figures = evaluate(group_scores(clips, scores, decisions))
-    write_result_csv(folder / "result.csv", figures)
-    write_results(folder / "results.json", figures)
-    return figures
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -114,7 +77,8 @@ def main(argv: list[str] | None = None) -> None:
     plain_store = common.features_of(data, args.workdir / "features_mel", plain, console)
     console.rule("3  AutoEncoder-style detector")
     folder = args.workdir / "scores" / "autoencoder"
-    figures = {"autoencoder": run_autoencoder(plain_store, folder, args.seed, console)}
+    found = autoencoder.run(plain_store, folder, config=QUICK, seed=args.seed, console=console)
+    figures = {"autoencoder": found}
     console.rule("4  Prototypes: pre-training, then fine-tuning")
     options = RunOptions(args.workdir, devices, console, args.loop)
     results = two_stage.run(system, store, options, seed=args.seed)
