@@ -25,7 +25,7 @@ valve     82.1    31.7    51.2
 The mean of both domains is 53 to 64; over all machines 79.3, 36.5 and 52.9, where the challenge's
 AutoEncoder has 70.6, 42.3 and 54.5 on the real set (the paper's Table 1). The target domain is
 below one half because the metric sets normal clips of one domain against the anomalies of both: to
-a detector that has heard ten clips of a domain, its normal clips are odder than faults in the other.
+a detector that has heard ten clips of a domain, its normal ones are odder than faults in the other.
 """
 
 from asdproto.data.synthetic.facts import MACHINES as MACHINES
