@@ -11,9 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from asdproto.config import override, to_dict
 from asdproto.data.store import write_atomically
@@ -29,9 +27,9 @@ from asdproto.training.stage import Hyper
 from asdproto.training.state import Task, TrainState
 from asdproto.training.sweep import train_sweep
 from experiments import common, two_stage
+from experiments.comparison import FIGURES, percent, plot_rows, print_rows, summary
 
 PRESETS = two_stage.PRESETS
-FIGURES = ("source_auc", "target_auc", "pauc", "overall")
 # The quickstart's machines: a DCASE-layout set that everybody can make.
 SYNTHETIC: dict[str, Any] = {
     "machines": ("fan", "gearbox"),
@@ -111,16 +109,6 @@ def train(
     return final
 
 
-def summary(values: Sequence[float]) -> dict[str, Any]:
-    """Values, mean and sample standard deviation."""
-    spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-    return {
-        "values": [round(float(v), 4) for v in values],
-        "mean": round(float(np.mean(values)), 4),
-        "std": round(spread, 4),
-    }
-
-
 def measure(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Trains, scores and evaluates every loss with every seed; finished runs are read back."""
     use_compilation_cache()
@@ -179,10 +167,7 @@ def measure(args: argparse.Namespace, console: Console) -> dict[str, Any]:
         }
         one = result["losses"][loss]
         console.print(
-            f"{loss}: "
-            + "  ".join(
-                f"{n} {100 * one[n]['mean']:.1f} ± {100 * one[n]['std']:.1f}" for n in FIGURES
-            ),
+            f"{loss}: " + "  ".join(f"{n} {percent(one[n])}" for n in FIGURES),
             soft_wrap=True,
             highlight=False,
         )
@@ -191,51 +176,21 @@ def measure(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     return result
 
 
+def _ranked(result: dict[str, Any]) -> dict[str, Any]:
+    """Losses, best overall figure first."""
+    return dict(sorted(result["losses"].items(), key=lambda item: -item[1]["overall"]["mean"]))
+
+
 def report(result: dict[str, Any], console: Console) -> None:
     """Prints the table, best overall figure first."""
     seeds = len(result["seeds"])
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        title=f"{result['data']}, preset {result['preset']}, {seeds} seeds, mean ± std, %",
-    )
-    for name in ("loss", "source AUC", "target AUC", "pAUC", "overall", "train s"):
-        first = name == "loss"
-        table.add_column(
-            name, justify="left" if first else "right", no_wrap=not first, overflow="fold"
-        )
-    rows = sorted(result["losses"].items(), key=lambda item: -item[1]["overall"]["mean"])
-    for loss, one in rows:
-        cells = [f"{100 * one[n]['mean']:.1f} ± {100 * one[n]['std']:.1f}" for n in FIGURES]
-        table.add_row(loss, *cells, f"{one['train_seconds']:.0f}")
-    console.print(table)
+    title = f"{result['data']}, preset {result['preset']}, {seeds} seeds, mean ± std, %"
+    rows = _ranked(result)
+    seconds = {loss: f"{one['train_seconds']:.0f}" for loss, one in rows.items()}
+    print_rows(console, title, rows, first="loss", more={"train s": seconds})
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
     """Draws every seed's figures, losses in the order of their mean overall figure."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    rows = sorted(result["losses"].items(), key=lambda item: -item[1]["overall"]["mean"])
-    figure, axes = pyplot.subplots(
-        1, len(FIGURES), figsize=(13, 0.34 * len(rows) + 1.4), sharey=True, layout="constrained"
-    )
-    titles = {"source_auc": "source AUC", "target_auc": "target AUC", "pauc": "pAUC"}
-    for axis, name in zip(axes, FIGURES, strict=True):
-        for row, (_, one) in enumerate(rows):
-            values = [100 * v for v in one[name]["values"]]
-            axis.plot(values, [row] * len(values), "o", color="tab:blue", alpha=0.45)
-            axis.plot([100 * one[name]["mean"]], [row], "|", color="black", markersize=16)
-        axis.axvline(50, color="black", linewidth=0.8, linestyle=":")
-        axis.set_xlabel(titles.get(name, name) + ", %")
-        axis.grid(axis="x", alpha=0.3)
-    axes[0].set_yticks(range(len(rows)), [loss for loss, _ in rows])
-    axes[0].invert_yaxis()
-    figure.suptitle(
-        f"{result['data']}, preset {result['preset']}: points are seeds, bars their mean"
-    )
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    title = f"{result['data']}, preset {result['preset']}: points are seeds, bars their mean"
+    plot_rows(path, title, _ranked(result))

@@ -1,0 +1,81 @@
+"""Figures of several variants over seeds, as json, table and picture."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+FIGURES = ("source_auc", "target_auc", "pauc", "overall")
+TITLES = {"source_auc": "source AUC", "target_auc": "target AUC", "pauc": "pAUC"}
+
+
+def summary(values: Sequence[float]) -> dict[str, Any]:
+    """Values, mean and sample standard deviation."""
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    return {
+        "values": [round(float(v), 4) for v in values],
+        "mean": round(float(np.mean(values)), 4),
+        "std": round(spread, 4),
+    }
+
+
+def percent(found: Mapping[str, Any]) -> str:
+    """A summary as ``mean ± std`` in percent."""
+    return f"{100 * found['mean']:.1f} ± {100 * found['std']:.1f}"
+
+
+def print_rows(
+    console: Console,
+    title: str,
+    rows: Mapping[str, Mapping[str, Any]],
+    *,
+    first: str,
+    more: Mapping[str, Mapping[str, str]] | None = None,
+) -> None:
+    """Prints variants below each other.
+
+    Args:
+      console: Where to.
+      title: Above the table.
+      rows: Summaries of :data:`FIGURES` by variant, in their order.
+      first: Title of the column of names.
+      more: Further columns by title: texts by variant.
+    """
+    more = more or {}
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title=title)
+    table.add_column(first, justify="left", overflow="fold")
+    for name in (*(TITLES.get(figure, figure) for figure in FIGURES), *more):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row, found in rows.items():
+        cells = [percent(found[figure]) for figure in FIGURES]
+        table.add_row(row, *cells, *(column.get(row, "") for column in more.values()))
+    console.print(table)
+
+
+def plot_rows(path: Path, title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
+    """Draws every seed's figures of every variant, and their means."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(
+        1, len(FIGURES), figsize=(13, 0.34 * len(rows) + 1.4), sharey=True, layout="constrained"
+    )
+    for axis, name in zip(axes, FIGURES, strict=True):
+        for row, one in enumerate(rows.values()):
+            values = [100 * v for v in one[name]["values"]]
+            axis.plot(values, [row] * len(values), "o", color="tab:blue", alpha=0.45)
+            axis.plot([100 * one[name]["mean"]], [row], "|", color="black", markersize=16)
+        axis.axvline(50, color="black", linewidth=0.8, linestyle=":")
+        axis.set_xlabel(TITLES.get(name, name) + ", %")
+        axis.grid(axis="x", alpha=0.3)
+    axes[0].set_yticks(range(len(rows)), list(rows))
+    axes[0].invert_yaxis()
+    figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
