@@ -6,7 +6,7 @@ Every row is trained with every seed, scored and evaluated as ``two_stage`` woul
 their pre-training share the very weights. Where runs differ only in what compiled code takes as
 arguments (seed, MPE ratio, mixing range), an accelerator trains them side by side as one program,
 spread over its devices; a CPU trains them one after the other, which is faster there
-(``--together`` and ``--no-together`` decide otherwise).
+(``--together`` and ``--no-together`` decide otherwise). One process with all its devices.
 
 The work folder keeps features, checkpoints and scores of every run: the same command goes on where
 it stopped, and more seeds may be added. ``results.json`` holds mean and standard deviation (divisor
@@ -345,7 +345,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if importlib.util.find_spec("matplotlib") is None:
         console.print("no picture: it needs matplotlib, pip install -e '.[report]'")
     else:
-        plot_rows(picture, f"Table {args.table}, preset {args.preset}", found)
+        title = f"Table {args.table}, preset {args.preset}: points are seeds, bars their mean"
+        plot_rows(picture, title, found)
         console.print(f"Picture: {picture}", highlight=False, soft_wrap=True)
     console.print(f"Figures: {out}", highlight=False, soft_wrap=True)
     return result

@@ -74,6 +74,10 @@ def test_a_row_is_the_run_of_the_paper_and_nothing_is_trained_twice(places, caps
             same = places / "three" / "scores" / row / score.name
             assert same.read_text() == score.read_text()
 
+    name = "anomaly_score_fan_section_00_test.csv"
+    rows = [path / name for path in (places / "three" / "scores").iterdir()]
+    assert len({path.read_text() for path in rows}) == len(rows) == 6  # no two rows are the same
+
     lines = (places / "three" / "metrics.jsonl").read_text()
     more = ablation.main(_arguments(places, "three", "--table", "3", "--seeds", "1", "2"))
     added = (places / "three" / "metrics.jsonl").read_text()
