@@ -1,8 +1,10 @@
 """Shared fixtures. Four virtual CPU devices exist in every test, as on a small accelerator host."""
 
+import gc
 import os
 import pathlib
 import signal
+from collections.abc import Iterator
 
 # Compiling is most of what small tests do; level 0 halves it. It must be set before jax loads.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
@@ -21,6 +23,18 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 # and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_programs() -> Iterator[None]:
+    """Drops each module's compiled programs.
+
+    Every program is dozens of memory mappings, of which Linux gives a process 65,530; XLA crashes
+    where it gets no more.
+    """
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
