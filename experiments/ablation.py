@@ -18,19 +18,17 @@ import argparse
 import dataclasses
 import importlib.util
 import json
-import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from rich.console import Console
 
 from asdproto.config import ConfigError, override, to_dict
 from asdproto.data.store import write_atomically
-from asdproto.scoring import ThresholdWarning
+from asdproto.results_io import write_results
 from asdproto.systems import prototype
 from asdproto.systems.dataset import Dataset, prepare
 from asdproto.systems.prototype import PrototypeSystem
@@ -41,7 +39,7 @@ from asdproto.training.stage import StageConfig
 from asdproto.training.state import Task, TrainState
 from asdproto.training.sweep import train_sweep
 from experiments import common, two_stage
-from experiments.comparison import FIGURES, plot_rows, print_rows, summary
+from experiments.comparison import over_runs, plot_rows, print_rows, score_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,23 +256,8 @@ def measure(
         for row in rows:
             for seed in missing:
                 state = trainer.final[last[row.key, seed].identity]
-                with warnings.catch_warnings():
-                    # Decisions are not what is compared here.
-                    warnings.simplefilter("ignore", ThresholdWarning)
-                    scored = prototype.score(trainer.system, trainer.data, state, trainer.devices)
-                if prototype.save_scored(folder(row, seed), trainer.data, scored) is None:
-                    raise ConfigError(
-                        "--data: the test clips carry no labels; expected normal and anomalous "
-                        "ones, or there is nothing to compare"
-                    )
-    found: dict[str, Any] = {}
-    for row in rows:
-        figures = [json.loads((folder(row, seed) / "results.json").read_text()) for seed in seeds]
-        found[row.name] = {
-            name: summary([np.nan if f[name] is None else f[name] for f in figures])
-            for name in FIGURES
-        }
-    return found
+                score_run(folder(row, seed), trainer.system, trainer.data, state, trainer.devices)
+    return {row.name: over_runs([folder(row, seed) for seed in seeds]) for row in rows}
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -336,7 +319,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "paper_overall": {row.name: row.paper for row in rows},
     }
     out = args.workdir / "results.json"
-    write_atomically(out, (json.dumps(result, indent=1) + "\n").encode())
+    write_results(out, result)
     seeds = f"{len(args.seeds)} seed" + "s" * (len(args.seeds) != 1)
     title = f"Table {args.table}, preset {args.preset}, {seeds}, mean ± std, %"
     published = {row.name: f"{row.paper:.2f}" for row in rows}

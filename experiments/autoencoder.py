@@ -10,7 +10,6 @@ seconds on a CPU.
 """
 
 import argparse
-import dataclasses
 import json
 import time
 from pathlib import Path
@@ -101,14 +100,11 @@ def main(argv: list[str] | None = None) -> None:
     asked = {"system": to_dict(config), "seed": args.seed}
     two_stage.check_same_run(args.workdir, asked)
     console, started = Console(), time.monotonic()
-    finished = args.workdir / "results.json"
-    if finished.exists():
-        console.print(f"{args.workdir} is finished; this only reports", highlight=False)
-        common.show(args.workdir, json.loads(finished.read_text()), console)
+    if common.only_reports(args.workdir, console):
         return
     args.workdir.mkdir(parents=True, exist_ok=True)
     write_atomically(args.workdir / "config.json", (json.dumps(asked, indent=1) + "\n").encode())
-    settings = dataclasses.replace(FeatureSettings(), scale="mel")
+    settings = FeatureSettings(scale="mel")
     folder = args.features or args.workdir / "features"
     store = common.features_of(args.data, folder, settings, console)
     scores = args.workdir / "scores" / "autoencoder"

@@ -24,6 +24,7 @@ At paper scale for an H100 (width 64, bfloat16, ``experiments/results/program_h1
 
 import argparse
 import dataclasses
+import functools
 import json
 import re
 import time
@@ -215,11 +216,10 @@ def epoch_program(task: Task, device: Any, clips: int, runs: int = 0) -> Any:
     table, _ = make_table(imbalanced_labels(clips), usable, ones, ones, task.num_classes)
     features = jax.ShapeDtypeStruct((clips, FRAMES, MELS), jnp.float16, sharding=sharding)
 
-    def one(state: Any, features: Any, table: Any, key: Any, hyper: Any) -> Any:
-        return run_epoch(task, state, features, table, key, hyper)
-
     each = (runs,) if runs else ()
-    function = jax.vmap(one, in_axes=(0, None, None, 0, 0)) if runs else one
+    function = functools.partial(run_epoch, task)
+    if runs:
+        function = jax.vmap(function, in_axes=(0, None, None, 0, 0))
     args = (abstract(state, *each), features, abstract(jax.tree.map(jnp.asarray, table)))
     lowered = jax.jit(function, donate_argnums=0).lower(
         *args, abstract(key, *each), abstract(hyper, *each)

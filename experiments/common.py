@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import json
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -91,6 +92,16 @@ def finish(workdir: Path, results: dict[str, Any], console: Console) -> None:
     """Writes ``results.json``, the report, and prints the table."""
     write_results(workdir / "results.json", results)
     show(workdir, results, console)
+
+
+def only_reports(workdir: Path, console: Console) -> bool:
+    """Whether the work folder holds a finished run; if so, shows it."""
+    finished = workdir / "results.json"
+    if not finished.exists():
+        return False
+    console.print(f"{workdir} is finished; this only reports", highlight=False, soft_wrap=True)
+    show(workdir, json.loads(finished.read_text()), console)
+    return True
 
 
 def show(workdir: Path, results: dict[str, Any], console: Console) -> None:

@@ -1,5 +1,6 @@
 """Figures of several variants over seeds, as json, table and picture."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,15 @@ import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+from asdproto.config import ConfigError
+from asdproto.results_io import read_results
+from asdproto.scoring import ThresholdWarning
+from asdproto.systems import prototype
+from asdproto.systems.dataset import Dataset
+from asdproto.systems.prototype import PrototypeSystem
+from asdproto.training.parallel import Devices
+from asdproto.training.state import TrainState
 
 FIGURES = ("source_auc", "target_auc", "pauc", "overall")
 TITLES = {"source_auc": "source AUC", "target_auc": "target AUC", "pauc": "pAUC"}
@@ -21,6 +31,31 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
         "mean": round(float(np.mean(values)), 4),
         "std": round(spread, 4),
     }
+
+
+def score_run(
+    folder: Path, system: PrototypeSystem, data: Dataset, state: TrainState, devices: Devices
+) -> None:
+    """Scores and evaluates a trained run into a folder; ``results.json`` is written last.
+
+    Raises:
+      ConfigError: The test clips carry no labels.
+    """
+    with warnings.catch_warnings():
+        # Decisions are not what is compared here.
+        warnings.simplefilter("ignore", ThresholdWarning)
+        scored = prototype.score(system, data, state, devices)
+    if prototype.save_scored(folder, data, scored) is None:
+        raise ConfigError(
+            "--data: the test clips carry no labels; expected normal and anomalous ones, or there "
+            "is nothing to compare"
+        )
+
+
+def over_runs(folders: Sequence[Path]) -> dict[str, Any]:
+    """Summaries of :data:`FIGURES` over runs that :func:`score_run` has scored."""
+    figures = [read_results(folder / "results.json") for folder in folders]
+    return {name: summary([found[name] for found in figures]) for name in FIGURES}
 
 
 def percent(found: Mapping[str, Any]) -> str:

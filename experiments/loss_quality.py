@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import json
 import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from rich.console import Console
 
 from asdproto.config import override, to_dict
 from asdproto.data.store import write_atomically
-from asdproto.scoring import ThresholdWarning
 from asdproto.systems import prototype
 from asdproto.systems.dataset import Dataset, prepare
 from asdproto.systems.prototype import PrototypeSystem, ScoreConfig
@@ -27,7 +25,7 @@ from asdproto.training.stage import Hyper
 from asdproto.training.state import Task, TrainState
 from asdproto.training.sweep import train_sweep
 from experiments import common, two_stage
-from experiments.comparison import FIGURES, percent, plot_rows, print_rows, summary
+from experiments.comparison import FIGURES, over_runs, percent, plot_rows, print_rows, score_run
 
 PRESETS = two_stage.PRESETS
 # The quickstart's machines: a DCASE-layout set that everybody can make.
@@ -149,20 +147,13 @@ def measure(args: argparse.Namespace, console: Console) -> dict[str, Any]:
             states = train(system, loss, missing, data, folder, devices, together, console)
             seconds = (time.monotonic() - began) / len(missing)
             for seed, state in zip(missing, states, strict=True):
-                with warnings.catch_warnings():
-                    # Decisions are not what is compared here.
-                    warnings.simplefilter("ignore", ThresholdWarning)
-                    scored = prototype.score(system, data, state, devices)
-                found = prototype.save_scored(scores[seed], data, scored)
-                if found is None:
-                    raise SystemExit("error: the test clips carry no labels; nothing to compare")
+                score_run(scores[seed], system, data, state, devices)
                 write_atomically(
                     scores[seed] / "seconds.json", json.dumps(round(seconds, 1)).encode()
                 )
-        figures = [json.loads((scores[s] / "results.json").read_text()) for s in args.seeds]
         taken = [json.loads((scores[s] / "seconds.json").read_text()) for s in args.seeds]
         result["losses"][loss] = {
-            **{name: summary([f[name] for f in figures]) for name in FIGURES},
+            **over_runs(list(scores.values())),
             "train_seconds": round(float(np.mean(taken)), 1),
         }
         one = result["losses"][loss]

@@ -10,7 +10,6 @@ the fine-tuned one. Takes under 3 minutes on 2 CPU cores.
 
 import argparse
 import dataclasses
-import json
 import time
 from pathlib import Path
 
@@ -54,10 +53,7 @@ def main(argv: list[str] | None = None) -> None:
     system = override(get_config(), args.overrides)
     asked = {"system": to_dict(system), "seed": args.seed}
     two_stage.check_same_run(args.workdir, asked)
-    finished = args.workdir / "results.json"
-    if finished.exists():
-        console.print(f"{args.workdir} is finished; this only reports", highlight=False)
-        common.show(args.workdir, json.loads(finished.read_text()), console)
+    if common.only_reports(args.workdir, console):
         return
     devices = common.start_devices(args)
     console.rule("1  Machines, as wav files")

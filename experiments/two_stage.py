@@ -160,10 +160,7 @@ def main(argv: list[str] | None = None) -> None:
         },
     )
     console = Console()
-    finished = args.workdir / "results.json"
-    if finished.exists():
-        console.print(f"{args.workdir} is finished; this only reports", highlight=False)
-        common.show(args.workdir, json.loads(finished.read_text()), console)
+    if common.only_reports(args.workdir, console):
         return
     devices = common.start_devices(args)
     quiet = console if devices.is_main else None

@@ -99,9 +99,8 @@ def scan_steps(
 
     def body(carried: tuple[TrainState, Any], _: None) -> tuple[tuple[TrainState, Any], jax.Array]:
         state, weights = carried
-        batch = steps.take_batch(task, features, table, draw, state.step, axis_name)
-        state, loss = steps.train_step(
-            task, state, table, batch, draw.key, hyper, axis_name, packing, weights
+        state, loss = _resident_step(
+            task, state, features, table, draw, hyper, axis_name, packing, weights
         )
         return (state, packing.weights(state.params, dtype)), loss
 
@@ -133,9 +132,11 @@ def _resident_step(
     draw: steps.EpochDraw,
     hyper: Hyper,
     axis_name: str | None,
+    packing: Packing | None = None,
+    weights: Any = None,
 ) -> tuple[TrainState, jax.Array]:
     batch = steps.take_batch(task, features, table, draw, state.step, axis_name)
-    return steps.train_step(task, state, table, batch, draw.key, hyper, axis_name)
+    return steps.train_step(task, state, table, batch, draw.key, hyper, axis_name, packing, weights)
 
 
 @dataclasses.dataclass

@@ -26,7 +26,7 @@ def test_the_row_is_made_once_and_then_reported(tmp_path, capsys):
 
     before = (workdir / "results.json").stat().st_mtime_ns
     autoencoder.main(command)
-    assert "only reports" in capsys.readouterr().out
+    assert "is finished; this only reports" in capsys.readouterr().out
     assert (workdir / "results.json").stat().st_mtime_ns == before
     with pytest.raises(DataError, match="epochs is 4 there, 5 here"):
         autoencoder.main([*command[:-1], "epochs=5"])
