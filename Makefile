@@ -7,7 +7,7 @@ SEED   ?= 0
 .PHONY: help setup quickstart test test-fast lint types format bench-setup bench-cpu bench-gpu clean
 
 help:
-	@echo "make quickstart   synthesise a small set, train both stages, score, print the table"
+	@echo "make quickstart   synthesize a small set, train both stages, score, print the table"
 	@echo "make test         every test (test-fast: without the slow ones)"
 	@echo "make lint types   ruff, mypy"
 	@echo "make bench-cpu    throughput of this machine against PyTorch, side by side"
@@ -47,7 +47,7 @@ format: setup
 # An image with its own jax and torch is used as it is: make bench-gpu BENCH_PYTHON=python3
 BENCH_PYTHON ?= $(BIN)/python
 BENCH_EXTRAS ?= bench
-BENCH        := -m experiments.bench_train
+BENCH        := -m experiments.benchmarks.train
 BENCH_SETUP  := $(if $(filter $(BIN)/python,$(BENCH_PYTHON)),bench-setup)
 
 # For a GPU: make bench-setup BENCH_EXTRAS=bench,cuda12
@@ -62,7 +62,7 @@ bench-cpu: $(BENCH_SETUP)
 BENCH_GPU := --preset paper --dtype bfloat16 --expect gpu --out experiments/results/
 bench-gpu: $(BENCH_SETUP)
 	$(BENCH_PYTHON) $(BENCH) $(BENCH_GPU) --unroll 1 2 4 8 --full --widths 64 16 32
-	-$(BENCH_PYTHON) -m experiments.bench_losses --out experiments/results/losses_speed_gpu.json
+	-$(BENCH_PYTHON) -m experiments.benchmarks.losses --out experiments/results/losses_speed_gpu.json
 	-$(BENCH_PYTHON) $(BENCH) $(BENCH_GPU) --parts steps loops --tag no_graphs --xla-flags="--xla_gpu_enable_command_buffer="
 	-$(BENCH_PYTHON) $(BENCH) $(BENCH_GPU) --parts steps loops --tag small_graphs --xla-flags="--xla_gpu_graph_min_graph_size=1"
 	-$(BENCH_PYTHON) $(BENCH) $(BENCH_GPU) --parts steps loops --tag loop_graphs --xla-flags="--xla_gpu_enable_command_buffer=+WHILE --xla_gpu_graph_min_graph_size=1"

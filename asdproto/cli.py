@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_score,
         _add_evaluate,
         _add_report,
-        _add_summarise,
+        _add_summarize,
     ):
         add(subparsers)
     return parser
@@ -134,12 +134,10 @@ def _add_features(subparsers: Any) -> None:
         choices=("inverted", "mel"),
         help="mel filters mirrored in frequency, or as they are (default: inverted)",
     )
-    parser.add_argument("--mels", type=int, metavar="N", help="number of filters (default: 128)")
+    parser.add_argument("--n-mels", type=int, metavar="N", help="number of filters (default: 128)")
+    parser.add_argument("--n-fft", type=int, metavar="N", help="samples of a frame (default: 1024)")
     parser.add_argument(
-        "--window", type=int, metavar="N", help="samples of a frame (default: 1024)"
-    )
-    parser.add_argument(
-        "--hop", type=int, metavar="N", help="samples between frames (default: 512)"
+        "--hop-length", type=int, metavar="N", help="samples between frames (default: 512)"
     )
     parser.add_argument("--sample-rate", type=int, metavar="HZ", help="hertz (default: 16000)")
     parser.add_argument(
@@ -238,11 +236,11 @@ def _add_report(subparsers: Any) -> None:
     )
 
 
-def _add_summarise(subparsers: Any) -> None:
+def _add_summarize(subparsers: Any) -> None:
     parser = _command(
         subparsers,
-        "summarise",
-        commands.summarise,
+        "summarize",
+        commands.summarize,
         "mean and standard deviation over runs with different seeds",
         "Reads finished runs that differ in their seed alone and prints their figures as\n"
         "mean ± standard deviation (divisor: runs - 1), and how systems differ within runs.",

@@ -73,7 +73,7 @@ def features(arguments: argparse.Namespace) -> int:
     from asdproto.data.table import load_collection
     from asdproto.features import FeatureSettings
 
-    names = ("scale", "mels", "window", "hop", "sample_rate", "fmin", "fmax", "power")
+    names = ("scale", "n_mels", "n_fft", "hop_length", "sample_rate", "fmin", "fmax", "power")
     given = {name: getattr(arguments, name) for name in names}
     settings = FeatureSettings(**{k: value for k, value in given.items() if value is not None})
     root, clips = load_collection(arguments.root)
@@ -95,7 +95,7 @@ def score(arguments: argparse.Namespace) -> int:
     from rich.table import Table
     from rich.text import Text
 
-    from asdproto.data.errors import DataError
+    from asdproto.errors import DataError
 
     paths = _recordings(arguments.paths)
     if not arguments.workdir.is_dir():
@@ -134,9 +134,9 @@ def score(arguments: argparse.Namespace) -> int:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """Prints and writes the metrics of a folder of scores; 1 where a kept result.csv differs."""
-    from asdproto.metrics import evaluate
-    from asdproto.scores_io import read_scores
-    from asdproto.tables import print_table
+    from asdproto.results.score_files import read_scores
+    from asdproto.results.tables import print_table
+    from asdproto.scoring.metrics import evaluate
 
     truth = arguments.ground_truth
     if truth is None:
@@ -149,7 +149,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
         tables = read_scores(arguments.scores, clips=load_collection(truth)[1])
     results = evaluate(tables, max_fpr=arguments.max_fpr)
     print_table(results)
-    print("percent; pAUC is standardised: chance is 50")
+    print("percent; pAUC is standardized: chance is 50")
     try:
         return _write_results(arguments.out or arguments.scores, results, arguments.overwrite)
     except PermissionError as error:
@@ -163,7 +163,7 @@ def report(arguments: argparse.Namespace) -> int:
     """Writes a run's page."""
     from rich.console import Console
 
-    from asdproto.report import write_report
+    from asdproto.results.page import write_report
 
     with Console(stderr=True).status("Drawing"):
         path = write_report(arguments.workdir, arguments.out)
@@ -171,13 +171,13 @@ def report(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def summarise(arguments: argparse.Namespace) -> int:
+def summarize(arguments: argparse.Namespace) -> int:
     """Mean and standard deviation over runs that differ in their seed alone."""
-    from asdproto.data.errors import DataError
-    from asdproto.metrics import paired_difference
-    from asdproto.metrics import summarise as over_runs
-    from asdproto.results_io import read_results, write_results
-    from asdproto.tables import HEADLINE, print_table
+    from asdproto.errors import DataError
+    from asdproto.results.result_files import read_results, write_results
+    from asdproto.results.tables import HEADLINE, print_table
+    from asdproto.scoring.metrics import paired_difference
+    from asdproto.scoring.metrics import summarize as over_runs
 
     runs, configs = [], []
     for folder in arguments.workdirs:
@@ -200,7 +200,7 @@ def summarise(arguments: argparse.Namespace) -> int:
                 folder / "config.json",
                 f"another {', '.join(different)} than in {arguments.workdirs[0]}",
                 "runs that differ in their seed alone",
-                "Summarise each kind of run by itself.",
+                "Summarize each kind of run by itself.",
             )
     seeds = [run["seed"] for run in runs]
     twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
@@ -250,7 +250,7 @@ def message(error: Exception) -> str:
 def _recordings(paths: Sequence[Path]) -> list[Path]:
     """The files among the paths, and every recording below the folders among them."""
     from asdproto.data.dcase import audio_files
-    from asdproto.data.errors import DataError
+    from asdproto.errors import DataError
 
     files: list[Path] = []
     for path in paths:
@@ -267,7 +267,7 @@ def _recordings(paths: Sequence[Path]) -> list[Path]:
 
 
 def _write_scores_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    from asdproto.results_io import write_text
+    from asdproto.results.result_files import write_text
 
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -286,8 +286,8 @@ def _class_name(key: Any) -> str:
 
 
 def _write_results(folder: Path, results: dict[str, Any], overwrite: bool) -> int:
-    from asdproto.data.errors import DataError
-    from asdproto.results_io import (
+    from asdproto.errors import DataError
+    from asdproto.results.result_files import (
         largest_difference,
         read_result_csv,
         write_result_csv,

@@ -10,6 +10,15 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+# Fields that had another name in earlier versions: old name -> new name.
+_RENAMED = {
+    "mels": "n_mels",
+    "window": "n_fft",
+    "hop": "hop_length",
+    "neighbours": "neighbors",
+    "standardise": "standardize",
+}
+
 
 class ConfigError(ValueError):
     """An override or a stored configuration names no field, or has a value of the wrong kind."""
@@ -104,6 +113,8 @@ def _check_name(cls: Any, name: str, where: str) -> None:
     known = [field.name for field in dataclasses.fields(cls)]
     if name not in known:
         near = difflib.get_close_matches(name, known, 1)
+        if _RENAMED.get(name) in known:
+            near = [_RENAMED[name]]
         hint = f"; did you mean {where}{near[0]}?" if near else ""
         raise ConfigError(f"{where}{name} is no field{hint} Fields here: {', '.join(known)}")
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from asdproto.data.dcase import DataError
+from asdproto.errors import DataError
 
 SCALES = ("inverted", "mel")
 # Frames transformed at a time: few enough that the intermediate arrays stay in cache (of 16 to 512
@@ -32,9 +32,9 @@ class FeatureSettings:
 
     Attributes:
       sample_rate: Hertz; audio at another rate is resampled to it.
-      window: Samples of a frame and of its Hann window.
-      hop: Samples from one frame to the next.
-      mels: Number of filters.
+      n_fft: Samples of a frame and of its Hann window.
+      hop_length: Samples from one frame to the next.
+      n_mels: Number of filters.
       fmin: Lowest frequency of the filterbank, hertz.
       fmax: Highest frequency, hertz; None for half the sample rate.
       scale: ``"inverted"``: mel filters mirrored in frequency, narrowest at the top (Sahidullah
@@ -45,9 +45,9 @@ class FeatureSettings:
     """
 
     sample_rate: int = 16000
-    window: int = 1024
-    hop: int = 512
-    mels: int = 128
+    n_fft: int = 1024
+    hop_length: int = 512
+    n_mels: int = 128
     fmin: float = 0.0
     fmax: float | None = None
     scale: str = "inverted"
@@ -57,13 +57,14 @@ class FeatureSettings:
     def __post_init__(self):
         if self.scale not in SCALES:
             raise ValueError(f"scale must be one of {SCALES}, found {self.scale!r}")
-        for field in ("sample_rate", "window", "hop", "mels"):
+        for field in ("sample_rate", "n_fft", "hop_length", "n_mels"):
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{field} must be a positive whole number, found {value!r}")
-        if self.window % 2 or self.hop > self.window:
+        if self.n_fft % 2 or self.hop_length > self.n_fft:
             raise ValueError(
-                f"window must be even and at least hop, found window={self.window}, hop={self.hop}"
+                "n_fft must be even and at least hop_length, found "
+                f"n_fft={self.n_fft}, hop_length={self.hop_length}"
             )
         if not 0 <= self.fmin < self.top <= self.sample_rate / 2:
             raise ValueError(
@@ -81,8 +82,8 @@ class FeatureSettings:
         return self.sample_rate / 2 if self.fmax is None else self.fmax
 
     def frames(self, samples: int) -> int:
-        """Number of frames of a clip of so many samples: one centred on every hop."""
-        return 1 + samples // self.hop
+        """Number of frames of a clip of so many samples: one centered on every hop."""
+        return 1 + samples // self.hop_length
 
     def as_dict(self) -> dict:
         """The settings as a plain dictionary, as a feature store keeps them."""
@@ -268,8 +269,8 @@ def filterbank(settings: FeatureSettings) -> np.ndarray:
       settings: Rate, window, number of filters, band and scale count.
 
     Returns:
-      float32, shape ``[mels, window // 2 + 1]``; filters in order of rising frequency, each of
-      unit area (Slaney's normalisation). Read-only.
+      float32, shape ``[n_mels, n_fft // 2 + 1]``; filters in order of rising frequency, each of
+      unit area (Slaney's normalization). Read-only.
 
     Raises:
       ValueError: A filter is narrower than a bin of the transform and so always silent.
@@ -284,16 +285,16 @@ def filterbank(settings: FeatureSettings) -> np.ndarray:
         warnings.simplefilter("ignore", UserWarning)  # said below, as an error
         bank = librosa.filters.mel(
             sr=settings.sample_rate,
-            n_fft=settings.window,
-            n_mels=settings.mels,
+            n_fft=settings.n_fft,
+            n_mels=settings.n_mels,
             fmin=nyquist - settings.top if inverted else settings.fmin,
             fmax=nyquist - settings.fmin if inverted else settings.top,
         )
     silent = int((bank.max(axis=1) == 0).sum())
     if silent:
         raise ValueError(
-            f"{silent} of {settings.mels} mel filters are narrower than a bin of a window of "
-            f"{settings.window} samples; take fewer mels, a longer window or a wider band"
+            f"{silent} of {settings.n_mels} mel filters are narrower than a bin of a window of "
+            f"{settings.n_fft} samples; take fewer mels, a longer window or a wider band"
         )
     if inverted:
         bank = bank[::-1, ::-1]
@@ -324,11 +325,11 @@ def _plan(settings: FeatureSettings) -> tuple[np.ndarray, list[tuple[slice, slic
     # as long as the arithmetic. One large block, never touched, raises the limit to 32 MiB.
     np.empty(2**24, np.uint8)
     # Periodic, as for every spectrogram; scipy.signal has it too, but takes a second to load.
-    window = np.hanning(settings.window + 1)[:-1].astype(np.float32)
+    window = np.hanning(settings.n_fft + 1)[:-1].astype(np.float32)
     bank = filterbank(settings)
     groups = []
-    for first in range(0, settings.mels, _GROUP):
-        filters = slice(first, min(first + _GROUP, settings.mels))
+    for first in range(0, settings.n_mels, _GROUP):
+        filters = slice(first, min(first + _GROUP, settings.n_mels))
         used = np.flatnonzero(bank[filters].any(axis=0))
         bins = slice(int(used[0]), int(used[-1]) + 1)
         groups.append((filters, bins, np.ascontiguousarray(bank[filters, bins].T)))
@@ -338,15 +339,15 @@ def _plan(settings: FeatureSettings) -> tuple[np.ndarray, list[tuple[slice, slic
 def log_mel(audio: np.ndarray, settings: FeatureSettings | None = None) -> np.ndarray:
     """Log-mel spectrogram in decibels.
 
-    Frames are centred on multiples of the hop, with zeros beyond both ends, as librosa's default.
+    Frames are centered on multiples of the hop, with zeros beyond both ends, as librosa's default.
 
     Args:
       audio: float, shape ``[samples]``, at the settings' sample rate; at least one window long.
       settings: Defaults to :class:`FeatureSettings`.
 
     Returns:
-      ``10 log10(max(filters @ |STFT|^power, floor))``, float32, shape ``[frames, mels]`` with
-      ``frames = 1 + samples // hop``.
+      ``10 log10(max(filters @ |STFT|^power, floor))``, float32, shape ``[frames, n_mels]``
+      with ``frames = 1 + samples // hop_length``.
 
     Raises:
       ValueError: The audio is not one-dimensional, too short, or not finite.
@@ -357,16 +358,18 @@ def log_mel(audio: np.ndarray, settings: FeatureSettings | None = None) -> np.nd
     audio = np.asarray(audio)
     if audio.ndim != 1:
         raise ValueError(f"audio must have shape [samples], found {list(audio.shape)}")
-    if audio.size < settings.window:
+    if audio.size < settings.n_fft:
         raise ValueError(
-            f"audio must hold at least one window of {settings.window} samples, found {audio.size}"
+            f"audio must hold at least one window of {settings.n_fft} samples, found {audio.size}"
         )
-    half = settings.window // 2
+    half = settings.n_fft // 2
     padded = np.zeros(audio.size + 2 * half, dtype=np.float32)
     padded[half:-half] = audio
-    framed = np.lib.stride_tricks.sliding_window_view(padded, settings.window)[:: settings.hop]
+    framed = np.lib.stride_tricks.sliding_window_view(padded, settings.n_fft)[
+        :: settings.hop_length
+    ]
     window, groups = _plan(settings)
-    mel = np.empty((len(framed), settings.mels), dtype=np.float32)
+    mel = np.empty((len(framed), settings.n_mels), dtype=np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
         for start in range(0, len(framed), _BLOCK):
             block = slice(start, start + _BLOCK)
@@ -402,7 +405,7 @@ def file_features(
     """
     settings = FeatureSettings() if settings is None else settings
     audio, notes = read_audio(path, settings.sample_rate)
-    if audio.size < settings.window:
+    if audio.size < settings.n_fft:
         raise too_short(path, audio.size, settings)
     try:
         return log_mel(audio, settings), notes
@@ -415,6 +418,6 @@ def too_short(path: str | os.PathLike, samples: int, settings: FeatureSettings) 
     return DataError(
         path,
         f"{samples} samples at {settings.sample_rate} Hz",
-        f"at least one window of {settings.window}",
+        f"at least one window of {settings.n_fft}",
         "Remove the clip, or choose a shorter window.",
     )

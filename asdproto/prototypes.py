@@ -83,7 +83,7 @@ def class_sums(
 
     Args:
       embeddings: Floating, shape ``[examples, dim]``.
-      labels: Integer, shape ``[examples]``; examples labelled outside ``[0, num_classes)`` are
+      labels: Integer, shape ``[examples]``; examples labeled outside ``[0, num_classes)`` are
         left out.
       num_classes: Number of classes; static.
       where: Boolean, shape ``[examples]``; excluded examples count nowhere.
@@ -122,7 +122,7 @@ def class_sums(
 
 
 def class_means(sums: ArrayLike, counts: ArrayLike) -> jax.Array:
-    r"""Unit prototypes from sums and counts (Eq. 2, with the normalisation its note asks for).
+    r"""Unit prototypes from sums and counts (Eq. 2, with the normalization its note asks for).
 
     .. math:: p_c = \frac{s_c / n_c}{\lVert s_c / n_c \rVert}
 
@@ -153,7 +153,7 @@ def class_means(sums: ArrayLike, counts: ArrayLike) -> jax.Array:
             f"counts {counts.shape}"
         )
     present = counts > 0
-    # The division cancels in the normalisation but keeps its zero threshold one of means.
+    # The division cancels in the normalization but keeps its zero threshold one of means.
     means = sums / jnp.where(present, counts, 1)[..., None]
     return l2_normalize(jnp.where(present[..., None], means, 0))
 

@@ -27,17 +27,16 @@ import jax
 from rich.console import Console
 
 from asdproto.config import ConfigError, override, to_dict
-from asdproto.data.store import write_atomically
-from asdproto.results_io import write_results
+from asdproto.data.dataset import Dataset, prepare
+from asdproto.files import write_atomically
+from asdproto.results.result_files import write_results
 from asdproto.systems import prototype
-from asdproto.systems.dataset import Dataset, prepare
 from asdproto.systems.prototype import PrototypeSystem
+from asdproto.training.devices import Devices, use_compilation_cache, use_devices
 from asdproto.training.epoch import Loop, default_loop
-from asdproto.training.loop import StageRun, train_stage
-from asdproto.training.parallel import Devices, use_compilation_cache, use_devices
+from asdproto.training.loop import StageRun, train_stage, train_sweep
 from asdproto.training.stage import StageConfig
 from asdproto.training.state import Task, TrainState
-from asdproto.training.sweep import train_sweep
 from experiments import common, two_stage
 from experiments.comparison import over_runs, plot_rows, print_rows, score_run
 

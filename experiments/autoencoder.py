@@ -19,12 +19,13 @@ import numpy as np
 from rich.console import Console
 
 from asdproto.config import override, to_dict
-from asdproto.data.store import FeatureStore, write_atomically
+from asdproto.data.store import FeatureStore
 from asdproto.features import FeatureSettings
-from asdproto.metrics import evaluate, group_scores
-from asdproto.results_io import write_result_csv, write_results
-from asdproto.scores_io import write_scores
-from asdproto.scoring import decide, gamma_threshold
+from asdproto.files import write_atomically
+from asdproto.results.result_files import write_result_csv, write_results
+from asdproto.results.score_files import write_scores
+from asdproto.scoring.metrics import evaluate, group_scores
+from asdproto.scoring.thresholds import decide, gamma_threshold
 from asdproto.systems.autoencoder import (
     QUICK,
     AutoEncoderConfig,
@@ -54,7 +55,7 @@ def run(
       console: Where progress goes; ``None`` for silence.
 
     Returns:
-      What :func:`asdproto.metrics.evaluate` found.
+      What :func:`asdproto.scoring.metrics.evaluate` found.
     """
 
     def part(machine: str, split: str) -> np.ndarray:

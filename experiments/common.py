@@ -11,17 +11,12 @@ from typing import Any
 
 from rich.console import Console
 
-from asdproto.data.dcase import DataError
 from asdproto.data.store import FeatureStore, open_store
+from asdproto.errors import DataError
 from asdproto.features import FeatureSettings
-from asdproto.results_io import write_results
-from asdproto.tables import print_table
-from asdproto.training.parallel import (
-    Devices,
-    start_distributed,
-    use_compilation_cache,
-    use_devices,
-)
+from asdproto.results.result_files import write_results
+from asdproto.results.tables import print_table
+from asdproto.training.devices import Devices, start_distributed, use_compilation_cache, use_devices
 
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +27,7 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
         "--coordinator",
         metavar="HOST:PORT",
         help="address of process 0, for runs over several processes; TPU pods, SLURM and GKE are "
-        "recognised without",
+        "recognized without",
     )
     group.add_argument("--processes", type=int, metavar="N", help="number of processes")
     group.add_argument("--process-id", type=int, metavar="I", help="this process's number, from 0")
@@ -106,7 +101,7 @@ def only_reports(workdir: Path, console: Console) -> bool:
 
 def show(workdir: Path, results: dict[str, Any], console: Console) -> None:
     """Prints the table of a finished run and says where everything is."""
-    from asdproto.report import write_report
+    from asdproto.results.page import write_report
 
     if results["systems"]:
         print_table(results, console=console)

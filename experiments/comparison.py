@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from asdproto.config import ConfigError
-from asdproto.results_io import read_results
-from asdproto.scoring import ThresholdWarning
+from asdproto.data.dataset import Dataset
+from asdproto.results.result_files import read_results
+from asdproto.scoring.thresholds import ThresholdWarning
 from asdproto.systems import prototype
-from asdproto.systems.dataset import Dataset
 from asdproto.systems.prototype import PrototypeSystem
-from asdproto.training.parallel import Devices
+from asdproto.training.devices import Devices
 from asdproto.training.state import TrainState
 
 FIGURES = ("source_auc", "target_auc", "pauc", "overall")

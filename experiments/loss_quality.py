@@ -13,17 +13,16 @@ import numpy as np
 from rich.console import Console
 
 from asdproto.config import override, to_dict
-from asdproto.data.store import write_atomically
+from asdproto.data.dataset import Dataset, prepare
+from asdproto.files import write_atomically
 from asdproto.systems import prototype
-from asdproto.systems.dataset import Dataset, prepare
 from asdproto.systems.prototype import PrototypeSystem, ScoreConfig
+from asdproto.training.devices import Devices, use_compilation_cache, use_devices
 from asdproto.training.epoch import Loop, default_loop
-from asdproto.training.loop import StageRun, train_stage
+from asdproto.training.loop import StageRun, train_stage, train_sweep
 from asdproto.training.objectives import OBJECTIVES, make_objective
-from asdproto.training.parallel import Devices, use_compilation_cache, use_devices
 from asdproto.training.stage import Hyper
 from asdproto.training.state import Task, TrainState
-from asdproto.training.sweep import train_sweep
 from experiments import common, two_stage
 from experiments.comparison import FIGURES, over_runs, percent, plot_rows, print_rows, score_run
 

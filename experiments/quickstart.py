@@ -1,4 +1,4 @@
-"""From nothing to a DCASE table: synthesise machines, train both stages, score, report.
+"""From nothing to a DCASE table: synthesize machines, train both stages, score, report.
 
     python -m experiments.quickstart --workdir runs/quickstart
 

@@ -29,10 +29,10 @@ from typing import Any
 from rich.console import Console
 
 from asdproto.config import ConfigError, override, to_dict
-from asdproto.data.dcase import DataError
+from asdproto.data.dataset import prepare
 from asdproto.data.store import FeatureStore
+from asdproto.errors import DataError
 from asdproto.systems import prototype
-from asdproto.systems.dataset import prepare
 from asdproto.systems.prototype import EncoderConfig, PrototypeSystem, RunOptions
 from experiments import common
 

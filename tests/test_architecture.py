@@ -23,35 +23,35 @@ FLOORS = {
     "asdproto.losses": (0, {"jax"}),
     "asdproto.prototypes": (0, {"jax"}),
     "asdproto.sampling": (0, {"jax", "numpy"}),
-    # Numbers, files, audio: one foreign family each.
+    # Plain Python and numpy.
+    "asdproto.errors": (0, set()),
+    "asdproto.files": (0, NUMPY),
     "asdproto.config": (0, set()),
-    "asdproto.metrics": (0, NUMPY | {"sklearn", "scipy"}),
-    "asdproto.results_io": (0, NUMPY),
-    "asdproto.scores_io": (0, NUMPY),
     "asdproto.features": (0, NUMPY | {"librosa", "soundfile", "scipy"}),
-    "asdproto.data": (0, NUMPY),
-    "asdproto.data.extract": (0, NUMPY | {"rich", "scipy", "threadpoolctl"}),
-    "asdproto.data.validate": (0, NUMPY),
-    "asdproto.data.synthetic": (0, NUMPY | {"rich", "scipy", "soundfile", "threadpoolctl"}),
+    "asdproto.scoring": (0, NUMPY | {"sklearn", "scipy"}),
     "asdproto.models": (1, {"jax", "flax"}),
-    "asdproto.thresholds": (1, NUMPY | {"scipy"}),
-    "asdproto.scoring": (1, NUMPY | {"sklearn", "scipy"}),
+    "asdproto.data": (1, NUMPY),
+    "asdproto.data.extract": (1, NUMPY | {"rich", "scipy", "threadpoolctl"}),
+    "asdproto.data.synthetic": (1, NUMPY | {"rich", "scipy", "soundfile", "threadpoolctl"}),
     "asdproto.training": (2, NUMPY | {"jax", "flax", "optax", "rich"}),
     "asdproto.training.checkpoint": (2, NUMPY | {"jax", "orbax"}),
+    "asdproto.results": (2, NUMPY),
+    "asdproto.results.tables": (2, {"rich"}),
+    "asdproto.results.plots": (2, NUMPY | {"matplotlib", "sklearn"}),
     "asdproto.systems": (3, NUMPY | {"jax", "flax", "optax", "rich", "sklearn"}),
-    "asdproto.tables": (4, {"rich"}),
-    "asdproto.figures": (4, NUMPY | {"matplotlib", "sklearn"}),
-    "asdproto.run_folder": (4, NUMPY),
-    "asdproto.report": (4, NUMPY),
     "asdproto.commands": (4, {"rich"}),
-    "asdproto.cli": (4, set()),
-    "asdproto.__main__": (4, set()),
+    "asdproto.cli": (5, set()),
+    "asdproto.__main__": (5, set()),
     "experiments": (5, None),
 }
-# The two worlds of the ground floor do not know each other.
-JAX_WORLD = ("asdproto.losses", "asdproto.prototypes", "asdproto.sampling")
-NUMPY_WORLD = ("asdproto.metrics", "asdproto.results_io", "asdproto.scores_io", "asdproto.features",
-               "asdproto.data")  # fmt: skip
+# Rooms that stand side by side and do not know each other.
+STRANGERS = (
+    (
+        ("asdproto.losses", "asdproto.prototypes", "asdproto.sampling", "asdproto.models"),
+        ("asdproto.scoring", "asdproto.features", "asdproto.data", "asdproto.files"),
+    ),
+    (("asdproto.training",), ("asdproto.results",)),
+)
 # What a feature store and a collection need: no audio library, on any path.
 WITHOUT_AUDIO = ("asdproto.data.dcase", "asdproto.data.table", "asdproto.data.store")
 
@@ -124,10 +124,11 @@ def test_arrows_point_down():
     assert not upward
 
 
-def test_the_worlds_of_the_ground_floor_are_apart():
+def test_rooms_side_by_side_do_not_know_each_other():
     crossing = [
         f"{name} imports {other}"
-        for one, two in ((JAX_WORLD, NUMPY_WORLD), (NUMPY_WORLD, JAX_WORLD))
+        for left, right in STRANGERS
+        for one, two in ((left, right), (right, left))
         for name in INNER
         if below(name, one)
         for other in INNER[name]
@@ -136,9 +137,23 @@ def test_the_worlds_of_the_ground_floor_are_apart():
     assert not crossing
 
 
-def test_no_circle():
+def test_no_circle_of_modules():
     # A package's own file is run before its modules, but re-exporting them is no circle.
     graph = {name: inner - {name} for name, inner in INNER.items()}
+    list(graphlib.TopologicalSorter(graph).static_order())
+
+
+def test_no_circle_of_rooms():
+    def room(name):
+        parts = name.split(".")
+        return ".".join(parts[:2] if parts[0] == "asdproto" else parts[:1])
+
+    graph = {}
+    for name, inner in INNER.items():
+        if name != "asdproto":
+            graph.setdefault(room(name), set()).update(map(room, inner - {"asdproto"}))
+    for name, others in graph.items():
+        others.discard(name)
     list(graphlib.TopologicalSorter(graph).static_order())
 
 
@@ -177,7 +192,7 @@ def test_orbax_and_pmap_each_live_in_one_module():
         if (isinstance(node, ast.Attribute) and node.attr == "pmap")
         or (isinstance(node, ast.alias) and node.name == "pmap")
     }
-    assert {name for name in pmap if name.startswith("asdproto")} <= {"asdproto.training.parallel"}
+    assert {name for name in pmap if name.startswith("asdproto")} <= {"asdproto.training.devices"}
 
 
 def test_nothing_evaluates_or_unpickles():
@@ -206,8 +221,11 @@ HEAVY = ("flax", "optax", "orbax", "librosa", "soundfile", "sklearn", "scipy.sta
         ("import asdproto", ("jax", "numpy", *HEAVY)),
         ("import asdproto.losses", HEAVY),
         ("import asdproto.data.store, asdproto.data.table, asdproto.features", ("jax", *HEAVY)),
-        ("import asdproto.metrics, asdproto.scores_io, asdproto.tables", ("jax", "rich", *HEAVY)),
-        ("import asdproto.scoring, asdproto.report", ("jax", "rich", *HEAVY)),
+        (
+            "import asdproto.results.score_files, asdproto.results.tables",
+            ("jax", "rich", *HEAVY),
+        ),
+        ("import asdproto.scoring, asdproto.results.page", ("jax", "rich", *HEAVY)),
         ("import asdproto.cli; asdproto.cli._parser()", ("jax", "numpy", "rich", *HEAVY)),
     ],
 )

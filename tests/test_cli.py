@@ -11,11 +11,13 @@ import types
 import numpy as np
 import pytest
 
-from asdproto import __version__, cli, metrics, scores_io
+from asdproto import __version__, cli
 from asdproto.data.dcase import Clip
 from asdproto.data.table import write_table
 from asdproto.features import FeatureSettings
-from asdproto.results_io import read_results
+from asdproto.results import score_files as scores_io
+from asdproto.results.result_files import read_results
+from asdproto.scoring import metrics
 
 
 @pytest.fixture
@@ -108,7 +110,7 @@ def test_evaluate_a_folder_that_cannot_be_written(run, scores, monkeypatch):
     def refuse(path, results):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("asdproto.results_io.write_results", refuse)
+    monkeypatch.setattr("asdproto.results.result_files.write_results", refuse)
     code, out, _ = run("evaluate", folder)
     assert code == 0
     assert "nothing written" in out
@@ -214,7 +216,7 @@ def test_help_tells_the_true_defaults(capsys):
         cli.main(["features", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     settings = FeatureSettings()
-    for name in ("scale", "mels", "window", "hop", "sample_rate", "fmin", "power"):
+    for name in ("scale", "n_mels", "n_fft", "hop_length", "sample_rate", "fmin", "power"):
         value = getattr(settings, name)
         shown = f"{value:g}" if isinstance(value, float) else value
         option = name.replace("_", "-")
@@ -277,18 +279,18 @@ def test_validate(run, tmp_path):
 def test_features(run, tmp_path):
     root = collection(tmp_path / "data")
     store = tmp_path / "store"
-    code, out, _ = run("features", root, store, "--mels", "32", "--dtype", "float32")
+    code, out, _ = run("features", root, store, "--n-mels", "32", "--dtype", "float32")
     assert code == 0
     assert f"{store}: 9 clips of up to 7 frames x 32 mels, float32" in out
     from asdproto.data.store import open_store
 
-    assert open_store(store).settings["mels"] == 32
+    assert open_store(store).settings["n_mels"] == 32
     # Again: nothing to do. With other settings: refused, not mixed.
-    assert run("features", root, store, "--mels", "32", "--dtype", "float32")[0] == 0
+    assert run("features", root, store, "--n-mels", "32", "--dtype", "float32")[0] == 0
     code, _, err = run("features", root, store)
     assert code == 1
     assert "error: " in err
-    code, _, err = run("features", root, tmp_path / "other", "--hop", "0")
+    code, _, err = run("features", root, tmp_path / "other", "--hop-length", "0")
     assert (code, err) == (1, "error: hop must be a positive whole number, found 0\n")
 
 
@@ -432,10 +434,10 @@ def _finished_run(folder, seed, overall, **config):
     return folder
 
 
-def test_summarise(run, tmp_path):
+def test_summarize(run, tmp_path):
     folders = [_finished_run(tmp_path / f"{s}", s, o) for s, o in ((0, 0.6), (1, 0.7), (5, 0.8))]
     out = tmp_path / "all.json"
-    code, text, _ = run("summarise", *folders, "--out", out)
+    code, text, _ = run("summarize", *folders, "--out", out)
     assert code == 0
     assert "70.00 ± 10.00" in text
     assert "3 runs: seeds 0 1 5" in text
@@ -449,15 +451,15 @@ def test_summarise(run, tmp_path):
 
     # What must not be averaged is named.
     other = _finished_run(tmp_path / "other", 2, 0.5, system={"width": 32})
-    code, _, err = run("summarise", *folders, other)
+    code, _, err = run("summarize", *folders, other)
     assert code == 1
     assert "other/config.json" in err
     assert "another system" in err
     again = _finished_run(tmp_path / "again", 1, 0.5)
-    code, _, err = run("summarise", *folders, again)
+    code, _, err = run("summarize", *folders, again)
     assert code == 1
     assert "seed 1 more than once" in err
     (tmp_path / "unfinished").mkdir()
-    code, _, err = run("summarise", *folders, tmp_path / "unfinished")
+    code, _, err = run("summarize", *folders, tmp_path / "unfinished")
     assert code == 1
     assert "unfinished/results.json" in err

@@ -64,7 +64,7 @@ def test_the_default_is_the_paper():
     """Section 4.2, number by number."""
     system = PrototypeSystem()
     features, stage1, stage2 = system.features, system.pretrain, system.finetune
-    assert (features.mels, features.window, features.hop, features.sample_rate) == (
+    assert (features.n_mels, features.n_fft, features.hop_length, features.sample_rate) == (
         128,
         1024,
         512,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from asdproto.data.dcase import DataError
+from asdproto.errors import DataError
 from asdproto.features import (
     FeatureSettings,
     audio_info,
@@ -20,7 +20,7 @@ from asdproto.features import (
 
 
 def noise(samples, seed=0, scale=0.1):
-    """Coloured noise with a few tones: uneven over frequency, as machines are."""
+    """Colored noise with a few tones: uneven over frequency, as machines are."""
     rng = np.random.default_rng(seed)
     white = rng.normal(size=samples)
     time = np.arange(samples) / 16000
@@ -34,15 +34,15 @@ def librosa_db(audio, settings, inverted=False):
         mel = librosa.feature.melspectrogram(
             y=audio,
             sr=settings.sample_rate,
-            n_fft=settings.window,
-            hop_length=settings.hop,
-            n_mels=settings.mels,
+            n_fft=settings.n_fft,
+            hop_length=settings.hop_length,
+            n_mels=settings.n_mels,
             fmin=settings.fmin,
             fmax=settings.fmax,
             power=settings.power,
         )
     else:
-        spectrum = np.abs(librosa.stft(audio, n_fft=settings.window, hop_length=settings.hop))
+        spectrum = np.abs(librosa.stft(audio, n_fft=settings.n_fft, hop_length=settings.hop_length))
         mel = inverted_bank(settings) @ spectrum.astype(np.float64) ** settings.power
     return librosa.power_to_db(mel, amin=settings.floor, top_db=None).T
 
@@ -59,21 +59,21 @@ def inverted_bank(settings):
     def scale(f):
         return librosa.hz_to_mel(nyquist) - librosa.hz_to_mel(nyquist - f)
 
-    points = np.linspace(scale(settings.fmin), scale(top), settings.mels + 2)
+    points = np.linspace(scale(settings.fmin), scale(top), settings.n_mels + 2)
     edges = nyquist - librosa.mel_to_hz(librosa.hz_to_mel(nyquist) - points)
-    bins = np.arange(settings.window // 2 + 1) * settings.sample_rate / settings.window
-    bank = np.zeros((settings.mels, bins.size))
-    for k in range(settings.mels):
-        low, centre, high = edges[k : k + 3]
-        rise, fall = (bins - low) / (centre - low), (high - bins) / (high - centre)
+    bins = np.arange(settings.n_fft // 2 + 1) * settings.sample_rate / settings.n_fft
+    bank = np.zeros((settings.n_mels, bins.size))
+    for k in range(settings.n_mels):
+        low, center, high = edges[k : k + 3]
+        rise, fall = (bins - low) / (center - low), (high - bins) / (high - center)
         bank[k] = np.maximum(0, np.minimum(rise, fall)) * 2 / (high - low)
     return bank
 
 
 SETTINGS = [
     FeatureSettings(),
-    FeatureSettings(mels=40, window=512, hop=160),
-    FeatureSettings(fmin=200.0, fmax=7300.0, mels=64),
+    FeatureSettings(n_mels=40, n_fft=512, hop_length=160),
+    FeatureSettings(fmin=200.0, fmax=7300.0, n_mels=64),
     FeatureSettings(power=1.0),
 ]
 
@@ -107,7 +107,7 @@ def test_log_mel_agrees_with_librosa(settings, scale, samples):
     audio = noise(samples, seed=samples)
     ours = log_mel(audio, settings)
     assert ours.dtype == np.float32
-    assert ours.shape == (settings.frames(samples), settings.mels)
+    assert ours.shape == (settings.frames(samples), settings.n_mels)
     # Both sides transform in float32; a filter's output is good to about 1e-5 of itself where the
     # frame's loudest bin is not more than 60 dB above, so to 1e-3 dB.
     np.testing.assert_allclose(
@@ -156,10 +156,10 @@ def test_audio_that_cannot_be_used(audio, words):
     ("wrong", "words"),
     [
         ({"scale": "bark"}, "inverted.*mel.*found 'bark'"),
-        ({"mels": 0}, "mels must be a positive whole number"),
-        ({"hop": 2.5}, "hop must be"),
-        ({"window": 1023}, "window must be even"),
-        ({"hop": 2048}, "at least hop"),
+        ({"n_mels": 0}, "n_mels must be a positive whole number"),
+        ({"hop_length": 2.5}, "hop_length must be"),
+        ({"n_fft": 1023}, "n_fft must be even"),
+        ({"hop_length": 2048}, "at least hop_length"),
         ({"fmax": 9000.0}, "fmax <= 8000 Hz"),
         ({"fmin": 500.0, "fmax": 400.0}, "fmin < fmax"),
         ({"power": 0.0}, "power and floor"),
@@ -173,7 +173,7 @@ def test_settings_that_make_no_sense(wrong, words):
 
 def test_filters_narrower_than_a_bin_are_an_error():
     with pytest.raises(ValueError, match="of 128 mel filters are narrower than a bin"):
-        filterbank(FeatureSettings(window=256, hop=128))
+        filterbank(FeatureSettings(n_fft=256, hop_length=128))
 
 
 def write(path, audio, rate=16000, subtype="PCM_16", **more):
@@ -296,7 +296,7 @@ def test_filters_shared_between_processes_spare_librosa():
     code = (
         "import sys, numpy as np\n"
         "from asdproto.features import FeatureSettings, log_mel, share_filterbank\n"
-        "s = FeatureSettings(mels=4)\n"
+        "s = FeatureSettings(n_mels=4)\n"
         "share_filterbank(s, np.ones((4, 513)))\n"
         "assert log_mel(np.ones(4096), s).shape == (9, 4)\n"
         "sys.exit(','.join({'librosa', 'numba', 'scipy.signal'} & set(sys.modules)) or 0)"

@@ -199,12 +199,12 @@ def test_class_coefficients_are_uniform_and_uncorrelated():
     counts = np.bincount((values * 20).astype(int).ravel(), minlength=20)
     # Chi-square of 20 bins: mean 19, standard deviation 6.2.
     assert ((counts - 5000) ** 2 / 5000).sum() < 50
-    centred = (values - 0.5) * np.sqrt(12)
+    centered = (values - 0.5) * np.sqrt(12)
     # Correlations of classes over anchors: standard deviation 1 / sqrt(1000), 4,950 pairs.
-    between = centred.T @ centred / 1000 - np.diag((centred**2).mean(axis=0))
+    between = centered.T @ centered / 1000 - np.diag((centered**2).mean(axis=0))
     assert abs(between).max() < 5 / np.sqrt(1000)
     # Rectangles: the only four coefficients that tabulation hashing does not make independent.
-    rectangle = centred[:-1, :-1] * centred[1:, :-1] * centred[:-1, 1:] * centred[1:, 1:]
+    rectangle = centered[:-1, :-1] * centered[1:, :-1] * centered[:-1, 1:] * centered[1:, 1:]
     assert abs(rectangle.mean()) < 5 / np.sqrt(rectangle.size)
 
 

@@ -8,7 +8,7 @@ import os
 import re
 from dataclasses import dataclass
 
-from asdproto.data.errors import DataError
+from asdproto.errors import DataError
 
 # Stands for the attributes where a year conceals them.
 CONCEALED = "noAttribute"

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from asdproto.data.attributes import CONCEALED, AttributeRow, read_attributes
-from asdproto.data.errors import DataError as DataError
+from asdproto.errors import DataError
 
 AUDIO_SUFFIXES = (".wav", ".flac")
 

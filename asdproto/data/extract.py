@@ -31,19 +31,19 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from asdproto import features
-from asdproto.data.dcase import Clip, DataError
-from asdproto.data.journal import JOURNAL, LOCK, Journal, Target, check_folder, locked, stamp
+from asdproto.data.dcase import Clip
+from asdproto.data.journal import JOURNAL, LOCK, Journal, Target, check_folder, stamp
 from asdproto.data.store import (
     CLIP_FIELDS,
     MANIFEST,
     FeatureStore,
     Row,
-    StoreError,
     as_settings,
     check_dtype,
-    checksum,
     open_store,
 )
+from asdproto.errors import DataError, StoreError
+from asdproto.files import checksum, locked
 
 # What a worker takes at a time: enough to hide the hand-over, little enough to lose.
 _CHUNK_CLIPS, _CHUNK_BYTES = 64, 2**24
@@ -137,7 +137,7 @@ def build_store(
         return _open_same(path, clips, root, settings, dtype)
     check_folder(path)
     path.mkdir(parents=True, exist_ok=True)
-    with locked(path), _Progress(progress, len(clips)) as shown:
+    with locked(path, LOCK), _Progress(progress, len(clips)) as shown:
         if (path / MANIFEST).is_file():  # finished by the process that held the lock
             return _open_same(path, clips, root, settings, dtype)
         rows, errors = _extract(clips, root, path, settings, dtype, workers, shown)
@@ -203,7 +203,7 @@ def _look(
         try:
             stamps[index] = stamp(file)
             samples = features.audio_info(file).samples_at(settings.sample_rate)
-            if samples < settings.window:
+            if samples < settings.n_fft:
                 raise features.too_short(file, samples, settings)
             frames[index] = settings.frames(samples)
         except OSError:

@@ -8,13 +8,11 @@
       lock                    held by the one process that extracts
 """
 
-import contextlib
 import errno
 import json
 import logging
 import os
 import secrets
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,15 +21,9 @@ from typing import Any
 import numpy as np
 
 from asdproto.data.dcase import Clip
-from asdproto.data.store import (
-    FEATURES,
-    Row,
-    StoreError,
-    checksum,
-    differences,
-    finish_store,
-    write_atomically,
-)
+from asdproto.data.store import FEATURES, Row, differences, finish_store
+from asdproto.errors import StoreError
+from asdproto.files import checksum, write_atomically
 
 JOURNAL, LOCK = "journal.jsonl", "lock"
 _SYNC_BYTES = 2**26
@@ -56,7 +48,7 @@ class Target:
 
 
 def stamp(file: str | os.PathLike) -> tuple[int, int]:
-    """Size in bytes and modification time in nanoseconds: how a changed file is recognised."""
+    """Size in bytes and modification time in nanoseconds: how a changed file is recognized."""
     status = os.stat(file)
     return status.st_size, status.st_mtime_ns
 
@@ -104,7 +96,7 @@ class Journal:
     ):
         self.path, self.plan = path, plan
         self.rows: dict[int, Row] = {}
-        mels = plan["settings"]["mels"]
+        mels = plan["settings"]["n_mels"]
         self.shape = (len(clips), max_frames, mels)
         place = {clip.path: index for index, clip in enumerate(clips)}
         head, lines = self._read()
@@ -237,23 +229,3 @@ class Journal:
         os.replace(self.target.file, self.path / FEATURES)
         finish_store(self.path, rows, shape=self.shape, **self.plan)
         (self.path / JOURNAL).unlink()
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Keep every other process from extracting into a folder; a killed one's lock is void."""
-    import fcntl
-
-    with open(path / LOCK, "w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StoreError(
-                path,
-                "another process extracting into it",
-                "one at a time",
-                "Wait for it to end, or choose another folder.",
-            ) from None
-        except OSError:
-            _log.info("%s: this file system has no locks; going on without", path)
-        yield

@@ -16,7 +16,6 @@ import importlib.metadata
 import io
 import json
 import os
-import secrets
 import shutil
 import zlib
 from collections.abc import Mapping, Sequence
@@ -26,17 +25,15 @@ from typing import Any
 
 import numpy as np
 
-from asdproto.data.dcase import Clip, DataError
+from asdproto.data.dcase import Clip
+from asdproto.errors import StoreError
+from asdproto.files import beside, checksum, sync_folder, write_atomically
 
 FORMAT = 1
 FEATURES, TABLE, MANIFEST = "features.npy", "table.csv", "manifest.json"
 DTYPES = ("float16", "float32")
 CLIP_FIELDS = tuple(field.name for field in dataclasses.fields(Clip))
 _COLUMNS = (*CLIP_FIELDS, "frames", "crc32", "bytes", "modified_ns", "note")
-
-
-class StoreError(DataError):
-    """A feature store is missing, damaged, or not the one that is asked for."""
 
 
 @dataclass(frozen=True)
@@ -100,11 +97,6 @@ class FeatureStore:
             )
 
 
-def checksum(frames: np.ndarray) -> int:
-    """CRC-32 of an array's bytes."""
-    return zlib.crc32(np.ascontiguousarray(frames).view(np.uint8).data)
-
-
 def write_store(
     path: str | os.PathLike,
     features: np.ndarray | Sequence[np.ndarray],
@@ -146,7 +138,7 @@ def write_store(
     counts = [len(array) for array in features] if frames is None else [int(n) for n in frames]
     mels = np.shape(features[0])[-1]
     path.parent.mkdir(parents=True, exist_ok=True)
-    work = _beside(path)
+    work = beside(path)
     work.mkdir()
     try:
         shape = (len(clips), max(counts), mels)
@@ -351,32 +343,3 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that is either whole or not there, also after a power cut."""
-    work = _beside(path)
-    try:
-        with open(work, "xb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(work, path)
-    except BaseException:
-        work.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def _beside(path: Path) -> Path:
-    # tempfile would make it readable by its owner alone, which a shared store must not be.
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

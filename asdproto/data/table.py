@@ -18,8 +18,10 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from asdproto.data.dcase import AUDIO_SUFFIXES, Clip, DataError, scan
-from asdproto.data.store import MANIFEST, write_atomically
+from asdproto.data.dcase import AUDIO_SUFFIXES, Clip, scan
+from asdproto.data.store import MANIFEST
+from asdproto.errors import DataError
+from asdproto.files import write_atomically
 
 COLUMNS = ("file", "machine_type", "section", "domain", "split", "state", "attributes")
 REQUIRED = ("file", "machine_type", "split")

@@ -15,7 +15,8 @@ from pathlib import Path, PurePosixPath
 from asdproto import features
 from asdproto.data import dcase, table
 from asdproto.data.attributes import AttributeRow, disagreement, read_attributes
-from asdproto.data.dcase import AUDIO_SUFFIXES, SPLIT_FOLDERS, Clip, DataError
+from asdproto.data.dcase import AUDIO_SUFFIXES, SPLIT_FOLDERS, Clip
+from asdproto.errors import DataError
 
 ERROR, NOTICE = "error", "notice"
 _OTHER_AUDIO = (".aac", ".aif", ".aiff", ".au", ".m4a", ".mp3", ".ogg", ".opus", ".wma")
@@ -208,7 +209,7 @@ def _recordings(
         try:
             info = features.audio_info(root / clip.path)
             samples = info.samples_at(settings.sample_rate)
-            if samples < settings.window:
+            if samples < settings.n_fft:
                 raise features.too_short(clip.path, samples, settings)
         except DataError as error:
             yield dataclasses.replace(_problem(error), file=clip.path)
@@ -302,12 +303,12 @@ def _labels(clips: list[Clip]) -> Iterator[Problem]:
                     f"Add {domain} training clips, or check the domain in the names.",
                     ERROR if tested else NOTICE,
                 )
-        labelled = Counter(clip.state for clip in group if clip.split == "test" and clip.state)
-        if len(labelled) == 1:
-            state = next(iter(labelled))
+        labeled = Counter(clip.state for clip in group if clip.split == "test" and clip.state)
+        if len(labeled) == 1:
+            state = next(iter(labeled))
             yield Problem(
                 where,
-                f"{labelled[state]} {state} test clips and none of the other kind",
+                f"{labeled[state]} {state} test clips and none of the other kind",
                 "normal and anomalous test clips",
                 "Nothing to do, but no AUC can be computed for it.",
                 NOTICE,

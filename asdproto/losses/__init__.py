@@ -23,7 +23,7 @@ from asdproto.losses._adacos import (
 from asdproto.losses._contrastive import nt_xent_loss, supervised_contrastive_loss
 from asdproto.losses._distance import center_loss, prototypical_network_loss
 from asdproto.losses._margin import arcface_loss, cosface_loss, softmax_loss
-from asdproto.losses._mean import masked_mean
+from asdproto.losses._numerics import masked_mean
 from asdproto.losses._prototypical import (
     multi_negative_prototype_loss,
     multi_prototype_loss,

@@ -244,7 +244,7 @@ def _piece_gradients(
     side, pull_side = jax.vjp(prepare, *variables)
     (scores, terms), pull_terms = jax.vjp(functools.partial(_terms, options, classes), raw, side)
     place, others = _masks(inputs, classes, scores.shape[-1], first)
-    # A comparison for each own prototype: a loop that looks up which one it is does not vectorise.
+    # A comparison for each own prototype: a loop that looks up which one it is does not vectorize.
     own_part = sum(
         jnp.where(place == m, own_gradient[..., m : m + 1], 0)
         for m in range(own_gradient.shape[-1])

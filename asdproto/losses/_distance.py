@@ -1,4 +1,4 @@
-"""Losses of squared Euclidean distances: prototypical networks and centre loss."""
+"""Losses of squared Euclidean distances: prototypical networks and center loss."""
 
 import jax
 import jax.numpy as jnp
@@ -86,11 +86,11 @@ def center_loss(
     where: ArrayLike | None = None,
     class_where: ArrayLike | None = None,
 ) -> jax.Array:
-    r"""Half the squared distance to the own class's centre (centre loss).
+    r"""Half the squared distance to the own class's center (center loss).
 
     .. math:: L = \tfrac{1}{2} \lVert z - p_y \rVert^2
 
-    It pulls only, and is used beside a loss that keeps classes apart. The paper moves its centres
+    It pulls only, and is used beside a loss that keeps classes apart. The paper moves its centers
     by a rule of their own; here they are prototypes like any other: learn them, compute them anew
     (:func:`asdproto.prototypes.class_prototypes`), or hold them with ``stop_gradient``.
 

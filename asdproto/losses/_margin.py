@@ -26,12 +26,12 @@ def softmax_loss(
     chunk_size: int | None = None,
     class_axis_name: str | None = None,
 ) -> jax.Array:
-    r"""Cross entropy of a softmax over learned prototypes (proxy NLL, normalised softmax).
+    r"""Cross entropy of a softmax over learned prototypes (proxy NLL, normalized softmax).
 
     .. math::
        L = -\log \frac{\exp(z \cdot w_y / \tau + b_y)}{\sum_c \exp(z \cdot w_c / \tau + b_c)}
 
-    With unit vectors and a small temperature this is the normalised softmax; with raw vectors,
+    With unit vectors and a small temperature this is the normalized softmax; with raw vectors,
     ``temperature=1`` and a bias it is the usual last layer of a classifier.
 
     Args:

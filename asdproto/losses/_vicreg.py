@@ -37,7 +37,7 @@ def vicreg_loss(
     where: ArrayLike | None = None,
     axis_name: str | None = None,
 ) -> VICRegTerms:
-    r"""Variance-invariance-covariance regularisation of two views of a batch.
+    r"""Variance-invariance-covariance regularization of two views of a batch.
 
     .. math::
        \lambda \, \frac{1}{D} \lVert x_i - x'_i \rVert^2, \qquad
@@ -126,11 +126,11 @@ def variance_loss(
       >>> print(f"{variance_loss(jnp.zeros((4, 3))):.3f}")
       0.990
     """
-    centred, count = _centre(embeddings, where, axis_name)
-    squares = jnp.sum(jnp.square(centred), axis=0)
+    centered, count = _center(embeddings, where, axis_name)
+    squares = jnp.sum(jnp.square(centered), axis=0)
     if axis_name is not None:
         squares = lax.psum(squares, axis_name)
-    eps = _checks.positive("eps", eps, centred.dtype)
+    eps = _checks.positive("eps", eps, centered.dtype)
     spread = jnp.sqrt(squares / jnp.maximum(count - 1, 1) + eps)
     return jnp.where(count > 1, jnp.mean(jax.nn.relu(1 - spread)), 0)
 
@@ -164,16 +164,16 @@ def covariance_loss(
       >>> print(covariance_loss(jnp.array([[1.0, 1.0], [-1.0, -1.0], [0.0, 0.0]])))
       1.0
     """
-    centred, count = _centre(embeddings, where, axis_name)
-    examples, dim = centred.shape
+    centered, count = _center(embeddings, where, axis_name)
+    examples, dim = centered.shape
     # With twice as many dimensions as examples the diagonal is at most half of the sum, and the
     # difference loses no more than a bit.
     if axis_name is None and 2 * examples <= dim:
-        products = _numerics.gram(centred)
-        diagonal = jnp.sum(jnp.square(centred), axis=0)
+        products = _numerics.gram(centered)
+        diagonal = jnp.sum(jnp.square(centered), axis=0)
         squares = jnp.sum(jnp.square(products)) - jnp.sum(jnp.square(diagonal))
     else:
-        products = _numerics.gram(centred.T)
+        products = _numerics.gram(centered.T)
         if axis_name is not None:
             products = lax.psum(products, axis_name)
         apart = ~jnp.eye(dim, dtype=bool)
@@ -181,7 +181,7 @@ def covariance_loss(
     return squares / jnp.square(jnp.maximum(count - 1, 1)) / dim
 
 
-def _centre(
+def _center(
     embeddings: ArrayLike, where: ArrayLike | None, axis_name: str | None
 ) -> tuple[jax.Array, jax.Array]:
     """Embeddings about their mean (zero where excluded), in the accumulator's dtype, and count."""

@@ -10,7 +10,7 @@ from asdproto.models.normalization import BatchNorm
 class AutoEncoder(nn.Module):
     """Fully connected autoencoder of short stacks of log-mel frames.
 
-    Four layers of 128, a bottleneck of 8 and four layers of 128, each with batch normalisation
+    Four layers of 128, a bottleneck of 8 and four layers of 128, each with batch normalization
     and ReLU, then a linear layer back to the input's size.
 
     Attributes:
@@ -34,7 +34,7 @@ class AutoEncoder(nn.Module):
 
         Args:
           vectors: Floating, shape ``[batch, size]``.
-          train: Normalise by the statistics of this batch (and update the running ones, in the
+          train: Normalize by the statistics of this batch (and update the running ones, in the
             collection ``batch_stats``), or by the running ones.
 
         Returns:

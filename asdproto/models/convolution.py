@@ -19,7 +19,7 @@ from jax import lax
 Lowering = Literal["native", "patches", "fitting", "mixed"]
 
 # Output positions per example up to which patches beat XLA's CPU convolution: measured by
-# experiments/bench_train.py --part lowering on 2 cores at widths 16 to 64.
+# experiments/benchmarks/train.py --part lowering on 2 cores at widths 16 to 64.
 _CPU_SMALL_MAP = 16
 
 
@@ -46,8 +46,8 @@ def compiler_options(backend: str | None = None) -> dict[str, str] | None:
 
     XLA:CPU hands convolutions to a kernel library that takes longer than its own: a step of this
     network gains a tenth (width 16) to a quarter (width 32) by keeping the library to products and
-    reductions; ``experiments/bench_train.py --parts lowering`` compares both. A version of XLA that
-    does not know the option is left at its defaults.
+    reductions; ``experiments/benchmarks/train.py --parts lowering`` compares both. A version of XLA
+    that does not know the option is left at its defaults.
 
     Args:
       backend: ``"cpu"``, ``"gpu"`` or ``"tpu"``; the default backend when ``None``.
@@ -188,7 +188,7 @@ class Conv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps ``[batch, rows, columns, channels]`` to ``[batch, rows', columns', features]``."""
         shape = (self.size, self.size, x.shape[-1], self.features)
-        # He initialisation by fan-out, as residual networks are usually started.
+        # He initialization by fan-out, as residual networks are usually started.
         kernel = self.param("kernel", nn.initializers.he_normal(), shape, jnp.float32)
         return convolve(
             x.astype(self.dtype),

@@ -1,4 +1,4 @@
-"""Batch normalisation that stays exact over masked batches and over devices."""
+"""Batch normalization that stays exact over masked batches and over devices."""
 
 import functools
 import math
@@ -11,13 +11,13 @@ from jax import lax
 
 
 class BatchNorm(nn.Module):
-    """Normalises every channel by the statistics of the batch, or by running ones.
+    """Normalizes every channel by the statistics of the batch, or by running ones.
 
     Statistics are kept as sums and counts until they have crossed devices, so devices that hold
     different numbers of real examples weigh as they should. ``flax.linen.BatchNorm`` averages the
     devices' means instead, which is off as soon as one of them holds padding.
 
-    What follows a normalisation in a residual network, the shortcut's addition and the rectifier,
+    What follows a normalization in a residual network, the shortcut's addition and the rectifier,
     is part of it, and the gradient is written out: forwards and backwards, one pass over the
     activations sums and one writes. Forward-mode differentiation is not supported in training.
 
@@ -44,12 +44,12 @@ class BatchNorm(nn.Module):
         where: jax.Array | None = None,
         shortcut: jax.Array | None = None,
     ) -> jax.Array:
-        """Normalises.
+        """Normalizes.
 
         Args:
           x: Floating, shape ``[batch, ..., channels]``.
           where: Boolean, shape ``[batch]``; other examples do not enter the statistics.
-          shortcut: Like ``x``; added to what is normalised, before the rectifier.
+          shortcut: Like ``x``; added to what is normalized, before the rectifier.
 
         Returns:
           Same shape, of dtype ``dtype``.
@@ -166,7 +166,7 @@ _normalize.defvjp(_forward, _backward)
 def _sums(first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Sums over all axes but the last, float32."""
     # Two sums become two passes on a GPU, one of them over what the other wrote; one sum of pairs
-    # is a single pass. XLA:CPU does not vectorise sums of pairs.
+    # is a single pass. XLA:CPU does not vectorize sums of pairs.
     return lax.platform_dependent(first, second, cpu=_two_sums, default=_sum_of_pairs)
 
 

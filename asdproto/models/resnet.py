@@ -27,7 +27,7 @@ class ResNet(nn.Module):
       lowering: How convolutions are compiled, see :mod:`asdproto.models.convolution`.
       dtype: Dtype of activations; parameters, batch statistics and the embedding are float32.
       axis_name: Mapped axis over which batch statistics are averaged, so that several devices
-        normalise as one; ``None`` keeps them per device.
+        normalize as one; ``None`` keeps them per device.
     """
 
     width: int = 64
@@ -49,8 +49,8 @@ class ResNet(nn.Module):
         """Embeds crops.
 
         Args:
-          crops: Floating, shape ``[batch, frames, mels]``, standardised log-mel.
-          train: Normalise by the statistics of this batch (and update the running ones, in the
+          crops: Floating, shape ``[batch, frames, mels]``, standardized log-mel.
+          train: Normalize by the statistics of this batch (and update the running ones, in the
             collection ``batch_stats``), or by the running ones.
           where: Boolean, shape ``[batch]``; examples outside it are padding and do not enter the
             batch statistics.

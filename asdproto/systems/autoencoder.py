@@ -20,7 +20,7 @@ from jax import lax
 from rich.console import Console
 
 from asdproto.models.autoencoder import AutoEncoder
-from asdproto.training.progress import Meter
+from asdproto.training.loop import Meter
 
 _MODEL = AutoEncoder()
 _EPSILON = 1e-7  # of Adam, in the baseline's framework
@@ -37,7 +37,7 @@ class AutoEncoderConfig:
       context: Frames in a stack; stacks begin at every frame.
       held_out: Share of the training clips, the last ones, that are only looked at. The official
         program takes the tail of the list sorted by path, which is section 02.
-      standardise: Give the network every mel band with zero mean and unit variance (of the trained
+      standardize: Give the network every mel band with zero mean and unit variance (of the trained
         clips). The official program leaves it in dB, which takes tens of thousands of steps to
         learn the mean. Errors are in dB^2 either way.
     """
@@ -47,7 +47,7 @@ class AutoEncoderConfig:
     learning_rate: float = 1e-3
     context: int = 5
     held_out: float = 0.1
-    standardise: bool = False
+    standardize: bool = False
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch", "context"):
@@ -60,7 +60,7 @@ class AutoEncoderConfig:
 
 
 # For a few hundred clips, in seconds on a CPU.
-QUICK = AutoEncoderConfig(epochs=10, held_out=0.0, standardise=True)
+QUICK = AutoEncoderConfig(epochs=10, held_out=0.0, standardize=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,7 +240,7 @@ class _State(NamedTuple):
 
 def _statistics(data: MachineFeatures, config: AutoEncoderConfig) -> tuple[np.ndarray, np.ndarray]:
     mels = data.train.shape[2]
-    if not config.standardise:
+    if not config.standardize:
         return np.zeros(mels, np.float32), np.ones(mels, np.float32)
     (frames, features), _ = _parts(data, config)
     count, total, squares = 0, np.zeros(mels), np.zeros(mels)
@@ -267,7 +267,7 @@ def _epoch(
     shape: _Shape, state: _State, data: _Data, key: jax.Array, learning_rate: jax.Array
 ) -> tuple[_State, jax.Array, jax.Array]:
     """One pass over all stacks in random order; what does not fill a batch waits for the next."""
-    optimiser = optax.adam(learning_rate, eps=_EPSILON)
+    optimizer = optax.adam(learning_rate, eps=_EPSILON)
     total = len(data.origins)
     batch = min(shape.batch, total)
     steps = total // batch
@@ -283,7 +283,7 @@ def _epoch(
         (loss, batch_stats), grads = jax.value_and_grad(loss_of, has_aux=True)(
             state.params, state.batch_stats, stacks
         )
-        updates, adam = optimiser.update(grads, state.adam)
+        updates, adam = optimizer.update(grads, state.adam)
         return _State(optax.apply_updates(state.params, updates), batch_stats, adam), loss
 
     state, losses = lax.scan(step, state, order)

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from asdproto.data.dataset import ClipArrays
 from asdproto.models.convolution import compiler_options
 from asdproto.models.normalization import BatchNorm
-from asdproto.training.source import ClipArrays
 
 
 def window_starts(frames: int, crop: int, hop: int) -> np.ndarray:

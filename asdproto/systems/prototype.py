@@ -19,30 +19,22 @@ from flax.traverse_util import flatten_dict
 from rich.console import Console
 
 from asdproto.config import to_dict
-from asdproto.data.store import write_atomically
+from asdproto.data.dataset import ClipArrays, Dataset, section_keys
 from asdproto.features import FeatureSettings
-from asdproto.metrics import evaluate, group_scores
+from asdproto.files import write_atomically
 from asdproto.models.convolution import default_lowering
 from asdproto.models.pooling import Attention
 from asdproto.models.resnet import ResNet
-from asdproto.results_io import write_result_csv, write_results
-from asdproto.scores_io import write_scores
-from asdproto.scoring import (
-    Covariance,
-    Kind,
-    Scorer,
-    decide,
-    fit_scorer,
-    gamma_threshold,
-    held_out_scores,
-)
-from asdproto.systems.dataset import Dataset, section_keys
+from asdproto.results.result_files import write_result_csv, write_results
+from asdproto.results.score_files import write_scores
+from asdproto.scoring.backends import Covariance, Kind, Scorer, fit_scorer, held_out_scores
+from asdproto.scoring.metrics import evaluate, group_scores
+from asdproto.scoring.thresholds import decide, gamma_threshold
 from asdproto.systems.embedding import embed_clips, training_batch_stats
 from asdproto.training.checkpoint import Checkpoints
+from asdproto.training.devices import AXIS, Devices
 from asdproto.training.epoch import Loop, default_loop
 from asdproto.training.loop import StageRun, train_stage
-from asdproto.training.parallel import AXIS, Devices
-from asdproto.training.source import ClipArrays
 from asdproto.training.stage import Objective, StageConfig, mpe_objective, npe_objective
 from asdproto.training.state import Task, TrainState
 
@@ -97,7 +89,7 @@ class ScoreConfig:
       kind: ``"mahalanobis"``, ``"cosine"`` or ``"knn"``.
       covariance: Estimator of the Mahalanobis back-end.
       shrinkage: Its weight, for ``"shrinkage"``.
-      neighbours: Of the k-NN back-end.
+      neighbors: Of the k-NN back-end.
       hop: Largest distance between the windows of a clip, in frames.
       full_clip: One window over the whole clip instead.
       batch_stats: ``"running"``: the encoder's statistics as training left them. ``"training"``:
@@ -109,7 +101,7 @@ class ScoreConfig:
     kind: Kind = "mahalanobis"
     covariance: Covariance = "shrinkage"
     shrinkage: float = 0.001
-    neighbours: int = 1
+    neighbors: int = 1
     hop: int = 32
     full_clip: bool = False
     batch_stats: Literal["running", "training"] = "running"
@@ -306,7 +298,7 @@ def score(system: PrototypeSystem, data: Dataset, state: TrainState, devices: De
         "kind": config.kind,
         "covariance": config.covariance,
         "shrinkage": config.shrinkage,
-        "neighbours": config.neighbours,
+        "neighbors": config.neighbors,
     }
     scorer = fit_scorer(train_embeddings, data.labels, sections, **options)
     train_scores = held_out_scores(train_embeddings, data.labels, sections, **options)
@@ -342,8 +334,8 @@ def save_scored(folder: Path, data: Dataset, scored: Scored) -> dict[str, Any] |
       scored: Its scores.
 
     Returns:
-      The figures of :func:`asdproto.metrics.evaluate`; ``None`` where the test clips carry no
-      labels.
+      The figures of :func:`asdproto.scoring.metrics.evaluate`; ``None`` where the test clips carry
+      no labels.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_scores(folder, data.test_clips, scored.scores, scored.decisions)

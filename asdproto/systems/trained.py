@@ -13,8 +13,11 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from asdproto.config import from_dict
-from asdproto.data.dcase import DataError, parse_name
-from asdproto.scoring import Scorer, decide
+from asdproto.data.dataset import ClipArrays
+from asdproto.data.dcase import parse_name
+from asdproto.errors import DataError
+from asdproto.scoring.backends import Scorer
+from asdproto.scoring.thresholds import decide
 from asdproto.systems.embedding import embed_clips
 from asdproto.systems.prototype import (
     BATCH_STATS,
@@ -23,8 +26,7 @@ from asdproto.systems.prototype import (
     evaluation_model,
     open_checkpoints,
 )
-from asdproto.training.parallel import use_devices
-from asdproto.training.source import ClipArrays
+from asdproto.training.devices import use_devices
 from asdproto.training.state import Task
 
 
@@ -86,7 +88,7 @@ class TrainedRun:
         if not arrays:
             return []
         frames = np.array([len(array) for array in arrays])
-        features = np.zeros((len(arrays), frames.max(), settings.mels), np.float16)
+        features = np.zeros((len(arrays), frames.max(), settings.n_mels), np.float16)
         for row, array in zip(features, arrays, strict=True):
             row[: len(array)] = array
         rows = np.arange(len(arrays))
@@ -193,7 +195,7 @@ def load_run(workdir: Path | str, stage: str | None = None) -> TrainedRun:
         largest_class=1,
         crop=system.encoder.crop,
     )
-    like = jax.eval_shape(lambda key: task.init(key, system.features.mels), jax.random.key(0))
+    like = jax.eval_shape(lambda key: task.init(key, system.features.n_mels), jax.random.key(0))
     with open_checkpoints(workdir, name) as checkpoints:
         state = checkpoints.restore(like)
     return TrainedRun(

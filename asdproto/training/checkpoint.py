@@ -50,7 +50,7 @@ class Checkpoints:
         Args:
           step: Step of the state.
           state: Tree of arrays on the host.
-          about: json-serialisable description.
+          about: json-serializable description.
         """
         named = _named(state)
         shapes = {name: list(np.shape(leaf)) for name, leaf in named.items()}

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from asdproto.training import step as steps
-from asdproto.training.parallel import Devices
+from asdproto.training.devices import Devices
 from asdproto.training.stage import Hyper
 from asdproto.training.state import Packing, Table, Task, TrainState
 
@@ -25,7 +25,7 @@ Loop = Literal["scan", "dispatch"]
 
 
 def default_loop(backend: str | None = None) -> Loop:
-    """``"dispatch"`` on CPU, ``"scan"`` elsewhere: measured by experiments/bench_train.py."""
+    """``"dispatch"`` on CPU, ``"scan"`` elsewhere: measured by experiments/benchmarks/train.py."""
     return "dispatch" if (backend or jax.default_backend()) == "cpu" else "scan"
 
 

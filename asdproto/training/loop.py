@@ -1,11 +1,13 @@
 """The loop of both stages: epochs, checkpoints, metrics, progress; resumable at any step."""
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from asdproto.data.dataset import TrainingData
 from asdproto.training.checkpoint import Checkpoints
-from asdproto.training.epoch import Loop, Programs, default_loop
-from asdproto.training.parallel import Devices
-from asdproto.training.progress import Meter
-from asdproto.training.source import ClipArrays, fits_on, host_epoch
+from asdproto.training.devices import Devices, stack_runs
+from asdproto.training.epoch import Loop, Programs, default_loop, run_epoch
+from asdproto.training.host import fits_on, host_epoch
+from asdproto.training.stage import Hyper
 from asdproto.training.state import Task, TrainState, make_table
 
 _ASK_EVERY = 50  # steps
@@ -32,27 +36,6 @@ class CollapseWarning(UserWarning):
     """The loss reached zero: there is nothing left to learn from."""
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainingData:
-    """The training clips of a run.
-
-    Attributes:
-      clips: Their features on the host.
-      labels: int32, shape ``[clips]``, attribute classes.
-      num_classes: Attribute classes.
-      mean: float64, shape ``[mels]``.
-      deviation: float64, shape ``[mels]``.
-      resident: Whether features live on the devices; decided by their memory when ``None``.
-    """
-
-    clips: ClipArrays
-    labels: np.ndarray
-    num_classes: int
-    mean: np.ndarray
-    deviation: np.ndarray
-    resident: bool | None = None
-
-
 @dataclasses.dataclass
 class StageRun:
     """How a stage runs, apart from what it computes.
@@ -60,7 +43,7 @@ class StageRun:
     Attributes:
       name: ``"pretrain"``, ``"finetune"`` or any other name for files and logs.
       checkpoints: Where states are kept; ``None`` keeps none.
-      about: json-serialisable description saved with each checkpoint.
+      about: json-serializable description saved with each checkpoint.
       metrics: jsonl file to append one line an epoch to; ``None`` for none.
       save_seconds: Time between checkpoints; 0 saves after every epoch.
       console: Where progress goes; ``None`` for silence.
@@ -240,3 +223,182 @@ def forget_after(path: Path, stage: str, step: int) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_text("".join(line + "\n" for line in kept))
     os.replace(partial, path)
+
+
+def compile_sweep(task: Task, devices: Devices, unroll: int = 1) -> Any:
+    """Compiled epoch of several runs.
+
+    Args:
+      task: Static description of one run; laid out for one device.
+      devices: Where the runs go.
+      unroll: Steps per turn of the loop.
+
+    Returns:
+      ``(states, features, table, keys, hypers) -> (states, losses)``. On one device, states, keys,
+      hypers and losses have a leading axis of runs; on several, two: devices and runs on each.
+    """
+    if task.num_devices != 1:
+        raise ValueError(
+            f"a sweep's runs take one device each, found num_devices={task.num_devices}"
+        )
+
+    def one(state, features, table, key, hyper):
+        return run_epoch(task, state, features, table, key, hyper, unroll=unroll)
+
+    in_axes = (0, None, None, 0, 0)
+    return devices.compile_runs(jax.vmap(one, in_axes=in_axes), in_axes=in_axes)
+
+
+def train_sweep(
+    task: Task,
+    data: TrainingData,
+    devices: Devices,
+    states: list[TrainState],
+    keys: list[jax.Array],
+    hypers: list[Hyper],
+    run: StageRun,
+) -> list[TrainState]:
+    """Trains several runs of a stage to their end.
+
+    Args:
+      task: Static description of one run.
+      data: The training clips, shared; resident on every device.
+      devices: Where the runs go; one process.
+      states: State to start each run from.
+      keys: Random key of each run's stage.
+      hypers: Hyper-parameters of each run.
+      run: How it goes; a checkpoint holds all runs.
+
+    Returns:
+      The final states, as NumPy arrays, in order.
+
+    Raises:
+      DivergedError: The loss of some runs became nan or infinite; the message names them. The
+        others are not lost: an earlier checkpoint holds them.
+      ValueError: The lists differ in length, or there are several processes.
+    """
+    runs = len(states)
+    if not runs or len(keys) != runs or len(hypers) != runs:
+        raise ValueError(
+            f"found {runs} states, {len(keys)} keys and {len(hypers)} sets of hyper-parameters; "
+            "expected one of each per run"
+        )
+    if jax.process_count() > 1:
+        raise ValueError("a sweep runs in one process; give each process its own part of the runs")
+    # Devices take equal shares; the last runs are repeated to fill them and dropped at the end.
+    share = -(-runs // devices.count)
+    filled = [min(i, runs - 1) for i in range(share * devices.count)]
+    stacked = stack_runs([states[i] for i in filled])
+    if run.checkpoints is not None and run.checkpoints.latest() is not None:
+        stacked = run.checkpoints.restore(stacked)
+    all_keys = jnp.stack([keys[i] for i in filled])
+    all_hypers = stack_runs([hypers[i] for i in filled])
+    step = int(np.asarray(stacked.step)[0])
+    final = task.stage.total_epochs * task.steps
+    if run.metrics is not None:
+        forget_after(run.metrics, run.name, step)
+
+    def deal(tree: Any) -> Any:
+        if devices.count == 1:
+            return jax.device_put(tree, devices.local[0])
+        shape = (devices.count, share)
+        return devices.shard(jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), tree))
+
+    def gather(tree: Any) -> Any:
+        skip = 1 if devices.count == 1 else 2
+        return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *np.shape(x)[skip:]), tree)
+
+    table, _ = make_table(
+        data.labels, data.clips.usable_frames, data.mean, data.deviation, data.num_classes
+    )
+    program = compile_sweep(task, devices, run.unroll)
+    table, features = devices.replicate((table, data.clips.load()))
+    sharded = deal(stacked)
+    dealt_keys, dealt_hypers = deal(all_keys), deal(all_hypers)
+    meter = Meter(f"{run.name} x {runs}", task.stage.total_epochs, step // task.steps, run.console)
+    saved = time.monotonic()
+    with meter.running():
+        while step < final:
+            started = time.monotonic()
+            sharded, losses = program(sharded, features, table, dealt_keys, dealt_hypers)
+            mean_losses = gather(losses).mean(axis=1)[:runs]
+            step += task.steps
+            seconds = time.monotonic() - started
+            broken = [i for i, loss in enumerate(mean_losses) if not math.isfinite(loss)]
+            if broken:
+                raise DivergedError(
+                    f"{run.name}: the loss of runs {broken} of {runs} became nan or infinite in "
+                    f"epoch {step // task.steps}. Leave them out, or lower their learning rate"
+                )
+            if run.metrics is not None:
+                line = {
+                    "stage": run.name,
+                    "epoch": step // task.steps,
+                    "step": step,
+                    "loss": float(mean_losses.mean()),
+                    "losses": [float(loss) for loss in mean_losses],
+                    "seconds": round(seconds, 4),
+                    "clips_per_second": round(runs * task.steps * task.stage.batch / seconds, 1),
+                }
+                with open(run.metrics, "a") as file:
+                    file.write(json.dumps(line) + "\n")
+            if run.checkpoints is not None and (
+                step == final or time.monotonic() - saved > run.save_seconds
+            ):
+                about = {"stage": run.name, "step": step, **run.about}
+                run.checkpoints.save(step, gather(sharded), about)
+                saved = time.monotonic()
+            meter.epoch(step // task.steps, f"loss {mean_losses.mean():.4f}")
+    if run.checkpoints is not None:
+        run.checkpoints.wait()
+    whole = gather(sharded)
+    return [jax.tree.map(lambda x, i=i: x[i], whole) for i in range(runs)]
+
+
+class Meter:
+    """Reports steps and epochs of one stage.
+
+    Args:
+      title: What runs.
+      total: Epochs.
+      first: Epochs already done.
+      console: Where to; ``None`` for silence.
+    """
+
+    def __init__(self, title: str, total: int, first: int, console: Console | None):
+        self._title, self._total, self._console = title, total, console
+        self._bar: Progress | None = None
+        self._spoken = time.monotonic()
+        if console is not None and console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("epochs"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[figures]}"),
+                console=console,
+            )
+            self._task = self._bar.add_task(title, total=total, completed=first, figures="")
+
+    def epoch(self, done: int, figures: str) -> None:
+        """Says that ``done`` epochs are done, with a few words of figures."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, figures=figures)
+        elif self._console is not None:
+            # A log is read later: ten lines a stage, and one every half minute of silence.
+            tenth = max(1, self._total // 10)
+            if done % tenth == 0 or done == self._total or time.monotonic() - self._spoken > 30:
+                self._console.print(
+                    f"{self._title}: epoch {done}/{self._total}  {figures}", highlight=False
+                )
+                self._spoken = time.monotonic()
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator["Meter"]:
+        """Shows the bar while inside."""
+        if self._bar is None:
+            yield self
+        else:
+            with self._bar:
+                yield self

@@ -28,7 +28,7 @@ from asdproto.training.stage import (
 # Sub-clusters and subspace dimensions a class, as their authors use them.
 SUB_CLUSTERS = 16
 SUBSPACE = 16
-# Centre loss only pulls; on unit vectors its gradient is of the order of the softmax's at 1.
+# Center loss only pulls; on unit vectors its gradient is of the order of the softmax's at 1.
 CENTER_WEIGHT = 0.1
 
 Loss = Callable[[Any, Any, LossInputs], tuple[jax.Array, Any]]
@@ -169,7 +169,7 @@ def _prototypical_network(stage: StageConfig) -> Objective:
 
 
 def _softmax_center(stage: StageConfig) -> Objective:
-    """Softmax, and centre loss to learned centres beside it."""
+    """Softmax, and center loss to learned centers beside it."""
     del stage
 
     def init(key: jax.Array, num_classes: int, dim: int) -> tuple[Any, Any]:
@@ -194,14 +194,14 @@ def _softmax_center(stage: StageConfig) -> Objective:
 
 
 def _vicreg(stage: StageConfig) -> Objective:
-    """Neighbours in an episode, clips of one class, are the two views of each other.
+    """Neighbors in an episode, clips of one class, are the two views of each other.
 
     Unit vectors of D dimensions have components of the size of D^-1/2; they are scaled to 1, which
     is the deviation that the variance term asks for.
     """
     if stage.sampler != "episodes" or stage.shots % 2:
         raise ValueError(
-            f"vicreg pairs neighbours in an episode: found sampler={stage.sampler!r} and "
+            f"vicreg pairs neighbors in an episode: found sampler={stage.sampler!r} and "
             f"shots={stage.shots}; set sampler='episodes' and an even number of shots"
         )
 

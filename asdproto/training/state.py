@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from jax import lax
 
+from asdproto.data.dataset import to_scale
 from asdproto.sampling import ClassMembers, class_members
 from asdproto.training.stage import Objective, StageConfig
 
@@ -25,7 +26,7 @@ class TrainState(NamedTuple):
       step: int32 scalar, steps done in this stage.
       params: ``{"encoder": ..., "loss": ...}``, float32.
       batch_stats: Running statistics of the encoder.
-      optimizer: State of the optimiser.
+      optimizer: State of the optimizer.
       loss_state: State of the loss, such as an adaptive scale; empty for most.
       prototypes: float32, shape ``[classes, 1 + sub_prototypes, dim]``, the epoch's prototypes;
         ``None`` for objectives without.
@@ -65,7 +66,7 @@ class Table(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """Static description of a stage on a data set; compiled code is specialised to it.
+    """Static description of a stage on a data set; compiled code is specialized to it.
 
     Attributes:
       model: Encoder: ``model.apply(variables, crops, train=..., where=...) -> embeddings``, with
@@ -168,7 +169,7 @@ class Task:
           key: Random key for parameters of the loss.
 
         Returns:
-          State at step 0 with a fresh optimiser.
+          State at step 0 with a fresh optimizer.
         """
         loss_params, loss_state = self.objective.init(
             key, self.num_classes, self.model.embedding_dim
@@ -262,7 +263,7 @@ class Packing:
         return self.treedef.unflatten([leaves[index] for index in range(len(self.shapes))])
 
     def pack_state(self, state: TrainState) -> TrainState:
-        """The state with its parameters, and what the optimiser keeps for each, packed."""
+        """The state with its parameters, and what the optimizer keeps for each, packed."""
         return self._map(state, self.treedef, self.pack)
 
     def unpack_state(self, state: TrainState) -> TrainState:
@@ -302,7 +303,6 @@ def make_table(
       The table, as NumPy arrays, and the number of clips in the largest class.
     """
     members = class_members(labels, num_classes)
-    scale = np.where(deviation > 1e-6, 1 / np.maximum(deviation, 1e-6), 1.0)
     table = Table(
         labels=np.asarray(labels, np.int32),
         frames=np.asarray(frames, np.int32),
@@ -310,7 +310,7 @@ def make_table(
         offsets=members.offsets,
         counts=members.counts,
         mean=np.asarray(mean, np.float32),
-        scale=np.asarray(scale, np.float32),
+        scale=to_scale(deviation),
     )
     return table, members.largest
 

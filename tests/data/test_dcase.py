@@ -7,15 +7,8 @@ import numpy as np
 import pytest
 
 from asdproto.data.attributes import attribute_pairs, disagreement, read_attributes
-from asdproto.data.dcase import (
-    Clip,
-    DataError,
-    assign_classes,
-    class_key,
-    parse_name,
-    scan,
-    survey,
-)
+from asdproto.data.dcase import Clip, assign_classes, class_key, parse_name, scan, survey
+from asdproto.errors import DataError
 
 
 def touch(root, *paths):

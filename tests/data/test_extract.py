@@ -16,13 +16,14 @@ import soundfile
 
 from asdproto import features
 from asdproto.data import extract
-from asdproto.data.dcase import Clip, DataError, scan
+from asdproto.data.dcase import Clip, scan
 from asdproto.data.extract import ExtractionError, build_store
-from asdproto.data.journal import locked
-from asdproto.data.store import StoreError, open_store
+from asdproto.data.store import open_store
+from asdproto.errors import DataError, StoreError
 from asdproto.features import FeatureSettings, file_features
+from asdproto.files import locked
 
-SETTINGS = FeatureSettings(mels=16, window=512, hop=256)
+SETTINGS = FeatureSettings(n_mels=16, n_fft=512, hop_length=256)
 
 
 def collection(root, number=6, seconds=0.2, seed=0):
@@ -106,7 +107,9 @@ def test_a_finished_store_of_something_else_is_refused(tmp_path):
         assert caught.value.file == str(tmp_path / "store")
         assert "Choose another folder, or delete this one" in caught.value.remedy
 
-    refused("mels is 16 in the store, 20 asked", settings=dataclasses.replace(SETTINGS, mels=20))
+    refused(
+        "n_mels is 16 in the store, 20 asked", settings=dataclasses.replace(SETTINGS, n_mels=20)
+    )
     refused("float16 features, float32 asked", dtype="float32")
     refused(r"1 no longer in the collection \(.*_0005_v_2.wav\)", clips=clips[:-1])
     refused(
@@ -258,7 +261,7 @@ def test_stopped_in_the_last_step(tmp_path, monkeypatch, step):
 def test_one_process_at_a_time(tmp_path):
     clips = collection(tmp_path / "data")
     (tmp_path / "store").mkdir()
-    with locked(tmp_path / "store"), pytest.raises(StoreError, match="another process"):
+    with locked(tmp_path / "store", "lock"), pytest.raises(StoreError, match="another process"):
         build(clips, tmp_path)
     build(clips, tmp_path)
 
@@ -280,7 +283,7 @@ def test_folders_and_arguments_that_are_refused(tmp_path):
     with pytest.raises(StoreError, match="'int8'"):
         build(clips, tmp_path, dtype="int8")
     with pytest.raises(ValueError, match="mel filters are narrower"):
-        build_store(clips, tmp_path / "data", tmp_path / "store", FeatureSettings(mels=600))
+        build_store(clips, tmp_path / "data", tmp_path / "store", FeatureSettings(n_mels=600))
     assert not (tmp_path / "store").exists()
 
 
@@ -309,7 +312,7 @@ SCRIPT = textwrap.dedent(
     # Workers import this file as well, so they are slow too.
     features.file_features = slow
     if __name__ == "__main__":
-        settings = features.FeatureSettings(mels=16, window=512, hop=256)
+        settings = features.FeatureSettings(n_mels=16, n_fft=512, hop_length=256)
         build_store(scan(root), root, store, settings, workers=workers, progress=False)
     """
 )

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from asdproto.data.dcase import Clip
-from asdproto.data.store import StoreError, open_store, write_store
+from asdproto.data.store import open_store, write_store
+from asdproto.errors import StoreError
 from asdproto.features import FeatureSettings
 
-SETTINGS = FeatureSettings(mels=8)
+SETTINGS = FeatureSettings(n_mels=8)
 
 
 def clips(number):
@@ -70,12 +71,12 @@ def test_permissions_are_those_of_any_other_file(tmp_path):
 
 def test_other_settings_are_refused_and_the_difference_named(tmp_path):
     write_store(tmp_path / "s", arrays(), clips(3), settings=SETTINGS)
-    other = dataclasses.replace(SETTINGS, scale="mel", hop=256)
+    other = dataclasses.replace(SETTINGS, scale="mel", hop_length=256)
     with pytest.raises(StoreError, match="other settings") as caught:
         open_store(tmp_path / "s", expect=other)
     assert "hop is 512 in the store, 256 asked for" in caught.value.found
     assert "scale is 'inverted' in the store, 'mel' asked for" in caught.value.found
-    assert "mels" not in caught.value.found
+    assert "n_mels" not in caught.value.found
     assert "delete this one" in caught.value.remedy
     with pytest.raises(StoreError, match="mels is 8 in the store, nothing asked for"):
         open_store(tmp_path / "s", expect={})

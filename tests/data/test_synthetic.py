@@ -13,11 +13,12 @@ import scipy.signal
 import soundfile
 
 from asdproto.data.attributes import disagreement, read_attributes
-from asdproto.data.dcase import DataError, parse_name, scan
+from asdproto.data.dcase import parse_name, scan
 from asdproto.data.synthetic import FAULTS, MACHINES, SECTIONS, synthesize, writer
 from asdproto.data.synthetic.facts import attribute_strings
 from asdproto.data.synthetic.physics import RATE, to_sound
 from asdproto.data.synthetic.plan import dry_machine, make_shot, plan_group, render
+from asdproto.errors import DataError
 
 # Defects pass this often in a turn of the shaft.
 OUTER_RACE_RATE, INNER_RACE_RATE = 3.58, 5.42
@@ -340,10 +341,10 @@ def envelope_spectrum(x, low, high):
     return np.fft.rfftfreq(len(x), 1 / RATE), spectrum
 
 
-def peak_near(hz, spectrum, centre, width=0.03):
+def peak_near(hz, spectrum, center, width=0.03):
     """Largest amplitude within a share of a frequency, relative to the surroundings' median."""
-    near = np.abs(hz / centre - 1) < width
-    around = (hz > 0.5 * centre) & (hz < 1.5 * centre)
+    near = np.abs(hz / center - 1) < width
+    around = (hz > 0.5 * center) & (hz < 1.5 * center)
     return spectrum[near].max() / np.median(spectrum[around])
 
 

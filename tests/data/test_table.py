@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from asdproto.data.dcase import Clip, DataError
+from asdproto.data.dcase import Clip
 from asdproto.data.store import write_store
 from asdproto.data.table import (
     TableError,
@@ -10,6 +10,7 @@ from asdproto.data.table import (
     survey_table,
     write_table,
 )
+from asdproto.errors import DataError
 
 HEADER = "file,machine_type,section,domain,split,state,attributes\n"
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from asdproto.config import ConfigError
-from asdproto.data.errors import DataError
+from asdproto.errors import DataError
 from asdproto.systems.prototype import EncoderConfig
 from experiments import ablation, two_stage
 from tests.experiments.collection import write_collection
@@ -60,7 +60,7 @@ def test_rows_that_share_their_pre_training_share_it():
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::asdproto.thresholds.ThresholdWarning")
+@pytest.mark.filterwarnings("ignore::asdproto.scoring.thresholds.ThresholdWarning")
 def test_a_row_is_the_run_of_the_paper_and_nothing_is_trained_twice(places, capsys):
     result = ablation.main(_arguments(places, "three", "--table", "3", "--seeds", "1"))
     assert "Pre-train" in capsys.readouterr().out

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from asdproto.data.errors import DataError
+from asdproto.errors import DataError
 from experiments import autoencoder
 from tests.experiments.collection import write_collection
 

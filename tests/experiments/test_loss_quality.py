@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments import bench_losses
+from experiments.benchmarks import losses as bench_losses
 from tests.experiments.collection import write_collection
 
 pytestmark = pytest.mark.slow

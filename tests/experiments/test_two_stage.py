@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from asdproto.config import override
+from asdproto.data.dataset import prepare
 from asdproto.data.store import open_store
 from asdproto.systems import prototype
-from asdproto.systems.dataset import prepare
 from asdproto.training.checkpoint import Checkpoints
-from asdproto.training.parallel import use_devices
+from asdproto.training.devices import use_devices
 from asdproto.training.state import TrainState
 from experiments import common, two_stage
 from tests.experiments.collection import TEST, write_collection
@@ -129,7 +129,7 @@ def final_state(workdir: Path, features: Path, stage: str) -> TrainState:
     checkpoints = Checkpoints(workdir / "checkpoints" / stage)
     try:
         assert checkpoints.latest() == EPOCHS[stage] * task.steps
-        return checkpoints.restore(task.init(jax.random.key(0), system.features.mels))
+        return checkpoints.restore(task.init(jax.random.key(0), system.features.n_mels))
     finally:
         checkpoints.close()
 
@@ -161,7 +161,7 @@ def test_a_run_leaves_all_its_files(finished):
 
     config = json.loads((finished / "config.json").read_text())
     assert config["system"]["encoder"]["width"] == 4
-    assert config["system"]["features"]["mels"] == 128
+    assert config["system"]["features"]["n_mels"] == 128
     assert config["seed"] == 0
     assert len(config["classes"]) == 8
 
@@ -182,8 +182,8 @@ def test_a_run_leaves_all_its_files(finished):
 
 def test_scores_and_figures_belong_together(finished):
     """Every test clip is scored, and the figures are those of the files."""
-    from asdproto.metrics import evaluate
-    from asdproto.scores_io import read_scores
+    from asdproto.results.score_files import read_scores
+    from asdproto.scoring.metrics import evaluate
 
     results = json.loads((finished / "results.json").read_text())
     assert set(results["systems"]) == {"pretrain", "finetune"}

@@ -196,12 +196,12 @@ def vicreg(first, second, *, eps, weights=(25.0, 25.0, 1.0)):
     invariance = [sum((a - b) ** 2) / dim for a, b in zip(first, second, strict=True)]
     variance = covariance = 0.0
     for x in (first, second):
-        centred = x - x.mean(axis=0)
+        centered = x - x.mean(axis=0)
         for d in range(dim):
-            spread = math.sqrt(float(centred[:, d] @ centred[:, d]) / (count - 1) + eps)
+            spread = math.sqrt(float(centered[:, d] @ centered[:, d]) / (count - 1) + eps)
             variance += max(0.0, 1 - spread) / dim / 2
             for e in range(dim):
                 if d != e:
-                    entry = float(centred[:, d] @ centred[:, e]) / (count - 1)
+                    entry = float(centered[:, d] @ centered[:, e]) / (count - 1)
                     covariance += entry**2 / dim
     return weights[0] * np.array(invariance), weights[1] * variance, weights[2] * covariance

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from asdproto.training.checkpoint import Checkpoints, _named
+from asdproto.training.devices import use_devices
 from asdproto.training.loop import StageRun
-from asdproto.training.parallel import use_devices
 from tests.multiprocess.worker import SHAPES, STAGES, STOP, train
 
 pytestmark = pytest.mark.slow

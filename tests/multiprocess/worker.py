@@ -15,8 +15,8 @@ import numpy as np
 
 from asdproto.training import loop as loops
 from asdproto.training.checkpoint import Checkpoints, _named
+from asdproto.training.devices import Devices, start_distributed, use_devices
 from asdproto.training.loop import StageRun, train_stage
-from asdproto.training.parallel import Devices, start_distributed, use_devices
 from tests.training import tiny
 
 STAGES = ("pretrain", "finetune")

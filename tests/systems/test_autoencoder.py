@@ -18,7 +18,7 @@ from asdproto.systems.autoencoder import (
 )
 
 MELS, CONTEXT = 8, 5
-CONFIG = AutoEncoderConfig(epochs=3, batch=64, held_out=0.0, standardise=True)
+CONFIG = AutoEncoderConfig(epochs=3, batch=64, held_out=0.0, standardize=True)
 
 
 def clips(count, seed, longest=40, odd=False):
@@ -55,7 +55,7 @@ def result():
 
 
 def forward(variables, x, batch_statistics=False):
-    """Reconstruction in float64, and the mean and variance that each layer normalised by."""
+    """Reconstruction in float64, and the mean and variance that each layer normalized by."""
     params, running = variables["params"], variables["batch_stats"]
     used = []
     for layer in range(1, 10):
@@ -89,11 +89,11 @@ def oracle_scores(variables, features, frames, mean, deviation):
     return np.array(scores)
 
 
-@pytest.mark.parametrize("standardise", [True, False])
-def test_scores_are_the_mean_squared_errors_of_a_numpy_forward_pass(standardise):
-    config = dataclasses.replace(CONFIG, standardise=standardise)
+@pytest.mark.parametrize("standardize", [True, False])
+def test_scores_are_the_mean_squared_errors_of_a_numpy_forward_pass(standardize):
+    config = dataclasses.replace(CONFIG, standardize=standardize)
     found = run(config)
-    mean, deviation = moments(TRAIN, TRAIN_FRAMES) if standardise else (0.0, np.ones(MELS))
+    mean, deviation = moments(TRAIN, TRAIN_FRAMES) if standardize else (0.0, np.ones(MELS))
     # float32 against float64 through ten layers.
     for scores, data in (
         (found.train_scores, (TRAIN, TRAIN_FRAMES)),
@@ -176,7 +176,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(result):
     assert np.all(run(seed=1).test_scores != result.test_scores)
 
 
-def test_standardised_features_may_be_shifted(result):
+def test_standardized_features_may_be_shifted(result):
     # A gain in dB moves every band alike; the network sees the same but for rounding.
     moved = run(train=TRAIN + np.float32(10), test=TEST + np.float32(10))
     np.testing.assert_allclose(moved.test_scores, result.test_scores, rtol=1e-2)
@@ -266,7 +266,7 @@ def test_nan_features_stop_the_run_at_once():
     broken = TRAIN.copy()
     broken[2, 3] = np.nan
     with pytest.raises(FloatingPointError, match=r"epoch 1 .* nan and inf"):
-        run(dataclasses.replace(CONFIG, standardise=False), train=broken)
+        run(dataclasses.replace(CONFIG, standardize=False), train=broken)
 
 
 @pytest.mark.parametrize(

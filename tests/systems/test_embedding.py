@@ -1,8 +1,8 @@
 import jax
 import numpy as np
 
+from asdproto.data.dataset import ClipArrays
 from asdproto.systems.embedding import training_batch_stats
-from asdproto.training.source import ClipArrays
 from tests.training import tiny
 
 

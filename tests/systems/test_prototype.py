@@ -8,16 +8,16 @@ import pytest
 import soundfile
 
 from asdproto.config import override
-from asdproto.data.dcase import Clip, DataError
+from asdproto.data.dataset import ClipArrays, prepare
+from asdproto.data.dcase import Clip
 from asdproto.data.extract import build_store
 from asdproto.data.store import write_store
+from asdproto.errors import DataError
 from asdproto.features import FeatureSettings
-from asdproto.systems.dataset import prepare
 from asdproto.systems.embedding import embed_clips, window_starts
 from asdproto.systems.prototype import PrototypeSystem, RunOptions
 from asdproto.systems.trained import load_run
-from asdproto.training.parallel import use_devices
-from asdproto.training.source import ClipArrays
+from asdproto.training.devices import use_devices
 from experiments import two_stage
 from tests.training import tiny
 
@@ -79,7 +79,7 @@ NORMAL = ("fan", "00", "source", "train", "normal")
 )
 def test_unusable_collections_are_refused(tmp_path, clips, message):
     features = np.zeros((len(clips), 9, 4), np.float32)
-    store = write_store(tmp_path / "s", features, clips, settings={"mels": 4}, dtype="float32")
+    store = write_store(tmp_path / "s", features, clips, settings={"n_mels": 4}, dtype="float32")
     with pytest.raises(DataError, match=message):
         prepare(store, 8)
 

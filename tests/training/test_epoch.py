@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from asdproto.data.dataset import ClipArrays, tile_to
 from asdproto.training import loop as loops
 from asdproto.training.checkpoint import CheckpointError, Checkpoints
+from asdproto.training.devices import Devices, start_distributed, use_devices
 from asdproto.training.epoch import Programs
-from asdproto.training.loop import DivergedError, StageRun, train_stage
-from asdproto.training.parallel import Devices, start_distributed, use_devices
-from asdproto.training.source import ClipArrays, fits_on, tile_to
+from asdproto.training.host import fits_on
+from asdproto.training.loop import DivergedError, StageRun, train_stage, train_sweep
 from asdproto.training.state import make_table
-from asdproto.training.sweep import train_sweep
 from tests.training import tiny
 
 DATA = tiny.make_data()
@@ -52,7 +52,7 @@ def reference(request, tmp_path_factory):
 
 
 # Float32 sums in another order differ by 1e-7 of their size; 9 to 12 steps of training, with batch
-# normalisation over 9 examples, make 1e-4 of parameters and 1e-3 of losses out of it.
+# normalization over 9 examples, make 1e-4 of parameters and 1e-3 of losses out of it.
 def _check(reference, state, metrics):
     _, expected, losses = reference
     np.testing.assert_allclose(_losses(metrics), losses, rtol=1e-3)
@@ -285,7 +285,7 @@ def test_devices_are_counted_and_memory_is_asked_for():
 
 
 def test_a_lone_machine_starts_no_cluster(monkeypatch):
-    from asdproto.training import parallel
+    from asdproto.training import devices as parallel
 
     for name in parallel._CLUSTER_HINTS:
         monkeypatch.delenv(name, raising=False)

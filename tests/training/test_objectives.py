@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 
+from asdproto.training.devices import use_devices
 from asdproto.training.loop import StageRun, train_stage
 from asdproto.training.objectives import OBJECTIVES, make_objective
-from asdproto.training.parallel import use_devices
 from asdproto.training.stage import StageConfig
 from tests.training import tiny
 

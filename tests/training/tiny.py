@@ -6,11 +6,10 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from asdproto.data.dataset import ClipArrays, TrainingData
 from asdproto.models.normalization import BatchNorm
 from asdproto.prototypes import l2_normalize
-from asdproto.training.loop import TrainingData
-from asdproto.training.parallel import AXIS, Devices
-from asdproto.training.source import ClipArrays
+from asdproto.training.devices import AXIS, Devices
 from asdproto.training.stage import StageConfig, mpe_objective, npe_objective
 from asdproto.training.state import Task
 

@@ -14,8 +14,8 @@ VALVE_FAULTS = ("contamination", "leak", "short_stroke", "over_voltage")
 TOY_CAR_FAULTS = ("bent_shaft", "damaged_gear", "deformed_tyre", "over_voltage")
 TOY_TRAIN_FAULTS = ("flat_wheel", "broken_rail", "bent_axle", "over_voltage")
 
-_STROKE = 0.45  # metres
-_PITCH = 0.012  # metres a turn of the screw
+_STROKE = 0.45  # meters
+_PITCH = 0.012  # meters a turn of the screw
 _REST = 0.18  # seconds between strokes
 
 
@@ -133,8 +133,8 @@ def valve(shot: Shot) -> np.ndarray:
     leak = shot.amount("leak")
     if leak:  # air through the closed seat
         rng = shot.rng("fault")
-        centre = np.log2(rng.uniform(2500, 5500))
-        jet = np.exp(-0.5 * ((grid.octave - centre) / 0.45) ** 2)
+        center = np.log2(rng.uniform(2500, 5500))
+        jet = np.exp(-0.5 * ((grid.octave - center) / 0.45) ** 2)
         curve = np.hypot(curve, 0.045 * leak * jet).astype(np.float32)
     spectrum = ph.to_spectrum(sound) + ph.noise_spectrum(hiss, grid, curve)
     corner, fall = _PANELS[shot.attributes.get("panel", "open")]
@@ -251,7 +251,7 @@ def toy_train(shot: Shot) -> np.ndarray:
     own = ph.stream("toy train", model, copy)
     over_voltage = shot.amount("over_voltage")
     pace = 0.055 * float(shot.attributes["spd"]) * (1 + 0.01 * drive.standard_normal())
-    pace *= 1 + 0.02 * over_voltage  # metres a second
+    pace *= 1 + 0.02 * over_voltage  # meters a second
     meet = grid.seconds * (0.5 + 0.03 * drive.standard_normal())
     way = (pace / 0.35 * (grid.time - meet)).astype(np.float32)
     near = 1 / np.sqrt(1 + way * way)

@@ -152,8 +152,8 @@ def resonances(samples: int, modes: tuple[tuple[float, float, float], ...]) -> n
     """
     hz = make_grid(samples).hz.astype(np.float64)
     total = np.zeros(len(hz), np.complex128)
-    for centre, quality, level in modes:
-        ratio = hz / centre
+    for center, quality, level in modes:
+        ratio = hz / center
         total += gain(level) * 1j * ratio / quality / (1 - ratio**2 + 1j * ratio / quality)
     return (total / np.sqrt(np.mean(np.abs(total) ** 2))).astype(np.complex64)
 
@@ -316,8 +316,8 @@ def puff(rng: np.random.Generator, seconds: float, attack: float, tone: float) -
     """
     time = np.arange(max(8, int(seconds * RATE))) / RATE
     white = rng.standard_normal(len(time) + 1).astype(np.float32)
-    coloured = white[1:] - np.float32(np.clip(tone, -0.95, 0.95)) * white[:-1]
-    return coloured * ((1 - np.exp(-time / attack)) * np.exp(-6.9 * time / seconds)).astype(
+    colored = white[1:] - np.float32(np.clip(tone, -0.95, 0.95)) * white[:-1]
+    return colored * ((1 - np.exp(-time / attack)) * np.exp(-6.9 * time / seconds)).astype(
         np.float32
     )
 

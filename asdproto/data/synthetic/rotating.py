@@ -96,10 +96,10 @@ def gearbox(shot: Shot) -> np.ndarray:
     fast_side = unit.uniform(0.1, 0.25) * (1 + wear) / (1 + np.abs(side))
     ratio = teeth / pinion
     for number, height in enumerate(mesh, start=1):
-        centre = number * teeth
+        center = number * teeth
         for offset, low, high in zip(side, slow_side, fast_side, strict=True):
-            partials[centre + offset - 1] += height * (1.0 if offset == 0 else low)
-            partials[centre + round(offset * ratio) - 1] += height * high * (offset != 0)
+            partials[center + offset - 1] += height * (1.0 if offset == 0 else low)
+            partials[center + round(offset * ratio) - 1] += height * high * (offset != 0)
     # The motor ahead of the pinion: brush and slot tones.
     motor = np.arange(1, 10) * pinion * 12
     motor_level = 0.25 * unit.lognormal(0, 0.6, 9) / (1 + motor * nominal / 1500)

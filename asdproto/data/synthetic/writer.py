@@ -28,11 +28,11 @@ from pathlib import Path
 from typing import Any
 
 from asdproto.data.attributes import attribute_pairs
-from asdproto.data.errors import DataError
-from asdproto.data.store import sync_folder, write_atomically
 from asdproto.data.synthetic.facts import DOMAINS, MACHINES, SECTIONS, attribute_strings
 from asdproto.data.synthetic.physics import RATE
 from asdproto.data.synthetic.plan import Order, plan_group, render
+from asdproto.errors import DataError
+from asdproto.files import sync_folder, write_atomically
 
 MANIFEST = "synthetic.json"
 FAULTS_TABLE = "faults.csv"
@@ -217,7 +217,7 @@ def _check_folder(out: Path, settings: dict[str, Any]) -> bool:
             manifest,
             f"no readable record ({error})",
             "the settings of a synthetic data set",
-            "Delete the folder and synthesise again, or choose another one.",
+            "Delete the folder and synthesize again, or choose another one.",
         ) from None
     differing = [name for name in {**settings, **old} if settings.get(name) != old.get(name)]
     if differing:
@@ -437,7 +437,7 @@ def _bar(show: bool, total: int, done: int) -> Iterator[Any]:
         console=Console(stderr=True),
         disable=not show,
     ) as bar:
-        task = bar.add_task("Synthesising", total=total, completed=done)
+        task = bar.add_task("Synthesizing", total=total, completed=done)
         if done and show:
             bar.console.print(f"{done} of {total} clips are made already.", highlight=False)
         yield lambda: bar.advance(task)

@@ -1,0 +1,227 @@
+"""A feature store as the systems see it: training and test clips, attribute classes, statistics."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from asdproto.data.dcase import Clip, assign_classes
+from asdproto.data.store import FeatureStore
+from asdproto.errors import DataError
+
+
+def tile_to(frames: np.ndarray, length: int) -> np.ndarray:
+    """Repeats a clip shorter than ``length`` frames until it has as many, axis 0."""
+    if len(frames) >= length:
+        return frames
+    return np.take(frames, np.arange(length) % len(frames), axis=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipArrays:
+    """Features of chosen clips on the host, usually a part of a memory map.
+
+    Attributes:
+      features: Floating, shape ``[all clips, max_frames, mels]``.
+      rows: Integer, shape ``[clips]``, the chosen rows.
+      frames: Integer, shape ``[clips]``, frames of the chosen clips.
+      crop: Frames of a crop; shorter clips are repeated up to it.
+    """
+
+    features: np.ndarray
+    rows: np.ndarray
+    frames: np.ndarray
+    crop: int
+
+    def __post_init__(self) -> None:
+        if np.size(self.frames) and np.min(self.frames) < 1:
+            raise ValueError(
+                f"clip {int(np.argmin(self.frames))} has no frames; expected 1 or more"
+            )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def usable_frames(self) -> np.ndarray:
+        """int32, shape ``[clips]``: frames after short clips are repeated."""
+        return np.maximum(self.frames, self.crop).astype(np.int32)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the chosen clips once they are in memory."""
+        shape = (len(self), self._longest(), self.features.shape[2])
+        return int(np.prod(shape)) * self.features.dtype.itemsize
+
+    def _longest(self) -> int:
+        return int(self.usable_frames.max(initial=self.crop))
+
+    def load(self) -> np.ndarray:
+        """All chosen clips, shape ``[clips, longest, mels]``, zeros after a clip's end."""
+        longest = self._longest()
+        out = np.zeros((len(self), longest, self.features.shape[2]), self.features.dtype)
+        for index, (row, frames) in enumerate(zip(self.rows, self.frames, strict=True)):
+            clip = tile_to(self.features[row, :frames], self.crop)
+            out[index, : len(clip)] = clip
+        return out
+
+    def crops(self, clips: np.ndarray, starts: np.ndarray) -> np.ndarray:
+        """Gathers crops, shape ``[batch, crop, mels]``."""
+        out = np.empty((len(clips), self.crop, self.features.shape[2]), self.features.dtype)
+        for index, (clip, start) in enumerate(zip(clips, starts, strict=True)):
+            frames = self.frames[clip]
+            if frames >= self.crop:
+                out[index] = self.features[self.rows[clip], start : start + self.crop]
+            else:
+                out[index] = tile_to(self.features[self.rows[clip], :frames], self.crop)
+        return out
+
+    def statistics(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of every mel band over all frames, float64 ``[mels]``."""
+        count, total, squares = 0, 0.0, 0.0
+        for row, frames in zip(self.rows, self.frames, strict=True):
+            clip = np.asarray(self.features[row, :frames], np.float64)
+            count += len(clip)
+            total = total + clip.sum(axis=0)
+            squares = squares + np.square(clip).sum(axis=0)
+        mean = np.asarray(total) / max(count, 1)
+        return mean, np.sqrt(np.maximum(np.asarray(squares) / max(count, 1) - mean**2, 0))
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingData:
+    """The training clips of a run.
+
+    Attributes:
+      clips: Their features on the host.
+      labels: int32, shape ``[clips]``, attribute classes.
+      num_classes: Attribute classes.
+      mean: float64, shape ``[mels]``.
+      deviation: float64, shape ``[mels]``.
+      resident: Whether features live on the devices; decided by their memory when ``None``.
+    """
+
+    clips: ClipArrays
+    labels: np.ndarray
+    num_classes: int
+    mean: np.ndarray
+    deviation: np.ndarray
+    resident: bool | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A feature store as training and scoring see it.
+
+    Attributes:
+      train: Features of the training clips.
+      test: Features of the test clips.
+      train_clips: The training clips.
+      test_clips: The test clips.
+      labels: int32, attribute class of each training clip.
+      classes: The attribute classes.
+      mean: float64, shape ``[mels]``, over training frames.
+      deviation: float64, shape ``[mels]``.
+    """
+
+    train: ClipArrays
+    test: ClipArrays
+    train_clips: list[Clip]
+    test_clips: list[Clip]
+    labels: np.ndarray
+    classes: list[tuple]
+    mean: np.ndarray
+    deviation: np.ndarray
+
+    @property
+    def scale(self) -> np.ndarray:
+        """float32, shape ``[mels]``, what standardized features are multiplied by."""
+        return to_scale(self.deviation)
+
+    def training_data(self, resident: bool | None = None) -> TrainingData:
+        """What the training loop takes."""
+        return TrainingData(
+            self.train, self.labels, len(self.classes), self.mean, self.deviation, resident
+        )
+
+
+def prepare(store: FeatureStore, crop: int, machines: Sequence[str] | None = None) -> Dataset:
+    """Splits a store into training and test clips and assigns attribute classes.
+
+    Args:
+      store: The features.
+      crop: Frames of a crop.
+      machines: Machine types to keep; all when ``None``.
+
+    Returns:
+      The data set.
+
+    Raises:
+      DataError: There are no training clips, one is an anomaly, or they are of one class only.
+    """
+    kept = [
+        index
+        for index, clip in enumerate(store.clips)
+        if machines is None or clip.machine_type in machines
+    ]
+    train = [index for index in kept if store.clips[index].split == "train"]
+    test = [index for index in kept if store.clips[index].split == "test"]
+    if not train:
+        raise DataError(
+            store.root,
+            f"no training clips among {len(kept)}",
+            "normal clips with split 'train'",
+            "Check the collection with: python -m asdproto validate",
+        )
+    for index in train:
+        if store.clips[index].state == "anomaly":
+            raise DataError(
+                store.clips[index].path,
+                "an anomaly in the training split",
+                "normal clips only",
+                "Move it to the test split, or correct its state.",
+            )
+    train_clips = [store.clips[index] for index in train]
+    labels, classes = assign_classes(train_clips)
+    if len(classes) < 2:
+        raise DataError(
+            store.root,
+            f"{len(classes)} attribute class among {len(train)} training clips",
+            "at least 2, since prototypes are learned by telling classes apart",
+            "Add clips of other sections, operating conditions or machine types.",
+        )
+
+    def arrays(rows: list[int]) -> ClipArrays:
+        chosen = np.asarray(rows, np.int64)
+        return ClipArrays(store.features, chosen, store.frames[chosen], crop)
+
+    data = arrays(train)
+    mean, deviation = data.statistics()
+    return Dataset(
+        train=data,
+        test=arrays(test),
+        train_clips=train_clips,
+        test_clips=[store.clips[index] for index in test],
+        labels=labels,
+        classes=classes,
+        mean=mean,
+        deviation=deviation,
+    )
+
+
+def to_scale(deviation: np.ndarray) -> np.ndarray:
+    """What features are multiplied by for unit deviation; bands that never move stay as they are.
+
+    Args:
+      deviation: Floating, shape ``[mels]``.
+
+    Returns:
+      float32, shape ``[mels]``.
+    """
+    scale = np.where(deviation > 1e-6, 1 / np.maximum(deviation, 1e-6), 1.0)
+    return np.asarray(scale, np.float32)
+
+
+def section_keys(clips: Sequence[Clip]) -> list[tuple[str, str]]:
+    """(machine type, section) of each clip: what is scored together."""
+    return [(clip.machine_type, clip.section) for clip in clips]

@@ -1,0 +1,271 @@
+"""Pictures of a run as SVG text, drawn with matplotlib.
+
+A picture is drawn in stand-in colors that are then replaced by CSS variables, so that it follows
+the light or dark colors of the page it is put into. No text that comes from a file is drawn.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from asdproto.scoring.metrics import SectionScores
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Stand-in color -> CSS variable of the page; each must differ from every other.
+INK, FAINT, NORMAL, ANOMALY = "#010203", "#040506", "#070809", "#0a0b0c"
+SOURCE, TARGET, ALL = "#0d0e0f", "#101112", "#131415"
+_VARIABLES = {
+    INK: "var(--ink)",
+    FAINT: "var(--faint)",
+    NORMAL: "var(--normal)",
+    ANOMALY: "var(--anomaly)",
+    SOURCE: "var(--source)",
+    TARGET: "var(--target)",
+    ALL: "var(--all)",
+}
+
+
+class MissingLibrary(ImportError):
+    """matplotlib is not installed."""
+
+
+def section_figure(
+    table: SectionScores, *, threshold: float | None = None, max_fpr: float = 0.1
+) -> str:
+    """Score histograms and ROC curves of one section.
+
+    Above the axis the clips of the source domain, below it those of the target domain; the
+    outermost bins hold what lies beyond them. The ROC curves of a domain compare its normal clips
+    with the anomalies of both domains, as its AUC does; the area that pAUC measures is shaded.
+
+    Args:
+      table: Scores and ground truth.
+      threshold: Decision threshold on the scores, or None.
+      max_fpr: Upper end of the false-positive rates of pAUC.
+
+    Returns:
+      An ``<svg>`` element.
+
+    Raises:
+      MissingLibrary: matplotlib is not installed.
+    """
+    figure = _figure(3.3, 4.7)
+    upper = figure.add_axes((0.14, 0.655, 0.84, 0.335))
+    lower = figure.add_axes((0.14, 0.085, 0.84, 0.475))
+    _histogram(upper, table, threshold)
+    _roc(lower, table, max_fpr)
+    return _svg(figure)
+
+
+def training_figure(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Loss and learning rate of one training stage over its epochs.
+
+    Args:
+      rows: Lines of ``metrics.jsonl`` of one stage, in order, with ``epoch``, ``loss`` and
+        ``learning_rate``.
+
+    Returns:
+      An ``<svg>`` element.
+
+    Raises:
+      MissingLibrary: matplotlib is not installed.
+    """
+    figure = _figure(5.2, 3.4)
+    from matplotlib.ticker import MaxNLocator
+
+    upper = figure.add_axes((0.12, 0.46, 0.87, 0.52))
+    lower = figure.add_axes((0.12, 0.14, 0.87, 0.27), sharex=upper)
+    upper.tick_params(labelbottom=False)
+    epochs = [float(row["epoch"]) for row in rows]
+    losses = [float(row["loss"]) if row["loss"] is not None else np.nan for row in rows]
+    style: dict[str, Any] = {
+        "linewidth": 1.6,
+        "marker": "o" if len(rows) < 3 else "",
+        "markersize": 4,
+    }
+    upper.plot(epochs, losses, color=SOURCE, **style)
+    upper.set_ylabel("loss")
+    lower.step(
+        epochs, [float(row["learning_rate"]) for row in rows], where="post", color=TARGET, **style
+    )
+    lower.set_yscale("log")
+    lower.set_ylabel("learning rate")
+    lower.set_xlabel("epoch")
+    lower.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.align_ylabels()
+    return _svg(figure)
+
+
+def map_figure(train: np.ndarray, test: np.ndarray, anomaly: np.ndarray, target: np.ndarray) -> str:
+    """Where a machine type's clips lie in a plane.
+
+    Args:
+      train: Floating, shape ``[n, 2]``.
+      test: Floating, shape ``[m, 2]``.
+      anomaly: bool, shape ``[m]``.
+      target: bool, shape ``[m]``: clips of the target domain, drawn as triangles.
+
+    Returns:
+      An ``<svg>`` element.
+
+    Raises:
+      MissingLibrary: matplotlib is not installed.
+    """
+    figure = _figure(3.3, 3.1)
+    axes = figure.add_axes((0.02, 0.02, 0.96, 0.96))
+    axes.scatter(train[:, 0], train[:, 1], s=7, color=FAINT, linewidths=0)
+    for wanted, color in ((False, NORMAL), (True, ANOMALY)):
+        for shifted, marker in ((False, "o"), (True, "^")):
+            chosen = (anomaly == wanted) & (target == shifted)
+            x, y = test[chosen].T
+            axes.scatter(x, y, s=14, marker=marker, color=color, alpha=0.75, linewidths=0)
+    # The axes have no meaning of their own, but a distance means the same along both.
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    return _svg(figure)
+
+
+def histogram_edges(scores: np.ndarray, bins: int = 28) -> tuple[np.ndarray, bool]:
+    """Bin edges that span all but the outermost percent of the scores on either side.
+
+    Args:
+      scores: Floating, shape ``[n]``.
+      bins: Number of bins.
+
+    Returns:
+      float64, shape ``[bins + 1]``, increasing, and whether they are spaced in logarithms, as
+      suits positive scores most of which would otherwise fall into one bin.
+    """
+    low, middle, high = np.quantile(scores, [0.01, 0.5, 0.99])
+    if high - low <= 1e-12 * max(1.0, abs(low), abs(high)):
+        return np.linspace(low - 0.5, high + 0.5, bins + 1), False
+    if low > 0 and middle - low < (high - low) / 8:
+        return np.geomspace(low, high, bins + 1), True
+    return np.linspace(low, high, bins + 1), False
+
+
+def _histogram(axes: Axes, table: SectionScores, threshold: float | None) -> None:
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+    edges, logarithmic = histogram_edges(table.scores)
+    clipped = np.clip(table.scores, edges[0], edges[-1])
+    tallest = 1
+    for domain, sign in (("source", 1), ("target", -1)):
+        for anomaly, color in ((False, NORMAL), (True, ANOMALY)):
+            chosen = table.in_domain(domain) & (table.anomaly == anomaly)
+            counts = np.histogram(clipped[chosen], edges)[0]
+            tallest = max(tallest, int(counts.max()))
+            axes.stairs(sign * counts, edges, fill=True, color=color, alpha=0.45)
+            axes.stairs(sign * counts, edges, color=color, linewidth=1.0)
+        axes.text(
+            -0.135,
+            0.5 + sign * 0.25,
+            domain,
+            transform=axes.transAxes,
+            rotation=90,
+            ha="center",
+            va="center",
+            color=INK,
+            fontsize=8.5,
+        )
+    axes.set_ylim(-1.1 * tallest, 1.1 * tallest)
+    axes.axhline(0.0, color=INK, linewidth=0.8)
+    if threshold is not None:
+        place = min(max(threshold, edges[0]), edges[-1])
+        axes.axvline(place, color=INK, linestyle=(0, (4, 2)), linewidth=1.2)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{abs(value):.0f}")
+    if logarithmic:
+        axes.set_xscale("log")
+        # Decades alone where there are several, else the steps between them too.
+        steps = (1.0, 2.0, 5.0) if edges[-1] < 80.0 * edges[0] else (1.0,)
+        axes.xaxis.set_major_locator(LogLocator(subs=steps, numticks=8))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+    axes.set_xlabel("anomaly score" + (" (logarithmic)" if logarithmic else ""))
+
+
+def _roc(axes: Axes, table: SectionScores, max_fpr: float) -> None:
+    from sklearn.metrics import roc_curve
+
+    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=0.8)
+    axes.axvspan(0.0, max_fpr, color=FAINT, alpha=0.18, linewidth=0)
+    every = np.ones(len(table.files), bool)
+    for chosen, color, width in (
+        (every, ALL, 1.0),
+        (table.anomaly | table.in_domain("source"), SOURCE, 1.6),
+        (table.anomaly | table.in_domain("target"), TARGET, 1.6),
+    ):
+        anomaly = table.anomaly[chosen]
+        if not anomaly.any() or anomaly.all():
+            continue
+        fpr, tpr, _ = roc_curve(anomaly, table.scores[chosen])
+        axes.plot(fpr, tpr, color=color, linewidth=width)
+        if color == ALL:
+            end = np.interp(max_fpr, fpr, tpr)
+            inside = fpr <= max_fpr
+            axes.fill_between(
+                [*fpr[inside], max_fpr], [*tpr[inside], end], color=ALL, alpha=0.35, linewidth=0
+            )
+    axes.set_xlim(-0.01, 1.01)
+    axes.set_ylim(-0.01, 1.01)
+    axes.set_aspect("equal")
+    axes.set_xticks([0, max_fpr, 0.5, 1.0], ["0", f"{max_fpr:g}", "0.5", "1"])
+    axes.set_yticks([0, 0.5, 1.0], ["0", "0.5", "1"])
+    axes.set_xlabel("false-positive rate")
+    axes.set_ylabel("true-positive rate")
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure, made without pyplot: no window, no global state."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingLibrary(
+            "pictures need matplotlib, which is not installed: pip install 'asdproto[report]'"
+        ) from error
+    return Figure(figsize=(width, height))
+
+
+def _svg(figure: Figure) -> str:
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    for axes in figure.axes:
+        axes.set_facecolor("none")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(FAINT)
+        axes.tick_params(colors=INK, labelsize=8, width=0.8)
+        for label in (axes.xaxis.label, axes.yaxis.label):
+            label.set(color=INK, fontsize=8.5)
+    figure.patch.set_alpha(0.0)
+    text = io.StringIO()
+    # Text stays text in the page's own font; ids and dates would differ from run to run.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "asdproto"}):
+        FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None, "Creator": None})
+    return _adopt(text.getvalue())
+
+
+def _adopt(svg: str) -> str:
+    """Makes a stand-alone SVG part of a page: no prologue, the page's size, colors and font."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<(metadata|style)[ >].*?</\1>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'<svg ([^>]*?)width="[^"]*"', r"<svg \1", svg, count=1)
+    svg = re.sub(r'<svg ([^>]*?)height="[^"]*"', r"<svg \1", svg, count=1)
+    # Group ids repeat from picture to picture; only those of clip paths and markers are used.
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
+    for color, variable in _VARIABLES.items():
+        svg = svg.replace(color, variable)
+    return svg.strip()

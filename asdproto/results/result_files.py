@@ -1,0 +1,289 @@
+"""Files of figures: ``result.csv`` in the official layout, json, and how files are written.
+
+Every file is written under a temporary name and moved into place, so none is ever found half done.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from asdproto.errors import DataError
+from asdproto.files import write_atomically
+from asdproto.scoring.metrics import AUC_METRICS, DECISION_METRICS, harmonic_mean
+
+_COLUMNS = {
+    "source_auc": "AUC (source)",
+    "target_auc": "AUC (target)",
+    "pauc": "pAUC",
+    "precision_source": "precision (source)",
+    "precision_target": "precision (target)",
+    "recall_source": "recall (source)",
+    "recall_target": "recall (target)",
+    "f1_source": "F1 score (source)",
+    "f1_target": "F1 score (target)",
+}
+_ARITHMETIC, _HARMONIC = "arithmetic mean", "harmonic mean"
+_OVER_ALL = " over all machine types, sections, and domains"
+
+
+def write_result_csv(path: str | os.PathLike, results: Mapping[str, Any]) -> Path:
+    """Writes the figures of :func:`asdproto.scoring.metrics.evaluate` in the official layout.
+
+    Args:
+      path: File to write.
+      results: As returned by ``evaluate``.
+
+    Returns:
+      The path.
+    """
+    blocks, everything = [], []
+    names: tuple[str, ...] = AUC_METRICS
+    if DECISION_METRICS[0] in results:
+        names += DECISION_METRICS
+    for machine, figures in results["machines"].items():
+        rows = [[values[name] for name in names] for values in figures["sections"].values()]
+        everything += rows
+        blocks.append(
+            [
+                [machine],
+                ["section", *(_COLUMNS[name] for name in names)],
+                *([section, *row] for section, row in zip(figures["sections"], rows, strict=True)),
+                [_ARITHMETIC, *_column_means(rows, _arithmetic_mean)],
+                [_HARMONIC, *_column_means(rows, harmonic_mean)],
+                [],
+            ]
+        )
+    blocks.append(
+        [
+            ["", *(_COLUMNS[name] for name in names)],
+            [_ARITHMETIC + _OVER_ALL, *_column_means(everything, _arithmetic_mean)],
+            [_HARMONIC + _OVER_ALL, *_column_means(everything, harmonic_mean)],
+        ]
+    )
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(row for block in blocks for row in block)
+    return write_text(path, text.getvalue())
+
+
+def read_result_csv(path: str | os.PathLike) -> dict[str, dict[str, dict[str, float]]]:
+    """Reads the machine type blocks of a ``result.csv``, ours or another system's.
+
+    Column titles are compared without regard to case and spaces; columns and rows that this
+    project does not know, such as means over all machine types, are passed over.
+
+    Args:
+      path: The file.
+
+    Returns:
+      ``{machine: {row: {metric: figure}}}``; the rows are sections, ``"arithmetic mean"`` and
+      ``"harmonic mean"``, the metrics those of :func:`asdproto.scoring.metrics.section_metrics`.
+
+    Raises:
+      DataError: The file has no such block, or a figure is not a number.
+    """
+    known = {_bare(title): name for name, title in _COLUMNS.items()}
+    result: dict[str, dict[str, dict[str, float]]] = {}
+    rows = read_rows(path)
+    for index, (line, row) in enumerate(rows):
+        if _bare(row[0]) != "section":
+            continue
+        if index == 0 or len(rows[index - 1][1]) != 1:
+            raise DataError(
+                f"{path}, line {line}",
+                "a header without a machine type above it",
+                "a line with nothing but the machine type's name",
+                "Add the name, or write the file again.",
+            )
+        columns = [known.get(_bare(title)) for title in row]
+        block = result.setdefault(rows[index - 1][1][0], {})
+        for line, cells in rows[index + 1 :]:
+            if len(cells) < len(row) or _bare(cells[0]) == "section":
+                break
+            block[cells[0]] = {
+                name: as_number(path, line, cell)
+                for name, cell in zip(columns, cells, strict=False)
+                if name is not None
+            }
+            if cells[0] == _HARMONIC:
+                break
+    if not result:
+        raise DataError(
+            path,
+            "no block of a machine type",
+            "a line 'section,AUC (source),AUC (target),pAUC' below a machine type's name",
+            "Check that this is a result.csv of DCASE 2022 Task 2.",
+        )
+    return result
+
+
+def largest_difference(
+    results: Mapping[str, Any], reference: Mapping[str, Mapping[str, Mapping[str, float]]]
+) -> tuple[float, str]:
+    """Compares evaluated figures with a ``result.csv``.
+
+    Args:
+      results: As returned by :func:`asdproto.scoring.metrics.evaluate`.
+      reference: As returned by :func:`read_result_csv`.
+
+    Returns:
+      The largest absolute difference over all sections and metrics that either has, and where it
+      is; infinity where one of the two lacks a figure.
+    """
+    worst, where = 0.0, ""
+    machines = results["machines"]
+    for machine in sorted({*machines, *reference}):
+        ours = machines.get(machine, {}).get("sections", {})
+        theirs = {
+            section: figures
+            for section, figures in reference.get(machine, {}).items()
+            if section not in (_ARITHMETIC, _HARMONIC)
+        }
+        for section in sorted({*ours, *theirs}):
+            for name in AUC_METRICS:
+                pair = ours.get(section, {}).get(name), theirs.get(section, {}).get(name)
+                difference = math.inf
+                if pair[0] is not None and pair[1] is not None:
+                    both_undefined = math.isnan(pair[0]) and math.isnan(pair[1])
+                    difference = 0.0 if both_undefined else abs(pair[0] - pair[1])
+                    if math.isnan(difference):
+                        difference = math.inf
+                if difference > worst:
+                    worst, where = difference, f"{machine} section {section} {name}"
+    return worst, where
+
+
+def write_results(path: str | os.PathLike, results: Mapping[str, Any]) -> Path:
+    """Writes figures as json; an undefined figure (nan) becomes ``null``.
+
+    Args:
+      path: File to write.
+      results: Nested dictionaries and lists of numbers and strings.
+
+    Returns:
+      The path.
+    """
+    text = json.dumps(_map_leaves(results, _nan_to_none), indent=2, allow_nan=False)
+    return write_text(path, text + "\n")
+
+
+def read_results(path: str | os.PathLike) -> dict[str, Any]:
+    """Reads what :func:`write_results` wrote; ``null`` becomes nan.
+
+    Args:
+      path: File to read.
+
+    Returns:
+      The nested dictionaries.
+
+    Raises:
+      DataError: The file is not json, or not an object.
+    """
+    try:
+        results = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(
+            path, f"text that is not json ({error})", "a json object", "Evaluate the scores again."
+        ) from None
+    if not isinstance(results, dict):
+        raise DataError(
+            path, f"a json {type(results).__name__}", "a json object", "Evaluate the scores again."
+        )
+    return _map_leaves(results, lambda leaf: math.nan if leaf is None else leaf)
+
+
+def write_text(path: str | os.PathLike, text: str) -> Path:
+    """Writes a text file so that it is there whole or not at all.
+
+    Args:
+      path: File to write; its folder is made where it does not exist.
+      text: Written as UTF-8, line ends as they are.
+
+    Returns:
+      The path.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, text.encode())
+    return path
+
+
+def read_rows(path: str | os.PathLike) -> list[tuple[int, list[str]]]:
+    """Reads a csv without saying what its columns are.
+
+    Args:
+      path: File in UTF-8.
+
+    Returns:
+      (line number from 1, cells) of every line that is not blank.
+
+    Raises:
+      DataError: The file is not csv text.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            return [(reader.line_num, row) for row in reader if any(map(str.strip, row))]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(
+            path, f"text that is not csv ({error})", "lines of 'file,value'", "Write it again."
+        ) from None
+
+
+def as_number(path: str | os.PathLike, line: int, cell: str, expected: str = "a number") -> float:
+    """A csv cell as a float.
+
+    Args:
+      path: The file, for the message.
+      line: The line, for the message.
+      cell: The text.
+      expected: What should be there, for the message.
+
+    Returns:
+      The number; nan and infinities are numbers.
+
+    Raises:
+      DataError: The cell is no number.
+    """
+    try:
+        return float(cell)
+    except ValueError:
+        raise DataError(
+            f"{path}, line {line}", repr(cell), expected, "Correct or remove the line."
+        ) from None
+
+
+def _column_means(
+    rows: Sequence[Sequence[float]], mean: Callable[[Sequence[float]], float]
+) -> list[float]:
+    return [mean(column) for column in zip(*rows, strict=True)]
+
+
+def _arithmetic_mean(values: Sequence[float]) -> float:
+    defined = [value for value in values if not math.isnan(value)]
+    return float(np.mean(defined)) if defined else math.nan
+
+
+def _bare(title: str) -> str:
+    return re.sub(r"\s", "", title).lower()
+
+
+def _nan_to_none(leaf: Any) -> Any:
+    return None if isinstance(leaf, float) and math.isnan(leaf) else leaf
+
+
+def _map_leaves(value: Any, function: Callable[[Any], Any]) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _map_leaves(item, function) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_map_leaves(item, function) for item in value]
+    return function(value)

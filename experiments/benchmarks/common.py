@@ -1,0 +1,423 @@
+"""What the benchmark of training is made of: data, counts, compiled pieces of a step, timing."""
+
+import argparse
+import dataclasses
+import functools
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from rich.console import Console
+from rich.table import Table as Sheet
+
+from asdproto.config import override, to_dict
+from asdproto.data.dataset import ClipArrays
+from asdproto.models.convolution import compiler_options
+from asdproto.prototypes import l2_normalize
+from asdproto.systems.prototype import STAGES, Dataset, PrototypeSystem, make_task
+from asdproto.training import step as steps
+from asdproto.training.devices import Devices, use_devices
+from asdproto.training.epoch import Loop, default_loop, scan_steps
+from asdproto.training.state import Packing, Task, TrainState, make_table
+from experiments.benchmarks.features import processor
+from experiments.two_stage import get_config
+
+PACKAGES = ("asdproto", "jax", "jaxlib", "flax", "optax", "numpy", "torch")
+CLIPS = {"paper": 21_000, "small": 2_100}
+FRAMES, MELS, SECTIONS, CLASSES = 313, 128, 21, 147
+PIECES = ("sampling", "forward", "loss", "backward", "step")  # each contains those before it
+
+
+def imbalanced_labels(clips: int, classes: int = CLASSES, sections: int = SECTIONS) -> np.ndarray:
+    """Classes of clips as in DCASE 2022 Task 2: many of a section's source, few of its target.
+
+    Each section has four source classes of seven, which share 99 % of its clips, and three target
+    classes, which share 1 %; every class has a clip.
+    """
+    source = np.arange(classes) % (classes // sections) < 4
+    share = np.where(source, 0.99 / source.sum(), 0.01 / max(1, (~source).sum()))
+    counts = np.maximum(1, np.floor(share * clips)).astype(int)
+    if counts.sum() > clips:
+        counts = np.maximum(1, counts - 1)
+    if counts.sum() > clips:
+        raise ValueError(f"{clips} clips cannot hold {classes} classes; ask for more --clips")
+    labels = np.repeat(np.arange(classes), counts)
+    rest = np.resize(np.flatnonzero(source), clips - len(labels))
+    return np.random.default_rng(0).permutation(np.concatenate([labels, rest])).astype(np.int32)
+
+
+def make_data(clips: int, classes: int, crop: int) -> Dataset:
+    """Random features; 256 different clips, repeated."""
+    noise = np.random.default_rng(0).standard_normal((min(clips, 256), FRAMES, MELS), np.float32)
+    features = np.take((10 * noise - 40).astype(np.float16), np.arange(clips) % len(noise), axis=0)
+    rows, none = np.arange(clips), np.arange(0)
+    labels = imbalanced_labels(clips, classes, max(1, classes // (CLASSES // SECTIONS)))
+    return Dataset(
+        train=ClipArrays(features, rows, np.full(clips, FRAMES, np.int32), crop),
+        test=ClipArrays(features, none, none, crop),
+        train_clips=[],
+        test_clips=[],
+        labels=labels,
+        classes=[("noise", str(index)) for index in range(classes)],
+        mean=np.full(MELS, -40.0),
+        deviation=np.full(MELS, 10.0),
+    )
+
+
+def forward_flops(width: int, stages: Sequence[int], frames: int, mels: int) -> tuple[int, int]:
+    """Operations of one crop's convolutions forward, and the first layer's part of them."""
+
+    def conv(size: int, channels: int, features: int) -> int:
+        return 2 * size**2 * channels * features * rows * columns
+
+    rows, columns = -(-frames // 2), -(-mels // 2)
+    total = stem = conv(7, 1, width)
+    rows, columns, channels = -(-rows // 2), -(-columns // 2), width
+    for stage, blocks in enumerate(stages):
+        features = width * 2**stage
+        for block in range(blocks):
+            if stage and not block:
+                rows, columns = -(-rows // 2), -(-columns // 2)
+                total += conv(1, channels, features)
+            total += conv(3, channels, features) + conv(3, features, features)
+            channels = features
+    return total, stem
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles, four significant digits."""
+    low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else (values[0],) * 3
+    found = {"median": middle, "low": low, "high": high}
+    return {name: float(f"{value:.4g}") for name, value in found.items()}
+
+
+def ratios(above: Sequence[float], below: Sequence[float]) -> dict[str, float]:
+    """Spread of the ratio within rounds."""
+    return spread([a / b for a, b in zip(above, below, strict=True)])
+
+
+def interleave(contenders: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Seconds that each contender took in each round; one round before does not count."""
+    names = list(contenders)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(rounds + 1):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            started = time.perf_counter()
+            contenders[name]()
+            if turn:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+@dataclasses.dataclass
+class Compiled:
+    """A program and what compiling it took."""
+
+    call: Any
+    seconds: float
+    memory: int
+
+    @classmethod
+    def of(cls, program: Any, *args: Any) -> "Compiled":
+        started = time.perf_counter()
+        call = program.lower(*args).compile()
+        seconds = time.perf_counter() - started
+        found = call.memory_analysis()
+        memory = 0
+        if found is not None:
+            memory = found.argument_size_in_bytes + found.output_size_in_bytes
+            memory += found.temp_size_in_bytes - found.alias_size_in_bytes
+        return cls(call, round(seconds, 2), memory)
+
+
+class GradientTask(Task):
+    """A task whose optimizer keeps the gradient and changes nothing: a step without its update."""
+
+    def optimizer(self) -> optax.GradientTransformation:
+        return optax.GradientTransformation(lambda params: params, lambda g, s, p=None: (g, g))
+
+
+def piece(task: Task, name: str) -> Callable[..., Any]:
+    """Part of a step: what is not returned, the compiler leaves out."""
+    fields = {field.name: getattr(task, field.name) for field in dataclasses.fields(task)}
+    bare = GradientTask(**fields)
+
+    def run(state: TrainState, features, table, draw, hyper, packing=None, weights=None) -> Any:
+        batch = steps.take_batch(task, features, table, draw, state.step, None)
+        crops = steps.standardize(batch.crops, table)
+        if name == "sampling":
+            return crops, batch.labels
+        if name == "forward":
+            params = state.params if packing is None else packing.unpack(weights)
+            variables = {"params": params["encoder"], "batch_stats": state.batch_stats}
+            return task.model.apply(
+                variables, crops, train=True, where=batch.where, mutable=["batch_stats"]
+            )
+        if name == "step":
+            return steps.train_step(task, state, table, batch, draw.key, hyper)
+        more = None, packing, weights
+        after, loss = steps.train_step(bare, state, table, batch, draw.key, hyper, *more)
+        found = loss, after.batch_stats
+        return found if name == "loss" else (*found, after.optimizer)
+
+    return run
+
+
+class Bench:
+    """What all parts share: arguments, system, features on the device, results."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args = args
+        self.devices: Devices = use_devices(1)
+        self.platform = self.devices.local[0].platform
+        system = override(get_config(args.preset), args.overrides)
+        encoder = dataclasses.replace(system.encoder, dtype=args.dtype)
+        if args.width:
+            encoder = dataclasses.replace(encoder, width=args.width)
+        if args.batch:
+            pretrain = dataclasses.replace(system.pretrain, batch_size=args.batch)
+            system = dataclasses.replace(system, pretrain=pretrain)
+        self.system: PrototypeSystem = dataclasses.replace(system, encoder=encoder)
+        on_cpu = self.platform == "cpu"
+        self.clips = args.clips or (min(1024, CLIPS[args.preset]) if on_cpu else CLIPS[args.preset])
+        self.loop: Loop = args.loop or default_loop(self.platform)
+        self.count = args.steps or (4 if on_cpu else 200)
+        self._encoders: dict[int, Any] = {}
+        self._draws: dict[Any, Any] = {}
+        self.largest_program = 0
+        self.widths = args.widths or [encoder.width]
+        self.data = make_data(self.clips, args.classes, encoder.crop)
+        self.table, self.features = self.place(self.data)
+
+    def place(self, data: Dataset) -> tuple[Any, Any]:
+        """Table and features of a data set, on the device."""
+        table, _ = make_table(
+            data.labels, data.train.usable_frames, data.mean, data.deviation, len(data.classes)
+        )
+        return self.devices.replicate((table, data.train.load()))
+
+    def short(self) -> tuple[Dataset, Any, Any]:
+        """Data whose epoch of pre-training is K steps, so that the pass has its usual share."""
+        clips = min(self.clips, self.count * self.system.pretrain.batch_size)
+        data = make_data(clips, min(self.args.classes, clips // 4), self.system.encoder.crop)
+        return data, *self.place(data)
+
+    def task(
+        self,
+        stage: str,
+        loop: Loop,
+        count: int = 0,
+        data: Dataset | None = None,
+        **encoder: Any,
+    ) -> Task:
+        """Task of a stage as training makes it, with ``count`` steps an epoch where given."""
+        system = dataclasses.replace(
+            self.system, encoder=dataclasses.replace(self.system.encoder, **encoder)
+        )
+        task = make_task(system, stage, data or self.data, self.devices, loop)
+        if count:
+            stage_config = dataclasses.replace(task.stage, steps_per_epoch=count)
+            task = dataclasses.replace(task, stage=stage_config)
+        return task
+
+    def state(self, task: Task) -> TrainState:
+        """State at step 0; prototypes are random directions."""
+        key, width = jax.random.key(0), task.model.embedding_dim
+        if width not in self._encoders:  # the same for all stages, dtypes and lowerings
+            fresh = task.init(key, MELS)
+            self._encoders[width] = jax.device_get((fresh.params["encoder"], fresh.batch_stats))
+        encoder, batch_stats = self._encoders[width]
+        state = task.start(encoder, batch_stats, key)
+        if state.prototypes is not None:
+            noise = jax.random.normal(key, state.prototypes.shape)
+            state = state._replace(prototypes=l2_normalize(noise))
+        return self.devices.replicate(state)
+
+    def inputs(self, task: Task) -> tuple[Any, Any, Any, Any]:
+        """Features, table, draw and hyper-parameters, on the device."""
+        hyper = self.devices.replicate(task.stage.hyper())
+        known = task.stage, task.device_chunk
+        if known not in self._draws:
+            self._draws[known] = jax.jit(functools.partial(steps.draw_epoch, task))(
+                jnp.int32(0), self.table, jax.random.key(1), hyper
+            )
+        return self.features, self.table, self._draws[known], hyper
+
+    def peak_memory(self) -> dict[str, Any]:
+        """Most bytes taken so far, as the device says, or else by one program, as compiled."""
+        stats = self.devices.local[0].memory_stats() or {}
+        if "peak_bytes_in_use" in stats:
+            return {"bytes": stats["peak_bytes_in_use"], "source": "device"}
+        return {"bytes": self.largest_program, "source": "largest compiled step, features included"}
+
+    def stepper(
+        self,
+        task: Task,
+        loop: Loop,
+        name: str = "step",
+        unroll: int = 1,
+        suited: bool = True,
+    ) -> tuple[Callable[[], None], Compiled]:
+        """Runs ``task.steps`` steps, or as often a part of one, and waits for them.
+
+        Compiled with the options that suit the backend, or (not ``suited``) with its defaults.
+        """
+        options = compiler_options(self.platform) if suited else None
+        run, count = piece(task, name), task.steps
+        state, inputs = self.state(task), self.inputs(task)
+        if loop == "dispatch":
+            one = Compiled.of(jax.jit(run, donate_argnums=(0,) if name == "step" else (),
+                                      compiler_options=options), state, *inputs)  # fmt: skip
+            self.largest_program = max(self.largest_program, one.memory)
+            carried = [state]
+
+            def dispatch() -> None:
+                for _ in range(count):
+                    out = one.call(carried[0], *inputs)
+                    if name == "step":
+                        carried[0] = out[0]
+                jax.block_until_ready(out)
+
+            return dispatch, one
+
+        def scan_piece(state: TrainState, *inputs: Any) -> Any:
+            packing = Packing.of(state.params)
+            state = packing.pack_state(state)
+            weights = packing.weights(state.params, task.model.dtype)  # type: ignore[attr-defined]
+            at = functools.partial(run, packing=packing)
+
+            # The result is carried, so that it is written; the barrier keeps what does not change
+            # from being computed once before the loop.
+            def body(step: jax.Array, _: Any) -> Any:
+                held, used, here = lax.optimization_barrier((state.params, weights, step))
+                return at(state._replace(params=held, step=here), *inputs, weights=used)
+
+            shape = jax.eval_shape(functools.partial(at, weights=weights), state, *inputs)
+            start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
+            return lax.fori_loop(0, count, body, start)
+
+        scan = functools.partial(scan_steps, task, unroll=unroll)
+        function = scan if name == "step" else scan_piece
+        donate = (0,) if name == "step" else ()
+        whole = Compiled.of(
+            jax.jit(function, donate_argnums=donate, compiler_options=options), state, *inputs
+        )
+        self.largest_program = max(self.largest_program, whole.memory)
+        held = [state]
+
+        def run_scan() -> None:
+            out = jax.block_until_ready(whole.call(held[0], *inputs))
+            if name == "step":
+                held[0] = out[0]
+
+        return run_scan, whole
+
+
+def per_step(seconds: Sequence[float], count: int) -> dict[str, float]:
+    """Spread of a step's milliseconds."""
+    return spread([1e3 * value / count for value in seconds])
+
+
+def measure_peak(bench: Bench) -> float:
+    """TFLOP/s of a large matrix product in the dtype of the run."""
+    size = bench.args.matrix or (2048 if bench.platform == "cpu" else 8192)
+    dtype = jnp.dtype(bench.system.encoder.dtype)
+    left, right = (jax.random.normal(jax.random.key(k), (size, size), dtype) for k in (0, 1))
+    product = jax.jit(jnp.matmul)
+    times = 2 if bench.platform == "cpu" else 20
+
+    def run() -> None:
+        for _ in range(times):
+            out = product(left, right)
+        out.block_until_ready()
+
+    seconds = interleave({"product": run}, max(5, bench.args.rounds))["product"]
+    return float(f"{2e-12 * size**3 * times / statistics.median(seconds):.4g}")
+
+
+def project(bench: Bench, result: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of the preset's whole schedule from the times of its steps and of the pass."""
+    clips = CLIPS[bench.args.preset]
+    found: dict[str, Any] = {"clips": clips}
+    for stage in STAGES:
+        config = getattr(bench.system, stage)
+        seconds = config.steps(clips) * result["steps"][stage]["milliseconds"]["median"] / 1e3
+        if bench.system.objective(stage).prototypes == "epoch":
+            seconds += clips / result["pass"]["crops_per_second"]["median"]
+        found[stage] = round(config.total_epochs * seconds, 1)
+    found["seconds"] = round(sum(found[stage] for stage in STAGES), 1)
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the benchmarks run on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        if package == "asdproto" or importlib.util.find_spec(package) is not None:
+            try:
+                found[package] = importlib.metadata.version(package)
+            except importlib.metadata.PackageNotFoundError:
+                continue
+    return found
+
+
+def describe(bench: Bench, arguments: Sequence[str]) -> dict[str, Any]:
+    """Where and with what the figures are measured."""
+    device = bench.devices.local[0]
+    return {
+        "device": processor() if bench.platform == "cpu" else device.device_kind,
+        "platform": bench.platform,
+        "runtime": device.client.platform_version.splitlines(),
+        "cores": os.cpu_count(),
+        "load_before": round(os.getloadavg()[0], 2),
+        "versions": versions(),
+        "command": ["python", "-m", "experiments.benchmarks.train", *arguments],
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "compilation_cache": jax.config.values.get("jax_compilation_cache_dir"),
+        "preset": bench.args.preset,
+        "system": {
+            name: to_dict(getattr(bench.system, name))
+            for name in ("encoder", "pretrain", "finetune")
+        },
+        "clips": bench.clips,
+        "classes": bench.args.classes,
+        "loop": bench.loop,
+        "unroll": bench.args.unroll[0],
+        "steps_per_turn": bench.count,
+        "rounds": bench.args.rounds,
+    }
+
+
+def show(console: Console, result: dict[str, Any]) -> None:
+    """Prints every figure of a part as a row."""
+
+    def rows(tree: Any, name: str = "") -> None:
+        if isinstance(tree, dict) and set(tree) == {"median", "low", "high"}:
+            sheet.add_row(name, f"{tree['median']:g}", f"{tree['low']:g} to {tree['high']:g}")
+        elif isinstance(tree, dict):
+            for key, value in tree.items():
+                rows(value, f"{name}, {key}" if name else str(key).replace("_", " "))
+        else:
+            sheet.add_row(name, f"{tree:g}" if isinstance(tree, float) else str(tree), "")
+
+    sheet = Sheet("figure", "median", "quartiles", highlight=True)
+    rows(result)
+    console.print(sheet)
+
+
+def file_name(*words: str) -> str:
+    """Name of a json file out of words."""
+    plain = (re.sub(r"[^a-z0-9]+", "_", word.lower()).strip("_") for word in words)
+    return "_".join(word for word in plain if word) + ".json"

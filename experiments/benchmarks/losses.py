@@ -1,0 +1,427 @@
+r"""The losses: speed and memory, and what each of them learns.
+
+    python -m experiments.benchmarks.losses --out experiments/results/losses_speed_cpu.json
+    python -m experiments.benchmarks.losses --loss arcface --sizes 512x1024x256 --rounds 50
+    python -m experiments.benchmarks.losses --part quality --workdir runs/losses
+    python -m experiments.benchmarks.losses --part quality --data DCASE_ROOT --workdir runs/losses \
+        --seeds 0 1 2 --out quality.json --plot quality.png
+    python -m experiments.benchmarks.losses --plot-from quality.json --plot quality.png
+
+**Speed.** For every loss and size (batch x classes x dimensions), the time of a value and its
+gradients in all vector arguments: ours, ours by pieces of 2,048 classes (or of 512 anchors), the
+naive form in JAX, and pytorch-metric-learning's same loss, where it is installed (``pip install -e
+'.[bench]'``). Values and gradients are compared before anything is timed; then all take turns in
+one process, so that what else the machine does slows all alike. Ratios are medians over rounds, of
+time on the clock and of CPU time; on one core (``--cores 1``) the latter is hardly disturbed by
+other work. Memory is what the compiled program takes beside its arguments and results, as the
+compiler says; what would not fit into ``--memory`` is compiled, reported and not run.
+
+**Quality.** One encoder, schedule, sampler, back-end and data set; only the loss differs. All train
+for the epochs of the preset's pre-training on balanced episodes of 8 classes x 4 clips, from the
+same seeds, at the same temperature (margin losses take its inverse as scale); what else a loss has
+is its default. Nothing is tuned to any of them. Without ``--data`` the machines are synthetic. On
+accelerators the seeds of a loss train as one program. A second call reads finished runs back.
+
+Measured: see ``losses_speed_cpu.json`` and ``losses_quality_*.json`` in ``experiments/results/``.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from asdproto.files import write_atomically
+from experiments import common, loss_quality
+from experiments.benchmarks.loss_rivals import ENTRIES, Entry
+
+SIZES = ((128, 147, 512), (512, 1024, 256), (1024, 10_000, 512), (4096, 100_000, 512))
+# With several prototypes a class, as many of them at the large end.
+SEVERAL_SIZES = ((128, 147, 512), (512, 1024, 256), (1024, 2500, 512), (4096, 25_000, 512))
+IN_BATCH_SIZES = ((512, 0, 256), (1024, 0, 512), (4096, 0, 512))
+PIECES = {"classes": 2048, "anchors": 512}
+GIB = 2**30
+
+
+class Skipped(Exception):
+    """Why an implementation is not run."""
+
+
+def compiled(
+    loss: Callable[..., jax.Array], arrays: dict[str, np.ndarray], labels: np.ndarray
+) -> tuple[Any, int]:
+    """Value and gradients of the mean, compiled, and the bytes it takes beside arguments."""
+
+    def mean(arrays: list[jax.Array], labels: jax.Array) -> jax.Array:
+        return jnp.mean(loss(*arrays, labels))
+
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays.values()]
+    label_shape = jax.ShapeDtypeStruct(labels.shape, jnp.int32)
+    program = jax.jit(jax.value_and_grad(mean)).lower(shapes, label_shape).compile()
+    analysis = program.memory_analysis()
+    return program, analysis.temp_size_in_bytes if analysis else 0
+
+
+def in_torch(
+    entry: Entry, arrays: dict[str, np.ndarray], labels: np.ndarray, memory: float
+) -> Callable[[], tuple[Any, list[Any]]]:
+    """A call of the rival: loss and gradients, which are those of ours in the same order."""
+    import torch
+
+    batch = len(labels)
+    if entry.name == "nt_xent":  # makes a matrix of positive pairs by negative pairs
+        needed = 6 * 4 * batch * batch * (batch - 2)
+    else:  # about eight matrices of scores
+        rows = len(arrays["prototypes"]) if "prototypes" in arrays else batch
+        needed = 8 * 4 * batch * rows
+    if needed > memory:
+        raise Skipped(f"needs about {needed / GIB:.0f} GiB")
+    assert entry.rival is not None
+    device = "cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else "cpu"
+    module = entry.rival(arrays).to(device)
+    variables = [torch.from_numpy(arrays["embeddings"]).to(device).requires_grad_()]
+    if "second" in arrays:
+        variables.append(torch.from_numpy(arrays["second"]).to(device).requires_grad_())
+    target = torch.from_numpy(labels).to(device)
+    leaves = [*variables, module.W] if hasattr(module, "W") else variables
+
+    def call() -> tuple[Any, list[Any]]:
+        for leaf in leaves:
+            leaf.grad = None
+        if len(variables) == 2:
+            value = module(variables[0], ref_emb=variables[1])
+        else:
+            value = module(variables[0], target)
+        value.backward()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        gradients = [leaf.grad for leaf in leaves]
+        if hasattr(module, "W"):
+            gradients[-1] = gradients[-1].T
+        return value.detach(), gradients
+
+    return call
+
+
+def difference(found: Any, expected: Any) -> dict[str, float]:
+    """Largest difference of values and gradients, over the largest entry of what is expected."""
+
+    def relative(a: Any, b: Any) -> float:
+        a, b = (np.asarray(x.cpu() if hasattr(x, "cpu") else x, np.float64) for x in (a, b))
+        return float(f"{np.abs(a - b).max() / max(np.abs(b).max(), 1e-30):.2g}")
+
+    pairs = zip(found[1], expected[1], strict=True)
+    return {
+        "value": relative(found[0], expected[0]),
+        "gradients": max(relative(a, b) for a, b in pairs),
+    }
+
+
+def measure(
+    entry: Entry, size: tuple[int, int, int], args: argparse.Namespace
+) -> dict[str, dict[str, Any]]:
+    """What every implementation of a loss costs at a size."""
+    batch, classes, dim = size
+    arrays, labels = entry.make(batch, classes, dim), entry.labels(batch, classes)
+    results: dict[str, dict[str, Any]] = {}
+    calls: dict[str, Callable[[], Any]] = {}
+    placed: list[jax.Array] = []
+
+    def add(name: str, loss: Callable[..., jax.Array]) -> None:
+        program, temporary = compiled(loss, arrays, labels)
+        results[name] = {"temporary_mib": round(temporary / 2**20, 2)}
+        if temporary > args.memory * GIB:
+            results[name]["skipped"] = f"needs {temporary / GIB:.0f} GiB"
+            return
+        placed[:] = placed or [jnp.asarray(x) for x in arrays.values()]
+        y = jnp.asarray(labels, jnp.int32)
+        calls[name] = lambda: jax.block_until_ready(program(list(placed), y))
+
+    add("ours", entry.ours)
+    whole, piece = (batch, "anchors") if entry.group else (classes, "classes")
+    if entry.chunk and whole > PIECES[piece]:
+        add("pieces", lambda *arguments: entry.ours(*arguments, chunk_size=PIECES[piece]))
+    if entry.naive is not None:
+        add("naive", entry.naive)
+    if entry.rival is not None and args.torch:
+        try:
+            calls["torch"] = in_torch(entry, arrays, labels, args.memory * GIB)
+            results["torch"] = {}
+        except Skipped as reason:
+            results["torch"] = {"skipped": str(reason)}
+
+    reference = calls.get("ours", calls.get("pieces"))
+    if reference is None:
+        return results
+    expected = reference()
+    for name, call in calls.items():
+        if call is not reference:
+            results[name]["difference"] = difference(call(), expected)
+    taken = interleave(calls, args.rounds, args.seconds)
+    base = taken.get("ours") or taken["pieces"]
+    for name, times in taken.items():
+        for place, kind in enumerate(("ms", "cpu_ms")):
+            mine, other = [x[place] for x in base], [x[place] for x in times]
+            results[name][kind] = spread([1e3 * x for x in other])
+            ratios = [x / y for x, y in zip(other, mine, strict=True)]
+            results[name][kind.replace("ms", "times_ours")] = spread(ratios)
+        results[name]["rounds"] = len(times)
+    return results
+
+
+def interleave(
+    calls: dict[str, Callable[[], Any]], rounds: int, seconds: float
+) -> dict[str, list[tuple[float, float]]]:
+    """Seconds and CPU seconds of calls, in turns: so many rounds, or fewer if the time is up."""
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
+    names, started = list(calls), time.perf_counter()
+    for turn in range(rounds):
+        for place in range(len(names)):
+            name = names[(turn + place) % len(names)]
+            time.sleep(0.005)  # threads of the one before spin for a while
+            began = time.perf_counter(), time.process_time()
+            calls[name]()
+            ended = time.perf_counter(), time.process_time()
+            taken[name].append((ended[0] - began[0], ended[1] - began[1]))
+        if time.perf_counter() - started > seconds:
+            break
+    return taken
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles."""
+    low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else (values[0],) * 3
+    return {"median": round(middle, 3), "low": round(low, 3), "high": round(high, 3)}
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def device() -> dict[str, Any]:
+    """What the figures were taken on."""
+    found: dict[str, Any] = {
+        "device": jax.devices()[0].device_kind,
+        "cores": cores(),
+        "load_before": round(os.getloadavg()[0], 2),
+        "versions": {"python": platform.python_version(), "jax": jax.__version__},
+    }
+    if jax.default_backend() == "cpu":
+        lines = Path("/proc/cpuinfo").read_text().splitlines() if os.name == "posix" else []
+        models = [line.partition(":")[2].strip() for line in lines if "model name" in line]
+        found["device"] = models[0] if models else platform.processor()
+    try:
+        import pytorch_metric_learning
+        import torch
+
+        torch.set_num_threads(cores())
+        found["versions"]["torch"] = torch.__version__
+        found["versions"]["pytorch-metric-learning"] = pytorch_metric_learning.__version__
+    except ImportError:
+        found["torch_missing"] = "pip install -e '.[bench]' to compare with it"
+    return found
+
+
+def speed(args: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Times every loss at every size."""
+    result: dict[str, Any] = {"part": "speed", **device(), "memory_gib": args.memory}
+    args.torch = "torch" in result["versions"]
+    console.print(f"{result['device']}, {result['cores']} cores, load {result['load_before']}")
+    result["rows"] = []
+    for entry in ENTRIES:
+        if args.loss and entry.name not in args.loss:
+            continue
+        sizes = SEVERAL_SIZES if "several" in entry.arrays else SIZES
+        for size in args.sizes or (IN_BATCH_SIZES if entry.group else sizes):
+            size = (size[0], 0, size[2]) if entry.group else size
+            with console.status(f"{entry.name} {show_size(size)}"):
+                row = {"loss": entry.name, "size": size, **measure(entry, size, args)}
+            result["rows"].append(row)
+            console.print(one_line(row), soft_wrap=True)
+            if args.out is not None:  # what is measured stays, whatever comes
+                write_atomically(args.out, (json.dumps(result, indent=1) + "\n").encode())
+    return result
+
+
+def show_size(size: Sequence[int]) -> str:
+    """As on the command line."""
+    return "x".join(f"{x}" for x in size if x)
+
+
+def one_line(row: dict[str, Any]) -> str:
+    """A row in words."""
+    parts = [f"{row['loss']} {show_size(row['size'])}:"]
+    for name in ("ours", "pieces", "naive", "torch"):
+        if (found := row.get(name)) is None:
+            continue
+        if "skipped" in found:
+            parts.append(f"{name} {found['skipped']};")
+            continue
+        ratio = ""
+        if name != "ours":
+            wall, cpu = (found[kind]["median"] for kind in ("times_ours", "cpu_times_ours"))
+            ratio = f" ({wall:.2f}x, {cpu:.2f}x in CPU time)"
+        memory = f" {found['temporary_mib']:,.1f} MiB" if "temporary_mib" in found else ""
+        parts.append(f"{name} {found['ms']['median']:,.2f} ms{ratio}{memory};")
+    return " ".join(parts).rstrip(";")
+
+
+def report(result: dict[str, Any], console: Console) -> None:
+    """Prints the table."""
+    table = Table(title="Value and gradients, ms (times ours) and temporary MiB")
+    for name in ("loss", "batch x classes x dim", "ours", "by pieces", "naive", "torch", "agree"):
+        table.add_column(name, justify="left" if name == "loss" else "right")
+    for row in result["rows"]:
+        cells = [row["loss"], show_size(row["size"])]
+        worst = 0.0
+        for name in ("ours", "pieces", "naive", "torch"):
+            found = row.get(name)
+            if found is None:
+                cells.append("")
+            elif "skipped" in found:
+                cells.append(found["skipped"])
+            else:
+                ratio = "" if name == "ours" else f" ({found['times_ours']['median']:.2f})"
+                memory = f"\n{found['temporary_mib']:,.1f} MiB" if "temporary_mib" in found else ""
+                cells.append(f"{found['ms']['median']:,.2f}{ratio}{memory}")
+                worst = max(worst, *found.get("difference", {"": 0.0}).values())
+        table.add_row(*cells, f"{worst:.0e}")
+    console.print(table)
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """Draws how many times our time and memory the others take."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = [row for row in result["rows"] if row["ours"].get("ms")]
+    figure, (times, memory) = pyplot.subplots(
+        1, 2, figsize=(13, 0.32 * len(rows) + 1.5), sharey=True, layout="constrained"
+    )
+    marks = {"naive": ("o", "naive form in JAX"), "torch": ("s", "pytorch-metric-learning")}
+    for name, (mark, label) in marks.items():
+        timed = [(i, row[name]) for i, row in enumerate(rows) if "ms" in row.get(name, {})]
+        times.plot(
+            [x["times_ours"]["median"] for _, x in timed], [i for i, _ in timed], mark, label=label
+        )
+    known = [(i, row) for i, row in enumerate(rows) if "temporary_mib" in row.get("naive", {})]
+    memory.plot(
+        [r["naive"]["temporary_mib"] / max(r["ours"]["temporary_mib"], 0.01) for _, r in known],
+        [i for i, _ in known],
+        "o",
+    )
+    times.set_yticks(range(len(rows)), [f"{r['loss']} {show_size(r['size'])}" for r in rows])
+    times.set_xlabel("time, times ours")
+    memory.set_xlabel("temporary memory, times ours")
+    for axes in (times, memory):
+        axes.set_xscale("log")
+        axes.axvline(1, color="black", linewidth=0.8)
+        axes.grid(axis="x", alpha=0.3)
+    times.invert_yaxis()
+    times.legend()
+    figure.suptitle(f"{result['device']}, {result['cores']} cores")
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def parse_size(text: str) -> tuple[int, int, int]:
+    parts = text.split("x")
+    if len(parts) != 3 or not all(part.isdigit() and int(part) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not batch x classes x dim, as 512x1024x256")
+    return int(parts[0]), int(parts[1]), int(parts[2])
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(
+        prog="experiments.benchmarks.losses",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    names = {
+        "speed": [entry.name for entry in ENTRIES],
+        "quality": list(loss_quality.OBJECTIVES),
+    }
+    parser.add_argument("--part", choices=tuple(names), default="speed", help="what to measure")
+    parser.add_argument(
+        "--loss",
+        nargs="+",
+        metavar="NAME",
+        help="; ".join(f"{part}: {', '.join(known)}" for part, known in names.items()),
+    )
+    parser.add_argument("--out", type=Path, metavar="JSON", help="write the results there too")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw them")
+    parser.add_argument(
+        "--plot-from", type=Path, metavar="JSON", help="measure nothing, draw these"
+    )
+    quality = parser.add_argument_group("quality")
+    quality.add_argument("--data", type=Path, help="collection, or feature store")
+    quality.add_argument("--workdir", type=Path, default=Path("runs/losses"), help="for its runs")
+    quality.add_argument("--features", type=Path, help="where features go; WORKDIR/features")
+    quality.add_argument("--preset", choices=loss_quality.PRESETS, default="small")
+    quality.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED")
+    quality.add_argument(
+        "--together",
+        action=argparse.BooleanOptionalAction,
+        help="the seeds of a loss as one program; on accelerators by default",
+    )
+    quality.add_argument(
+        "--set",
+        dest="overrides",
+        nargs="+",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="dotted overrides, as pretrain.epochs=10",
+    )
+    speeds = parser.add_argument_group("speed")
+    speeds.add_argument("--sizes", nargs="+", type=parse_size, metavar="BxCxD")
+    speeds.add_argument("--rounds", type=int, default=30, help="turns at most (default 30)")
+    speeds.add_argument(
+        "--seconds", type=float, default=20.0, help="time of a loss at a size (default 20)"
+    )
+    speeds.add_argument(
+        "--memory", type=float, default=6.0, metavar="GIB", help="not to exceed (default 6)"
+    )
+    speeds.add_argument("--cores", type=int, metavar="N", help="use N cores only")
+    args = parser.parse_args(arguments)
+    for name in args.loss or ():
+        if name not in names[args.part]:
+            parser.error(f"--loss {name}: --part {args.part} knows {', '.join(names[args.part])}")
+    if args.rounds < 1:
+        parser.error(f"--rounds must be at least 1, found {args.rounds}")
+    if args.cores is not None:
+        if not hasattr(os, "sched_setaffinity"):
+            parser.error("--cores needs a system that binds processes to cores")
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-args.cores :])
+    if args.plot_from is not None and args.plot is None:
+        parser.error("--plot-from needs --plot")
+    console = Console()
+    if args.plot_from is not None:
+        result = json.loads(args.plot_from.read_text(encoding="utf-8"))
+    else:
+        if args.out is not None:
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+        result = (
+            speed(args, console) if args.part == "speed" else loss_quality.measure(args, console)
+        )
+    speedy = result["part"] == "speed"
+    (report if speedy else loss_quality.report)(result, console)
+    if args.plot is not None:
+        (plot if speedy else loss_quality.plot)(result, args.plot)
+    return result
+
+
+if __name__ == "__main__":
+    common.run_main(main)

@@ -1,0 +1,509 @@
+"""Speed of training: steps, prototype pass, loops, lowerings, sweeps, host path, PyTorch.
+
+    make bench-gpu                     everything that needs an accelerator
+    make bench-cpu                     this machine's cores, beside PyTorch
+    python -m experiments.benchmarks.train --preset paper --dtype bfloat16 --full --out FOLDER/
+    python -m experiments.benchmarks.train --parts torch --widths 16 32 --out train.json
+    python -m experiments.benchmarks.train --tag no_graphs \
+        --xla-flags="--xla_gpu_enable_command_buffer="
+
+Random features of the paper's shape (313 frames of 128 mel filters, float16, 147 attribute
+classes, 990 source clips to 10 target clips in each section) are put on the device; the steps, the
+loops and the sweep are those that training runs. ``FIELD=VALUE`` changes the system as in
+``experiments.two_stage`` (not right after a list of values); ``--batch`` sets the batch of
+pre-training (fine-tuning takes ``finetune.ways`` x ``finetune.shots``).
+
+Parts (``--parts``; each is written as soon as it is there, one that fails costs only itself):
+
+- ``steps``: a step of both stages; what compiling took; memory; shares of the step from compiled
+  sub-programs (sampling; and forward; and loss; and backward; the whole), as differences.
+- ``pass``: the prototype pass.
+- ``loops``: an epoch as one program, unrolled or not, against one call a step: what
+  ``default_loop`` chooses from.
+- ``lowering``: every way to compile convolutions, for every one of ``--widths``, and the chosen
+  one compiled with the backend's defaults: what ``default_lowering`` and ``compiler_options``
+  choose from.
+- ``sweep``: S runs as one program against S runs in a row; short epochs of pre-training, prototype
+  pass included.
+- ``host``: crops gathered by the host against resident features, on the same epochs.
+- ``torch``: the pre-training step against the same network in PyTorch (``bench_torch.py``), for
+  every one of ``--widths``. Values are compared first. Our side gathers and standardizes its crops
+  in the step, PyTorch finds them ready.
+
+Times: every contender runs K steps (``--steps``) and waits for the device (``block_until_ready``);
+that over K is a step's time. Contenders take turns for ``--rounds`` rounds after one that does not
+count; median and quartiles over rounds, ratios within rounds. Other work on the machine slows
+PyTorch's threads, which wait for each other, more than ours: look at ``load_before``, and at the
+ratio of the fastest rounds beside that of the medians. Arithmetic counts convolutions only:
+a convolution does ``2 * size^2 * channels * features * rows * columns`` operations forward, and as
+many again for each of its two gradients (the first layer needs one of them only). The peak is that
+of a large matrix product in the same dtype, measured in the same run. ``--full`` really runs the
+schedule, every epoch through ``Programs.resident_epoch``, compiling included.
+
+Goals on one H100, width 64, bfloat16, the paper's batches: pre-training step <= 1.0 ms, fine-tuning
+step <= 1.6 ms, prototype pass >= 200,000 crops/s, schedule <= 120 s, >= 3 x PyTorch eager, >= 1.2 x
+PyTorch compiled with CUDA graphs, a sweep of 8 >= 2.5 x. No figure of a GPU has been measured yet.
+On 2 CPU cores (AMD EPYC; ``experiments/results/train_cpu.json``): 0.70, 0.70 and 0.78 x PyTorch at
+widths 16, 32 and 64; host path 0.98 x resident; a sweep of 8 at 0.61 x single runs; XLA's own
+convolutions 1.08, 1.25 and 1.18 x the kernel library's.
+"""
+
+import argparse
+import collections
+import importlib.util
+import itertools
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from rich.console import Console
+
+from asdproto.config import ConfigError
+from asdproto.files import write_atomically
+from asdproto.models.convolution import Lowering, compiler_options
+from asdproto.sampling import take_crops
+from asdproto.systems.prototype import STAGES
+from asdproto.training import step as steps
+from asdproto.training.devices import stack_runs
+from asdproto.training.epoch import Programs
+from asdproto.training.host import host_epoch
+from asdproto.training.loop import compile_sweep
+from asdproto.training.state import TrainState
+from experiments.benchmarks.common import (
+    CLASSES,
+    CLIPS,
+    MELS,
+    PIECES,
+    Bench,
+    Compiled,
+    describe,
+    file_name,
+    forward_flops,
+    interleave,
+    measure_peak,
+    per_step,
+    project,
+    ratios,
+    show,
+    spread,
+)
+from experiments.common import run_main
+
+
+def measure_steps(bench: Bench) -> dict[str, Any]:
+    """Steps of both stages and their parts."""
+    found: dict[str, Any] = {"matrix_product_tflops": measure_peak(bench)}
+    for stage in STAGES:
+        task = bench.task(stage, bench.loop, bench.count)
+        unroll = bench.args.unroll[0]
+        made = {name: bench.stepper(task, bench.loop, name, unroll) for name in PIECES}
+        programs = Programs(bench.task(stage, bench.loop), bench.devices, "dispatch")
+        draw_args = jnp.int32(0), bench.table, jax.random.key(1), bench.inputs(task)[3]
+        drawing = Compiled.of(programs.draw, *draw_args)
+        seconds = interleave(
+            {name: run for name, (run, _) in made.items()}
+            | {"draw": lambda d=drawing, a=draw_args: jax.block_until_ready(d.call(*a))},
+            bench.args.rounds,
+        )
+        # Drawing an epoch's choices is part of sampling, spread over the epoch's steps.
+        draw_ms = 1e3 * statistics.median(seconds["draw"]) / programs.task.steps
+        whole = per_step(seconds["step"], bench.count)
+        total, stem = forward_flops(
+            task.model.width, task.model.stages, task.crop, MELS  # type: ignore[attr-defined]
+        )  # fmt: skip
+        flops = task.stage.batch * (3 * total - stem)
+        tflops = flops / whole["median"] * 1e-9
+        parts = {"sampling": draw_ms + 1e3 * statistics.median(seconds["sampling"]) / bench.count}
+        names = {"forward": "forward", "loss": "loss", "backward": "backward", "step": "optimizer"}
+        for before, name in itertools.pairwise(PIECES):
+            gain = [b - a for a, b in zip(seconds[before], seconds[name], strict=True)]
+            parts[names[name]] = 1e3 * statistics.median(gain) / bench.count
+        found[stage] = {
+            "batch": task.stage.batch,
+            "steps_timed": bench.count,
+            "milliseconds": whole,
+            "clips_per_second": round(1e3 * task.stage.batch / whole["median"], 1),
+            "compile_seconds": made["step"][1].seconds,
+            "gflop_per_step": round(flops * 1e-9, 3),
+            "tflops": float(f"{tflops:.4g}"),
+            "share_of_matrix_product": round(tflops / found["matrix_product_tflops"], 4),
+            "milliseconds_by_part": {name: float(f"{ms:.4g}") for name, ms in parts.items()},
+            "share_by_part": {
+                name: round(ms / (whole["median"] + draw_ms), 4) for name, ms in parts.items()
+            },
+            "compiled_memory_bytes": made["step"][1].memory,
+        }
+    return found
+
+
+def measure_pass(bench: Bench) -> dict[str, Any]:
+    """The prototype pass over all clips."""
+    task = bench.task("pretrain", bench.loop, bench.count)
+    state = bench.state(task)
+    features, table, draw, _ = bench.inputs(task)
+    if bench.loop == "scan":
+
+        def whole(state: TrainState, features: Any, table: Any, draw: Any) -> Any:
+            def add(_: Any, sums: steps.Sums) -> steps.Sums:
+                clips, starts, batch = steps.chunk_rows(task, table, draw, sums.chunk, None)
+                crops = take_crops(features, clips, starts, task.crop)
+                return steps.add_chunk(task, state, table, batch._replace(crops=crops), sums)
+
+            sums = lax.fori_loop(0, task.chunks, add, steps.empty_sums(task))
+            return steps.finish_prototypes(task, state, sums, None).prototypes
+
+        options = compiler_options(bench.platform)
+        jitted = jax.jit(whole, compiler_options=options)
+        program = Compiled.of(jitted, state, features, table, draw)
+
+        def run() -> None:
+            jax.block_until_ready(program.call(state, features, table, draw))
+    else:
+        programs = Programs(task, bench.devices, "dispatch")
+        empty = programs.empty_sums(state.step)
+        program = Compiled.of(programs.chunk, state, features, table, draw, empty)
+
+        def run() -> None:
+            sums = programs.empty_sums(state.step)
+            for _ in range(task.chunks):
+                sums = program.call(state, features, table, draw, sums)
+            jax.block_until_ready(sums)
+
+    seconds = interleave({"pass": run}, bench.args.rounds)["pass"]
+    middle = statistics.median(seconds)
+    flops = forward_flops(task.model.width, task.model.stages, task.crop, MELS)[0]  # type: ignore[attr-defined]
+    return {
+        "clips": bench.clips,
+        "crops_per_call": task.device_chunk,
+        "seconds": spread(seconds),
+        "crops_per_second": spread([bench.clips / value for value in seconds]),
+        "tflops": float(f"{bench.clips * flops / middle * 1e-12:.4g}"),
+        "compile_seconds": program.seconds,
+    }
+
+
+def measure_loops(bench: Bench) -> dict[str, Any]:
+    """Pre-training steps as one program and one by one."""
+    made = {"dispatch": bench.stepper(bench.task("pretrain", "dispatch", bench.count), "dispatch")}
+    task = bench.task("pretrain", "scan", bench.count)
+    for unroll in bench.args.unroll:
+        made[f"scan, unroll {unroll}"] = bench.stepper(task, "scan", unroll=unroll)
+    if bench.platform == "cpu":  # the cliff that the default walks around
+        native = bench.task("pretrain", "scan", bench.count, lowering="native")
+        made["scan, native convolution"] = bench.stepper(native, "scan")
+    seconds = interleave({name: run for name, (run, _) in made.items()}, bench.args.rounds)
+    return {
+        name: {
+            "milliseconds": per_step(seconds[name], bench.count),
+            "speed_to_dispatch": ratios(seconds["dispatch"], seconds[name]),
+            "compile_seconds": made[name][1].seconds,
+        }
+        for name in made
+    }
+
+
+def measure_lowering(bench: Bench) -> dict[str, Any]:
+    """Pre-training steps by lowering and width."""
+    found: dict[str, Any] = {}
+    for width in bench.widths:
+        runs = {
+            name: bench.stepper(
+                bench.task("pretrain", bench.loop, bench.count, width=width, lowering=name),
+                bench.loop,
+            )[0]
+            for name in get_args(Lowering)
+        }
+        if compiler_options(bench.platform):
+            task = bench.task("pretrain", bench.loop, bench.count, width=width)
+            runs["default_options"] = bench.stepper(task, bench.loop, suited=False)[0]
+        seconds = interleave(runs, bench.args.rounds)
+        found[str(width)] = {
+            name: {
+                "milliseconds": per_step(taken, bench.count),
+                "speed_to_native": ratios(seconds["native"], taken),
+            }
+            for name, taken in seconds.items()
+        }
+    return found
+
+
+def measure_sweep(bench: Bench) -> dict[str, Any]:
+    """Several runs as one program against as many in a row."""
+    runs, (data, table, features) = bench.args.runs, bench.short()
+    key = jax.random.key(2)
+    task = bench.task("pretrain", bench.loop, data=data)
+    programs = Programs(task, bench.devices, bench.loop, bench.args.unroll[0])
+    alone, hyper = [bench.state(task)], bench.devices.replicate(task.stage.hyper())
+
+    def single() -> None:
+        for state in programs.resident_epoch(alone[0], features, table, key, hyper):
+            alone[0] = state
+        jax.block_until_ready(alone[0])
+
+    contenders: dict[str, Callable[[], None]] = {"single": single}
+    keys = jax.random.split(key, runs)
+    hypers = stack_runs(
+        [hyper._replace(temperature=jnp.float32(0.07 + 0.01 * k)) for k in range(runs)]
+    )
+    compiling = {}
+    # Grouped convolutions in a loop take a CPU minutes.
+    for name in ("patches",) if bench.platform == "cpu" else ("native", "fitting", "patches"):
+        varied = bench.task("pretrain", "scan", data=data, lowering=name)
+        held = [stack_runs([bench.state(varied)] * runs)]
+        program = Compiled.of(
+            compile_sweep(varied, bench.devices, bench.args.unroll[0]),
+            held[0], features, table, keys, hypers,
+        )  # fmt: skip
+
+        def sweep(held: list[Any] = held, program: Compiled = program) -> None:
+            held[0], losses = program.call(held[0], features, table, keys, hypers)
+            jax.block_until_ready(losses)
+
+        contenders[name] = sweep
+        compiling[name] = program.seconds
+    seconds = interleave(contenders, bench.args.rounds)
+    return {
+        "runs": runs,
+        "steps_per_epoch": task.steps,
+        "single_epoch_seconds": spread(seconds["single"]),
+        **{
+            name: {
+                "epoch_seconds": spread(seconds[name]),
+                "throughput_to_single": ratios([runs * t for t in seconds["single"]], taken),
+                "compile_seconds": compiling[name],
+            }
+            for name, taken in seconds.items()
+            if name != "single"
+        },
+    }
+
+
+def measure_host(bench: Bench) -> dict[str, Any]:
+    """Epochs of pre-training from the host's crops against resident features."""
+    data, table, features = bench.short()
+    key = jax.random.key(3)
+
+    def epochs(name: str) -> Callable[[], None]:
+        loop = bench.loop if name == "resident" else "dispatch"
+        task = bench.task("pretrain", loop, data=data)
+        programs = Programs(task, bench.devices, loop, bench.args.unroll[0])
+        held, hyper = [bench.state(task)], bench.devices.replicate(task.stage.hyper())
+
+        def run() -> None:
+            state = held[0]
+            if name == "resident":
+                walk = programs.resident_epoch(state, features, table, key, hyper)
+            else:
+                walk = host_epoch(programs, data.train, state, table, key, hyper)
+            for state in walk:
+                held[0] = state
+            jax.block_until_ready(held[0])
+
+        return run
+
+    seconds = interleave({name: epochs(name) for name in ("resident", "host")}, bench.args.rounds)
+    return {
+        "clips": len(data.labels),
+        "resident_epoch_seconds": spread(seconds["resident"]),
+        "host_epoch_seconds": spread(seconds["host"]),
+        "host_speed_to_resident": ratios(seconds["resident"], seconds["host"]),
+    }
+
+
+def measure_torch(bench: Bench) -> dict[str, Any]:
+    """The pre-training step against PyTorch."""
+    if importlib.util.find_spec("torch") is None:
+        return {"skipped": "PyTorch is not installed: pip install -e '.[bench]'"}
+    import torch
+
+    from experiments.benchmarks import torch_reference as bench_torch
+
+    found: dict[str, Any] = {"threads": torch.get_num_threads(), "cuda": torch.version.cuda}
+    for width in bench.widths:
+        task = bench.task("pretrain", bench.loop, bench.count, width=width)
+        exact = bench.task("pretrain", bench.loop, bench.count, width=width, dtype="float32")
+        state = bench.state(task)
+        features, table, draw, hyper = bench.inputs(task)
+        batch = steps.take_batch(task, features, table, draw, state.step, None)
+        differences, crops = bench_torch.compare(exact, state, table, batch, hyper)
+        made, failed = bench_torch.rivals(
+            task, jax.device_get(state), crops, np.asarray(batch.labels),
+            dtype=bench.args.dtype, both=bench.platform == "gpu" or bench.args.torch_compile,
+        )  # fmt: skip
+        contenders: dict[str, Callable[[], None]] = {
+            name: lambda rival=rival: rival.run(bench.count)  # type: ignore[misc]
+            for name, rival in made.items()
+        }
+        ours = bench.stepper(task, bench.loop, unroll=bench.args.unroll[0])[0]
+        seconds = interleave({"ours": ours, **contenders}, bench.args.rounds)
+        found[str(width)] = {
+            "differences": differences,
+            "ours_milliseconds": per_step(seconds["ours"], bench.count),
+            **{f"{name}_milliseconds": per_step(seconds[name], bench.count) for name in made},
+            **{f"speed_to_{name}": ratios(seconds[name], seconds["ours"]) for name in made},
+            **{
+                f"speed_to_{name}_fastest_rounds": round(
+                    min(seconds[name]) / min(seconds["ours"]), 3
+                )
+                for name in made
+            },
+            **{f"{name}_failed": why for name, why in failed.items()},
+        }
+    return found
+
+
+def measure_full(bench: Bench) -> dict[str, Any]:
+    """The whole schedule, really run; fine-tuning goes on where pre-training ends."""
+    found: dict[str, Any] = {"clips": bench.clips}
+    begun = time.perf_counter()
+    state: Any = None
+    for number, stage in enumerate(STAGES):
+        task = bench.task(stage, bench.loop)
+        programs = Programs(task, bench.devices, bench.loop, bench.args.unroll[0])
+        key, hyper = jax.random.key(10 + number), task.stage.hyper()
+        key, hyper = bench.devices.replicate((key, hyper))
+        if state is None:
+            state = task.init(jax.random.key(0), MELS)
+        else:
+            state = task.start(state.params["encoder"], state.batch_stats, jax.random.key(0))
+        state = bench.devices.replicate(state)
+        epochs, losses = [], []
+        for _ in range(task.stage.total_epochs):
+            started = time.perf_counter()
+            walk = programs.resident_epoch(state, bench.features, bench.table, key, hyper)
+            state = collections.deque(walk, maxlen=1)[0]
+            losses.append(float(state.loss_sum) / task.steps)  # waits, as training does
+            epochs.append(time.perf_counter() - started)
+        found[stage] = {
+            "epochs": len(epochs),
+            "steps": len(epochs) * task.steps,
+            "seconds": round(sum(epochs), 3),
+            "first_epoch_seconds": round(epochs[0], 3),
+            "epoch_seconds": spread(epochs[1:] or epochs),
+            "first_loss": losses[0],
+            "last_loss": losses[-1],
+        }
+    found["seconds"] = round(time.perf_counter() - begun, 3)
+    later = [max(0.0, f["first_epoch_seconds"] - f["epoch_seconds"]["median"])
+             for f in (found[stage] for stage in STAGES)]  # fmt: skip
+    found["seconds_without_compiling"] = round(found["seconds"] - sum(later), 3)
+    return found
+
+
+PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
+    "steps": measure_steps,
+    "pass": measure_pass,
+    "loops": measure_loops,
+    "lowering": measure_lowering,
+    "sweep": measure_sweep,
+    "host": measure_host,
+    "torch": measure_torch,
+    "full": measure_full,
+}
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.benchmarks.train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--preset", choices=tuple(CLIPS), default="small", help="default small")
+    add("--parts", nargs="+", choices=[n for n in PARTS if n != "full"], help="default all")
+    add("--full", action="store_true", help="run the whole schedule too")
+    add("--width", type=int, help="of the encoder, for all parts that take one")
+    add("--widths", type=int, nargs="+", help="for lowering and torch; default the encoder's")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="default float32")
+    add("--batch", type=int, help="of pre-training")
+    add("--clips", type=int, help="training clips; default the preset's, at most 1,024 on CPU")
+    add("--classes", type=int, default=CLASSES, help=f"attribute classes (default {CLASSES})")
+    add("--loop", choices=("scan", "dispatch"), help="default what suits the backend")
+    add("--unroll", type=int, nargs="+", default=[1, 4], help="steps per turn of a loop; the first "
+        "is used outside the part loops (default 1 4)")  # fmt: skip
+    add("--steps", type=int, help="steps in a turn; default 4 on CPU, else 200")
+    add("--rounds", type=int, default=10, help="turns of every contender (default 10)")
+    add("--runs", type=int, default=8, help="runs in a sweep (default 8)")
+    add("--matrix", type=int, help="size of the matrix product; default 2048 on CPU, else 8192")
+    add("--torch-compile", action="store_true", help="torch.compile on CPU too")
+    add("--xla-flags", default="", metavar="FLAGS", help="put into XLA_FLAGS; recorded")
+    add("--expect", choices=("cpu", "gpu", "tpu"), help="fail where jax has no such device")
+    add("--out", type=Path, metavar="JSON", help="write there; a folder gets train_DEVICE.json")
+    add("--tag", default="", help="ends the name of a file in a folder")
+    add("overrides", nargs="*", metavar="FIELD=VALUE", help="dotted overrides")
+    args = parser.parse_args(arguments)
+    for name, value in vars(args).items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int) and not isinstance(number, bool) and number < 1:
+                parser.error(f"--{name.replace('_', '-')} must be at least 1, found {number}")
+    return args
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    args = parse(arguments)
+    parts = list(args.parts or [name for name in PARTS if name != "full"])
+    parts += ["full"] if args.full else []
+    # Both are read when jax first looks for devices, which is below.
+    if args.xla_flags:
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {args.xla_flags}".strip()
+    if "torch" in parts:  # leave PyTorch room on the same GPU
+        os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.6")
+    if args.expect and jax.default_backend() != args.expect:
+        raise ConfigError(
+            f"--expect {args.expect}, but jax runs on {jax.default_backend()}; install the extra "
+            "for the device (pip install -e '.[bench,cuda12]'), or name another interpreter "
+            "(make bench-gpu BENCH_PYTHON=python3)"
+        )
+    console = Console()
+    bench = Bench(args)
+    result = describe(bench, sys.argv[1:] if arguments is None else arguments)
+    console.print(
+        f"{result['device']}, jax {jax.__version__}, load {result['load_before']} before. "
+        f"Median and quartiles of {args.rounds} interleaved rounds of {bench.count} steps, each "
+        "waited for; one more round before does not count.",
+        highlight=False,
+    )
+    out = None
+    if args.out is not None:
+        out = args.out
+        if out.suffix != ".json":
+            out = out / file_name("train", result["device"], args.dtype, args.tag)
+        out.parent.mkdir(parents=True, exist_ok=True)
+    failed = {}
+    order = [name for name in PARTS if name in parts and name != "torch"]
+    order += ["torch"] if "torch" in parts else []  # last: two frameworks share a device then
+    for name in order:
+        with console.status(f"measuring {name}"):
+            try:
+                result[name] = PARTS[name](bench)
+            except Exception as error:  # the other parts must not be lost
+                failed[name] = f"{type(error).__name__}: {error}"
+                result[name] = {"failed": failed[name][:1000]}
+        if name != "torch":
+            result["peak_memory"] = bench.peak_memory()
+        show(console, {name: result[name]})
+        if {"steps", "pass"} <= {key for key in result if key not in failed}:
+            result["projected"] = project(bench, result)
+        if out is not None:
+            write_atomically(out, (json.dumps(result, indent=1) + "\n").encode())
+    if summary := {str(key): result[key] for key in ("projected", "peak_memory") if key in result}:
+        show(console, summary)
+    if out is not None:
+        console.print(f"Written to {out}", highlight=False, soft_wrap=True)
+    if failed:
+        names = "; ".join(f"{name}: {why}" for name, why in failed.items())
+        raise SystemExit(f"error: {len(failed)} of {len(order)} parts failed: {names}")
+    return result
+
+
+if __name__ == "__main__":
+    run_main(main)  # type: ignore[arg-type]

@@ -1,0 +1,138 @@
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from asdproto.models.resnet import ResNet
+from asdproto.systems.prototype import EncoderConfig
+from experiments.benchmarks import common as bench_common
+from experiments.benchmarks import train as bench_train
+
+TINY = [
+    "finetune.ways=3", "finetune.shots=2", "encoder.crop=32", "pretrain.epochs=2",
+    "finetune.epochs=1", "--width", "4", "--batch", "4", "--clips", "24", "--classes", "6",
+    "--steps", "2", "--rounds", "2", "--runs", "2", "--matrix", "64", "--unroll", "1",
+]  # fmt: skip
+SHARES = {"sampling", "forward", "loss", "backward", "optimizer"}
+
+
+@pytest.fixture(autouse=True)
+def one_block(monkeypatch):
+    build = EncoderConfig.build
+    monkeypatch.setattr(EncoderConfig, "build", lambda *args: build(*args).clone(stages=(1,)))
+
+
+def is_spread(values):
+    return 0 < values["low"] <= values["median"] <= values["high"]
+
+
+def test_steps_pass_and_schedule(tmp_path, capsys):
+    out = tmp_path / "results"
+    result = bench_train.main(
+        [*TINY, "--parts", "steps", "pass", "--full", "--tag", "Try 1", "--out", str(out)]
+    )
+    (file,) = out.iterdir()
+    assert file.name.startswith("train_")
+    assert file.name.endswith("_float32_try_1.json")
+    assert json.loads(file.read_text()) == result
+    assert result["steps"]["matrix_product_tflops"] > 0
+    for stage, batch in (("pretrain", 4), ("finetune", 6)):
+        found = result["steps"][stage]
+        assert is_spread(found["milliseconds"])
+        assert found["batch"] == batch
+        assert found["clips_per_second"] == pytest.approx(
+            1e3 * batch / found["milliseconds"]["median"], rel=1e-3
+        )
+        assert set(found["share_by_part"]) == SHARES
+        assert found["compile_seconds"] > 0
+    assert is_spread(result["pass"]["crops_per_second"])
+    full = result["full"]
+    assert (full["pretrain"]["steps"], full["finetune"]["steps"]) == (2 * 6, 4)
+    assert np.isfinite([full["pretrain"]["last_loss"], full["finetune"]["last_loss"]]).all()
+    assert full["seconds"] >= full["pretrain"]["seconds"] + full["finetune"]["seconds"]
+    # 2 epochs of 2,100 / 4 steps and passes, and 1 epoch of 2,100 / 6.
+    wanted = 2 * (
+        525 * result["steps"]["pretrain"]["milliseconds"]["median"] / 1e3
+        + 2100 / result["pass"]["crops_per_second"]["median"]
+    )
+    assert result["projected"]["pretrain"] == pytest.approx(wanted, abs=0.1)
+    assert result["peak_memory"]["bytes"] > 24 * 313 * 128 * 2
+    assert "projected" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_loops_lowering_sweep_and_host():
+    parts = ["loops", "lowering", "sweep", "host"]
+    result = bench_train.main([*TINY, "--rounds", "1", "--parts", *parts])
+    assert {"dispatch", "scan, unroll 1", "scan, native convolution"} == set(result["loops"])
+    assert {"native", "patches", "fitting", "mixed", "default_options"} == set(
+        result["lowering"]["4"]
+    )
+    for found in (*result["loops"].values(), *result["lowering"]["4"].values()):
+        assert is_spread(found["milliseconds"])
+    assert result["sweep"]["runs"] == 2
+    assert result["sweep"]["patches"]["throughput_to_single"]["median"] > 0
+    assert is_spread(result["host"]["host_speed_to_resident"])
+
+
+def test_pytorch_does_the_same_and_is_timed():
+    pytest.importorskip("torch")
+    found = bench_train.main([*TINY, "--parts", "torch"])["torch"]["4"]
+    # Float32 on both sides, sums in another order; one block only, so the update is exact too.
+    assert found["differences"]["embeddings"] < 1e-4
+    assert found["differences"]["loss"] < 1e-4
+    assert found["differences"]["update"] < 1e-3
+    assert is_spread(found["speed_to_eager"])
+
+
+def test_a_part_that_fails_costs_only_itself(tmp_path, monkeypatch):
+    def broken(bench):
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setitem(bench_train.PARTS, "steps", broken)
+    monkeypatch.setitem(bench_train.PARTS, "host", lambda bench: {"fine": 1})
+    out = tmp_path / "train.json"
+    with pytest.raises(SystemExit, match="1 of 2 parts failed: steps: RuntimeError: out of luck"):
+        bench_train.main([*TINY, "--parts", "steps", "host", "--out", str(out)])
+    written = json.loads(out.read_text())
+    assert "out of luck" in written["steps"]["failed"]
+    assert written["host"] == {"fine": 1}
+
+
+def test_operations_are_those_that_xla_counts():
+    # As patches, every convolution is a matrix product, which XLA counts like we do. What else it
+    # counts (normalization, pooling, attention) is a few per cent at this width.
+    model = ResNet(width=16, lowering="patches")
+    crops = jax.ShapeDtypeStruct((2, 64, 128), jnp.float32)
+    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), crops)
+    lowered = jax.jit(lambda v, x: model.apply(v, x, train=False)).lower(variables, crops)
+    counted = lowered.cost_analysis()["flops"] / 2
+    ours, stem = bench_common.forward_flops(16, model.stages, 64, 128)
+    assert ours <= counted < 1.06 * ours
+    assert stem == 2 * 49 * 16 * 32 * 64
+
+
+@pytest.mark.parametrize("clips", [1024, 2100, 21_000])
+def test_labels_are_imbalanced(clips):
+    counts = np.bincount(bench_common.imbalanced_labels(clips), minlength=147)
+    assert counts.sum() == clips
+    assert counts.min() >= 1
+    if clips == 21_000:
+        target = np.arange(147) % 7 >= 4
+        assert counts[target].sum() == pytest.approx(0.01 * clips, rel=0.15)
+
+
+def test_arguments_are_checked(capsys):
+    with pytest.raises(SystemExit):
+        bench_train.main(["--steps", "0"])
+    assert "--steps must be at least 1, found 0" in capsys.readouterr().err
+
+
+def test_runs_where_there_is_no_audio_library():
+    blocked = "import sys; sys.modules.update(librosa=None, soundfile=None, sklearn=None)\n"
+    code = blocked + "from experiments.benchmarks import train; train.parse([])"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
