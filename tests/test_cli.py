@@ -291,7 +291,7 @@ def test_features(run, tmp_path):
     assert code == 1
     assert "error: " in err
     code, _, err = run("features", root, tmp_path / "other", "--hop-length", "0")
-    assert (code, err) == (1, "error: hop must be a positive whole number, found 0\n")
+    assert (code, err) == (1, "error: hop_length must be a positive whole number, found 0\n")
 
 
 @pytest.fixture

@@ -74,11 +74,11 @@ def test_other_settings_are_refused_and_the_difference_named(tmp_path):
     other = dataclasses.replace(SETTINGS, scale="mel", hop_length=256)
     with pytest.raises(StoreError, match="other settings") as caught:
         open_store(tmp_path / "s", expect=other)
-    assert "hop is 512 in the store, 256 asked for" in caught.value.found
+    assert "hop_length is 512 in the store, 256 asked for" in caught.value.found
     assert "scale is 'inverted' in the store, 'mel' asked for" in caught.value.found
     assert "n_mels" not in caught.value.found
     assert "delete this one" in caught.value.remedy
-    with pytest.raises(StoreError, match="mels is 8 in the store, nothing asked for"):
+    with pytest.raises(StoreError, match="n_mels is 8 in the store, nothing asked for"):
         open_store(tmp_path / "s", expect={})
 
 
