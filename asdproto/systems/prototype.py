@@ -27,7 +27,15 @@ from asdproto.models.pooling import Attention
 from asdproto.models.resnet import ResNet
 from asdproto.results.result_files import write_result_csv, write_results
 from asdproto.results.score_files import write_scores
-from asdproto.scoring.backends import Covariance, Kind, Scorer, fit_scorer, held_out_scores
+from asdproto.scoring.backends import (
+    SHRINKAGE,
+    Center,
+    Covariance,
+    Kind,
+    Scorer,
+    fit_scorer,
+    held_out_scores,
+)
 from asdproto.scoring.metrics import evaluate, group_scores
 from asdproto.scoring.thresholds import decide, gamma_threshold
 from asdproto.systems.embedding import embed_clips, training_batch_stats
@@ -78,16 +86,12 @@ class EncoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ScoreConfig:
-    """The back-end.
-
-    The shrinkage was decided on normal training clips alone (a small real set, four times another
-    quarter of every section and domain kept out): down to 0.001 every smaller one told the clips
-    that were kept out better from copies of them with a band raised, a shift in frequency,
-    modulation or tones added; below that nothing changes.
+    """The back-end; see :func:`asdproto.scoring.backends.fit_scorer`.
 
     Attributes:
       kind: ``"mahalanobis"``, ``"cosine"`` or ``"knn"``.
       covariance: Estimator of the Mahalanobis back-end.
+      center: What the covariance is taken about.
       shrinkage: Its weight, for ``"shrinkage"``.
       neighbors: Of the k-NN back-end.
       hop: Largest distance between the windows of a clip, in frames.
@@ -100,7 +104,8 @@ class ScoreConfig:
 
     kind: Kind = "mahalanobis"
     covariance: Covariance = "shrinkage"
-    shrinkage: float = 0.001
+    center: Center = "global"
+    shrinkage: float = SHRINKAGE
     neighbors: int = 1
     hop: int = 32
     full_clip: bool = False
@@ -297,6 +302,7 @@ def score(system: PrototypeSystem, data: Dataset, state: TrainState, devices: De
     options: dict[str, Any] = {
         "kind": config.kind,
         "covariance": config.covariance,
+        "center": config.center,
         "shrinkage": config.shrinkage,
         "neighbors": config.neighbors,
     }
