@@ -1,16 +1,18 @@
-"""Files that are whole or not there, folders that one process works in, checksums."""
+"""Files that are whole or not there, reading them safely, folders of one process, checksums."""
 
 import contextlib
+import json
 import logging
 import os
 import secrets
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from asdproto.errors import StoreError
+from asdproto.errors import DataError, StoreError
 
 _log = logging.getLogger(__name__)
 
@@ -43,6 +45,75 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def read_json(
+    path: str | os.PathLike, *, remedy: str, error: type[DataError] = DataError
+) -> dict[str, Any]:
+    """Read a json file that holds an object.
+
+    Args:
+      path: The file.
+      remedy: What to do where it cannot be read.
+      error: What to raise then.
+
+    Returns:
+      The object; ``null`` is None.
+
+    Raises:
+      DataError: The file is missing, cut, binary, or holds something else than an object.
+    """
+    expected = "a json object"
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as reason:
+        raise error(path, _unreadable(reason), expected, remedy) from None
+    except (ValueError, RecursionError) as reason:
+        raise error(path, f"text that is not json ({reason})", expected, remedy) from None
+    if not isinstance(value, dict):
+        raise error(path, f"a json {type(value).__name__}", expected, remedy)
+    return value
+
+
+def read_arrays(
+    path: str | os.PathLike,
+    names: Sequence[str] = (),
+    *,
+    remedy: str,
+    error: type[DataError] = DataError,
+) -> dict[str, np.ndarray]:
+    """Read every array of an npz file; pickled objects are refused.
+
+    Args:
+      path: The file.
+      names: Arrays that it must hold.
+      remedy: What to do where it cannot be read.
+      error: What to raise then.
+
+    Returns:
+      The arrays by name.
+
+    Raises:
+      DataError: The file is missing, damaged, no npz file, or lacks an array.
+    """
+    expected = "an npz file" + (f" of {', '.join(names)}" if names else "")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = dict(archive)
+    except OSError as reason:
+        raise error(path, _unreadable(reason), expected, remedy) from None
+    except Exception as reason:  # zipfile, zlib and numpy each have their own for damaged bytes
+        raise error(path, f"damage ({reason})", expected, remedy) from None
+    lacking = [name for name in names if name not in arrays]
+    if lacking:
+        raise error(path, f"no array {', '.join(lacking)}", expected, remedy)
+    return arrays
+
+
+def _unreadable(reason: OSError) -> str:
+    if isinstance(reason, FileNotFoundError):
+        return "no such file"
+    return reason.strerror or str(reason)
 
 
 def checksum(frames: np.ndarray) -> int:
