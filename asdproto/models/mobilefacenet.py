@@ -1,0 +1,238 @@
+"""MobileFaceNet over two pictures of a clip, and a spectrogram learned from its waveform."""
+
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from asdproto.models.convolution import Lowering, convolve
+from asdproto.models.mobilenet import Depthwise
+from asdproto.models.normalization import BatchNorm
+from asdproto.prototypes import l2_normalize
+
+# The network's bottlenecks: expansion, channels, blocks, first stride.
+STAGES = ((2, 64, 5, 2), (4, 128, 1, 2), (2, 128, 6, 1), (4, 128, 1, 2), (2, 128, 2, 1))
+
+# By fan-out, as its public implementations start convolutions.
+_he_normal = nn.initializers.variance_scaling(2, "fan_out", "normal")
+
+
+class STgramMFN(nn.Module):
+    """Spectral-temporal fusion: a log-mel spectrogram beside one learned from the waveform.
+
+    Clips of 10 s at 16 kHz give 313 frames of 128 bands each way; MobileFaceNet embeds the two as
+    channels of one image. 1.34 million parameters, 1.64 billion floating-point operations a clip.
+    The learned spectrogram is normalized over its frames with a gain a frame, so a trained network
+    takes clips of one length.
+
+    Attributes:
+      stages: See :class:`MobileFaceNet`; also the attributes after it.
+      head: See :class:`MobileFaceNet`.
+      dim: Length of an embedding.
+      hop_length: Samples between frames of the learned spectrogram: those of the log-mel one.
+      lowering: See :class:`MobileFaceNet`.
+      dtype: See :class:`MobileFaceNet`.
+      axis_name: See :class:`MobileFaceNet`.
+
+    References:
+      Liu et al., Anomalous Sound Detection Using Spectral-Temporal Information Fusion, ICASSP 2022.
+    """
+
+    stages: tuple[tuple[int, int, int, int], ...] = STAGES
+    head: int = 512
+    dim: int = 128
+    hop_length: int = 512
+    lowering: Lowering = "native"
+    dtype: jnp.dtype = jnp.float32
+    axis_name: str | None = None
+
+    @property
+    def embedding_dim(self) -> int:
+        """Length of an embedding."""
+        return self.dim
+
+    @nn.compact
+    def __call__(
+        self,
+        crops: jax.Array,
+        waveforms: jax.Array,
+        *,
+        train: bool,
+        where: jax.Array | None = None,
+    ) -> jax.Array:
+        """Embeds clips.
+
+        Args:
+          crops: Floating, shape ``[batch, frames, mels]``, log-mel.
+          waveforms: Floating, shape ``[batch, samples]``, the same stretches of sound; with
+            ``frames = 1 + samples // hop_length``.
+          train: Normalize by the statistics of this batch (and update the running ones, in the
+            collection ``batch_stats``), or by the running ones.
+          where: Boolean, shape ``[batch]``; examples outside it are padding and do not enter the
+            batch statistics.
+
+        Returns:
+          Unit embeddings, float32, shape ``[batch, dim]``.
+
+        Raises:
+          ValueError: Spectrogram and waveform are not equally long.
+        """
+        tgram = Tgram(crops.shape[2], self.hop_length, dtype=self.dtype, name="tgram")(waveforms)
+        if tgram.shape[1] != crops.shape[1]:
+            raise ValueError(
+                f"crops {crops.shape} and waveforms {waveforms.shape} must be equally long; found "
+                f"{crops.shape[1]} frames, and samples for {tgram.shape[1]} frames with hop_length="
+                f"{self.hop_length}"
+            )
+        network = MobileFaceNet(
+            self.stages,
+            self.head,
+            self.dim,
+            lowering=self.lowering,
+            dtype=self.dtype,
+            axis_name=self.axis_name,
+            name="mobilefacenet",
+        )
+        images = jnp.stack([crops.astype(self.dtype), tgram], axis=-1)
+        return network(images, train=train, where=where)
+
+
+class Tgram(nn.Module):
+    """A spectrogram learned from the waveform: one wide convolution, three narrow ones over time.
+
+    Attributes:
+      bands: Channels of every convolution: the bands of the log-mel spectrogram beside it.
+      hop_length: Samples between frames; the wide windows hold two hops, and reach one hop beyond
+        both ends of the clip.
+      layers: Narrow convolutions, each after a normalization over time and a leaky ReLU.
+      dtype: Dtype of activations; parameters are float32.
+    """
+
+    bands: int = 128
+    hop_length: int = 512
+    layers: int = 3
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, waveforms: jax.Array) -> jax.Array:
+        """Maps ``[batch, samples]`` to ``[batch, 1 + samples // hop_length, bands]``."""
+        hop, batch = self.hop_length, waveforms.shape[0]
+        hops = 2 + waveforms.shape[1] // hop
+        x = waveforms.astype(self.dtype)[:, : (hops - 1) * hop]
+        x = jnp.pad(x, ((0, 0), (hop, hops * hop - hop - x.shape[1]))).reshape(batch, hops, hop)
+        # Windows of two hops are two matrix products over hops, and no sample is copied.
+        kernel = self._kernel("wide", (2, hop, self.bands))
+        x = x[:, :-1] @ kernel[0] + x[:, 1:] @ kernel[1]
+        for layer in range(1, self.layers + 1):
+            x = nn.leaky_relu(self._normalize_time(f"norm{layer}", x), 0.2)
+            kernel = self._kernel(f"conv{layer}", (3, self.bands, self.bands))
+            padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0)))
+            x = sum(padded[:, i : i + x.shape[1]] @ kernel[i] for i in (0, 2)) + x @ kernel[1]
+        return x
+
+    def _kernel(self, name: str, shape: tuple[int, ...]) -> jax.Array:
+        # The authors' framework draws weights uniformly, up to the root of 1 / fan-in.
+        init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+        return self.param(name, init, shape, jnp.float32).astype(self.dtype)
+
+    def _normalize_time(self, name: str, x: jax.Array) -> jax.Array:
+        """Every band of every clip to mean 0 and variance 1, then a gain and a bias a frame."""
+        norm = nn.LayerNorm(
+            epsilon=1e-5, dtype=self.dtype, reduction_axes=1, feature_axes=1, name=name
+        )
+        return norm(x)
+
+
+class MobileFaceNet(nn.Module):
+    """MobileFaceNet: bottlenecks with PReLU, and a global depthwise convolution for pooling.
+
+    Over images of 313 frames, 128 bands and two channels: 1.06 million parameters.
+
+    Attributes:
+      stages: Expansion, channels, blocks and first stride of each stage.
+      head: Channels of the last map.
+      dim: Length of an embedding.
+      stem: Channels of the first convolution.
+      lowering: See :func:`asdproto.models.convolution.convolve`.
+      dtype: Dtype of activations; parameters, statistics and embeddings are float32.
+      axis_name: Mapped axis over which batch statistics are averaged; ``None`` for per device.
+
+    References:
+      Chen et al., MobileFaceNets: Efficient CNNs for Accurate Real-Time Face Verification on Mobile
+      Devices, 2018, Table 1.
+    """
+
+    stages: tuple[tuple[int, int, int, int], ...] = STAGES
+    head: int = 512
+    dim: int = 128
+    stem: int = 64
+    lowering: Lowering = "native"
+    dtype: jnp.dtype = jnp.float32
+    axis_name: str | None = None
+
+    @property
+    def embedding_dim(self) -> int:
+        """Length of an embedding."""
+        return self.dim
+
+    @nn.compact
+    def __call__(
+        self, images: jax.Array, *, train: bool, where: jax.Array | None = None
+    ) -> jax.Array:
+        """Embeds images.
+
+        Args:
+          images: Floating, shape ``[batch, rows, columns, channels]``.
+          train: Normalize by the statistics of this batch (and update the running ones), or by the
+            running ones.
+          where: Boolean, shape ``[batch]``; other examples do not enter the batch statistics.
+
+        Returns:
+          Unit embeddings, float32, shape ``[batch, dim]``.
+        """
+        norm = functools.partial(BatchNorm, train=train, dtype=self.dtype, axis_name=self.axis_name)
+        pointwise: Callable[..., nn.Dense] = functools.partial(
+            nn.Dense, use_bias=False, dtype=self.dtype, kernel_init=_he_normal
+        )
+        depthwise = functools.partial(
+            Depthwise,
+            symmetric=True,
+            kernel_init=_he_normal,
+            lowering=self.lowering,
+            dtype=self.dtype,
+        )
+
+        def activate(name: str, x: jax.Array) -> jax.Array:
+            x = norm(name=f"{name}_norm")(x, where)
+            slope = self.param(f"{name}_slope", nn.initializers.constant(0.25), x.shape[-1:])
+            return jnp.where(x > 0, x, x * slope.astype(self.dtype))
+
+        shape = (3, 3, images.shape[-1], self.stem)
+        kernel = self.param("stem", _he_normal, shape, jnp.float32).astype(self.dtype)
+        x = convolve(images.astype(self.dtype), kernel, stride=2, lowering=self.lowering)
+        x = activate("stem", x)
+        x = activate("stem_depthwise", depthwise(stride=1, name="stem_depthwise")(x))
+        for stage, (expansion, channels, blocks, stride) in enumerate(self.stages, start=1):
+            for block in range(blocks):
+                name = f"stage{stage}_block{block + 1}"
+                step = 1 if block else stride
+                y = pointwise(expansion * x.shape[-1], name=f"{name}_expand")(x)
+                y = activate(f"{name}_expand", y)
+                y = activate(f"{name}_depthwise", depthwise(step, name=f"{name}_depthwise")(y))
+                y = pointwise(channels, name=f"{name}_project")(y)
+                # A shortcut goes around every block of a stage but the one that changes the map.
+                shortcut = x if step == 1 and x.shape == y.shape else None
+                x = norm(name=f"{name}_project_norm")(y, where, shortcut)
+        x = activate("head", pointwise(self.head, name="head")(x))
+        kernel = self.param("pool", _pool_init, x.shape[1:], jnp.float32).astype(self.dtype)
+        x = norm(name="pool_norm")(jnp.einsum("brcd,rcd->bd", x, kernel), where)
+        x = norm(name="embedding_norm")(pointwise(self.dim, name="embedding")(x), where)
+        return l2_normalize(x.astype(jnp.float32))
+
+
+def _pool_init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    """As :data:`_he_normal` for a depthwise kernel as large as the map."""
+    rows, columns, channels = shape
+    return _he_normal(key, (rows, columns, 1, channels), dtype).reshape(shape)
