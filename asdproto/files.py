@@ -1,12 +1,13 @@
 """Files that are whole or not there, reading them safely, folders of one process, checksums."""
 
 import contextlib
+import io
 import json
 import logging
 import os
 import secrets
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,13 @@ def read_arrays(
     if lacking:
         raise error(path, f"no array {', '.join(lacking)}", expected, remedy)
     return arrays
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write an npz file that is either whole or not there; the same arrays give the same bytes."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    write_atomically(path, buffer.getvalue())
 
 
 def _unreadable(reason: OSError) -> str:

@@ -1,19 +1,12 @@
-import io
 import json
 
 import numpy as np
 import pytest
 
 from asdproto.errors import DataError, StoreError
-from asdproto.files import read_arrays, read_json, write_atomically
+from asdproto.files import read_arrays, read_json, write_arrays, write_atomically
 
 WHOLE = json.dumps({"seed": 1, "none": None, "classes": [["fan", "00"]]}).encode()
-
-
-def npz(**arrays):
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    return buffer.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -53,8 +46,9 @@ def test_what_is_no_file_is_said(tmp_path, read):
 
 def test_every_flipped_byte_of_an_array_file_is_noticed(tmp_path):
     arrays = {"mean": np.arange(3.0), "names": np.array(["a", "b"])}
-    whole = npz(**arrays)
     path = tmp_path / "standardization.npz"
+    write_arrays(path, arrays)
+    whole = path.read_bytes()
     refused = 0
     for position in range(len(whole)):
         damaged = bytearray(whole)
@@ -74,12 +68,15 @@ def test_every_flipped_byte_of_an_array_file_is_noticed(tmp_path):
 
 def test_other_array_files_are_refused(tmp_path):
     path = tmp_path / "embeddings.npz"
-    whole = npz(train=np.zeros((2, 3)))
+    np.savez(path, train=np.array([{}], object))
+    pickled = path.read_bytes()
+    write_arrays(path, {"train": np.zeros((2, 3))})
+    whole = path.read_bytes()
     for content, found in (
         (b"", "damage"),
         (whole[: len(whole) // 2], "damage"),
         (b"PK", "damage"),
-        (npz(train=np.array([{}], object)), "damage .*pickle"),
+        (pickled, "damage .*pickle"),
         (whole, "no array test"),
     ):
         path.write_bytes(content)

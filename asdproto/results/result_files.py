@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from asdproto.errors import DataError
-from asdproto.files import write_atomically
+from asdproto.files import read_json, write_atomically
 from asdproto.scoring.metrics import AUC_METRICS, DECISION_METRICS, harmonic_mean
 
 _COLUMNS = {
@@ -139,27 +139,18 @@ def largest_difference(
       The largest absolute difference over all sections and metrics that either has, and where it
       is; infinity where one of the two lacks a figure.
     """
-    worst, where = 0.0, ""
-    machines = results["machines"]
-    for machine in sorted({*machines, *reference}):
-        ours = machines.get(machine, {}).get("sections", {})
-        theirs = {
-            section: figures
-            for section, figures in reference.get(machine, {}).items()
-            if section not in (_ARITHMETIC, _HARMONIC)
-        }
-        for section in sorted({*ours, *theirs}):
+    figures = {machine: values["sections"] for machine, values in results["machines"].items()}
+    differences = [(0.0, "")]
+    for machine in sorted({*figures, *reference}):
+        pair = figures.get(machine, {}), reference.get(machine, {})
+        for section in sorted({*pair[0], *pair[1]} - {_ARITHMETIC, _HARMONIC}):
             for name in AUC_METRICS:
-                pair = ours.get(section, {}).get(name), theirs.get(section, {}).get(name)
-                difference = math.inf
-                if pair[0] is not None and pair[1] is not None:
-                    both_undefined = math.isnan(pair[0]) and math.isnan(pair[1])
-                    difference = 0.0 if both_undefined else abs(pair[0] - pair[1])
-                    if math.isnan(difference):
-                        difference = math.inf
-                if difference > worst:
-                    worst, where = difference, f"{machine} section {section} {name}"
-    return worst, where
+                ours, theirs = (side.get(section, {}).get(name, math.inf) for side in pair)
+                difference = abs(ours - theirs)
+                if math.isnan(difference):  # an undefined figure equals another, nothing else
+                    difference = 0.0 if math.isnan(ours) and math.isnan(theirs) else math.inf
+                differences.append((difference, f"{machine} section {section} {name}"))
+    return max(differences, key=lambda pair: pair[0])
 
 
 def write_results(path: str | os.PathLike, results: Mapping[str, Any]) -> Path:
@@ -186,18 +177,9 @@ def read_results(path: str | os.PathLike) -> dict[str, Any]:
       The nested dictionaries.
 
     Raises:
-      DataError: The file is not json, or not an object.
+      DataError: As :func:`asdproto.files.read_json`.
     """
-    try:
-        results = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(
-            path, f"text that is not json ({error})", "a json object", "Evaluate the scores again."
-        ) from None
-    if not isinstance(results, dict):
-        raise DataError(
-            path, f"a json {type(results).__name__}", "a json object", "Evaluate the scores again."
-        )
+    results = read_json(path, remedy="Evaluate the scores again.")
     return _map_leaves(results, lambda leaf: math.nan if leaf is None else leaf)
 
 

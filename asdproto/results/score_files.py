@@ -1,25 +1,30 @@
-"""The files of a scored test set: anomaly scores, decisions and ground truth.
+"""The files of scored clips: anomaly scores, decisions and ground truth.
 
 The csv files follow DCASE 2022 Task 2, headerless, every line ended by a line feed alone:
 
 * ``anomaly_score_<machine>_section_<nn>_test.csv``: ``file,score``;
+* ``anomaly_score_<machine>_section_<nn>_train.csv``: the same of training clips, scored by
+  back-ends that were fitted without them; what decision thresholds are fitted to;
 * ``decision_result_<machine>_section_<nn>_test.csv``: ``file,0|1``, 1 for anomaly;
 * ``ground_truth_<machine>_section_<nn>_test.csv`` below ``ground_truth_data`` (1 for anomaly) and
   ``ground_truth_domain`` (1 for target).
 
-:mod:`asdproto.results.result_files` has the files of the figures made from them.
+The figures made from them are in :mod:`asdproto.results.result_files`, scores along a clip in
+:mod:`asdproto.results.windows`.
 """
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import math
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -28,16 +33,92 @@ from asdproto.errors import DataError
 from asdproto.results.result_files import as_number, read_rows, write_text
 from asdproto.scoring.metrics import SectionScores, clip_files
 
+Split = Literal["test", "train"]
+# (machine type, section) -> file -> (is an anomaly, domain)
+_Facts = dict[tuple[str, str], dict[str, tuple[bool, str]]]
 _SCORE_FILE = re.compile(
-    r"anomaly_score_(?P<machine>.+)_(?:section|id)_(?P<section>.+?)(?P<split>_test|_train)?\.csv"
+    r"anomaly_score_(?P<machine>.+)_(?:section|id)_(?P<section>.+?)(?:_(?P<split>test|train))?\.csv"
 )
 _NOT_FINITE_REMEDY = "Look for a diverged model or an empty clip, and score again."
-# (machine type, section, file) -> (is an anomaly, domain)
-_Truth = Callable[[str, str, str], tuple[bool, str]]
 
 
 class IncompleteScoresWarning(UserWarning):
     """The ground truth knows sections that nobody scored."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class ScoreFile:
+    """One section's score file and its decisions, without ground truth.
+
+    Attributes:
+      path: The score file.
+      machine_type: From its name.
+      section: From its name.
+      files: The clips, as the file names them, length ``n``.
+      lines: Line number of each clip.
+      scores: float64, shape ``[n]``, finite.
+      decisions: bool, shape ``[n]``, or None where there is no decision file.
+    """
+
+    path: Path
+    machine_type: str
+    section: str
+    files: tuple[str, ...]
+    lines: tuple[int, ...]
+    scores: np.ndarray
+    decisions: np.ndarray | None
+
+
+def read_score_files(folder: str | os.PathLike, split: Split = "test") -> list[ScoreFile]:
+    """Reads every score file of one split, with the decisions beside it.
+
+    Args:
+      folder: Folder with ``anomaly_score_*.csv`` and, optionally, ``decision_result_*.csv``.
+      split: Names without ``_test`` or ``_train`` count as ``"test"``.
+
+    Returns:
+      Sorted by (machine type, section); empty where the folder has none.
+
+    Raises:
+      DataError: A name of another form, two files of one section, a row that is not
+        ``file,number``, a clip scored twice, or decisions of other clips.
+    """
+    found: dict[tuple[str, str], Path] = {}
+    for path in sorted(Path(folder).glob("anomaly_score_*.csv")):
+        match = _SCORE_FILE.fullmatch(path.name)
+        if match is None:
+            raise DataError(
+                path,
+                f"the name {path.name!r}",
+                "anomaly_score_<machine type>_section_<nn>_test.csv",
+                "Rename the file or move it elsewhere.",
+            )
+        if (match["split"] or "test") != split:
+            continue
+        key = match["machine"], match["section"]
+        if key in found:
+            raise DataError(
+                path,
+                f"scores of {key[0]} section {key[1]} here and in {found[key].name}",
+                "one file per section",
+                "Remove one of the two.",
+            )
+        found[key] = path
+    files = []
+    for (machine, section), path in sorted(found.items()):
+        rows = _read_pairs(path, "anomaly score")
+        files.append(
+            ScoreFile(
+                path=path,
+                machine_type=machine,
+                section=section,
+                files=tuple(rows),
+                lines=tuple(line for line, _ in rows.values()),
+                scores=np.array([_as_score(path, *row) for row in rows.values()], np.float64),
+                decisions=_read_decisions(path, tuple(rows)),
+            )
+        )
+    return files
 
 
 def read_scores(
@@ -46,14 +127,13 @@ def read_scores(
     ground_truth: str | os.PathLike | None = None,
     clips: Sequence[Clip] | None = None,
 ) -> list[SectionScores]:
-    """Reads every anomaly score (and decision) file of a folder, with the ground truth.
+    """Reads every score (and decision) file of a test set, with the ground truth.
 
     What each clip is comes from the first of these that is given: the official ground truth files,
     a list of clips, or the clips' own file names, which say it in the development sets.
 
     Args:
-      folder: Folder with ``anomaly_score_*.csv`` and, optionally, ``decision_result_*.csv``. The
-        suffix ``_test`` of the names may be missing; ``_train`` files are passed over.
+      folder: As for :func:`read_score_files`.
       ground_truth: Folder with ``ground_truth_data`` and ``ground_truth_domain``, for evaluation
         sets. A section it covers must be scored in full.
       clips: Clips of the collection, for names that follow no grammar. A section it covers must be
@@ -63,47 +143,35 @@ def read_scores(
       Tables sorted by (machine type, section).
 
     Raises:
-      DataError: No score file, a row that is not ``file,number``, a clip scored twice, a clip
-        without ground truth or without a score. The message names file and line.
+      DataError: As :func:`read_score_files`; no score file; or a clip without ground truth or
+        without a score. The message names file and line.
 
     Warns:
       IncompleteScoresWarning: Sections of the ground truth that have no score file.
     """
     folder = Path(folder)
-    found = _score_files(folder)
-    expected: dict[tuple[str, str], set[str]] | None = None
-    truth: _Truth = _truth_of_name
-    if ground_truth is not None:
-        truth, expected = _official_truth(Path(ground_truth))
-    elif clips is not None:
-        truth, expected = _truth_of_clips(clips)
-    tables = []
-    for (machine, section), path in sorted(found.items()):
-        rows = _read_pairs(path, "anomaly score")
-        scores = np.array([_as_score(path, line, cell) for line, _, cell in rows], np.float64)
-        files = tuple(name for _, name, _ in rows)
-        facts = []
-        for line, name, _ in rows:
-            try:
-                facts.append(truth(machine, section, name))
-            except DataError as error:
-                raise DataError(
-                    f"{path}, line {line}", error.found, error.expected, error.remedy
-                ) from None
-        if expected is not None:
-            _require_all(path, expected.get((machine, section), set()), files)
-        tables.append(
-            SectionScores(
-                machine_type=machine,
-                section=section,
-                files=files,
-                scores=scores,
-                anomaly=np.array([anomaly for anomaly, _ in facts]),
-                domains=np.array([domain for _, domain in facts]),
-                decisions=_read_decisions(path, files),
-            )
+    if not folder.is_dir():
+        raise DataError(
+            folder,
+            "a file" if folder.exists() else "nothing",
+            "a folder of anomaly_score_*.csv",
+            "Check the path.",
         )
-    unscored = sorted(set(expected or ()) - set(found))
+    scored = read_score_files(folder)
+    if not scored:
+        raise DataError(
+            folder,
+            "no score file of a test set",
+            "anomaly_score_<machine type>_section_<nn>_test.csv",
+            "Give the folder that holds the scores of one system.",
+        )
+    facts, source = None, ""
+    if ground_truth is not None:
+        facts, source = _official_truth(Path(ground_truth)), str(ground_truth)
+    elif clips is not None:
+        facts, source = _truth_of_clips(clips), "the list of clips"
+    tables = [_with_truth(one, facts, source) for one in scored]
+    unscored = sorted(set(facts or ()) - {(one.machine_type, one.section) for one in scored})
     if unscored:
         names = ", ".join(f"{machine} section {section}" for machine, section in unscored)
         warnings.warn(
@@ -120,6 +188,8 @@ def write_scores(
     clips: Sequence[Clip],
     scores: np.ndarray,
     decisions: np.ndarray | None = None,
+    *,
+    split: Split = "test",
 ) -> list[Path]:
     """Writes the official anomaly score files and, where decisions are given, decision files.
 
@@ -132,6 +202,8 @@ def write_scores(
       clips: Scored clips, length ``n``.
       scores: Floating, shape ``[n]``, finite.
       decisions: 0 (normal) or 1 (anomaly), shape ``[n]``, or None.
+      split: ``"train"`` for the held-out scores of training clips; see
+        :func:`asdproto.scoring.backends.held_out_scores`.
 
     Returns:
       The files written, two or one per section.
@@ -141,10 +213,11 @@ def write_scores(
         not finite.
       ValueError: Lengths differ.
     """
-    scores = np.asarray(scores, np.float64)
-    verdicts = None if decisions is None else np.asarray(decisions).astype(bool)
-    for name, values in (("scores", scores), ("decisions", verdicts)):
-        if values is not None and values.shape != (len(clips),):
+    columns = {"anomaly_score": np.asarray(scores, np.float64)}
+    if decisions is not None:
+        columns["decision_result"] = np.asarray(decisions).astype(bool)
+    for name, values in columns.items():
+        if values.shape != (len(clips),):
             raise ValueError(
                 f"{name} has shape {values.shape}, expected ({len(clips)},): one per clip"
             )
@@ -158,81 +231,39 @@ def write_scores(
     written = []
     for (machine, section), indices in sorted(rows.items()):
         files = clip_files([clips[index] for index in indices])
-        columns = {"anomaly_score": [repr(float(scores[index])) for index in indices]}
-        if verdicts is not None:
-            columns["decision_result"] = [str(int(verdicts[index])) for index in indices]
-        for prefix, column in columns.items():
-            path = Path(folder) / f"{prefix}_{_file_part(machine)}_section_{_file_part(section)}"
+        for prefix, values in columns.items():
+            name = f"{prefix}_{_file_part(machine)}_section_{_file_part(section)}_{split}.csv"
+            number = float if prefix == "anomaly_score" else int
+            cells = [repr(number(value)) for value in values[indices]]
             text = io.StringIO()
-            csv.writer(text, lineterminator="\n").writerows(zip(files, column, strict=True))
-            written.append(write_text(f"{path}_test.csv", text.getvalue()))
-        if verdicts is None:
+            csv.writer(text, lineterminator="\n").writerows(zip(files, cells, strict=True))
+            written.append(write_text(Path(folder) / name, text.getvalue()))
+        if decisions is None:
             _decision_file(written[-1]).unlink(missing_ok=True)
     return written
 
 
-def _score_files(folder: Path) -> dict[tuple[str, str], Path]:
-    if not folder.is_dir():
-        raise DataError(
-            folder,
-            "a file" if folder.exists() else "nothing",
-            "a folder of anomaly_score_*.csv",
-            "Check the path.",
-        )
-    found: dict[tuple[str, str], Path] = {}
-    for path in sorted(folder.glob("anomaly_score_*.csv")):
-        match = _SCORE_FILE.fullmatch(path.name)
-        if match is None:
-            raise DataError(
-                path,
-                f"the name {path.name!r}",
-                "anomaly_score_<machine type>_section_<nn>_test.csv",
-                "Rename the file or move it elsewhere.",
-            )
-        if match["split"] == "_train":
-            continue
-        key = match["machine"], match["section"]
-        if key in found:
-            raise DataError(
-                path,
-                f"scores of {key[0]} section {key[1]} here and in {found[key].name}",
-                "one file per section",
-                "Remove one of the two.",
-            )
-        found[key] = path
-    if not found:
-        raise DataError(
-            folder,
-            "no score file of a test set",
-            "anomaly_score_<machine type>_section_<nn>_test.csv",
-            "Give the folder that holds the scores of one system.",
-        )
-    return found
-
-
-def _read_pairs(path: Path, value: str) -> list[tuple[int, str, str]]:
-    """(line number, file, value) of a headerless two-column csv in which no file is named twice."""
-    rows: list[tuple[int, str, str]] = []
-    seen: dict[str, int] = {}
+def _read_pairs(path: Path, value: str) -> dict[str, tuple[int, str]]:
+    """File -> (line number, cell) of a headerless two-column csv."""
+    rows: dict[str, tuple[int, str]] = {}
     for line, cells in read_rows(path):
         where = f"{path}, line {line}"
         if len(cells) != 2 or not cells[0].strip():
             raise DataError(
                 where,
-                f"{len(cells)} columns in {','.join(cells)!r}",
+                f"{len(cells)} columns in {','.join(cells)[:80]!r}",
                 f"two: file name and {value}",
                 "Correct the line, or score again.",
             )
         name = cells[0].strip()
-        if name in seen:
+        if name in rows:
             raise DataError(
                 where,
-                f"{name} for the second time (first on line {seen[name]})",
+                f"{name} for the second time (first on line {rows[name][0]})",
                 "every clip once",
                 "Remove one of the two lines, or score again.",
             )
-        seen[name] = line
-        rows.append((line, name, cells[1].strip()))
+        rows[name] = line, cells[1].strip()
     if not rows:
         raise DataError(
             path, "no rows", f"lines of 'file,{value}'", "Score the section again, or remove it."
@@ -244,10 +275,11 @@ def _read_decisions(score_file: Path, files: tuple[str, ...]) -> np.ndarray | No
     path = _decision_file(score_file)
     if not path.exists():
         return None
-    verdicts = {}
-    for line, name, cell in _read_pairs(path, "decision"):
-        verdicts[name] = _as_flag(path, line, cell, "the decision 0 (normal) or 1 (anomaly)")
-    _require_all(path, set(files), tuple(verdicts), what="decision")
+    expected = "the decision 0 (normal) or 1 (anomaly)"
+    verdicts = {
+        name: _as_flag(path, *row, expected) for name, row in _read_pairs(path, "decision").items()
+    }
+    _require_all(path, files, verdicts, what="decision")
     extra = sorted(set(verdicts) - set(files))
     if extra:
         raise DataError(
@@ -264,10 +296,9 @@ def _decision_file(score_file: Path) -> Path:
     return score_file.with_name(name)
 
 
-def _require_all(
-    path: Path, expected: set[str], found: tuple[str, ...], *, what: str = "score"
-) -> None:
-    missing = sorted(expected - set(found))
+def _require_all(path: Path, expected: Iterable[str], found: Iterable[str], *, what: str) -> None:
+    expected = set(expected)
+    missing = sorted(expected.difference(found))
     if missing:
         raise DataError(
             path,
@@ -277,7 +308,39 @@ def _require_all(
         )
 
 
-def _truth_of_name(machine: str, section: str, name: str) -> tuple[bool, str]:
+def _with_truth(scored: ScoreFile, facts: _Facts | None, source: str) -> SectionScores:
+    known = {} if facts is None else facts.get((scored.machine_type, scored.section), {})
+    found = []
+    for line, name in zip(scored.lines, scored.files, strict=True):
+        try:
+            if facts is None:
+                found.append(_truth_of_name(scored.section, name))
+            elif name in known:
+                found.append(known[name])
+            else:
+                raise DataError(
+                    name,
+                    f"{name} of {scored.machine_type} section {scored.section}, whose state "
+                    f"{source} does not say",
+                    "normal or anomaly for every scored clip",
+                    "Give the ground truth of this test set.",
+                )
+        except DataError as error:
+            where = f"{scored.path}, line {line}"
+            raise DataError(where, error.found, error.expected, error.remedy) from None
+    _require_all(scored.path, known, scored.files, what="score")
+    return SectionScores(
+        machine_type=scored.machine_type,
+        section=scored.section,
+        files=scored.files,
+        scores=scored.scores,
+        anomaly=np.array([anomaly for anomaly, _ in found]),
+        domains=np.array([domain for _, domain in found]),
+        decisions=scored.decisions,
+    )
+
+
+def _truth_of_name(section: str, name: str) -> tuple[bool, str]:
     parsed = parse_name(name)
     if not parsed.state:
         raise DataError(
@@ -296,48 +359,56 @@ def _truth_of_name(machine: str, section: str, name: str) -> tuple[bool, str]:
     return parsed.state == "anomaly", parsed.domain
 
 
-def _truth_of_clips(
-    clips: Sequence[Clip],
-) -> tuple[_Truth, dict[tuple[str, str], set[str]]]:
+def _truth_of_clips(clips: Sequence[Clip]) -> _Facts:
     rows: dict[tuple[str, str], list[Clip]] = {}
     for clip in clips:
         if clip.split == "test":
             rows.setdefault((clip.machine_type, clip.section), []).append(clip)
-    facts = {
-        (*key, name): (clip.state == "anomaly", clip.domain)
+    return {
+        key: {
+            name: (clip.state == "anomaly", clip.domain)
+            for name, clip in zip(clip_files(members), members, strict=True)
+            if clip.state
+        }
         for key, members in rows.items()
-        for name, clip in zip(clip_files(members), members, strict=True)
-        if clip.state
+        if any(clip.state for clip in members)
     }
-    return _look_up(facts, "the list of clips"), _names_by_section(facts)
 
 
-def _official_truth(folder: Path) -> tuple[_Truth, dict[tuple[str, str], set[str]]]:
+def _official_truth(folder: Path) -> _Facts:
     if folder.name in ("ground_truth_data", "ground_truth_domain"):
         folder = folder.parent
     states = _ground_truth_column(folder / "ground_truth_data", "0 (normal) or 1 (anomaly)")
     domains = _ground_truth_column(folder / "ground_truth_domain", "0 (source) or 1 (target)")
-    lacking = sorted(states.keys() - domains.keys())
-    if lacking:
-        raise DataError(
-            folder / "ground_truth_domain",
-            f"no domain for {len(lacking)} clips, the first {' '.join(lacking[0])}",
-            "a domain for every clip of ground_truth_data",
-            "Fetch the official ground truth again.",
-        )
-    facts = {key: (states[key], "target" if domains[key] else "source") for key in states}
-    return _look_up(facts, str(folder)), _names_by_section(facts)
+    facts: _Facts = {}
+    for (machine, section), flags in states.items():
+        targets = domains.get((machine, section), {})
+        lacking = sorted(flags.keys() - targets.keys())
+        if lacking:
+            raise DataError(
+                folder / "ground_truth_domain",
+                f"no domain for {len(lacking)} clips of {machine} section {section}, the first "
+                f"{lacking[0]}",
+                "a domain for every clip of ground_truth_data",
+                "Fetch the official ground truth again.",
+            )
+        facts[machine, section] = {
+            name: (anomaly, "target" if targets[name] else "source")
+            for name, anomaly in flags.items()
+        }
+    return facts
 
 
-def _ground_truth_column(folder: Path, expected: str) -> dict[tuple[str, str, str], bool]:
-    column: dict[tuple[str, str, str], bool] = {}
+def _ground_truth_column(folder: Path, expected: str) -> dict[tuple[str, str], dict[str, bool]]:
     pattern = re.compile(r"ground_truth_(.+)_section_(.+?)(?:_test)?\.csv")
-    for path in sorted(folder.glob("ground_truth_*.csv")):
-        match = pattern.fullmatch(path.name)
-        if match is None:
-            continue
-        for line, name, cell in _read_pairs(path, "0 or 1"):
-            column[match[1], match[2], name] = _as_flag(path, line, cell, expected)
+    column = {
+        (match[1], match[2]): {
+            name: _as_flag(path, *row, expected)
+            for name, row in _read_pairs(path, "0 or 1").items()
+        }
+        for path in sorted(folder.glob("ground_truth_*.csv"))
+        if (match := pattern.fullmatch(path.name))
+    }
     if not column:
         raise DataError(
             folder,
@@ -348,38 +419,11 @@ def _ground_truth_column(folder: Path, expected: str) -> dict[tuple[str, str, st
     return column
 
 
-def _look_up(facts: Mapping[tuple[str, str, str], tuple[bool, str]], source: str) -> _Truth:
-    def truth(machine: str, section: str, name: str) -> tuple[bool, str]:
-        try:
-            return facts[machine, section, name]
-        except KeyError:
-            raise DataError(
-                name,
-                f"{name} of {machine} section {section}, whose state {source} does not say",
-                "normal or anomaly for every scored clip",
-                "Give the ground truth of this test set.",
-            ) from None
-
-    return truth
-
-
-def _names_by_section(
-    facts: Iterable[tuple[str, str, str]],
-) -> dict[tuple[str, str], set[str]]:
-    sections: dict[tuple[str, str], set[str]] = {}
-    for machine, section, name in facts:
-        sections.setdefault((machine, section), set()).add(name)
-    return sections
-
-
 def _as_score(path: Path, line: int, cell: str) -> float:
     value = as_number(path, line, cell, "a number; the official files have no header line")
     if not math.isfinite(value):
         raise DataError(
-            f"{path}, line {line}",
-            f"the score {cell}",
-            "a finite number",
-            _NOT_FINITE_REMEDY,
+            f"{path}, line {line}", f"the score {cell}", "a finite number", _NOT_FINITE_REMEDY
         )
     return value
 
