@@ -42,6 +42,8 @@ class FeatureSettings:
         ``"mel"``: as librosa has them.
       power: Exponent of the magnitude; 2 is power.
       floor: Smallest filter output before the logarithm.
+      waveform: Whether every frame holds the samples from its center to the next frame's, after
+        its mel bands: what systems need that read waveforms.
     """
 
     sample_rate: int = 16000
@@ -53,6 +55,7 @@ class FeatureSettings:
     scale: str = "inverted"
     power: float = 2.0
     floor: float = float(np.finfo(np.float64).eps)
+    waveform: bool = False
 
     def __post_init__(self):
         if self.scale not in SCALES:
@@ -80,6 +83,11 @@ class FeatureSettings:
     def top(self) -> float:
         """Highest frequency of the filterbank, hertz."""
         return self.sample_rate / 2 if self.fmax is None else self.fmax
+
+    @property
+    def columns(self) -> int:
+        """Numbers in a frame: its mel bands, and its samples with :attr:`waveform`."""
+        return self.n_mels + self.waveform * self.hop_length
 
     def frames(self, samples: int) -> int:
         """Number of frames of a clip of so many samples: one centered on every hop."""
@@ -398,7 +406,8 @@ def file_features(
       settings: Defaults to :class:`FeatureSettings`.
 
     Returns:
-      As :func:`log_mel`, and the notes of :func:`read_audio`.
+      As :func:`log_mel`, with samples after the bands where the settings say so, float32, shape
+      ``[frames, columns]``; and the notes of :func:`read_audio`.
 
     Raises:
       DataError: As :func:`read_audio`; or the clip is shorter than one window.
@@ -408,9 +417,27 @@ def file_features(
     if audio.size < settings.n_fft:
         raise too_short(path, audio.size, settings)
     try:
-        return log_mel(audio, settings), notes
+        frames = log_mel(audio, settings)
+        if settings.waveform:
+            frames = np.concatenate([frames, waveform_frames(audio, settings)], axis=1)
+        return frames, notes
     except ValueError as error:
         raise DataError(path, str(error), "usable audio", "Replace the file.") from None
+
+
+def waveform_frames(audio: np.ndarray, settings: FeatureSettings) -> np.ndarray:
+    """Samples of every frame, from its center to the next one's.
+
+    Args:
+      audio: float, shape ``[samples]``.
+      settings: Of the frames.
+
+    Returns:
+      float32, shape ``[frames, hop_length]``, zeros after the last sample.
+    """
+    hops = np.zeros((settings.frames(len(audio)), settings.hop_length), np.float32)
+    hops.reshape(-1)[: len(audio)] = audio
+    return hops
 
 
 def too_short(path: str | os.PathLike, samples: int, settings: FeatureSettings) -> DataError:

@@ -1,5 +1,6 @@
 """Features against librosa, against the formula in float64, and over every real recording."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -118,6 +119,19 @@ def test_log_mel_agrees_with_librosa(settings, scale, samples):
 def test_a_ten_second_clip_has_313_frames():
     assert log_mel(noise(160000)).shape == (313, 128)
     assert FeatureSettings().frames(160000) == 313
+
+
+def test_frames_can_hold_their_samples(tmp_path):
+    plain = FeatureSettings(n_mels=16, n_fft=512, hop_length=256)
+    settings = dataclasses.replace(plain, waveform=True)
+    audio = noise(3000)
+    soundfile.write(tmp_path / "clip.wav", audio, 16000, subtype="FLOAT")
+    frames, _ = file_features(tmp_path / "clip.wav", settings)
+    assert frames.shape == (12, settings.columns) == (12, 16 + 256)
+    np.testing.assert_array_equal(frames[:, :16], log_mel(audio, plain))
+    samples = frames[:, 16:].reshape(-1)
+    np.testing.assert_array_equal(samples[:3000], audio)
+    assert not samples[3000:].any()
 
 
 def test_silence_is_the_floor_everywhere():

@@ -23,6 +23,7 @@ import numpy as np
 from asdproto.data.dcase import Clip
 from asdproto.data.store import FEATURES, Row, differences, finish_store
 from asdproto.errors import StoreError
+from asdproto.features import FeatureSettings
 from asdproto.files import checksum, write_atomically
 
 JOURNAL, LOCK = "journal.jsonl", "lock"
@@ -96,8 +97,7 @@ class Journal:
     ):
         self.path, self.plan = path, plan
         self.rows: dict[int, Row] = {}
-        mels = plan["settings"]["n_mels"]
-        self.shape = (len(clips), max_frames, mels)
+        self.shape = (len(clips), max_frames, FeatureSettings(**plan["settings"]).columns)
         place = {clip.path: index for index, clip in enumerate(clips)}
         head, lines = self._read()
         old_file = self._array_file(head)
@@ -124,7 +124,7 @@ class Journal:
                 clips[index], frames, line["crc32"], *stamps[index], line["note"]
             )
         array.flush()
-        self.target = Target(str(file), array.offset, max_frames, mels, plan["dtype"])
+        self.target = Target(str(file), array.offset, *self.shape[1:], plan["dtype"])
         del array, old
         head = {**plan, "array": file.name, "clips": list(place)}
         content = [head, *(self._line(index, row) for index, row in self.rows.items())]

@@ -314,7 +314,7 @@ def as_settings(settings: Any) -> dict[str, Any]:
 
 
 def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """Say which settings differ, one phrase each."""
+    """Say which settings differ, one phrase each; a switch unknown to a store was off."""
     absent = object()
 
     def show(value: object) -> str:
@@ -324,7 +324,7 @@ def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str
         f"{key} is {show(stored.get(key, absent))} in the store, "
         f"{show(asked.get(key, absent))} asked for"
         for key in sorted({*stored, *asked})
-        if stored.get(key, absent) != asked.get(key, absent)
+        if stored.get(key, False) != asked.get(key, absent)
     ]
 
 

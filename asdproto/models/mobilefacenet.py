@@ -28,10 +28,10 @@ class STgramMFN(nn.Module):
     takes clips of one length.
 
     Attributes:
+      n_mels: Bands of the log-mel spectrogram; the rest of every frame are its samples.
       stages: See :class:`MobileFaceNet`; also the attributes after it.
       head: See :class:`MobileFaceNet`.
       dim: Length of an embedding.
-      hop_length: Samples between frames of the learned spectrogram: those of the log-mel one.
       lowering: See :class:`MobileFaceNet`.
       dtype: See :class:`MobileFaceNet`.
       axis_name: See :class:`MobileFaceNet`.
@@ -40,10 +40,10 @@ class STgramMFN(nn.Module):
       Liu et al., Anomalous Sound Detection Using Spectral-Temporal Information Fusion, ICASSP 2022.
     """
 
+    n_mels: int = 128
     stages: tuple[tuple[int, int, int, int], ...] = STAGES
     head: int = 512
     dim: int = 128
-    hop_length: int = 512
     lowering: Lowering = "native"
     dtype: jnp.dtype = jnp.float32
     axis_name: str | None = None
@@ -55,19 +55,14 @@ class STgramMFN(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        crops: jax.Array,
-        waveforms: jax.Array,
-        *,
-        train: bool,
-        where: jax.Array | None = None,
+        self, crops: jax.Array, *, train: bool, where: jax.Array | None = None
     ) -> jax.Array:
         """Embeds clips.
 
         Args:
-          crops: Floating, shape ``[batch, frames, mels]``, log-mel.
-          waveforms: Floating, shape ``[batch, samples]``, the same stretches of sound; with
-            ``frames = 1 + samples // hop_length``.
+          crops: Floating, shape ``[batch, frames, n_mels + hop_length]``: log-mel, then the samples
+            from the frame's center to the next one's, as
+            :attr:`asdproto.features.FeatureSettings.waveform` stores them.
           train: Normalize by the statistics of this batch (and update the running ones, in the
             collection ``batch_stats``), or by the running ones.
           where: Boolean, shape ``[batch]``; examples outside it are padding and do not enter the
@@ -75,17 +70,9 @@ class STgramMFN(nn.Module):
 
         Returns:
           Unit embeddings, float32, shape ``[batch, dim]``.
-
-        Raises:
-          ValueError: Spectrogram and waveform are not equally long.
         """
-        tgram = Tgram(crops.shape[2], self.hop_length, dtype=self.dtype, name="tgram")(waveforms)
-        if tgram.shape[1] != crops.shape[1]:
-            raise ValueError(
-                f"crops {crops.shape} and waveforms {waveforms.shape} must be equally long; found "
-                f"{crops.shape[1]} frames, and samples for {tgram.shape[1]} frames with hop_length="
-                f"{self.hop_length}"
-            )
+        mel, hops = crops[..., : self.n_mels], crops[..., self.n_mels :]
+        tgram = Tgram(self.n_mels, dtype=self.dtype, name="tgram")(hops)
         network = MobileFaceNet(
             self.stages,
             self.head,
@@ -95,36 +82,33 @@ class STgramMFN(nn.Module):
             axis_name=self.axis_name,
             name="mobilefacenet",
         )
-        images = jnp.stack([crops.astype(self.dtype), tgram], axis=-1)
+        images = jnp.stack([mel.astype(self.dtype), tgram], axis=-1)
         return network(images, train=train, where=where)
 
 
 class Tgram(nn.Module):
     """A spectrogram learned from the waveform: one wide convolution, three narrow ones over time.
 
+    Its windows of two hops begin one hop before the center of each log-mel frame; before the clip
+    there are zeros.
+
     Attributes:
       bands: Channels of every convolution: the bands of the log-mel spectrogram beside it.
-      hop_length: Samples between frames; the wide windows hold two hops, and reach one hop beyond
-        both ends of the clip.
       layers: Narrow convolutions, each after a normalization over time and a leaky ReLU.
       dtype: Dtype of activations; parameters are float32.
     """
 
     bands: int = 128
-    hop_length: int = 512
     layers: int = 3
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, waveforms: jax.Array) -> jax.Array:
-        """Maps ``[batch, samples]`` to ``[batch, 1 + samples // hop_length, bands]``."""
-        hop, batch = self.hop_length, waveforms.shape[0]
-        hops = 2 + waveforms.shape[1] // hop
-        x = waveforms.astype(self.dtype)[:, : (hops - 1) * hop]
-        x = jnp.pad(x, ((0, 0), (hop, hops * hop - hop - x.shape[1]))).reshape(batch, hops, hop)
-        # Windows of two hops are two matrix products over hops, and no sample is copied.
-        kernel = self._kernel("wide", (2, hop, self.bands))
-        x = x[:, :-1] @ kernel[0] + x[:, 1:] @ kernel[1]
+    def __call__(self, hops: jax.Array) -> jax.Array:
+        """Maps samples ``[batch, frames, hop_length]`` to ``[batch, frames, bands]``."""
+        x = hops.astype(self.dtype)
+        # The wide convolution is two matrix products over hops, and no sample is copied.
+        kernel = self._kernel("wide", (2, x.shape[2], self.bands))
+        x = jnp.pad((x @ kernel[0])[:, :-1], ((0, 0), (1, 0), (0, 0))) + x @ kernel[1]
         for layer in range(1, self.layers + 1):
             x = nn.leaky_relu(self._normalize_time(f"norm{layer}", x), 0.2)
             kernel = self._kernel(f"conv{layer}", (3, self.bands, self.bands))

@@ -58,6 +58,15 @@ def count_calls(monkeypatch):
     return calls
 
 
+def test_the_store_holds_samples_where_asked(tmp_path):
+    clips = collection(tmp_path / "data")
+    settings = dataclasses.replace(SETTINGS, waveform=True)
+    store = build_store(clips, tmp_path / "data", tmp_path / "store", settings, progress=False)
+    assert store.features.shape[2] == settings.columns == SETTINGS.n_mels + SETTINGS.hop_length
+    alone, _ = file_features(tmp_path / "data" / clips[0].path, settings)
+    np.testing.assert_array_equal(store.read(0), alone.astype(np.float16).astype(np.float32))
+
+
 def test_the_store_holds_what_single_files_give(tmp_path):
     clips = collection(tmp_path / "data")
     store = build(clips, tmp_path, dtype="float32")
