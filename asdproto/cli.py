@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from asdproto import __version__, commands
+from asdproto.arguments import Parser
+from asdproto.commands import train
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,10 +69,10 @@ def _show_warning(
 
 def _parser() -> argparse.ArgumentParser:
     called = Path(sys.argv[0]).name
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m asdproto" if called == "__main__.py" else "asdproto",
-        description="Anomalous sound detection with prototypes: data, features, scores, reports. "
-        "Training lives in the experiments: python -m experiments.two_stage --help",
+        description="Anomalous sound detection with prototypes: from recordings of normal machines "
+        "to scores and decisions.",
         epilog="Exit codes: 0 done, 1 problems found or an error, 2 wrong usage, 130 interrupted.",
     )
     parser.add_argument("--version", action="version", version=f"asdproto {__version__}")
@@ -82,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_synthesize,
         _add_validate,
         _add_features,
+        train.add,
         _add_score,
         _add_evaluate,
         _add_report,
@@ -96,7 +99,6 @@ def _command(subparsers: Any, name: str, run: Any, help_: str, description: str)
         name,
         help=help_,
         description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=run)
     return parser

@@ -25,11 +25,26 @@ class ConfigError(ValueError):
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Configuration as nested dictionaries that json can hold; tuples become lists."""
-    return _plain(dataclasses.asdict(config))
+    """Configuration as nested dictionaries that json can hold; tuples become lists.
+
+    A field with the metadata ``{"by_value": True}`` holds something that json cannot, such as a
+    module; its ``repr`` is written, and :func:`from_dict` leaves the field at its default.
+    """
+    return {
+        field.name: _described(field, getattr(config, field.name))
+        for field in dataclasses.fields(config)
+    }
+
+
+def _described(field: dataclasses.Field, value: Any) -> Any:
+    if field.metadata.get("by_value"):
+        return None if value is None else repr(value)
+    return _plain(value)
 
 
 def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return to_dict(value)
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -52,14 +67,31 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
       ConfigError: A field is unknown or a value has the wrong kind.
     """
     hints = typing.get_type_hints(cls)
+    by_value = {f.name for f in dataclasses.fields(cls) if f.metadata.get("by_value")}  # type: ignore[arg-type]
     given = {}
     for name, value in values.items():
         _check_name(cls, name, where)
+        if name in by_value:
+            continue
         given[name] = _convert(hints[name], value, f"{where}{name}")
     try:
         return cls(**given)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{where.rstrip('.') or cls.__name__}: {error}") from error
+
+
+def describe_fields(config: Any, prefix: str = "") -> list[str]:
+    """``field=default`` of a dataclass instance, nested ones with dots."""
+    found: list[str] = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.metadata.get("by_value"):
+            continue
+        if dataclasses.is_dataclass(value):
+            found += describe_fields(value, f"{prefix}{field.name}.")
+        else:
+            found.append(f"{prefix}{field.name}={value}")
+    return found
 
 
 def override(config: T, assignments: Sequence[str]) -> T:
@@ -98,6 +130,9 @@ def _set(config: Any, path: list[str], value: Any, where: str) -> Any:
             f"{where.rstrip('.')} is a value and has no field {name!r}; assign it as a whole"
         )
     _check_name(type(config), name, where)
+    fields = {field.name: field for field in dataclasses.fields(config)}
+    if fields[name].metadata.get("by_value"):
+        raise ConfigError(f"{where}{name} is an object of your program; it has no text form")
     if rest:
         changed = _set(getattr(config, name), rest, value, f"{where}{name}.")
     else:

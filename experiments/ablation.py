@@ -286,7 +286,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
     system = override(two_stage.get_config(args.preset), args.overrides)
     asked = {"system": to_dict(system), "table": args.table, "machines": args.machines}
-    two_stage.check_same_run(args.workdir, asked)
+    common.check_same_run(args.workdir, asked)
     console = Console()
     use_compilation_cache()
     devices = use_devices()

@@ -16,6 +16,7 @@ from asdproto.results.result_files import read_results
 from asdproto.scoring.thresholds import ThresholdWarning
 from asdproto.systems import prototype
 from asdproto.systems.prototype import PrototypeSystem
+from asdproto.systems.run import score_fitted
 from asdproto.training.devices import Devices
 from asdproto.training.state import TrainState
 
@@ -44,8 +45,9 @@ def score_run(
     with warnings.catch_warnings():
         # Decisions are not what is compared here.
         warnings.simplefilter("ignore", ThresholdWarning)
-        scored = prototype.score(system, data, state, devices)
-    if prototype.save_scored(folder, data, scored) is None:
+        fitted = prototype.fit(system, data, state, devices)
+        figures, _ = score_fitted(folder, system, data, [fitted], [0])
+    if figures is None:
         raise ConfigError(
             "--data: the test clips carry no labels; expected normal and anomalous ones, or there "
             "is nothing to compare"

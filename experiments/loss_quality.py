@@ -114,7 +114,7 @@ def measure(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     names = args.loss or list(OBJECTIVES)
     folder = args.workdir
     # Losses and seeds may be added to a work folder; whatever else differs is another folder's.
-    two_stage.check_same_run(folder, {"system": to_dict(system), "machines": None})
+    common.check_same_run(folder, {"system": to_dict(system), "machines": None})
     data_root = args.data
     if data_root is None:
         from asdproto.data.synthetic import synthesize  # needs an audio library
@@ -125,7 +125,8 @@ def measure(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     )
     data = prepare(store, system.encoder.crop)
     folder.mkdir(parents=True, exist_ok=True)
-    prototype.save_context(folder, system, data, machines=None)
+    about = {"system": to_dict(system), "machines": None}
+    write_atomically(folder / "config.json", json.dumps(about, indent=2).encode())
     together = devices.local[0].platform != "cpu" if args.together is None else args.together
     result: dict[str, Any] = {
         "part": "quality",

@@ -8,18 +8,21 @@ side: the AutoEncoder-style detector that the challenge's baseline is, the pre-t
 the fine-tuned one. Takes under 3 minutes on 2 CPU cores.
 """
 
-import argparse
 import dataclasses
 import time
 from pathlib import Path
 
 from rich.console import Console
 
-from asdproto.config import override, to_dict
+from asdproto.arguments import Parser
+from asdproto.commands import train
+from asdproto.config import describe_fields, override
 from asdproto.data.synthetic import synthesize
-from asdproto.systems.autoencoder import QUICK
-from asdproto.systems.prototype import PrototypeSystem, RunOptions
-from experiments import autoencoder, common, two_stage
+from asdproto.systems import autoencoder
+from asdproto.systems.members import RunOptions
+from asdproto.systems.prototype import PrototypeSystem
+from asdproto.systems.run import asked, check_same_run, features_of, train_beside, train_run
+from experiments import common, two_stage
 
 MACHINES = ("fan", "gearbox")
 SECTIONS = ("00", "01")
@@ -36,26 +39,27 @@ def get_config() -> PrototypeSystem:
     )
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.quickstart",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def make_parser() -> Parser:
+    """The command line."""
+    parser = Parser(prog="python -m experiments.quickstart", description=__doc__)
+    parser.add_argument(
+        "--workdir", type=Path, default=Path("runs/quickstart"), help="folder for all results"
     )
-    parser.add_argument("--workdir", type=Path, default=Path("runs/quickstart"))
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of everything random")
     parser.add_argument("--clips", type=int, default=CLIPS, help="source training clips a section")
-    parser.add_argument("overrides", nargs="*", metavar="FIELD=VALUE", help="dotted overrides")
-    common.add_device_arguments(parser)
-    args = parser.parse_args(argv)
+    parser.add_overrides(lambda: "\n  ".join(["", *describe_fields(get_config())]))
+    train.add_device_arguments(parser)
+    return parser
 
+
+def main(argv: list[str] | None = None) -> None:
+    args = make_parser().parse_args(argv)
     console, started = Console(), time.monotonic()
     system = override(get_config(), args.overrides)
-    asked = {"system": to_dict(system), "seed": args.seed}
-    two_stage.check_same_run(args.workdir, asked)
-    if common.only_reports(args.workdir, console):
+    check_same_run(args.workdir, asked(system, [args.seed], None))
+    if train.only_reports(args.workdir, console):
         return
-    devices = common.start_devices(args)
+    devices = train.start_devices(args)
     console.rule("1  Machines, as wav files")
     data = synthesize(
         args.workdir / "data",
@@ -68,20 +72,18 @@ def main(argv: list[str] | None = None) -> None:
         seed=args.seed,
     )
     console.rule("2  Features: inverted log-mel for the prototypes, log-mel for the autoencoder")
-    store = common.features_of(data, args.workdir / "features", system.features, console)
-    plain = dataclasses.replace(system.features, scale="mel")
-    plain_store = common.features_of(data, args.workdir / "features_mel", plain, console)
-    console.rule("3  AutoEncoder-style detector")
-    folder = args.workdir / "scores" / "autoencoder"
-    found = autoencoder.run(plain_store, folder, config=QUICK, seed=args.seed, console=console)
-    figures = {"autoencoder": found}
-    console.rule("4  Prototypes: pre-training, then fine-tuning")
+    store = features_of(data, args.workdir / "features", system.features, console)
+    baseline = autoencoder.PRESETS["quick"]
+    plain = features_of(data, args.workdir / "features_mel", baseline.features, console)
     options = RunOptions(args.workdir, devices, console, args.loop)
-    results = two_stage.run(system, store, options, seed=args.seed)
-    results["systems"] = {**figures, **results["systems"]}
+    console.rule("3  Prototypes: pre-training, then fine-tuning")
+    results = train_run(system, store, options, seeds=[args.seed])
+    console.rule("4  AutoEncoder-style detector")
+    found = train_beside(baseline, plain, options, seeds=[args.seed])
+    results["systems"] = {**found, **results["systems"]}
     results["seconds"]["all"] = round(time.monotonic() - started, 1)
     console.rule("5  Results")
-    common.finish(args.workdir, results, console)
+    train.finish(args.workdir, results, console)
     clip = next(c for c in store.clips if c.split == "test" and c.state == "anomaly")
     console.print(
         f"Took {results['seconds']['all']:.0f} s. Score any recording with it:\n"

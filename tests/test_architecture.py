@@ -27,6 +27,7 @@ FLOORS = {
     "asdproto.errors": (0, set()),
     "asdproto.files": (0, NUMPY),
     "asdproto.config": (0, set()),
+    "asdproto.arguments": (0, set()),
     "asdproto.features": (0, NUMPY | {"librosa", "soundfile", "scipy"}),
     "asdproto.scoring": (0, NUMPY | {"sklearn", "scipy"}),
     "asdproto.models": (1, {"jax", "flax"}),

@@ -427,9 +427,9 @@ def _finished_run(folder, seed, overall, **config):
     folder.mkdir()
     tuned = {**figures, "pauc": 0.5 + overall / 10, "overall": 2 * overall - 0.65}
     systems = {"pretrain": figures, "finetune": tuned}
-    (folder / "results.json").write_text(json.dumps({"seed": seed, "systems": systems}))
+    (folder / "results.json").write_text(json.dumps({"seeds": [seed], "systems": systems}))
     (folder / "config.json").write_text(
-        json.dumps({"system": {"width": 16}, "machines": None, "seed": seed, **config})
+        json.dumps({"system": {"width": 16}, "machines": None, "seeds": [seed], **config})
     )
     return folder
 
@@ -443,7 +443,7 @@ def test_summarize(run, tmp_path):
     assert "3 runs: seeds 0 1 5" in text
     assert "finetune - pretrain, within runs: overall +5.00 ± 10.00, higher in 2 of 3" in text
     found = json.loads(out.read_text())
-    assert found["seeds"] == [0, 1, 5]
+    assert found["seeds"] == ["0", "1", "5"]
     assert found["systems"]["pretrain"]["overall"]["mean"] == pytest.approx(0.7)
     assert found["systems"]["pretrain"]["overall"]["std"] == pytest.approx(0.1)
     assert found["differences"]["finetune - pretrain"]["higher"] == 2

@@ -157,8 +157,17 @@ def prepare(store: FeatureStore, crop: int, machines: Sequence[str] | None = Non
       The data set.
 
     Raises:
-      DataError: There are no training clips, one is an anomaly, or they are of one class only.
+      DataError: There are no training clips, one is an anomaly, or a machine type is unknown.
     """
+    known = sorted({clip.machine_type for clip in store.clips})
+    unknown = [machine for machine in machines or () if machine not in known]
+    if unknown:
+        raise DataError(
+            store.root,
+            f"no machine type {', '.join(unknown)}",
+            f"some of {', '.join(known)}",
+            "Correct --machines.",
+        )
     kept = [
         index
         for index, clip in enumerate(store.clips)
@@ -183,13 +192,6 @@ def prepare(store: FeatureStore, crop: int, machines: Sequence[str] | None = Non
             )
     train_clips = [store.clips[index] for index in train]
     labels, classes = assign_classes(train_clips)
-    if len(classes) < 2:
-        raise DataError(
-            store.root,
-            f"{len(classes)} attribute class among {len(train)} training clips",
-            "at least 2, since prototypes are learned by telling classes apart",
-            "Add clips of other sections, operating conditions or machine types.",
-        )
 
     def arrays(rows: list[int]) -> ClipArrays:
         chosen = np.asarray(rows, np.int64)

@@ -1,1 +1,83 @@
-"""Systems: features, encoder, losses, schedule and score, said in one place each."""
+"""Systems: features, model, training and score, said in one place each.
+
+A system is a frozen dataclass of numbers with
+
+* ``kind``, its name in :data:`KINDS` and in ``config.json``; ``names`` of the detectors that it
+  makes, the result last; ``features``, its feature settings; ``quantile`` for decisions;
+* ``crop``, the shortest clip it takes, in frames (shorter ones are repeated);
+* ``plan(clips)``, what training does, in a few words;
+* ``train(data, options, seeds) -> {name: [Fitted, one a seed]}``;
+* ``restore(arrays, classes) -> Member``, the reverse of ``Member.to_arrays``.
+
+:mod:`asdproto.systems.trained` makes detectors of what they train, :mod:`asdproto.systems.run`
+keeps them in run folders. A new system is a module here, a line in :data:`KINDS`, and a
+``PRESETS`` in its module.
+"""
+
+import importlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from asdproto.config import ConfigError
+
+if TYPE_CHECKING:
+    from asdproto.data.dcase import Clip
+
+# kind -> module and class; loaded when asked for, since most of them load jax.
+KINDS = {
+    "prototype": ("asdproto.systems.prototype", "PrototypeSystem"),
+    "autoencoder": ("asdproto.systems.autoencoder", "AutoEncoderSystem"),
+}
+PRESETS = ("quick", "small", "paper")
+
+
+def system_class(kind: str) -> Any:
+    """The dataclass of a kind of system.
+
+    Raises:
+      ConfigError: There is no such kind.
+    """
+    if kind not in KINDS:
+        raise ConfigError(f"system {kind!r} is unknown; expected one of {', '.join(KINDS)}")
+    module, name = KINDS[kind]
+    return getattr(importlib.import_module(module), name)
+
+
+def preset(kind: str, name: str) -> Any:
+    """A system at a preset.
+
+    Args:
+      kind: One of :data:`KINDS`.
+      name: One of :data:`PRESETS`.
+
+    Raises:
+      ConfigError: The kind or the preset is unknown.
+    """
+    presets = importlib.import_module(system_class(kind).__module__).PRESETS
+    if name not in presets:
+        raise ConfigError(f"preset {name!r} is unknown; expected one of {', '.join(presets)}")
+    return presets[name]
+
+
+def choose(clips: "Sequence[Clip]") -> tuple[str, str]:
+    """The kind of system that a collection's training clips allow, and why, in one line.
+
+    Prototypes are learned by telling attribute classes apart, so they need two. One class is left
+    to a system that learns what its clips look like.
+
+    Args:
+      clips: The collection's clips; at least one for training.
+
+    Returns:
+      The kind and a sentence for the user.
+    """
+    from asdproto.data.dcase import assign_classes
+
+    train = [clip for clip in clips if clip.split == "train"]
+    classes = len(assign_classes(train)[1])
+    if classes >= 2:
+        return "prototype", f"{classes} attribute classes: prototypes are learned"
+    return (
+        "autoencoder",
+        "1 attribute class, so there are no prototypes to tell apart: an autoencoder is trained",
+    )

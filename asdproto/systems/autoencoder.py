@@ -9,28 +9,34 @@ program.
 import dataclasses
 import functools
 import zlib
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import lax
 from rich.console import Console
 
+from asdproto.data.dataset import ClipArrays, Dataset
+from asdproto.features import FeatureSettings
 from asdproto.models.autoencoder import AutoEncoder
+from asdproto.systems.members import Comparison, Fitted, RunOptions, Section
 from asdproto.training.loop import Meter
 
 _MODEL = AutoEncoder()
 _EPSILON = 1e-7  # of Adam, in the baseline's framework
+_PIECE = 2048  # stacks scored in one call
 
 
 @dataclasses.dataclass(frozen=True)
-class AutoEncoderConfig:
+class AutoEncoderSystem:
     """The system; the defaults are the official baseline's.
 
     Attributes:
+      features: Feature settings; plain log-mel.
       epochs: Passes over all stacks of frames.
       batch: Stacks in a batch.
       learning_rate: Of Adam.
@@ -40,14 +46,26 @@ class AutoEncoderConfig:
       standardize: Give the network every mel band with zero mean and unit variance (of the trained
         clips). The official program leaves it in dB, which takes tens of thousands of steps to
         learn the mean. Errors are in dB^2 either way.
+      folds: Parts that the training clips are dealt into for scores of clips that were held out,
+        each by a network of its own; 0, as the official program, takes the network's errors of
+        the clips that it was trained on, which are smaller than those of new clips.
+      quantile: Of the gamma distribution of the training clips' scores, for decisions.
     """
 
+    features: FeatureSettings = dataclasses.field(
+        default_factory=lambda: FeatureSettings(scale="mel")
+    )
     epochs: int = 100
     batch: int = 512
     learning_rate: float = 1e-3
     context: int = 5
     held_out: float = 0.1
     standardize: bool = False
+    folds: int = 0
+    quantile: float = 0.9
+
+    kind: ClassVar[str] = "autoencoder"
+    names: ClassVar[tuple[str, ...]] = ("autoencoder",)
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch", "context"):
@@ -57,99 +75,143 @@ class AutoEncoderConfig:
             raise ValueError(f"held_out must lie in [0, 1), found {self.held_out}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive, found {self.learning_rate}")
+        if self.folds < 0 or self.folds == 1:
+            raise ValueError(f"folds must be 0 or at least 2, found {self.folds}")
+
+    @property
+    def crop(self) -> int:
+        """Shortest clip, in frames."""
+        return self.context
+
+    def plan(self, clips: int) -> str:
+        """What training does, in a few words."""
+        folds = f", and {self.folds} more networks for held-out scores" if self.folds else ""
+        return f"one network a machine type, {self.epochs} epochs{folds}"
+
+    def train(
+        self, data: Dataset, options: RunOptions, seeds: Sequence[int]
+    ) -> dict[str, list[Fitted]]:
+        """Trains a network for every machine type and seed; see :func:`fit_machines`."""
+        if not options.devices.is_main:
+            return {}
+        machines = np.array([clip.machine_type for clip in data.train_clips])
+        everything = data.train.load()
+        parts: dict[str, np.ndarray] = {}
+        for machine in sorted(set(machines.tolist())):
+            rows = np.flatnonzero(machines == machine)
+            parts[machine] = rows
+            if len(rows) >= 2 * self.folds > 0:
+                parts |= {f"{machine}/{n}": np.delete(rows, np.s_[n :: self.folds])
+                          for n in range(self.folds)}  # fmt: skip
+        frames = data.train.usable_frames
+        given = {name: (everything[rows], frames[rows]) for name, rows in parts.items()}
+        found = []
+        for seed in seeds:
+            fitted = fit_machines(given, config=self, seed=seed, console=options.console)
+            held_out = np.zeros(len(machines))
+            for name, rows in parts.items():
+                machine, _, fold = name.partition("/")
+                if fold:
+                    rows = parts[machine][int(fold) :: self.folds]
+                held_out[rows] = score_clips(fitted[name], self, everything[rows], frames[rows])
+            kept = {name: one for name, one in fitted.items() if "/" not in name}
+            found.append(Fitted(AutoEncoderMember(self, kept), held_out))
+        return {"autoencoder": found}
+
+    def restore(
+        self, arrays: Mapping[str, np.ndarray], classes: Sequence[tuple]
+    ) -> "AutoEncoderMember":
+        """The member that :meth:`AutoEncoderMember.to_arrays` described."""
+        tree = unflatten_dict({name: np.asarray(array) for name, array in arrays.items()}, sep="/")
+        networks = {
+            machine: Network(
+                {name: one[name] for name in ("params", "batch_stats")}, one["mean"], one["std"]
+            )
+            for machine, one in tree.items()
+        }
+        return AutoEncoderMember(self, networks)
 
 
-# For a few hundred clips, in seconds on a CPU.
-QUICK = AutoEncoderConfig(epochs=10, held_out=0.0, standardize=True)
+# quick and small are for a few hundred clips, in seconds on a CPU.
+_QUICK = AutoEncoderSystem(epochs=10, held_out=0.0, standardize=True)
+PRESETS = {
+    "quick": _QUICK,
+    "small": dataclasses.replace(_QUICK, epochs=30, folds=3),
+    "paper": AutoEncoderSystem(),
+}
 
 
-@dataclasses.dataclass(frozen=True)
-class MachineFeatures:
-    """Features of one machine type, on the host.
+class Network(NamedTuple):
+    """A trained network of one machine type, NumPy arrays.
 
     Attributes:
-      train: Floating, shape ``[clips, max_frames, mels]``, dB; normal clips sorted by path.
-      train_frames: Integer, shape ``[clips]``.
-      test: Floating, shape ``[test_clips, max_test_frames, mels]``.
-      test_frames: Integer, shape ``[test_clips]``.
-    """
-
-    train: np.ndarray
-    train_frames: np.ndarray
-    test: np.ndarray
-    test_frames: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
-class AutoEncoderResult:
-    """What came out of one machine type.
-
-    Attributes:
-      train_scores: float64, shape ``[clips]``: mean squared error in dB^2; higher is odder.
-      test_scores: float64, shape ``[test_clips]``.
+      variables: Parameters and running statistics.
+      mean: float32, shape ``[mels]``, subtracted from every frame.
+      std: float32, shape ``[mels]``, divides every frame then.
       losses: float32, shape ``[epochs]``: mean of the batches' losses, in the network's units.
       held_out_losses: float32, shape ``[epochs]``: likewise over the held-out clips, with running
         statistics; empty where none are held out.
-      variables: The network's parameters and running statistics, NumPy arrays.
     """
 
-    train_scores: np.ndarray
-    test_scores: np.ndarray
-    losses: np.ndarray
-    held_out_losses: np.ndarray
     variables: Any
+    mean: np.ndarray
+    std: np.ndarray
+    losses: np.ndarray = np.zeros(0, np.float32)
+    held_out_losses: np.ndarray = np.zeros(0, np.float32)
 
 
-def fit_score(
-    train: np.ndarray,
-    train_frames: np.ndarray,
-    test: np.ndarray,
-    test_frames: np.ndarray,
-    *,
-    config: AutoEncoderConfig = AutoEncoderConfig(),
-    seed: int,
-    console: Console | None = None,
-) -> AutoEncoderResult:
-    """Trains one autoencoder and scores all clips. See :class:`MachineFeatures` for the arrays.
+@dataclasses.dataclass(frozen=True, eq=False)
+class AutoEncoderMember:
+    """Trained networks, one a machine type.
 
-    Args:
-      train: Training features.
-      train_frames: Their lengths.
-      test: Test features.
-      test_frames: Their lengths.
-      config: The system.
-      seed: Of parameters and order; the same seed gives the same result on the same machine.
-      console: Where progress goes; ``None`` for silence.
-
-    Returns:
-      Scores and losses.
-
-    Raises:
-      ValueError: The arrays do not fit together, or a clip is shorter than a stack.
+    Attributes:
+      system: The system.
+      networks: Machine type -> network.
     """
-    data = MachineFeatures(train, train_frames, test, test_frames)
-    return fit_score_machines({"": data}, config=config, seed=seed, console=console)[""]
+
+    system: AutoEncoderSystem
+    networks: Mapping[str, Network]
+
+    def compare(self, clips: ClipArrays, sections: Sequence[Section]) -> Comparison:
+        """See :class:`asdproto.systems.members.Member`."""
+        scores = np.zeros(len(clips))
+        features, frames = clips.load(), clips.usable_frames
+        machines = np.array([machine for machine, _ in sections])
+        for machine in np.unique(machines):
+            rows = np.flatnonzero(machines == machine)
+            network = self.networks[str(machine)]
+            scores[rows] = score_clips(network, self.system, features[rows], frames[rows])
+        return Comparison(scores)
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """See :class:`asdproto.systems.members.Member`."""
+        tree = {
+            machine: {**one.variables, "mean": one.mean, "std": one.std}
+            for machine, one in self.networks.items()
+        }
+        return flatten_dict(tree, sep="/")
 
 
-def fit_score_machines(
-    machines: Mapping[str, MachineFeatures],
+def fit_machines(
+    machines: Mapping[str, tuple[np.ndarray, np.ndarray]],
     *,
-    config: AutoEncoderConfig = AutoEncoderConfig(),
+    config: AutoEncoderSystem,
     seed: int,
     console: Console | None = None,
-) -> dict[str, AutoEncoderResult]:
+) -> dict[str, Network]:
     """Trains an autoencoder for every machine type, those of one shape of data side by side.
 
     A machine type's random numbers depend on the seed and its name, not on its company.
 
     Args:
-      machines: Machine type -> features.
+      machines: Machine type -> features of its normal clips in dB, floating, shape
+        ``[clips, max_frames, mels]``, sorted by path; and their frames, integer ``[clips]``.
       config: The system.
-      seed: Of parameters and order.
+      seed: Of parameters and order; the same seed gives the same result on the same machine.
       console: Where progress goes; ``None`` for silence.
 
     Returns:
-      Machine type -> scores and losses, in the order given.
+      Machine type -> network, in the order given.
 
     Raises:
       ValueError: Arrays do not fit together, or a clip is shorter than a stack; the message names
@@ -158,55 +220,97 @@ def fit_score_machines(
     groups: dict[tuple, list[str]] = {}
     origins = {}
     for name, data in machines.items():
-        _check(name, data, config)
+        _check(name, *data, config)
         origins[name] = [
             _origins(frames, features.shape[1], config.context)
-            for frames, features in _parts(data, config)
+            for features, frames in _parts(*data, config)
         ]
-        shape = (data.train.shape, data.train.dtype, *(len(part) for part in origins[name]))
+        shape = (data[0].shape, data[0].dtype, *(len(part) for part in origins[name]))
         groups.setdefault(shape, []).append(name)
-    results: dict[str, AutoEncoderResult] = {}
+    results: dict[str, Network] = {}
     for names in groups.values():
         together = _fit_group(names, machines, origins, config, seed, console)
         results.update(zip(names, together, strict=True))
     return {name: results[name] for name in machines}
 
 
+def score_clips(
+    network: Network, config: AutoEncoderSystem, features: np.ndarray, frames: np.ndarray
+) -> np.ndarray:
+    """Mean squared error of every clip's stacks.
+
+    Args:
+      network: Of the clips' machine type.
+      config: Its system.
+      features: Floating, shape ``[clips, max_frames, mels]``, dB.
+      frames: Integer, shape ``[clips]``.
+
+    Returns:
+      float64, shape ``[clips]``, dB^2; higher is odder.
+
+    Raises:
+      ValueError: A clip is shorter than a stack, or there are other mel bands than in training.
+    """
+    _check("", features, frames, config, mels=len(network.mean))
+    longest, mels = features.shape[1:]
+    rows = np.asarray(features).reshape(-1, mels)
+    origins = _origins(np.asarray(frames), longest, config.context)
+    errors = np.zeros(len(origins))
+    # Pieces of one size, the last one padded: a clip scores to the same bits in any company.
+    for first in range(0, len(origins), _PIECE):
+        part = origins[first : first + _PIECE]
+        stacks = rows[part[:, None] + np.arange(config.context)]
+        stacks = np.pad(stacks, ((0, _PIECE - len(part)), (0, 0), (0, 0)))
+        found = _errors(network.variables, network.mean, network.std, stacks)
+        errors[first : first + _PIECE] = np.asarray(found)[: len(part)]
+    counts = np.asarray(frames) - config.context + 1
+    ends = np.cumsum(counts)
+    return np.array([errors[end - n : end].mean() for end, n in zip(ends, counts, strict=True)])
+
+
 # --- data
 
 
-def _check(name: str, data: MachineFeatures, config: AutoEncoderConfig) -> None:
+def _check(
+    name: str,
+    features: np.ndarray,
+    frames: np.ndarray,
+    config: AutoEncoderSystem,
+    mels: int | None = None,
+) -> None:
     where = f"{name}: " if name else ""
-    for part in ("train", "test"):
-        features, frames = getattr(data, part), np.asarray(getattr(data, f"{part}_frames"))
-        if features.ndim != 3 or frames.shape != features.shape[:1]:
-            raise ValueError(
-                f"{where}{part} features have shape {features.shape} and {part}_frames "
-                f"{frames.shape}; expected [clips, frames, mels] and [clips]"
-            )
-        if len(frames) and (frames.min() < config.context or frames.max() > features.shape[1]):
-            bad = int(np.argmin(frames) if frames.min() < config.context else np.argmax(frames))
-            raise ValueError(
-                f"{where}{part} clip {bad} has {frames[bad]} frames; expected "
-                f"{config.context} (one stack) to {features.shape[1]} (the array)"
-            )
-    if data.train.shape[2] != data.test.shape[2]:
+    frames = np.asarray(frames)
+    if features.ndim != 3 or frames.shape != features.shape[:1]:
         raise ValueError(
-            f"{where}train has {data.train.shape[2]} mel bands and test {data.test.shape[2]}"
+            f"{where}features have shape {features.shape} and frames {frames.shape}; expected "
+            "[clips, frames, mels] and [clips]"
         )
-    if len(data.train) == 0 or len(data.train) == _held_out(len(data.train), config):
-        raise ValueError(f"{where}no training clip is left of {len(data.train)}")
+    if len(frames) and (frames.min() < config.context or frames.max() > features.shape[1]):
+        bad = int(np.argmin(frames) if frames.min() < config.context else np.argmax(frames))
+        raise ValueError(
+            f"{where}clip {bad} has {frames[bad]} frames; expected {config.context} (one stack) "
+            f"to {features.shape[1]} (the array)"
+        )
+    if mels is not None:
+        if features.shape[2] != mels:
+            raise ValueError(
+                f"{where}found {features.shape[2]} mel bands; expected {mels}, as in training"
+            )
+    elif len(features) == 0 or len(features) == _held_out(len(features), config):
+        raise ValueError(f"{where}no training clip is left of {len(features)}")
 
 
-def _held_out(clips: int, config: AutoEncoderConfig) -> int:
+def _held_out(clips: int, config: AutoEncoderSystem) -> int:
     return round(config.held_out * clips)
 
 
-def _parts(data: MachineFeatures, config: AutoEncoderConfig) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Frames and features of the trained clips and of the held-out ones."""
-    cut = len(data.train) - _held_out(len(data.train), config)
-    frames = np.asarray(data.train_frames)
-    return [(frames[:cut], data.train[:cut]), (frames[cut:], data.train[cut:])]
+def _parts(
+    features: np.ndarray, frames: np.ndarray, config: AutoEncoderSystem
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Features and frames of the trained clips and of the held-out ones."""
+    cut = len(features) - _held_out(len(features), config)
+    frames = np.asarray(frames)
+    return [(features[:cut], frames[:cut]), (features[cut:], frames[cut:])]
 
 
 def _origins(frames: np.ndarray, longest: int, context: int) -> np.ndarray:
@@ -222,7 +326,7 @@ class _Data(NamedTuple):
     origins: jax.Array  # int32 [stacks], trained
     held_out: jax.Array  # int32 [stacks]
     mean: jax.Array  # float32 [mels]
-    deviation: jax.Array  # float32 [mels]
+    std: jax.Array  # float32 [mels]
 
 
 class _Shape(NamedTuple):
@@ -238,11 +342,13 @@ class _State(NamedTuple):
     adam: Any
 
 
-def _statistics(data: MachineFeatures, config: AutoEncoderConfig) -> tuple[np.ndarray, np.ndarray]:
-    mels = data.train.shape[2]
+def _statistics(
+    features: np.ndarray, frames: np.ndarray, config: AutoEncoderSystem
+) -> tuple[np.ndarray, np.ndarray]:
+    mels = features.shape[2]
     if not config.standardize:
         return np.zeros(mels, np.float32), np.ones(mels, np.float32)
-    (frames, features), _ = _parts(data, config)
+    (features, frames), _ = _parts(features, frames, config)
     count, total, squares = 0, np.zeros(mels), np.zeros(mels)
     for length, clip in zip(frames, features, strict=True):
         values = np.asarray(clip[:length], np.float64)
@@ -260,7 +366,7 @@ def _statistics(data: MachineFeatures, config: AutoEncoderConfig) -> tuple[np.nd
 def _stacks(data: _Data, origins: jax.Array, context: int) -> jax.Array:
     """Stacks that begin at given rows, float32, shape ``[batch, context * mels]``."""
     rows = data.rows[origins[:, None] + jnp.arange(context)].astype(jnp.float32)
-    return ((rows - data.mean) / data.deviation).reshape(len(origins), -1)
+    return ((rows - data.mean) / data.std).reshape(len(origins), -1)
 
 
 def _epoch(
@@ -305,19 +411,13 @@ def _held_out_loss(shape: _Shape, state: _State, data: _Data) -> jax.Array:
     return lax.map(error, data.held_out, batch_size=min(total, 4096)).mean()
 
 
-def _score_clip(
-    shape: _Shape, state: _State, data: _Data, clip: jax.Array, frames: jax.Array
-) -> jax.Array:
-    """Mean squared error of a clip's stacks in dB^2; ``clip`` is ``[max_frames, mels]``."""
-    x = (clip.astype(jnp.float32) - data.mean) / data.deviation
-    count = len(clip) - shape.context + 1
-    stacks = jnp.concatenate([x[first : first + count] for first in range(shape.context)], axis=1)
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    found = jnp.asarray(_MODEL.apply(variables, stacks, train=False))
-    wrong = (found - stacks) * jnp.tile(data.deviation, shape.context)
-    errors = jnp.mean(jnp.square(wrong), axis=1)
-    valid = jnp.arange(count) <= frames - shape.context
-    return jnp.sum(jnp.where(valid, errors, 0)) / jnp.sum(valid)
+@jax.jit
+def _errors(variables: Any, mean: jax.Array, std: jax.Array, stacks: jax.Array) -> jax.Array:
+    """Mean squared error of stacks ``[batch, context, mels]`` in dB^2, float32 ``[batch]``."""
+    x = ((stacks.astype(jnp.float32) - mean) / std).reshape(len(stacks), -1)
+    found = jnp.asarray(_MODEL.apply(variables, x, train=False))
+    wrong = (found - x).reshape(stacks.shape) * std
+    return jnp.mean(jnp.square(wrong), axis=(1, 2))
 
 
 @jax.jit
@@ -338,38 +438,27 @@ def _run_epoch(
     return jax.vmap(epoch)(state, data, keys)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _score(
-    shape: _Shape, state: _State, data: _Data, features: jax.Array, frames: jax.Array
-) -> jax.Array:
-    def one(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
-        return _score_clip(shape, state, data, *pair)
-
-    return lax.map(one, (features, frames), batch_size=16)
-
-
 # --- a group of machine types
 
 
 def _fit_group(
     names: list[str],
-    machines: Mapping[str, MachineFeatures],
+    machines: Mapping[str, tuple[np.ndarray, np.ndarray]],
     origins: Mapping[str, list[np.ndarray]],
-    config: AutoEncoderConfig,
+    config: AutoEncoderSystem,
     seed: int,
     console: Console | None,
-) -> list[AutoEncoderResult]:
+) -> list[Network]:
     members = [machines[name] for name in names]
-    mels = members[0].train.shape[2]
-    moments = [_statistics(data, config) for data in members]
-    clips, longest, _ = members[0].train.shape
+    moments = [_statistics(*data, config) for data in members]
+    clips, longest, mels = members[0][0].shape
     cut = clips - _held_out(clips, config)
     data = _Data(
-        rows=jnp.stack([jnp.asarray(d.train).reshape(-1, mels) for d in members]),
+        rows=jnp.stack([jnp.asarray(features).reshape(-1, mels) for features, _ in members]),
         origins=jnp.stack([origins[name][0] for name in names]),
         held_out=jnp.stack([origins[name][1] + cut * longest for name in names]).astype(jnp.int32),
         mean=jnp.stack([mean for mean, _ in moments]),
-        deviation=jnp.stack([deviation for _, deviation in moments]),
+        std=jnp.stack([std for _, std in moments]),
     )
     shape = _Shape(config.batch, config.context)
     root = jax.random.key(seed)
@@ -392,28 +481,16 @@ def _fit_group(
             meter.epoch(epoch + 1, f"loss {losses[-1].mean():.4f}")
 
     results = []
-    for index, member in enumerate(members):
-        mine, stay = jax.tree.map(lambda leaf, i=index: leaf[i], (state, data))
-        scores = [
-            np.asarray(
-                _score(shape, mine, stay, jnp.asarray(features), jnp.asarray(frames)),
-                np.float64,
-            )
-            for features, frames in (
-                (member.train, member.train_frames),
-                (member.test, member.test_frames),
-            )
-        ]
-        variables = {"params": mine.params, "batch_stats": mine.batch_stats}
+    for index in range(len(names)):
+        params, batch_stats = jax.tree.map(
+            lambda leaf, i=index: np.asarray(leaf[i]), (state.params, state.batch_stats)
+        )
         results.append(
-            AutoEncoderResult(
-                train_scores=scores[0],
-                test_scores=scores[1],
-                losses=np.array([loss[index] for loss in losses], np.float32),
-                held_out_losses=np.array(
-                    [loss[index] for loss in held_out] if cut < clips else [], np.float32
-                ),
-                variables=jax.tree.map(np.asarray, variables),
+            Network(
+                {"params": params, "batch_stats": batch_stats},
+                *moments[index],
+                np.array([loss[index] for loss in losses], np.float32),
+                np.array([loss[index] for loss in held_out] if cut < clips else [], np.float32),
             )
         )
     return results

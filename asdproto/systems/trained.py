@@ -1,58 +1,207 @@
-"""A finished run that scores recordings: what ``python -m asdproto score`` stands on."""
+"""A trained detector: members that score clips, their combination, and decisions; saved, loaded.
+
+A detector is one folder of a run, ``scores/NAME``, and needs nothing outside of it::
+
+    detector.json          the members' systems, seeds, classes and weights
+    member_0.npz ...       what each member was trained to
+    training_scores.npz    held-out scores of the training clips by every member
+
+Several members, of several seeds or several systems, score as one:
+:func:`asdproto.scoring.fusion.combine`.
+"""
 
 import contextlib
 import dataclasses
+import functools
+import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import flax.linen as nn
-import jax
 import numpy as np
-from flax.traverse_util import unflatten_dict
 
-from asdproto.config import from_dict
+from asdproto.config import from_dict, to_dict
 from asdproto.data.dataset import ClipArrays
 from asdproto.data.dcase import parse_name
 from asdproto.errors import DataError
-from asdproto.scoring.backends import Scorer
-from asdproto.scoring.thresholds import decide
-from asdproto.systems.embedding import embed_clips
-from asdproto.systems.prototype import (
-    BATCH_STATS,
-    STAGES,
-    PrototypeSystem,
-    evaluation_model,
-    open_checkpoints,
-)
-from asdproto.training.devices import use_devices
-from asdproto.training.state import Task
+from asdproto.features import FeatureSettings
+from asdproto.files import read_arrays, read_json, write_atomically
+from asdproto.scoring.fusion import combine
+from asdproto.scoring.thresholds import decide, gamma_threshold
+from asdproto.systems import system_class
+from asdproto.systems.members import Comparison, Fitted, Member, Section
+
+ABOUT = "detector.json"
+_FORMAT = 1
+_AGAIN = "Train it again."
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainedRun:
-    """A finished run, ready to score recordings; made by :func:`load_run`.
+class Recording(NamedTuple):
+    """A clip that waits to be scored.
 
     Attributes:
-      system: The system.
-      classes: Attribute classes, as the run's ``config.json`` lists them.
-      scorer: The fitted back-end.
-      thresholds: Decision threshold of each machine type.
-      mean: float32, shape ``[mels]``.
-      scale: float32, shape ``[mels]``.
-      model: Encoder in evaluation mode.
-      variables: Its parameters and running statistics.
+      file: Its name, for the table.
+      section: Machine type and section.
+      features: One array a feature setting of the detector, each of shape ``[frames, n_mels]``.
     """
 
-    system: PrototypeSystem
-    classes: list[tuple[str, ...]]
-    scorer: Scorer
-    thresholds: dict[str, float]
-    mean: np.ndarray
-    scale: np.ndarray
-    model: nn.Module
-    variables: dict[str, Any]
+    file: str
+    section: Section
+    features: tuple[np.ndarray, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainedDetector:
+    """Members that score as one.
+
+    Attributes:
+      name: Such as ``"finetune"`` or ``"autoencoder"``.
+      members: The members.
+      seeds: Seed of each.
+      classes: Attribute classes that each member's ``nearest`` counts.
+      weights: Of each member where several score as one.
+      held_out: float64, shape ``[members, training clips]``: their held-out scores.
+      train_sections: Machine type and section of each training clip.
+      train_files: Path of each training clip in its collection.
+      quantile: Of the training scores' distribution, where decisions change.
+      dtype: Of stored features: a recording is rounded to it before it is scored.
+    """
+
+    name: str
+    members: Sequence[Member]
+    seeds: Sequence[int]
+    classes: Sequence[Sequence[tuple]]
+    weights: Sequence[float]
+    held_out: np.ndarray
+    train_sections: Sequence[Section]
+    train_files: Sequence[str]
+    quantile: float = 0.9
+    dtype: str = "float16"
+
+    @property
+    def sections(self) -> list[Section]:
+        """What the detector can score, sorted."""
+        return sorted(set(self.train_sections))
+
+    @property
+    def settings(self) -> list[FeatureSettings]:
+        """Feature settings of the members, each once."""
+        return list(dict.fromkeys(member.system.features for member in self.members))
+
+    @functools.cached_property
+    def train_scores(self) -> np.ndarray:
+        """Combined held-out scores, float64, shape ``[training clips]``."""
+        return self.combine(self.held_out, self.train_sections)
+
+    def thresholds(self, quantile: float | None = None) -> dict[str, float]:
+        """Decision threshold of each machine type.
+
+        Args:
+          quantile: Of the gamma distribution of the training scores; the detector's when ``None``.
+        """
+        machines = np.array([machine for machine, _ in self.train_sections])
+        return {
+            str(machine): gamma_threshold(
+                self.train_scores[machines == machine], quantile=quantile or self.quantile
+            )
+            for machine in np.unique(machines)
+        }
+
+    def compare(self, clips: Sequence[ClipArrays], sections: Sequence[Section]) -> list[Comparison]:
+        """What each member finds.
+
+        Args:
+          clips: Features, one for each of :attr:`settings`.
+          sections: Machine type and section of each clip.
+        """
+        by_settings = dict(zip(self.settings, clips, strict=True))
+        return [
+            member.compare(
+                dataclasses.replace(by_settings[member.system.features], crop=member.system.crop),
+                sections,
+            )
+            for member in self.members
+        ]
+
+    def combine(
+        self, scores: Sequence[np.ndarray] | np.ndarray, sections: Sequence[Section]
+    ) -> np.ndarray:
+        """One score a clip from the members' scores, float64 ``[clips]``.
+
+        A lone member's scores stay as they are.
+        """
+        if len(scores) == 1:
+            return np.asarray(scores[0], np.float64)
+        return combine(
+            list(scores), list(self.held_out), sections, self.train_sections, weights=self.weights
+        )
+
+    def read(
+        self, path: Path | str, *, machine_type: str | None = None, section: str | None = None
+    ) -> Recording:
+        """Reads an audio file.
+
+        Args:
+          path: The file.
+          machine_type: Taken from the folder above when ``None``, or the detector's only one.
+          section: Taken from the name when ``None``, or the detector's only one.
+
+        Raises:
+          DataError: It cannot be read, or it is not known which section it belongs to.
+        """
+        from asdproto.features import file_features
+
+        key = self._section_of(Path(path), machine_type, section)
+        arrays = [file_features(path, settings)[0] for settings in self.settings]
+        # Rounded as in the store: a file must score to the same bits as it does from there.
+        return Recording(str(path), key, tuple(array.astype(self.dtype) for array in arrays))
+
+    def score(
+        self, recordings: Sequence[Recording], thresholds: Mapping[str, float] | None = None
+    ) -> list[dict[str, Any]]:
+        """Scores clips exactly as the run scored its test clips.
+
+        Args:
+          recordings: The clips.
+          thresholds: By machine type; :meth:`thresholds` when ``None``.
+
+        Returns:
+          One dictionary a clip: ``file``, ``machine_type``, ``section``, ``score``, ``threshold``,
+          ``decision`` (1 for anomaly), ``margin`` (score - threshold) and ``nearest_class`` (a
+          tuple, or ``None``).
+        """
+        if not recordings:
+            return []
+        clips = [
+            stack([recording.features[index] for recording in recordings])
+            for index in range(len(self.settings))
+        ]
+        keys = [recording.section for recording in recordings]
+        found = self.compare(clips, keys)
+        scores = self.combine([one.scores for one in found], keys)
+        thresholds = self.thresholds() if thresholds is None else thresholds
+        limits = np.array([thresholds[machine] for machine, _ in keys])
+        names: list[Any] = [None] * len(keys)
+        for one, classes in zip(found, self.classes, strict=True):
+            if one.nearest is not None:
+                names = [tuple(classes[label]) for label in one.nearest]
+                break
+        return [
+            {
+                "file": recording.file,
+                "machine_type": recording.section[0],
+                "section": recording.section[1],
+                "score": float(value),
+                "threshold": float(limit),
+                "decision": int(decision),
+                "margin": float(value - limit),
+                "nearest_class": name,
+            }
+            for recording, value, limit, decision, name in zip(
+                recordings, scores, limits, decide(scores, limits), names, strict=True
+            )
+        ]
 
     def score_files(
         self,
@@ -61,71 +210,15 @@ class TrainedRun:
         machine_type: str | None = None,
         section: str | None = None,
     ) -> list[dict[str, Any]]:
-        """Scores recordings exactly as the run scored its test clips.
-
-        Args:
-          paths: Audio files.
-          machine_type: Of all files; taken from the folder above them when ``None``, or the run's
-            only one.
-          section: Of all files; taken from their names when ``None``, or the run's only one.
-
-        Returns:
-          One dictionary a file: ``file``, ``machine_type``, ``section``, ``score``, ``threshold``,
-          ``decision`` (1 for anomaly) and ``nearest_class``.
-
-        Raises:
-          DataError: A file cannot be read, or it is not known which section it belongs to.
-        """
-        from asdproto.features import log_mel, read_audio
-
-        settings = self.system.features
-        keys, arrays = [], []
-        for path in paths:
-            keys.append(self._section_of(Path(path), machine_type, section))
-            audio, _ = read_audio(path, settings.sample_rate)
-            # The store keeps float16: a file must embed to the same bits as it does from there.
-            arrays.append(log_mel(audio, settings).astype(np.float16))
-        if not arrays:
-            return []
-        frames = np.array([len(array) for array in arrays])
-        features = np.zeros((len(arrays), frames.max(), settings.n_mels), np.float16)
-        for row, array in zip(features, arrays, strict=True):
-            row[: len(array)] = array
-        rows = np.arange(len(arrays))
-        embeddings = embed_clips(
-            self.model,
-            self.variables,
-            ClipArrays(features, rows, frames, self.system.encoder.crop),
-            mean=self.mean,
-            scale=self.scale,
-            hop=self.system.score.hop,
-            full_clip=self.system.score.full_clip,
+        """:meth:`read` and :meth:`score`."""
+        return self.score(
+            [self.read(path, machine_type=machine_type, section=section) for path in paths]
         )
-        scores = self.scorer.score(embeddings, keys)
-        nearest = self.scorer.nearest(embeddings, keys)
-        limits = np.array([self.thresholds[machine] for machine, _ in keys])
-        return [
-            {
-                "file": str(path),
-                "machine_type": machine,
-                "section": number,
-                "score": float(value),
-                "threshold": float(limit),
-                "decision": int(decision),
-                "nearest_class": self.classes[label],
-            }
-            for path, (machine, number), value, limit, decision, label in zip(
-                paths, keys, scores, limits, decide(scores, limits), nearest, strict=True
-            )
-        ]
 
-    def _section_of(
-        self, path: Path, machine_type: str | None, section: str | None
-    ) -> tuple[str, str]:
-        known: list[tuple[str, str]] = list(self.scorer.sections)  # type: ignore[arg-type]
+    def _section_of(self, path: Path, machine_type: str | None, section: str | None) -> Section:
+        known = self.sections
         with contextlib.suppress(DataError):
-            parsed = parse_name(path)
-            section = section or parsed.section
+            section = section or parse_name(path).section
         if machine_type is None:
             above = {folder.name for folder in path.absolute().parents}
             named = {machine for machine, _ in known if machine in above}
@@ -143,71 +236,190 @@ class TrainedRun:
             )
         return str(machine_type), str(section)
 
+    def save(self, folder: Path) -> None:
+        """Writes the detector into a folder; ``detector.json`` comes last and makes it whole."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ABOUT).unlink(missing_ok=True)
+        for index, member in enumerate(self.members):
+            save_arrays(folder / f"member_{index}.npz", member.to_arrays())
+        save_arrays(
+            folder / "training_scores.npz",
+            {
+                "files": np.array(self.train_files),
+                "machine_types": np.array([machine for machine, _ in self.train_sections]),
+                "sections": np.array([section for _, section in self.train_sections]),
+                "held_out": self.held_out,
+                "scores": self.train_scores,
+            },
+        )
+        thresholds = json.dumps(self.thresholds(), indent=2)
+        write_atomically(folder / "thresholds.json", thresholds.encode())
+        about = {
+            "format": _FORMAT,
+            "name": self.name,
+            "dtype": self.dtype,
+            "quantile": self.quantile,
+            "members": [
+                {
+                    "kind": member.system.kind,
+                    "system": to_dict(member.system),
+                    "seed": seed,
+                    "weight": float(weight),
+                    "classes": [list(name) for name in classes],
+                }
+                for member, seed, weight, classes in zip(
+                    self.members, self.seeds, self.weights, self.classes, strict=True
+                )
+            ],
+        }
+        write_atomically(folder / ABOUT, json.dumps(about, indent=1).encode())
 
-def load_run(workdir: Path | str, stage: str | None = None) -> TrainedRun:
-    """Loads a finished run for scoring.
+    @classmethod
+    def load(cls, folder: Path, encoder: Any = None) -> "TrainedDetector":
+        """Reads what :meth:`save` wrote.
+
+        Args:
+          folder: The folder.
+          encoder: The flax module that the detector was trained with, where it was not one of this
+            package's.
+
+        Raises:
+          DataError: The folder holds no whole detector.
+        """
+        about = read_json(folder / ABOUT, remedy=_AGAIN)
+        try:
+            if about["format"] != _FORMAT:
+                raise ValueError(f"format {about['format']}, expected {_FORMAT}")
+            members, classes = [], []
+            for index, entry in enumerate(about["members"]):
+                system = from_dict(system_class(entry["kind"]), entry["system"])
+                system = _with_encoder(system, entry["system"], encoder, folder)
+                classes.append([tuple(fields) for fields in entry["classes"]])
+                arrays = read_arrays(folder / f"member_{index}.npz", remedy=_AGAIN)
+                members.append(system.restore(arrays, classes[-1]))
+            training = read_arrays(folder / "training_scores.npz", remedy=_AGAIN)
+            machines, sections = training["machine_types"].tolist(), training["sections"].tolist()
+            return cls(
+                name=about["name"],
+                members=members,
+                seeds=[entry["seed"] for entry in about["members"]],
+                classes=classes,
+                weights=[entry["weight"] for entry in about["members"]],
+                held_out=training["held_out"],
+                train_sections=list(zip(machines, sections, strict=True)),
+                train_files=training["files"].tolist(),
+                quantile=about["quantile"],
+                dtype=about["dtype"],
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            if isinstance(error, DataError):
+                raise
+            found = f"no field {error}" if isinstance(error, KeyError) else str(error)
+            raise DataError(folder / ABOUT, found, "a whole detector", _AGAIN) from error
+
+
+def _with_encoder(system: Any, stored: Mapping[str, Any], encoder: Any, folder: Path) -> Any:
+    """The system with the encoder that it was trained with."""
+    described = stored.get("encoder", {}).get("module")
+    if described is None:
+        return system
+    if encoder is None or repr(encoder) != described:
+        raise DataError(
+            folder,
+            f"a detector with an encoder of its own: {described}",
+            f"the same module, found {encoder!r}" if encoder is not None else "that module",
+            "A run keeps an encoder's parameters, not its code: load it in Python and pass the "
+            "module it was trained with, Detector.load(run, encoder=...).",
+        )
+    return dataclasses.replace(system, encoder=dataclasses.replace(system.encoder, module=encoder))
+
+
+def make_detector(
+    name: str,
+    fitted: Sequence[Fitted],
+    *,
+    seeds: Sequence[int],
+    classes: Sequence[tuple],
+    sections: Sequence[Section],
+    files: Sequence[str],
+    quantile: float = 0.9,
+    dtype: str = "float16",
+) -> TrainedDetector:
+    """A detector of members that were trained on the same clips.
 
     Args:
-      workdir: Its work folder.
-      stage: ``"pretrain"`` or ``"finetune"``; the last one that was scored when ``None``.
+      name: Its name.
+      fitted: The members, one a seed.
+      seeds: Their seeds.
+      classes: Attribute classes.
+      sections: Machine type and section of each training clip.
+      files: Path of each training clip.
+      quantile: For decisions.
+      dtype: Of the features they were trained on.
+    """
+    return TrainedDetector(
+        name=name,
+        members=[one.member for one in fitted],
+        seeds=list(seeds),
+        classes=[classes] * len(fitted),
+        weights=[1.0] * len(fitted),
+        held_out=np.stack([one.held_out for one in fitted]),
+        train_sections=list(sections),
+        train_files=list(files),
+        quantile=quantile,
+        dtype=dtype,
+    )
 
-    Returns:
-      The run.
+
+def load_run(
+    workdir: Path | str, name: str | None = None, *, encoder: Any = None
+) -> TrainedDetector:
+    """Loads a detector of a finished run.
+
+    Args:
+      workdir: The run folder.
+      name: Which of its detectors, such as ``"pretrain"``; the run's result when ``None``.
+      encoder: See :meth:`TrainedDetector.load`.
 
     Raises:
-      DataError: The folder holds no finished run, or a part of it is damaged.
+      DataError: The folder holds no such detector, or it is damaged.
     """
     workdir = Path(workdir)
-    stages = (stage,) if stage is not None else STAGES[::-1]
-    name = next((s for s in stages if (workdir / "scores" / s / "thresholds.json").is_file()), None)
-    if name is None:
+    there = sorted(path.parent.name for path in (workdir / "scores").glob(f"*/{ABOUT}"))
+    wanted = [name] if name is not None else _results_of(workdir)
+    found = next((one for one in wanted if one in there), None)
+    if found is None:
         raise DataError(
             workdir,
-            "no scored stage (" + ", ".join(stages) + ")",
-            "the work folder of a finished run",
-            "Let the run end first; the command that started it goes on where it stopped.",
+            f"no finished detector {' or '.join(wanted)}".rstrip()
+            + (f"; there are {', '.join(there)}" if there else ""),
+            "the folder of a finished run",
+            "Choose one of them."
+            if there
+            else "Let the run end first: the command that started it continues where it stopped.",
         )
-    folder = workdir / "scores" / name
+    return TrainedDetector.load(workdir / "scores" / found, encoder)
+
+
+def _results_of(workdir: Path) -> list[str]:
+    """Names of the run's own detectors, the result first."""
     try:
-        about = json.loads((workdir / "config.json").read_text())
-        thresholds = json.loads((folder / "thresholds.json").read_text())
-        with np.load(workdir / "standardization.npz", allow_pickle=False) as arrays:
-            mean, scale = arrays["mean"], arrays["scale"]
-        with np.load(folder / "scorer.npz", allow_pickle=False) as arrays:
-            scorer = Scorer.from_arrays(dict(arrays))
-        system = from_dict(PrototypeSystem, about["system"])
-        classes = [tuple(fields) for fields in about["classes"]]
-        batch_stats = None
-        if system.score.batch_stats == "training":
-            with np.load(folder / BATCH_STATS, allow_pickle=False) as arrays:
-                batch_stats = unflatten_dict(dict(arrays), sep="/")
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(
-            workdir, f"{type(error).__name__}: {error}", "a whole run", "Train it again."
-        ) from error
-    devices = use_devices(1) if jax.process_count() == 1 else use_devices()
-    task = Task(
-        model=evaluation_model(system, devices),
-        stage=getattr(system, name),
-        objective=system.objective(name),
-        num_classes=len(classes),
-        num_clips=len(classes),
-        largest_class=1,
-        crop=system.encoder.crop,
-    )
-    like = jax.eval_shape(lambda key: task.init(key, system.features.n_mels), jax.random.key(0))
-    with open_checkpoints(workdir, name) as checkpoints:
-        state = checkpoints.restore(like)
-    return TrainedRun(
-        system=system,
-        classes=classes,
-        scorer=scorer,
-        thresholds=thresholds,
-        mean=mean,
-        scale=scale,
-        model=task.model,
-        variables={
-            "params": state.params["encoder"],
-            "batch_stats": state.batch_stats if batch_stats is None else batch_stats,
-        },
-    )
+        return json.loads((workdir / "config.json").read_text())["names"][::-1]
+    except (OSError, ValueError, KeyError):
+        return []
+
+
+def stack(arrays: Sequence[np.ndarray]) -> ClipArrays:
+    """Clips of several lengths as one array, zeros after a clip's end."""
+    frames = np.array([len(array) for array in arrays])
+    features = np.zeros((len(arrays), frames.max(), arrays[0].shape[1]), arrays[0].dtype)
+    for row, array in zip(features, arrays, strict=True):
+        row[: len(array)] = array
+    return ClipArrays(features, np.arange(len(arrays)), frames, 1)
+
+
+def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes an npz file that is whole or not there."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    write_atomically(path, buffer.getvalue())

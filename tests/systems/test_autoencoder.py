@@ -9,16 +9,10 @@ import pytest
 
 from asdproto.models.autoencoder import AutoEncoder
 from asdproto.systems import autoencoder
-from asdproto.systems.autoencoder import (
-    QUICK,
-    AutoEncoderConfig,
-    MachineFeatures,
-    fit_score,
-    fit_score_machines,
-)
+from asdproto.systems.autoencoder import PRESETS, AutoEncoderSystem, fit_machines, score_clips
 
 MELS, CONTEXT = 8, 5
-CONFIG = AutoEncoderConfig(epochs=3, batch=64, held_out=0.0, standardize=True)
+CONFIG = AutoEncoderSystem(epochs=3, batch=64, held_out=0.0, standardize=True)
 
 
 def clips(count, seed, longest=40, odd=False):
@@ -42,8 +36,20 @@ TRAIN, TRAIN_FRAMES = clips(12, 0)
 TEST, TEST_FRAMES = clips(6, 1, longest=36)
 
 
-def run(config=CONFIG, seed=0, train=TRAIN, test=TEST):
-    return fit_score(train, TRAIN_FRAMES, test, TEST_FRAMES, config=config, seed=seed)
+@dataclasses.dataclass
+class Found:
+    network: autoencoder.Network
+    train_scores: np.ndarray
+    test_scores: np.ndarray
+
+
+def run(config=CONFIG, seed=0, train=TRAIN, test=TEST, test_frames=TEST_FRAMES):
+    network = fit_machines({"": (train, TRAIN_FRAMES)}, config=config, seed=seed)[""]
+    scores = [
+        score_clips(network, config, *data)
+        for data in ((train, TRAIN_FRAMES), (test, test_frames))
+    ]
+    return Found(network, *scores)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +107,7 @@ def test_scores_are_the_mean_squared_errors_of_a_numpy_forward_pass(standardize)
     ):
         assert scores.dtype == np.float64
         np.testing.assert_allclose(
-            scores, oracle_scores(found.variables, *data, mean, deviation), rtol=2e-4
+            scores, oracle_scores(found.network.variables, *data, mean, deviation), rtol=2e-4
         )
 
 
@@ -132,9 +138,9 @@ def test_one_step_is_adam_on_the_gradient_of_the_batch():
         ]
     )
     out, used = forward(start, x, batch_statistics=True)
-    np.testing.assert_allclose(found.losses, [np.mean((out - x) ** 2)], rtol=1e-4)
+    np.testing.assert_allclose(found.network.losses, [np.mean((out - x) ** 2)], rtol=1e-4)
     for layer, (batch_mean, batch_var) in enumerate(used, start=1):
-        running = found.variables["batch_stats"][f"norm{layer}"]
+        running = found.network.variables["batch_stats"][f"norm{layer}"]
         np.testing.assert_allclose(running["mean"], 0.01 * batch_mean, atol=1e-5)
         np.testing.assert_allclose(running["var"], 0.99 + 0.01 * batch_var, atol=1e-5)
 
@@ -150,7 +156,7 @@ def test_one_step_is_adam_on_the_gradient_of_the_batch():
         kernel = start["params"][layer]["kernel"]
         row, column = rng.integers(kernel.shape[0]), rng.integers(kernel.shape[1])
         slope = (loss(layer, row, column, 1e-5) - loss(layer, row, column, -1e-5)) / 2e-5
-        step = found.variables["params"][layer]["kernel"][row, column] - kernel[row, column]
+        step = found.network.variables["params"][layer]["kernel"][row, column] - kernel[row, column]
         if abs(slope) > 1e-4:  # Adam's first step is the learning rate against the sign
             checked += 1
             np.testing.assert_allclose(step, -1e-3 * np.sign(slope), rtol=0.01)
@@ -164,15 +170,15 @@ def test_it_learns_and_finds_the_odd_clips():
     odd, odd_frames = clips(6, 2, longest=36, odd=True)
     test, frames = np.concatenate([TEST, odd]), np.concatenate([TEST_FRAMES, odd_frames])
     config = dataclasses.replace(CONFIG, epochs=40)
-    found = fit_score(TRAIN, TRAIN_FRAMES, test, frames, config=config, seed=0)
-    assert found.losses[-1] < 0.3 * found.losses[0]
+    found = run(config, test=test, test_frames=frames)
+    assert found.network.losses[-1] < 0.3 * found.network.losses[0]
     assert found.test_scores[6:].min() > found.test_scores[:6].max()
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(result):
     again = run()
     np.testing.assert_array_equal(again.test_scores, result.test_scores)
-    np.testing.assert_array_equal(again.losses, result.losses)
+    np.testing.assert_array_equal(again.network.losses, result.network.losses)
     assert np.all(run(seed=1).test_scores != result.test_scores)
 
 
@@ -193,8 +199,8 @@ def test_held_out_clips_do_not_train():
     other = TRAIN.copy()
     other[9:] = 0.0
     changed = run(config, train=other)
-    np.testing.assert_array_equal(found.losses, changed.losses)
-    assert np.all(found.held_out_losses != changed.held_out_losses)
+    np.testing.assert_array_equal(found.network.losses, changed.network.losses)
+    assert np.all(found.network.held_out_losses != changed.network.held_out_losses)
     assert len(found.train_scores) == 12
 
     mean, deviation = moments(TRAIN[:9], TRAIN_FRAMES[:9])
@@ -204,9 +210,9 @@ def test_held_out_clips_do_not_train():
             for c, n in zip(TRAIN[9:], TRAIN_FRAMES[9:], strict=True)
         ]
     )
-    expected = np.mean((forward(found.variables, x)[0] - x) ** 2)
-    np.testing.assert_allclose(found.held_out_losses[-1], expected, rtol=1e-4)
-    assert len(run().held_out_losses) == 0
+    expected = np.mean((forward(found.network.variables, x)[0] - x) ** 2)
+    np.testing.assert_allclose(found.network.held_out_losses[-1], expected, rtol=1e-4)
+    assert len(run().network.held_out_losses) == 0
 
 
 # --- many machine types
@@ -216,23 +222,30 @@ def test_machine_types_side_by_side_equal_machine_types_alone():
     other, other_frames = clips(12, 5)
     fewer, fewer_frames = clips(7, 6)
     machines = {
-        "fan": MachineFeatures(TRAIN, TRAIN_FRAMES, TEST, TEST_FRAMES),
-        "valve": MachineFeatures(fewer, fewer_frames, TEST, TEST_FRAMES),
-        "slider": MachineFeatures(other, TRAIN_FRAMES, TEST[:4], TEST_FRAMES[:4]),
+        "fan": (TRAIN, TRAIN_FRAMES),
+        "valve": (fewer, fewer_frames),
+        "slider": (other, TRAIN_FRAMES),
     }
     del other_frames  # stacks must be as many as the fan's for the two to run as one program
-    machines["slider"].train[np.arange(40) >= TRAIN_FRAMES[:, None]] = 0
-    machines["slider"].train[np.isnan(machines["slider"].train)] = -30
-    together = fit_score_machines(machines, config=CONFIG, seed=0)
+    other[np.arange(40) >= TRAIN_FRAMES[:, None]] = 0
+    other[np.isnan(other)] = -30
+    together = fit_machines(machines, config=CONFIG, seed=0)
     assert list(together) == ["fan", "valve", "slider"]
     for name, data in machines.items():
-        alone = fit_score_machines({name: data}, config=CONFIG, seed=0)[name]
+        alone = fit_machines({name: data}, config=CONFIG, seed=0)[name]
         # A batched product sums in another order than several products, and training lets such
         # differences grow: 1e-7 in the first epoch, here 6e-4 in the third.
         np.testing.assert_allclose(together[name].losses[0], alone.losses[0], rtol=1e-5)
         np.testing.assert_allclose(together[name].losses, alone.losses, rtol=5e-3)
-        np.testing.assert_allclose(together[name].test_scores, alone.test_scores, rtol=1e-2)
-    assert len(together["slider"].test_scores) == 4
+        scores = [score_clips(one, CONFIG, TEST, TEST_FRAMES) for one in (together[name], alone)]
+        np.testing.assert_allclose(*scores, rtol=1e-2)
+
+
+def test_a_clip_scores_alike_in_any_company(result, monkeypatch):
+    network = result.network
+    for clip, frames in enumerate(TEST_FRAMES):
+        alone = score_clips(network, CONFIG, TEST[clip : clip + 1, :frames], frames[None])
+        assert alone[0] == result.test_scores[clip]
 
 
 def test_an_epoch_is_compiled_once():
@@ -246,20 +259,23 @@ def test_an_epoch_is_compiled_once():
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("data", "words"),
     [
-        ({"train_frames": TRAIN_FRAMES[:3]}, r"fan: train features .*\(12, 40, 8\).*\(3,\)"),
-        ({"train": TRAIN[0]}, "expected .clips, frames, mels."),
-        ({"test": TEST[..., :4]}, "8 mel bands and test 4"),
-        ({"test_frames": np.array([36, 36, 36, 4, 36, 36])}, "test clip 3 has 4 frames"),
-        ({"test_frames": np.array([36, 36, 36, 30, 36, 37])}, "test clip 5 has 37 frames"),
-        ({"train": TRAIN[:0], "train_frames": TRAIN_FRAMES[:0]}, "no training clip is left of 0"),
+        ((TRAIN, TRAIN_FRAMES[:3]), r"fan: features .*\(12, 40, 8\).*\(3,\)"),
+        ((TRAIN[0], TRAIN_FRAMES), "expected .clips, frames, mels."),
+        ((TEST, np.array([36, 36, 36, 4, 36, 36])), "fan: clip 3 has 4 frames"),
+        ((TEST, np.array([36, 36, 36, 30, 36, 37])), "fan: clip 5 has 37 frames"),
+        ((TRAIN[:0], TRAIN_FRAMES[:0]), "no training clip is left of 0"),
     ],
 )
-def test_arrays_that_do_not_fit_are_named(change, words):
-    data = MachineFeatures(TRAIN, TRAIN_FRAMES, TEST, TEST_FRAMES)
+def test_arrays_that_do_not_fit_are_named(data, words):
     with pytest.raises(ValueError, match=words):
-        fit_score_machines({"fan": dataclasses.replace(data, **change)}, config=CONFIG, seed=0)
+        fit_machines({"fan": data}, config=CONFIG, seed=0)
+
+
+def test_other_mel_bands_than_in_training_are_named(result):
+    with pytest.raises(ValueError, match="found 4 mel bands; expected 8"):
+        score_clips(result.network, CONFIG, TEST[..., :4], TEST_FRAMES)
 
 
 def test_nan_features_stop_the_run_at_once():
@@ -271,8 +287,15 @@ def test_nan_features_stop_the_run_at_once():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("epochs", 0), ("batch", 0), ("context", 0), ("held_out", 1.0), ("learning_rate", 0.0)],
+    [
+        ("epochs", 0),
+        ("batch", 0),
+        ("context", 0),
+        ("held_out", 1.0),
+        ("learning_rate", 0.0),
+        ("folds", 1),
+    ],
 )
 def test_settings_out_of_range_are_named(name, value):
     with pytest.raises(ValueError, match=name):
-        dataclasses.replace(QUICK, **{name: value})
+        dataclasses.replace(PRESETS["quick"], **{name: value})

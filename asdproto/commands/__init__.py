@@ -64,6 +64,10 @@ def validate(arguments: argparse.Namespace) -> int:
         f"{_count(len(clips) - train, 'test clip')} of {_count(len(machines), 'machine type')}, "
         f"{_count(len(sections), 'section')}"
     )
+    from asdproto.systems import choose
+
+    kind, why = choose(clips)
+    print(f"can be trained: {kind}; {why}")
     return 0
 
 
@@ -192,7 +196,7 @@ def summarize(arguments: argparse.Namespace) -> int:
         runs.append(read_results(folder / "results.json"))
         # Not read_results: of null it makes nan, which equals nothing.
         configs.append(json.loads((folder / "config.json").read_text()))
-    first = {name: value for name, value in configs[0].items() if name != "seed"}
+    first = {name: value for name, value in configs[0].items() if name != "seeds"}
     for folder, config in zip(arguments.workdirs, configs, strict=True):
         different = [name for name, value in first.items() if config.get(name) != value]
         if different:
@@ -202,7 +206,7 @@ def summarize(arguments: argparse.Namespace) -> int:
                 "runs that differ in their seed alone",
                 "Summarize each kind of run by itself.",
             )
-    seeds = [run["seed"] for run in runs]
+    seeds = [" ".join(map(str, run["seeds"])) for run in runs]
     twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
     if twice:
         raise DataError(
@@ -282,6 +286,8 @@ def _write_scores_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _class_name(key: Any) -> str:
+    if key is None:
+        return ""
     return " ".join(part for part in map(str, key) if part) if isinstance(key, tuple) else str(key)
 
 

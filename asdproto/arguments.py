@@ -1,0 +1,85 @@
+"""Command lines with dotted overrides, ``FIELD=VALUE``, anywhere among options and files."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+_ASSIGNMENT = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*=")
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Descriptions as they are written, and the default of every option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = action.help
+        if not text or "default" in text or not action.option_strings:
+            return text
+        if action.default in (None, False, argparse.SUPPRESS):
+            return text
+        return f"{text} (default: %(default)s)"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that can take overrides out of its arguments first.
+
+    argparse would hand ``--seeds 0 1 pretrain.epochs=5`` to ``--seeds`` as a whole, and refuse
+    ``--save-seconds 0 pretrain.epochs=5``.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        kwargs.setdefault("formatter_class", HelpFormatter)
+        super().__init__(*args, **kwargs)
+        self._overrides: str | None = None
+        self._fields: Callable[[], str] | None = None
+
+    def add_overrides(self, fields: Callable[[], str] | None = None) -> None:
+        """Takes assignments into ``overrides``, a list of texts.
+
+        Args:
+          fields: Makes the list of fields that ends the help; called when help is asked for.
+        """
+        self._overrides, self._fields = "overrides", fields
+        self.set_defaults(overrides=[])
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # noqa: D102
+        if self._overrides is None:
+            return super().parse_known_args(args, namespace)
+        assignments, others = self._split(sys.argv[1:] if args is None else args)
+        found, rest = super().parse_known_args(others, namespace)
+        found.overrides = assignments
+        return found, rest
+
+    def _split(self, args: Sequence[str]) -> tuple[list[str], list[str]]:
+        """Assignments, and everything else in its order."""
+        assignments: list[str] = []
+        others: list[str] = []
+        for arg in args:
+            if _ASSIGNMENT.match(arg) and not (others and self._wants_value(others[-1])):
+                assignments.append(arg)
+            else:
+                others.append(arg)
+        return assignments, others
+
+    def _wants_value(self, arg: str) -> bool:
+        """Whether an argument is an option whose one value comes next."""
+        if not arg.startswith("--") or "=" in arg:
+            return False
+        return any(
+            action.nargs is None and any(name.startswith(arg) for name in action.option_strings)
+            for action in self._actions
+        )
+
+    def format_usage(self) -> str:  # noqa: D102
+        usage = super().format_usage()
+        return usage if self._overrides is None else f"{usage.rstrip()} [FIELD=VALUE ...]\n"
+
+    def format_help(self) -> str:  # noqa: D102
+        text = super().format_help()
+        if self._overrides is None:
+            return text
+        fields = self._fields() if self._fields is not None else ""
+        return f"{text}\noverrides:\n  FIELD=VALUE ...  change any number of the system\n{fields}"

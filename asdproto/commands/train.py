@@ -1,0 +1,226 @@
+"""``python -m asdproto train``: from recordings to a run folder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from asdproto.arguments import Parser
+from asdproto.systems import KINDS, PRESETS
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from asdproto.training.devices import Devices
+
+
+def add(subparsers: Any) -> None:
+    """Adds the command."""
+    parser = subparsers.add_parser(
+        "train",
+        help="train on a collection of recordings, score its test clips, write a report",
+        description="Trains on the normal clips of a collection, scores its test clips and writes\n"
+        "a report. Stopped at any point, the same command continues from its last checkpoint;\n"
+        "on a finished run it only reports.",
+    )
+    parser.add_argument(
+        "data",
+        type=Path,
+        help="folder in the layout of DCASE Task 2, folder with clips.csv, such a csv, or a "
+        "feature store",
+    )
+    parser.add_argument("workdir", type=Path, metavar="run", help="folder for all results")
+    add_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def add_arguments(parser: Parser, kind: str | None = None) -> None:
+    """Adds the options of a training command.
+
+    Args:
+      parser: The parser.
+      kind: The only system that it trains; a choice where ``None``.
+    """
+    if kind is None:
+        parser.add_argument(
+            "--system",
+            choices=tuple(KINDS),
+            help="what to train (default: prototype where there are two attribute classes or more, "
+            "else autoencoder)",
+        )
+    else:
+        parser.set_defaults(system=kind)
+    parser.add_argument(
+        "--preset",
+        choices=PRESETS,
+        help="size of the system (default: small on a CPU, paper on an accelerator)",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[0],
+        metavar="S",
+        help="several make one detector of as many members (default: 0)",
+    )
+    parser.add_argument(
+        "--machines", nargs="+", metavar="TYPE", help="machine types to keep (default: all)"
+    )
+    parser.add_argument(
+        "--features",
+        type=Path,
+        metavar="DIR",
+        help="where features are kept (default: features in the run folder)",
+    )
+    parser.add_argument(
+        "--save-seconds", type=float, default=60.0, metavar="S", help="time between checkpoints"
+    )
+    add_device_arguments(parser)
+    parser.add_overrides(lambda: _fields(kind))
+
+
+def _fields(kind: str | None) -> str:
+    """What overrides can change, for the help."""
+    from asdproto.config import describe_fields
+    from asdproto.systems import preset
+
+    kinds = tuple(KINDS) if kind is None else (kind,)
+    return "\n".join(
+        f"\n{one}, preset small:\n  " + "\n  ".join(describe_fields(preset(one, "small")))
+        for one in kinds
+    )
+
+
+def add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which devices and processes a run uses."""
+    group = parser.add_argument_group("devices")
+    group.add_argument(
+        "--devices", type=int, metavar="N", help="use the first N devices only (default: all)"
+    )
+    group.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="address of process 0, for runs over several processes (default: detected "
+        "automatically on TPU pods, SLURM and GKE)",
+    )
+    group.add_argument(
+        "--processes", type=int, metavar="N", help="number of processes (default: detected)"
+    )
+    group.add_argument(
+        "--process-id",
+        type=int,
+        metavar="I",
+        help="this process's number, from 0 (default: detected)",
+    )
+    group.add_argument(
+        "--host-features",
+        action="store_true",
+        help="keep features in host memory and prefetch crops, even where they fit on the device",
+    )
+    group.add_argument(
+        "--loop",
+        choices=("scan", "dispatch"),
+        help="one call an epoch, or one a step (default: what suits the device)",
+    )
+
+
+def start_devices(arguments: argparse.Namespace) -> Devices:
+    """Joins other processes where there are any and takes the devices."""
+    from asdproto.training.devices import start_distributed, use_compilation_cache, use_devices
+
+    start_distributed(arguments.coordinator, arguments.processes, arguments.process_id)
+    use_compilation_cache()
+    return use_devices(arguments.devices)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Trains, scores and reports; returns the exit code."""
+    from rich.console import Console
+
+    from asdproto.config import override
+    from asdproto.systems import preset
+    from asdproto.systems.members import RunOptions
+    from asdproto.systems.run import asked, check_same_run, features_of, train_run
+
+    console, devices = Console(), None
+    kind = arguments.system or _choose(arguments.data, arguments.machines, console)
+    name = arguments.preset
+    if name is None:
+        devices = start_devices(arguments)
+        name = "small" if devices.local[0].platform == "cpu" else "paper"
+    system = override(preset(kind, name), arguments.overrides)
+    check_same_run(arguments.workdir, asked(system, arguments.seeds, arguments.machines))
+    if only_reports(arguments.workdir, console):
+        return 0
+    devices = devices or start_devices(arguments)
+    quiet = console if devices.is_main else None
+    if quiet is not None:
+        chosen = "" if arguments.preset else ", chosen for this device; --preset changes it"
+        quiet.print(f"Preset:   {name}{chosen}", highlight=False, soft_wrap=True)
+    folder = arguments.features or arguments.workdir / "features"
+    store = features_of(arguments.data, folder, system.features, quiet, devices.is_main)
+    options = RunOptions(
+        workdir=arguments.workdir,
+        devices=devices,
+        console=quiet,
+        loop=arguments.loop,
+        resident=False if arguments.host_features else None,
+        save_seconds=arguments.save_seconds,
+    )
+    results = train_run(system, store, options, seeds=arguments.seeds, machines=arguments.machines)
+    if devices.is_main:
+        finish(arguments.workdir, {**results, "preset": name}, console)
+    return 0
+
+
+def _choose(data: Path, machines: list[str] | None, console: Console) -> str:
+    """The system for a collection, said on screen."""
+    from asdproto.data.store import MANIFEST, open_store
+    from asdproto.data.table import load_collection
+    from asdproto.systems import choose
+
+    clips = open_store(data).clips if (data / MANIFEST).is_file() else load_collection(data)[1]
+    kind, why = choose([c for c in clips if machines is None or c.machine_type in machines])
+    console.print(f"System:   {kind}; {why}", highlight=False, soft_wrap=True)
+    return kind
+
+
+def finish(workdir: Path, results: dict[str, Any], console: Console) -> None:
+    """Writes ``results.json``, the report, and prints the table."""
+    from asdproto.results.result_files import write_results
+
+    write_results(workdir / "results.json", results)
+    show(workdir, results, console)
+
+
+def only_reports(workdir: Path, console: Console) -> bool:
+    """Whether the work folder holds a finished run; if so, shows it."""
+    finished = workdir / "results.json"
+    if not finished.exists():
+        return False
+    console.print(f"{workdir} is finished; this only reports", highlight=False, soft_wrap=True)
+    show(workdir, json.loads(finished.read_text()), console)
+    return True
+
+
+def show(workdir: Path, results: dict[str, Any], console: Console) -> None:
+    """Prints the table of a finished run and says where everything is."""
+    from asdproto.results.page import write_report
+    from asdproto.results.tables import print_table
+
+    if results["systems"]:
+        print_table(results, console=console)
+    page = write_report(workdir)
+    console.print(f"Report:  {page}", highlight=False, soft_wrap=True)
+    console.print(
+        f"Scores:  {workdir / 'scores'}   Figures: {workdir / 'results.json'}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(
+        f"Score recordings with it:  python -m asdproto score {workdir} FILE_OR_FOLDER",
+        highlight=False,
+        soft_wrap=True,
+    )

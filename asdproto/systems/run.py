@@ -1,0 +1,280 @@
+"""From a feature store to a run folder: train a system, score the test clips, evaluate.
+
+::
+
+    WORKDIR/
+      config.json                what was asked for
+      checkpoints/  metrics.jsonl
+      scores/NAME/               a detector (systems/trained.py) and its scores of test clips
+      results.json               figures by name, where the test clips carry labels
+"""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from asdproto.config import to_dict
+from asdproto.data.dataset import Dataset, prepare, section_keys
+from asdproto.data.store import FeatureStore
+from asdproto.errors import DataError
+from asdproto.files import write_atomically
+from asdproto.results.result_files import write_result_csv, write_results
+from asdproto.results.score_files import write_scores
+from asdproto.results.tables import HEADLINE
+from asdproto.scoring.metrics import evaluate, group_scores
+from asdproto.scoring.thresholds import decide
+from asdproto.systems.members import Comparison, Fitted, RunOptions
+from asdproto.systems.trained import TrainedDetector, make_detector, save_arrays
+
+
+def train_run(
+    system: Any,
+    store: FeatureStore,
+    options: RunOptions,
+    *,
+    seeds: Sequence[int] = (0,),
+    machines: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Trains a system on a feature store, scores its test clips and keeps everything.
+
+    Args:
+      system: The system.
+      store: Features of ``system.features``.
+      options: How the run goes; with a work folder.
+      seeds: One, or several that make one detector.
+      machines: Machine types to keep; all when ``None``.
+
+    Returns:
+      What belongs into ``results.json``: seeds, figures by name, figures of each seed, and the
+      seconds that each part took.
+    """
+    assert options.workdir is not None
+    started = time.monotonic()
+    data = prepare(store, system.crop, machines)
+    announce(system, data, options, seeds)
+    if options.devices.is_main:
+        options.workdir.mkdir(parents=True, exist_ok=True)
+        about = {
+            **asked(system, seeds, machines),
+            "names": list(system.names),
+            "classes": [list(name) for name in data.classes],
+        }
+        write_atomically(options.workdir / "config.json", json.dumps(about, indent=2).encode())
+    fitted = system.train(data, options, seeds)
+    seconds = {"train": round(time.monotonic() - started, 2)}
+    started = time.monotonic()
+    figures, members = _score_all(system, data, options, seeds, fitted)
+    seconds["score"] = round(time.monotonic() - started, 2)
+    results = {"seeds": list(seeds), "systems": figures, "seconds": seconds}
+    return {**results, "members": members} if members else results
+
+
+def train_beside(
+    system: Any,
+    store: FeatureStore,
+    options: RunOptions,
+    *,
+    seeds: Sequence[int] = (0,),
+    machines: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Trains another system into a run folder that exists; returns its figures by name."""
+    data = prepare(store, system.crop, machines)
+    return _score_all(system, data, options, seeds, system.train(data, options, seeds))[0]
+
+
+def _score_all(
+    system: Any,
+    data: Dataset,
+    options: RunOptions,
+    seeds: Sequence[int],
+    fitted: Mapping[str, Sequence[Fitted]],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Figures by name, and those of each seed by name where there are several."""
+    assert options.workdir is not None
+    figures, members = {}, {}
+    for name, found in fitted.items():
+        folder = options.workdir / "scores" / name
+        together, each = score_fitted(folder, system, data, found, seeds)
+        if together is not None:
+            figures[name] = together
+        if each:
+            members[name] = each
+    return figures, members
+
+
+def asked(system: Any, seeds: Sequence[int], machines: Sequence[str] | None) -> dict[str, Any]:
+    """What ``config.json`` says of a run, as far as the command decides it."""
+    return {
+        "kind": system.kind,
+        "system": to_dict(system),
+        "seeds": list(seeds),
+        "machines": None if machines is None else list(machines),
+    }
+
+
+def announce(system: Any, data: Dataset, options: RunOptions, seeds: Sequence[int]) -> None:
+    """Says what is about to be trained, on what."""
+    if options.console is None:
+        return
+    device = options.devices.local[0]
+    count = options.devices.count
+    options.console.print(
+        f"Training: {system.kind} ({system.plan(len(data.labels))}), seed"
+        f"{'s' * (len(seeds) > 1)} {' '.join(map(str, seeds))}\n"
+        f"Clips:    {len(data.train_clips)} for training in {len(data.classes)} attribute classes, "
+        f"{len(data.test_clips)} for testing\n"
+        f"Device:   {count} x {device.device_kind} ({device.platform})",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def detector_of(
+    name: str, system: Any, data: Dataset, fitted: Sequence[Fitted], seeds: Sequence[int]
+) -> TrainedDetector:
+    """The detector that members trained on a data set make."""
+    return make_detector(
+        name,
+        fitted,
+        seeds=seeds,
+        classes=data.classes,
+        sections=section_keys(data.train_clips),
+        files=[clip.path for clip in data.train_clips],
+        quantile=system.quantile,
+        dtype=str(data.train.features.dtype),
+    )
+
+
+def score_fitted(
+    folder: Path, system: Any, data: Dataset, fitted: Sequence[Fitted], seeds: Sequence[int]
+) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+    """Scores the test clips, saves the detector and its scores, and evaluates.
+
+    Args:
+      folder: ``WORKDIR/scores/NAME``.
+      system: The system.
+      data: The data set.
+      fitted: The members, one a seed.
+      seeds: Their seeds.
+
+    Returns:
+      The figures of :func:`asdproto.scoring.metrics.evaluate`, ``None`` where the test clips carry
+      no labels; and the headline figures of every seed where there are several.
+    """
+    detector = detector_of(folder.name, system, data, fitted, seeds)
+    found = []
+    if data.test_clips:
+        found = detector.compare([data.test], section_keys(data.test_clips))
+    detector.save(folder)
+    if fitted[0].embeddings is not None and found:
+        _save_embeddings(folder, data, fitted[0].embeddings, found[0])
+    figures = save_scores(folder, data, detector, [one.scores for one in found])
+    if figures is None or len(found) == 1:
+        return figures, []
+    alone = [evaluate(group_scores(data.test_clips, one.scores)) for one in found]
+    return figures, [
+        {"seed": seed, **{key: one[key] for key in HEADLINE}}
+        for seed, one in zip(seeds, alone, strict=True)
+    ]
+
+
+def save_scores(
+    folder: Path, data: Dataset, detector: TrainedDetector, scores: Sequence[np.ndarray]
+) -> dict[str, Any] | None:
+    """Writes the members' scores of the test clips as one; evaluates where there are labels."""
+    if not data.test_clips:
+        return None
+    combined = detector.combine(scores, section_keys(data.test_clips))
+    thresholds = detector.thresholds()
+    limits = np.array([thresholds[clip.machine_type] for clip in data.test_clips])
+    decisions = decide(combined, limits)
+    write_scores(folder, data.test_clips, combined, decisions)
+    if any(clip.state == "" for clip in data.test_clips):
+        return None
+    figures = evaluate(group_scores(data.test_clips, combined, decisions))
+    write_result_csv(folder / "result.csv", figures)
+    write_results(folder / "results.json", figures)
+    return figures
+
+
+def _save_embeddings(folder: Path, data: Dataset, train: np.ndarray, found: Comparison) -> None:
+    assert found.embeddings is not None
+    save_arrays(
+        folder / "embeddings.npz",
+        {
+            "train": train,
+            "test": found.embeddings,
+            "train_labels": data.labels,
+            "train_files": np.array([clip.path for clip in data.train_clips]),
+            "test_files": np.array([clip.path for clip in data.test_clips]),
+        },
+    )
+
+
+def check_same_run(workdir: Path, asked: dict[str, Any]) -> None:
+    """Refuses a work folder that belongs to other settings.
+
+    Raises:
+      DataError: It does; the message names what differs.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        return
+    found = json.loads(path.read_text())
+    different = [
+        f"{name} is {there!r} there, {here!r} here"
+        for name, here, there in _differences(asked, {name: found.get(name) for name in asked})
+    ]
+    if different:
+        raise DataError(
+            path,
+            "a run of other settings: " + "; ".join(different[:5]),
+            "the settings of this command",
+            "Choose another folder for the run, or repeat that run's settings.",
+        )
+
+
+def _differences(asked: Any, found: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+    if isinstance(asked, dict) and isinstance(found, dict):
+        return [
+            difference
+            for key in {**asked, **found}
+            for difference in _differences(asked.get(key), found.get(key), f"{name}.{key}")
+        ]
+    return [] if asked == found else [(name.lstrip("."), asked, found)]
+
+
+def features_of(
+    data: Path, folder: Path, settings: Any, console: Console | None, main: bool = True
+) -> FeatureStore:
+    """Feature store of a collection, extracted into ``folder`` unless it is there already.
+
+    Args:
+      data: Collection in a DCASE layout, or with a csv that describes it; or a feature store.
+      folder: Where the store goes.
+      settings: Feature settings.
+      console: Where progress goes.
+      main: Whether this process extracts; the others wait for it.
+    """
+    import jax
+
+    from asdproto.data.store import open_store
+
+    if (data / "manifest.json").is_file() and (data / "features.npy").is_file():
+        return open_store(data, expect=settings)
+    if main:
+        from asdproto.data.extract import build_store
+        from asdproto.data.table import load_collection
+
+        root, clips = load_collection(data)
+        store = build_store(clips, root, folder, settings, progress=console is not None)
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices("features")
+    return store if main else open_store(folder, expect=settings)
