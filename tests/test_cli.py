@@ -264,9 +264,10 @@ def test_validate(run, tmp_path):
     root = collection(tmp_path / "data")
     code, out, _ = run("validate", root)
     assert code == 0
-    last = out.splitlines()[-1]
-    assert last.startswith("no errors")
-    assert last.endswith("5 training clips and 4 test clips of 1 machine type, 1 section")
+    found, trainable = out.splitlines()[-2:]
+    assert trainable == "can be trained: prototype; 2 attribute classes: prototypes are learned"
+    assert found.startswith("no errors")
+    assert found.endswith("5 training clips and 4 test clips of 1 machine type, 1 section")
     (root / "fan" / "train" / "noise.wav").write_bytes(b"RIFF")
     code, out, _ = run("validate", root)
     assert code == 1

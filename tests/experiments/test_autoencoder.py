@@ -28,5 +28,5 @@ def test_the_row_is_made_once_and_then_reported(tmp_path, capsys):
     autoencoder.main(command)
     assert "is finished; this only reports" in capsys.readouterr().out
     assert (workdir / "results.json").stat().st_mtime_ns == before
-    with pytest.raises(DataError, match="system.epochs is 4 there, 5 here"):
+    with pytest.raises(DataError, match=r"system\.epochs is 4 there, 5 here"):
         autoencoder.main([*command[:-1], "epochs=5"])

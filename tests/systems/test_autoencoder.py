@@ -46,8 +46,7 @@ class Found:
 def run(config=CONFIG, seed=0, train=TRAIN, test=TEST, test_frames=TEST_FRAMES):
     network = fit_machines({"": (train, TRAIN_FRAMES)}, config=config, seed=seed)[""]
     scores = [
-        score_clips(network, config, *data)
-        for data in ((train, TRAIN_FRAMES), (test, test_frames))
+        score_clips(network, config, *data) for data in ((train, TRAIN_FRAMES), (test, test_frames))
     ]
     return Found(network, *scores)
 
