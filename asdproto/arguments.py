@@ -33,7 +33,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any):
         kwargs.setdefault("formatter_class", HelpFormatter)
         super().__init__(*args, **kwargs)
-        self._overrides: str | None = None
+        self._inside = self._overrides = False
         self._fields: Callable[[], str] | None = None
 
     def add_overrides(self, fields: Callable[[], str] | None = None) -> None:
@@ -42,15 +42,22 @@ class Parser(argparse.ArgumentParser):
         Args:
           fields: Makes the list of fields that ends the help; called when help is asked for.
         """
-        self._overrides, self._fields = "overrides", fields
+        self._overrides, self._fields = True, fields
         self.set_defaults(overrides=[])
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # noqa: D102
-        if self._overrides is None:
+        args = sys.argv[1:] if args is None else args
+        if self._inside or any(action.nargs == argparse.PARSER for action in self._actions):
             return super().parse_known_args(args, namespace)
-        assignments, others = self._split(sys.argv[1:] if args is None else args)
-        found, rest = super().parse_known_args(others, namespace)
-        found.overrides = assignments
+        assignments, others = self._split(args) if self._overrides else ([], list(args))
+        self._inside = True
+        try:
+            # Options may stand between files, also where there may be no file at all.
+            found, rest = self.parse_known_intermixed_args(others, namespace)
+        finally:
+            self._inside = False
+        if self._overrides:
+            found.overrides = assignments
         return found, rest
 
     def _split(self, args: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -62,11 +69,13 @@ class Parser(argparse.ArgumentParser):
                 assignments.append(arg)
             else:
                 others.append(arg)
+        if others and others[-1] == "--":  # nothing but assignments came after it
+            others.pop()
         return assignments, others
 
     def _wants_value(self, arg: str) -> bool:
         """Whether an argument is an option whose one value comes next."""
-        if not arg.startswith("--") or "=" in arg:
+        if not arg.startswith("--") or arg == "--" or "=" in arg:
             return False
         return any(
             action.nargs is None and any(name.startswith(arg) for name in action.option_strings)
@@ -75,11 +84,13 @@ class Parser(argparse.ArgumentParser):
 
     def format_usage(self) -> str:  # noqa: D102
         usage = super().format_usage()
-        return usage if self._overrides is None else f"{usage.rstrip()} [FIELD=VALUE ...]\n"
+        if not self._overrides or "FIELD=VALUE" in usage:
+            return usage
+        return f"{usage.rstrip()} [FIELD=VALUE ...]\n"
 
     def format_help(self) -> str:  # noqa: D102
         text = super().format_help()
-        if self._overrides is None:
+        if not self._overrides:
             return text
         fields = self._fields() if self._fields is not None else ""
         return f"{text}\noverrides:\n  FIELD=VALUE ...  change any number of the system\n{fields}"

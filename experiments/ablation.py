@@ -26,6 +26,7 @@ from typing import Any
 import jax
 from rich.console import Console
 
+from asdproto.arguments import Parser
 from asdproto.config import ConfigError, override, to_dict
 from asdproto.data.dataset import Dataset, prepare
 from asdproto.files import write_atomically
@@ -260,11 +261,7 @@ def measure(
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.ablation",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="python -m experiments.ablation", description=__doc__)
     add = parser.add_argument
     add("--table", type=int, choices=(1, 2, 3), required=True, help="of the paper")
     add("--data", type=Path, required=True, help="collection, or feature store")
@@ -279,7 +276,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         default=None,
         help="train runs side by side as one program; on accelerators by default",
     )
-    add("overrides", nargs="*", metavar="FIELD=VALUE", help="dotted overrides")
+    parser.add_overrides()
     args = parser.parse_args(argv)
     if len(set(args.seeds)) != len(args.seeds):
         raise ConfigError(f"--seeds: a seed is given twice; found {args.seeds}")

@@ -10,7 +10,7 @@
 Random features of the paper's shape (313 frames of 128 mel filters, float16, 147 attribute
 classes, 990 source clips to 10 target clips in each section) are put on the device; the steps, the
 loops and the sweep are those that training runs. ``FIELD=VALUE`` changes the system as in
-``experiments.two_stage`` (not right after a list of values); ``--batch`` sets the batch of
+``experiments.two_stage``; ``--batch`` sets the batch of
 pre-training (fine-tuning takes ``finetune.ways`` x ``finetune.shots``).
 
 Parts (``--parts``; each is written as soon as it is there, one that fails costs only itself):
@@ -67,6 +67,7 @@ import numpy as np
 from jax import lax
 from rich.console import Console
 
+from asdproto.arguments import Parser
 from asdproto.config import ConfigError
 from asdproto.files import write_atomically
 from asdproto.models.convolution import Lowering, compiler_options
@@ -412,11 +413,7 @@ PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.benchmarks.train",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="python -m experiments.benchmarks.train", description=__doc__)
     add = parser.add_argument
     add("--preset", choices=tuple(CLIPS), default="small", help="default small")
     add("--parts", nargs="+", choices=[n for n in PARTS if n != "full"], help="default all")
@@ -439,7 +436,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--expect", choices=("cpu", "gpu", "tpu"), help="fail where jax has no such device")
     add("--out", type=Path, metavar="JSON", help="write there; a folder gets train_DEVICE.json")
     add("--tag", default="", help="ends the name of a file in a folder")
-    add("overrides", nargs="*", metavar="FIELD=VALUE", help="dotted overrides")
+    parser.add_overrides()
     args = parser.parse_args(arguments)
     for name, value in vars(args).items():
         for number in value if isinstance(value, list) else [value]:

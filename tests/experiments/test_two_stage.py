@@ -239,7 +239,7 @@ def test_a_finished_folder_is_only_reported(finished, collection, features, monk
 def test_other_settings_on_the_same_folder_are_refused(
     finished, collection, features, monkeypatch, capsys, more, field, here
 ):
-    given = arguments(collection, features, finished, *more)
+    given = arguments(collection, features, finished, overrides=(*OVERRIDES, *more))
     assert command(monkeypatch, given) == 1
     message = capsys.readouterr().err
     assert message.startswith("error: ")

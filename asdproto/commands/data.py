@@ -1,0 +1,172 @@
+"""``synthesize``, ``validate`` and ``features``: from recordings to a feature store."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from asdproto.commands import add_command, count
+
+
+def add_synthesize(subparsers: Any) -> None:
+    """Adds the command."""
+    parser = add_command(
+        subparsers,
+        "synthesize",
+        synthesize,
+        "make a synthetic data set in the layout of DCASE 2022 Task 2",
+        "Writes 16 kHz wav files of simulated machines, normal and faulty, with the names and\n"
+        "attributes of DCASE 2022 Task 2. The same seed gives the same files.",
+    )
+    parser.add_argument("out", type=Path, help="folder to make; the recordings go to OUT/dev_data")
+    parser.add_argument(
+        "--machines", nargs="+", metavar="NAME", help="machine types (default: all)"
+    )
+    parser.add_argument("--sections", nargs="+", metavar="NN", help="such as 00 01 (default: all)")
+    parser.add_argument(
+        "--clips",
+        type=int,
+        metavar="N",
+        help="source training clips of a section (default: 100; the real set has 990)",
+    )
+    parser.add_argument(
+        "--target-clips",
+        type=int,
+        metavar="N",
+        help="target training clips of a section (default: 10)",
+    )
+    parser.add_argument(
+        "--test-clips",
+        type=int,
+        metavar="N",
+        help="test clips of a section, each of source and target, normal and anomaly (default: 50)",
+    )
+    parser.add_argument("--seconds", type=float, metavar="S", help="of a clip (default: 10)")
+    parser.add_argument("--seed", type=int, metavar="S", help="(default: 0)")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes (default: one per core)"
+    )
+
+
+def synthesize(arguments: argparse.Namespace) -> int:
+    """Makes a synthetic data set."""
+    from asdproto.data.synthetic import synthesize
+
+    names = ("machines", "sections", "clips", "target_clips", "test_clips", "seconds", "seed")
+    given = {name: getattr(arguments, name) for name in (*names, "workers")}
+    options = {name: value for name, value in given.items() if value is not None}
+    folder = synthesize(arguments.out, **options)
+    print(f"written: {folder}")
+    return 0
+
+
+def add_validate(subparsers: Any) -> None:
+    """Adds the command."""
+    parser = add_command(
+        subparsers,
+        "validate",
+        validate,
+        "list every problem of a collection of recordings",
+        "Lists every problem of a collection: file, found, expected, what to do about it.\n"
+        "Exits 1 where it cannot be used as it is; notices alone exit 0.",
+    )
+    parser.add_argument(
+        "root",
+        type=Path,
+        help="folder in the layout of DCASE Task 2, folder with clips.csv, or such a csv",
+    )
+
+
+def validate(arguments: argparse.Namespace) -> int:
+    """Prints every problem of a collection; 1 where it cannot be used."""
+    from rich.console import Console
+
+    from asdproto.data.table import load_collection
+    from asdproto.data.validate import validate
+
+    with Console(stderr=True).status(f"Reading the headers of {arguments.root}"):
+        problems = validate(arguments.root)
+    for problem in problems:
+        print(problem)
+    errors = sum(problem.is_error for problem in problems)
+    if errors:
+        print(f"{count(errors, 'error')}, {count(len(problems) - errors, 'notice')}")
+        return 1
+    clips = load_collection(arguments.root)[1]
+    machines = {clip.machine_type for clip in clips}
+    sections = {(clip.machine_type, clip.section) for clip in clips}
+    train = sum(clip.split == "train" for clip in clips)
+    notices = f", {count(len(problems), 'notice')}" if problems else ""
+    print(
+        f"no errors{notices}: {count(train, 'training clip')} and "
+        f"{count(len(clips) - train, 'test clip')} of {count(len(machines), 'machine type')}, "
+        f"{count(len(sections), 'section')}"
+    )
+    from asdproto.systems import choose
+
+    kind, why = choose(clips)
+    print(f"can be trained: {kind}; {why}")
+    return 0
+
+
+def add_features(subparsers: Any) -> None:
+    """Adds the command."""
+    parser = add_command(
+        subparsers,
+        "features",
+        features,
+        "extract log-mel features into a feature store",
+        "Extracts the features of a collection, once, on every core, into a folder that\n"
+        "training reads. Run again after an interruption, it goes on where it stopped.",
+    )
+    parser.add_argument("root", type=Path, help="the collection, as for validate")
+    parser.add_argument("store", type=Path, help="folder of the feature store to make")
+    parser.add_argument(
+        "--scale",
+        choices=("inverted", "mel"),
+        help="mel filters mirrored in frequency, or as they are (default: inverted)",
+    )
+    parser.add_argument("--n-mels", type=int, metavar="N", help="number of filters (default: 128)")
+    parser.add_argument("--n-fft", type=int, metavar="N", help="samples of a frame (default: 1024)")
+    parser.add_argument(
+        "--hop-length", type=int, metavar="N", help="samples between frames (default: 512)"
+    )
+    parser.add_argument("--sample-rate", type=int, metavar="HZ", help="hertz (default: 16000)")
+    parser.add_argument(
+        "--fmin", type=float, metavar="HZ", help="lowest frequency, hertz (default: 0)"
+    )
+    parser.add_argument(
+        "--fmax",
+        type=float,
+        metavar="HZ",
+        help="highest frequency, hertz (default: half the sample rate)",
+    )
+    parser.add_argument("--power", type=float, metavar="P", help="of the magnitude (default: 2)")
+    parser.add_argument(
+        "--dtype", choices=("float16", "float32"), default="float16", help="(default: %(default)s)"
+    )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes (default: one per core)"
+    )
+
+
+def features(arguments: argparse.Namespace) -> int:
+    """Extracts a feature store."""
+    from asdproto.data.extract import build_store
+    from asdproto.data.table import load_collection
+    from asdproto.features import FeatureSettings
+
+    names = ("scale", "n_mels", "n_fft", "hop_length", "sample_rate", "fmin", "fmax", "power")
+    given = {name: getattr(arguments, name) for name in names}
+    settings = FeatureSettings(**{k: value for k, value in given.items() if value is not None})
+    root, clips = load_collection(arguments.root)
+    store = build_store(
+        clips, root, arguments.store, settings, workers=arguments.workers, dtype=arguments.dtype
+    )
+    _, frames, mels = store.features.shape
+    print(
+        f"{arguments.store}: {count(len(clips), 'clip')} of up to {frames} frames x {mels} mels, "
+        f"{store.features.dtype}, {store.features.nbytes / 1e6:,.0f} MB"
+    )
+    return 0

@@ -1,0 +1,228 @@
+"""``evaluate``, ``report`` and ``summarize``: from scores to figures and pages."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+from asdproto.commands import add_command, count, message
+
+# How far figures may lie apart and count as the same: sums of a few hundred float64 figures.
+_SAME = 1e-12
+
+
+def add_evaluate(subparsers: Any) -> None:
+    """Adds the command."""
+    parser = add_command(
+        subparsers,
+        "evaluate",
+        evaluate,
+        "metrics of a folder of anomaly scores",
+        "Computes source AUC, target AUC and pAUC of anomaly_score_*.csv (and precision,\n"
+        "recall and F1 where there are decision_result_*.csv), prints them and writes\n"
+        "result.csv and results.json. A result.csv that is there already is compared and kept.",
+    )
+    parser.add_argument("scores", type=Path, help="folder of the score files of one system")
+    parser.add_argument(
+        "--ground-truth",
+        type=Path,
+        metavar="PATH",
+        help="for file names that do not tell normal from anomaly: the folder of ground_truth_data "
+        "and ground_truth_domain, or the collection or csv that lists the clips (default: read off "
+        "file names)",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder to write to (default: the score folder)"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace a result.csv that has other figures"
+    )
+    parser.add_argument(
+        "--max-fpr",
+        metavar="RATE",
+        type=_rate,
+        default=0.1,
+        help="upper end of the false-positive rates of pAUC (default: %(default)s)",
+    )
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    """Prints and writes the metrics of a folder of scores; 1 where a kept result.csv differs."""
+    from asdproto.results.score_files import read_scores
+    from asdproto.results.tables import print_table
+    from asdproto.scoring.metrics import evaluate
+
+    truth = arguments.ground_truth
+    if truth is None:
+        tables = read_scores(arguments.scores)
+    elif _is_official(truth):
+        tables = read_scores(arguments.scores, ground_truth=truth)
+    else:
+        from asdproto.data.table import load_collection
+
+        tables = read_scores(arguments.scores, clips=load_collection(truth)[1])
+    results = evaluate(tables, max_fpr=arguments.max_fpr)
+    print_table(results)
+    print("percent; pAUC is standardized: chance is 50")
+    try:
+        return _write_results(arguments.out or arguments.scores, results, arguments.overwrite)
+    except PermissionError as error:
+        if arguments.out is not None:
+            raise
+        print(f"note: nothing written: {message(error)}; --out names another folder")
+        return 0
+
+
+def add_report(subparsers: Any) -> None:
+    """Adds the command."""
+    parser = add_command(
+        subparsers,
+        "report",
+        report,
+        "one web page about a run",
+        "Writes one self-contained web page about a run, finished or not: figures,\n"
+        "training curves, score histograms and ROC curves.",
+    )
+    parser.add_argument("workdir", type=Path, help="folder of the run, as given to --workdir")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="file to write (default: report.html in it)"
+    )
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """Writes a run's page."""
+    from rich.console import Console
+
+    from asdproto.results.page import write_report
+
+    with Console(stderr=True).status("Drawing"):
+        path = write_report(arguments.workdir, arguments.out)
+    print(f"written: {path}")
+    return 0
+
+
+def add_summarize(subparsers: Any) -> None:
+    """Adds the command."""
+    parser = add_command(
+        subparsers,
+        "summarize",
+        summarize,
+        "mean and standard deviation over runs with different seeds",
+        "Reads finished runs that differ in their seed alone and prints their figures as\n"
+        "mean ± standard deviation (divisor: runs - 1), and how systems differ within runs.",
+    )
+    parser.add_argument("workdirs", type=Path, nargs="+", metavar="workdir", help="folder of a run")
+    parser.add_argument(
+        "--out", type=Path, metavar="JSON", help="also write them to this file (default: no file)"
+    )
+
+
+def summarize(arguments: argparse.Namespace) -> int:
+    """Mean and standard deviation over runs that differ in their seed alone."""
+    from asdproto.errors import DataError
+    from asdproto.results.result_files import read_results, write_results
+    from asdproto.results.tables import HEADLINE, print_table
+    from asdproto.scoring.metrics import paired_difference
+    from asdproto.scoring.metrics import summarize as over_runs
+
+    runs, configs = [], []
+    for folder in arguments.workdirs:
+        for name in ("results.json", "config.json"):
+            if not (folder / name).is_file():
+                raise DataError(
+                    folder / name,
+                    "no such file",
+                    "a finished run",
+                    "Finish the run: repeat its command.",
+                )
+        runs.append(read_results(folder / "results.json"))
+        # Not read_results: of null it makes nan, which equals nothing.
+        configs.append(json.loads((folder / "config.json").read_text()))
+    first = {name: value for name, value in configs[0].items() if name != "seeds"}
+    for folder, config in zip(arguments.workdirs, configs, strict=True):
+        different = [name for name, value in first.items() if config.get(name) != value]
+        if different:
+            raise DataError(
+                folder / "config.json",
+                f"another {', '.join(different)} than in {arguments.workdirs[0]}",
+                "runs that differ in their seed alone",
+                "Summarize each kind of run by itself.",
+            )
+    seeds = [" ".join(map(str, run["seeds"])) for run in runs]
+    twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
+    if twice:
+        raise DataError(
+            arguments.workdirs[seeds.index(twice[0])],
+            f"seed {twice[0]} more than once",
+            "a seed a run",
+            "Leave the repeats out.",
+        )
+    systems = {
+        name: over_runs([run["systems"].get(name, {}) for run in runs])
+        for name in runs[0]["systems"]
+    }
+    print_table({"systems": systems})
+    print(f"percent, mean ± standard deviation over {count(len(runs), 'run')}: seeds", *seeds)
+    differences = {}
+    for one, other in itertools.combinations(systems, 2):
+        overall = [[run["systems"][name]["overall"] for run in runs] for name in (one, other)]
+        gain = differences[f"{other} - {one}"] = paired_difference(*overall)
+        print(
+            f"{other} - {one}, within runs: overall {100 * gain['mean']:+.2f} ± "
+            f"{100 * gain['std']:.2f}, higher in {gain['higher']} of {gain['count']}"
+        )
+    if arguments.out is not None:
+        each = {
+            name: [{k: run["systems"][name][k] for k in HEADLINE} for run in runs]
+            for name in systems
+        }
+        found = {"seeds": seeds, "runs": each, "systems": systems, "differences": differences}
+        write_results(arguments.out, found)
+        print(f"written: {arguments.out}")
+    return 0
+
+
+def _rate(text: str) -> float:
+    value = float(text)
+    if not 0.0 < value <= 1.0:
+        raise argparse.ArgumentTypeError(f"{text} is not in (0, 1]")
+    return value
+
+
+def _write_results(folder: Path, results: dict[str, Any], overwrite: bool) -> int:
+    from asdproto.errors import DataError
+    from asdproto.results.result_files import (
+        largest_difference,
+        read_result_csv,
+        write_result_csv,
+        write_results,
+    )
+
+    path = folder / "result.csv"
+    write_results(folder / "results.json", results)
+    if overwrite or not path.exists():
+        write_result_csv(path, results)
+        print(f"written: {path}, {folder / 'results.json'}")
+        return 0
+    print(f"written: {folder / 'results.json'}")
+    try:
+        difference, where = largest_difference(results, read_result_csv(path))
+    except DataError as error:
+        print(f"{path} is kept, though it cannot be compared ({error}); --overwrite replaces it")
+        return 1
+    if difference <= _SAME:
+        print(f"{path} is there already and agrees: largest difference {difference:.2g}")
+        return 0
+    print(
+        f"{path} is kept, though its figures differ, most at {where}, by {difference:.3g}; "
+        "--overwrite replaces it"
+    )
+    return 1
+
+
+def _is_official(path: Path) -> bool:
+    names = ("ground_truth_data", "ground_truth_domain")
+    return path.name in names or any((path / name).is_dir() for name in names)

@@ -1,0 +1,383 @@
+"""``python -m asdproto score``: recordings to ranked scores and decisions."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import io
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from asdproto.commands import add_command, count
+
+if TYPE_CHECKING:
+    from asdproto.systems.trained import TrainedDetector
+
+COLUMNS = (
+    "file",
+    "machine_type",
+    "section",
+    "score",
+    "threshold",
+    "decision",
+    "margin",
+    "nearest_class",
+)
+# Recordings whose features are held at once.
+_PIECE = 256
+# Seconds between two looks at a watched folder.
+_INTERVAL = 1.0
+
+
+def add(subparsers: Any) -> None:
+    """Adds the command."""
+    parser = add_command(
+        subparsers,
+        "score",
+        score,
+        "score recordings with a trained run, the most anomalous first",
+        "Scores recordings with a detector of a finished run, the most anomalous first. Scores\n"
+        "are identical to those computed during training. Machine type and section are read off\n"
+        "names and folders where they follow DCASE Task 2. A recording that cannot be read is\n"
+        "named, the others are scored, and the exit code is 1.",
+    )
+    parser.add_argument("workdir", type=Path, metavar="run", help="folder of the run")
+    parser.add_argument("paths", type=Path, nargs="*", metavar="path", help="recording or folder")
+    parser.add_argument(
+        "--watch",
+        type=Path,
+        metavar="FOLDER",
+        help="score the recordings in this folder and those that arrive, until Ctrl-C (default: off)",
+    )
+    parser.add_argument(
+        "--detector",
+        metavar="NAME",
+        help="which of the run's detectors, such as pretrain or knn (default: the run's result)",
+    )
+    parser.add_argument(
+        "--machine-type", metavar="NAME", help="of all recordings (default: read off their names)"
+    )
+    parser.add_argument(
+        "--section", metavar="NN", help="of all recordings (default: read off their names)"
+    )
+    parser.add_argument("--top", type=_positive, metavar="N", help="print N only (default: all)")
+    parser.add_argument("--sort", choices=("score", "name"), default="score", help="order")
+    parser.add_argument(
+        "--format", choices=("table", "csv", "jsonl"), default="table", help="of what is printed"
+    )
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--threshold",
+        type=float,
+        metavar="X",
+        help="scores above X are anomalies (default: one for each machine type, from its training "
+        "clips)",
+    )
+    group.add_argument(
+        "--contamination",
+        type=_share,
+        metavar="P",
+        help="share of normal clips that may be called anomalies, in (0, 1); sets the threshold "
+        "from the training clips' scores (default: as trained, 0.1 unless changed)",
+    )
+    parser.add_argument(
+        "--csv",
+        type=Path,
+        metavar="FILE",
+        help="write all rows, unrounded, to this file too (default: no file)",
+    )
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0.0 < value < 1.0:
+        raise argparse.ArgumentTypeError(f"{text} is not in (0, 1)")
+    return value
+
+
+def score(arguments: argparse.Namespace) -> int:
+    """Scores recordings; 1 where one could not be."""
+    from asdproto.errors import DataError
+
+    if not arguments.workdir.is_dir():
+        raise DataError(
+            arguments.workdir, "no such folder", "the folder of a run", "Check the path."
+        )
+    if bool(arguments.paths) == bool(arguments.watch):
+        raise DataError(
+            "the command",
+            "recordings and --watch" if arguments.watch else "no recording",
+            "recordings or folders, or --watch FOLDER",
+            "Give one of the two.",
+        )
+    paths, failed = _recordings(arguments.paths)
+    if failed and not paths:
+        raise failed[0]
+    from asdproto.training.devices import use_compilation_cache
+
+    use_compilation_cache()
+    from asdproto.systems.trained import load_run
+
+    detector = load_run(arguments.workdir, arguments.detector)
+    thresholds = _thresholds(detector, arguments)
+    if arguments.watch is not None:
+        return _watch(detector, thresholds, arguments)
+    rows, errors = score_paths(detector, paths, thresholds, arguments)
+    failed += errors
+    rows.sort(key=lambda row: row["file"] if arguments.sort == "name" else -row["score"])
+    shown = rows if arguments.top is None else rows[: arguments.top]
+    print_rows(shown, arguments.format)
+    # The table first: whatever happens to the file, it is not lost.
+    anomalies = sum(row["decision"] for row in rows)
+    left_out = f", {count(len(rows) - len(shown), 'row')} not shown" if shown != rows else ""
+    _say(f"{anomalies} of {count(len(rows), 'recording')} above their threshold{left_out}",
+         arguments.format)  # fmt: skip
+    for error in failed:
+        print(f"error: {error}", file=sys.stderr)
+    if arguments.csv is not None:
+        write_csv(arguments.csv, rows)
+    return 1 if failed else 0
+
+
+def score_paths(
+    detector: TrainedDetector,
+    paths: Sequence[Path],
+    thresholds: Mapping[str, float],
+    arguments: argparse.Namespace,
+) -> tuple[list[dict[str, Any]], list[Exception]]:
+    """Rows of the recordings that can be scored, and the errors of the others."""
+    from asdproto.errors import DataError
+
+    rows: list[dict[str, Any]] = []
+    errors: list[Exception] = []
+    for first in range(0, len(paths), _PIECE):
+        read = []
+        for path in paths[first : first + _PIECE]:
+            try:
+                read.append(
+                    detector.read(
+                        path, machine_type=arguments.machine_type, section=arguments.section
+                    )
+                )
+            except DataError as error:
+                errors.append(error)
+        rows += detector.score(read, thresholds)
+    return rows, errors
+
+
+def _thresholds(detector: TrainedDetector, arguments: argparse.Namespace) -> dict[str, float]:
+    if arguments.threshold is not None:
+        return {machine: arguments.threshold for machine, _ in detector.sections}
+    quantile = None if arguments.contamination is None else 1.0 - arguments.contamination
+    return detector.thresholds(quantile)
+
+
+def _recordings(paths: Sequence[Path]) -> tuple[list[Path], list[Exception]]:
+    """The files among the paths and below the folders among them; errors of paths without any."""
+    from asdproto.data.dcase import audio_files
+    from asdproto.errors import DataError
+
+    files: list[Path] = []
+    errors: list[Exception] = []
+    for path in paths:
+        if path.is_dir():
+            below = [path / name for name in audio_files(path)]
+            files += below
+            if not below:
+                errors.append(
+                    DataError(path, "no .wav or .flac file", "recordings", "Check the path.")
+                )
+        elif path.exists():
+            files.append(path)
+        else:
+            errors.append(
+                DataError(path, "no such file", "a recording or a folder", "Check the path.")
+            )
+    return list(dict.fromkeys(files)), errors
+
+
+# --- watching
+
+
+def arrivals(folder: Path, interval: float = _INTERVAL) -> Iterator[list[Path]]:
+    """Recordings of a folder as they are complete, forever.
+
+    A file is taken for complete when its size and time have stayed the same from one look to the
+    next. A file that changes later comes again.
+
+    Args:
+      folder: Looked at with everything below it.
+      interval: Seconds between looks.
+
+    Yields:
+      New recordings, sorted by path; possibly none.
+    """
+    from asdproto.data.dcase import audio_files
+
+    seen: dict[Path, tuple[int, int]] = {}
+    given: dict[Path, tuple[int, int]] = {}
+    while True:
+        now = {}
+        for name in audio_files(folder):
+            with contextlib.suppress(OSError):  # removed in the meantime
+                state = os.stat(folder / name)
+                now[folder / name] = state.st_size, state.st_mtime_ns
+        ready = [p for p, state in now.items() if seen.get(p) == state and given.get(p) != state]
+        given |= {path: now[path] for path in ready}
+        seen = now
+        yield ready
+        time.sleep(interval)
+
+
+def _watch(
+    detector: TrainedDetector, thresholds: Mapping[str, float], arguments: argparse.Namespace
+) -> int:
+    rows: list[dict[str, Any]] = []
+    failures = 0
+    if arguments.format == "table":
+        print(f"watching {arguments.watch}; Ctrl-C ends", file=sys.stderr)
+    try:
+        for paths in arrivals(arguments.watch):
+            new, errors = score_paths(detector, paths, thresholds, arguments)
+            if new:
+                print_rows(new, arguments.format, head=not rows)
+                sys.stdout.flush()
+                rows += new
+                if arguments.csv is not None:
+                    write_csv(arguments.csv, rows)
+            for error in errors:
+                print(f"error: {error}", file=sys.stderr)
+            failures += len(errors)
+    except KeyboardInterrupt:
+        anomalies = sum(row["decision"] for row in rows)
+        _say(f"\n{anomalies} of {count(len(rows), 'recording')} above their threshold",
+             arguments.format)  # fmt: skip
+    return 1 if failures else 0
+
+
+# --- writing
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]], format_: str, *, head: bool = True) -> None:
+    """Prints scored recordings, one line each.
+
+    Args:
+      rows: As :meth:`asdproto.systems.trained.TrainedDetector.score` gives them.
+      format_: ``"table"``, ``"csv"`` or ``"jsonl"``.
+      head: Whether the titles come first.
+    """
+    write = sys.stdout.write
+    if format_ == "jsonl":
+        for row in rows:
+            name = class_name(row["nearest_class"]) or None
+            write(json.dumps({**row, "nearest_class": name}) + "\n")
+    elif format_ == "csv":
+        write(_csv_text(rows, head))
+    else:
+        terminal = sys.stdout.isatty()
+        width = shutil.get_terminal_size().columns if terminal else None
+        for line in table_lines(rows, width, head=head, color=terminal and not _no_color()):
+            write(line + "\n")
+
+
+def table_lines(
+    rows: Sequence[Mapping[str, Any]], width: int | None, *, head: bool = True, color: bool = False
+) -> list[str]:
+    """A table of one line a recording.
+
+    Args:
+      rows: Scored recordings.
+      width: Columns of the terminal; long names lose their beginning to fit. ``None`` cuts nothing.
+      head: Whether the titles come first.
+      color: Whether anomalies are red.
+    """
+    titles = ("file", "machine", "sec", "score", "limit", "decision", "margin", "nearest class")
+    cells = [
+        (
+            str(row["file"]),
+            row["machine_type"],
+            row["section"],
+            f"{row['score']:.4g}",
+            f"{row['threshold']:.4g}",
+            "anomaly" if row["decision"] else "normal",
+            f"{row['margin']:+.3g}",
+            class_name(row["nearest_class"]),
+        )
+        for row in rows
+    ]
+    kept = [index for index in range(len(titles)) if index < 7 or any(line[7] for line in cells)]
+    sizes = [max(len(line[index]) for line in [titles, *cells]) for index in range(len(titles))]
+    if width is not None:
+        spare = width - sum(sizes[index] for index in kept) - 2 * (len(kept) - 1)
+        for index, least in ((7, 13), (0, 16), (1, 7)):
+            if spare < 0 and index in kept:
+                cut = min(-spare, max(0, sizes[index] - least))
+                sizes[index] -= cut
+                spare += cut
+    lines = []
+    for line, row in zip([titles, *cells], [None, *rows], strict=True):
+        if row is None and not head:
+            continue
+        parts = []
+        for index in kept:
+            text = _shortened(line[index], sizes[index])
+            right = index in (3, 4, 6)
+            parts.append(text.rjust(sizes[index]) if right else text.ljust(sizes[index]))
+        text = "  ".join(parts).rstrip()
+        red = color and row is not None and row["decision"]
+        lines.append(f"\x1b[1;31m{text}\x1b[0m" if red else text)
+    return lines
+
+
+def _shortened(text: str, size: int) -> str:
+    return text if len(text) <= size else "…" + text[len(text) - size + 1 :]
+
+
+def _no_color() -> bool:
+    return bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+
+
+def _say(text: str, format_: str) -> None:
+    """Prints a sentence where it does not disturb the data."""
+    print(text, file=sys.stdout if format_ == "table" else sys.stderr)
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes scored recordings, with all digits, so that the file is whole or not there."""
+    from asdproto.results.result_files import write_text
+
+    write_text(path, _csv_text(rows))
+
+
+def _csv_text(rows: Sequence[Mapping[str, Any]], head: bool = True) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    if head:
+        writer.writerow(COLUMNS)
+    for row in rows:
+        cells = {**row, "nearest_class": class_name(row["nearest_class"])}
+        for name in ("score", "threshold", "margin"):
+            cells[name] = repr(float(row[name]))
+        writer.writerow([cells[name] for name in COLUMNS])
+    return text.getvalue()
+
+
+def class_name(key: Any) -> str:
+    """An attribute class as text, ``""`` for none."""
+    if key is None:
+        return ""
+    return " ".join(part for part in map(str, key) if part) if isinstance(key, tuple) else str(key)
