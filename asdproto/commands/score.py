@@ -54,7 +54,7 @@ def add(subparsers: Any) -> None:
         "--watch",
         type=Path,
         metavar="FOLDER",
-        help="score the recordings in this folder and those that arrive, until Ctrl-C (default: off)",
+        help="score the recordings in this folder and those to come, until Ctrl-C (default: off)",
     )
     parser.add_argument(
         "--detector",
