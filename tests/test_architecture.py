@@ -38,6 +38,8 @@ FLOORS = {
     "asdproto.training.checkpoint": (2, NUMPY | {"jax", "orbax"}),
     "asdproto.results": (2, NUMPY),
     "asdproto.results.tables": (2, {"rich"}),
+    "asdproto.results.clips": (2, NUMPY | {"librosa", "soundfile"}),
+    "asdproto.results.page": (2, NUMPY | {"jinja2", "markupsafe"}),
     "asdproto.results.plots": (2, NUMPY | {"matplotlib", "sklearn"}),
     "asdproto.systems": (3, NUMPY | {"jax", "flax", "optax", "rich", "sklearn"}),
     "asdproto.commands": (4, {"rich"}),
@@ -213,7 +215,17 @@ def test_nothing_evaluates_or_unpickles():
     assert not found
 
 
-HEAVY = ("flax", "optax", "orbax", "librosa", "soundfile", "sklearn", "scipy.stats", "matplotlib")
+HEAVY = (
+    "flax",
+    "optax",
+    "orbax",
+    "librosa",
+    "soundfile",
+    "sklearn",
+    "scipy.stats",
+    "matplotlib",
+    "jinja2",
+)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from asdproto.results.clips import Spectrogram
+    from asdproto.results.windows import Windows
+
 # Stand-in color -> CSS variable of the page; each must differ from every other.
 INK, FAINT, NORMAL, ANOMALY = "#010203", "#040506", "#070809", "#0a0b0c"
 SOURCE, TARGET, ALL = "#0d0e0f", "#101112", "#131415"
@@ -31,10 +34,6 @@ _VARIABLES = {
     TARGET: "var(--target)",
     ALL: "var(--all)",
 }
-
-
-class MissingLibrary(ImportError):
-    """matplotlib is not installed."""
 
 
 def section_figure(
@@ -53,9 +52,6 @@ def section_figure(
 
     Returns:
       An ``<svg>`` element.
-
-    Raises:
-      MissingLibrary: matplotlib is not installed.
     """
     figure = _figure(3.3, 4.7)
     upper = figure.add_axes((0.14, 0.655, 0.84, 0.335))
@@ -70,22 +66,21 @@ def training_figure(rows: Sequence[Mapping[str, Any]]) -> str:
 
     Args:
       rows: Lines of ``metrics.jsonl`` of one stage, in order, with ``epoch``, ``loss`` and
-        ``learning_rate``.
+        ``learning_rate``; nan where they are not known.
 
     Returns:
       An ``<svg>`` element.
-
-    Raises:
-      MissingLibrary: matplotlib is not installed.
     """
-    figure = _figure(5.2, 3.4)
     from matplotlib.ticker import MaxNLocator
 
+    figure = _figure(5.2, 3.4)
     upper = figure.add_axes((0.12, 0.46, 0.87, 0.52))
     lower = figure.add_axes((0.12, 0.14, 0.87, 0.27), sharex=upper)
     upper.tick_params(labelbottom=False)
-    epochs = [float(row["epoch"]) for row in rows]
-    losses = [float(row["loss"]) if row["loss"] is not None else np.nan for row in rows]
+    epochs, losses, rates = (
+        np.array([row[name] for row in rows], np.float64)
+        for name in ("epoch", "loss", "learning_rate")
+    )
     style: dict[str, Any] = {
         "linewidth": 1.6,
         "marker": "o" if len(rows) < 3 else "",
@@ -93,10 +88,9 @@ def training_figure(rows: Sequence[Mapping[str, Any]]) -> str:
     }
     upper.plot(epochs, losses, color=SOURCE, **style)
     upper.set_ylabel("loss")
-    lower.step(
-        epochs, [float(row["learning_rate"]) for row in rows], where="post", color=TARGET, **style
-    )
-    lower.set_yscale("log")
+    lower.step(epochs, rates, where="post", color=TARGET, **style)
+    if np.any(rates > 0):
+        lower.set_yscale("log")
     lower.set_ylabel("learning rate")
     lower.set_xlabel("epoch")
     lower.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -115,9 +109,6 @@ def map_figure(train: np.ndarray, test: np.ndarray, anomaly: np.ndarray, target:
 
     Returns:
       An ``<svg>`` element.
-
-    Raises:
-      MissingLibrary: matplotlib is not installed.
     """
     figure = _figure(3.3, 3.1)
     axes = figure.add_axes((0.02, 0.02, 0.96, 0.96))
@@ -132,6 +123,101 @@ def map_figure(train: np.ndarray, test: np.ndarray, anomaly: np.ndarray, target:
     axes.set_xticks([])
     axes.set_yticks([])
     return _svg(figure)
+
+
+def clip_figure(
+    spectrogram: Spectrogram,
+    windows: Windows | None = None,
+    *,
+    threshold: float | None = None,
+    excerpt: tuple[float, float] | None = None,
+) -> str:
+    """A clip's spectrogram and, below it on the same time axis, its scores.
+
+    Args:
+      spectrogram: The features.
+      windows: Scores along the clip, each drawn in the middle of its window; or None.
+      threshold: Decision threshold, drawn with the scores, or None.
+      excerpt: Begin and end of what is played, seconds, shaded; or None.
+
+    Returns:
+      An ``<svg>`` element.
+    """
+    from matplotlib import colormaps
+    from matplotlib.ticker import MaxNLocator
+
+    height = 2.9 if windows is not None else 1.9
+    figure = _figure(3.7, height)
+    upper = figure.add_axes((0.125, 1 - 1.5 / height, 0.86, 1.45 / height))
+    shown, mels = spectrogram.values.T, len(spectrogram.centers)
+    upper.imshow(
+        shown,
+        # Few colors make small files.
+        cmap=colormaps["magma"].resampled(40),
+        vmin=float(np.quantile(shown, 0.05)),
+        vmax=float(np.quantile(shown, 0.995)),
+        origin="lower",
+        aspect="auto",
+        interpolation="none",
+        extent=(0.0, spectrogram.seconds, 0.0, mels),
+    )
+    ticks: list[tuple[float, str]] = []
+    for kilohertz in (0.1, 0.2, 0.5, 1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 48):
+        place = float(np.interp(1000 * kilohertz, spectrogram.centers, np.arange(mels) + 0.5))
+        inside = spectrogram.centers[0] < 1000 * kilohertz <= spectrogram.centers[-1] * 1.02
+        if inside and (not ticks or place - ticks[-1][0] > mels / 8):
+            ticks.append((place, f"{kilohertz:g}"))
+    upper.set_yticks([place for place, _ in ticks], [label for _, label in ticks])
+    upper.set_ylabel("kHz")
+    lowest = upper
+    if windows is not None:
+        upper.tick_params(labelbottom=False)
+        lowest = figure.add_axes((0.125, 0.4 / height, 0.86, 0.9 / height), sharex=upper)
+        few = len(windows.starts) < 40
+        lowest.plot(
+            windows.starts + windows.seconds / 2,
+            windows.scores,
+            color=ANOMALY,
+            linewidth=1.4,
+            marker="o" if few else "",
+            markersize=2.5,
+        )
+        if threshold is not None:
+            lowest.axhline(threshold, color=INK, linestyle=(0, (4, 2)), linewidth=1.0)
+        lowest.yaxis.set_major_locator(MaxNLocator(nbins=3))
+        lowest.set_ylabel("score")
+        figure.align_ylabels()
+        if excerpt is not None:
+            lowest.axvspan(*excerpt, color=FAINT, alpha=0.25, linewidth=0)
+    lowest.set_xlabel("seconds")
+    lowest.set_xlim(0.0, spectrogram.seconds)
+    return _svg(figure)
+
+
+def matrix_png(values: np.ndarray, low: float, high: float) -> bytes:
+    """A matrix as a png with a pixel for each entry, dark for low and bright for high.
+
+    Args:
+      values: Floating, shape ``[rows, columns]``.
+      low: Value of the darkest color.
+      high: Value of the brightest.
+
+    Returns:
+      The file.
+    """
+    from matplotlib.image import imsave
+
+    buffer = io.BytesIO()
+    imsave(
+        buffer,
+        values,
+        cmap="viridis",
+        vmin=low,
+        vmax=high,
+        format="png",
+        metadata={"Software": ""},
+    )
+    return buffer.getvalue()
 
 
 def histogram_edges(scores: np.ndarray, bins: int = 28) -> tuple[np.ndarray, bool]:
@@ -229,12 +315,8 @@ def _roc(axes: Axes, table: SectionScores, max_fpr: float) -> None:
 
 def _figure(width: float, height: float) -> Figure:
     """An empty figure, made without pyplot: no window, no global state."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingLibrary(
-            "pictures need matplotlib, which is not installed: pip install 'asdproto[report]'"
-        ) from error
+    from matplotlib.figure import Figure
+
     return Figure(figsize=(width, height))
 
 

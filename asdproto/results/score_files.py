@@ -3,8 +3,6 @@
 The csv files follow DCASE 2022 Task 2, headerless, every line ended by a line feed alone:
 
 * ``anomaly_score_<machine>_section_<nn>_test.csv``: ``file,score``;
-* ``anomaly_score_<machine>_section_<nn>_train.csv``: the same of training clips, scored by
-  back-ends that were fitted without them; what decision thresholds are fitted to;
 * ``decision_result_<machine>_section_<nn>_test.csv``: ``file,0|1``, 1 for anomaly;
 * ``ground_truth_<machine>_section_<nn>_test.csv`` below ``ground_truth_data`` (1 for anomaly) and
   ``ground_truth_domain`` (1 for target).
@@ -24,7 +22,6 @@ import re
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -33,11 +30,10 @@ from asdproto.errors import DataError
 from asdproto.results.result_files import as_number, read_rows, write_text
 from asdproto.scoring.metrics import SectionScores, clip_files
 
-Split = Literal["test", "train"]
 # (machine type, section) -> file -> (is an anomaly, domain)
 _Facts = dict[tuple[str, str], dict[str, tuple[bool, str]]]
 _SCORE_FILE = re.compile(
-    r"anomaly_score_(?P<machine>.+)_(?:section|id)_(?P<section>.+?)(?:_(?P<split>test|train))?\.csv"
+    r"anomaly_score_(?P<machine>.+)_(?:section|id)_(?P<section>.+?)(?P<split>_test|_train)?\.csv"
 )
 _NOT_FINITE_REMEDY = "Look for a diverged model or an empty clip, and score again."
 
@@ -69,12 +65,12 @@ class ScoreFile:
     decisions: np.ndarray | None
 
 
-def read_score_files(folder: str | os.PathLike, split: Split = "test") -> list[ScoreFile]:
-    """Reads every score file of one split, with the decisions beside it.
+def read_score_files(folder: str | os.PathLike) -> list[ScoreFile]:
+    """Reads every score file of a test set, with the decisions beside it.
 
     Args:
-      folder: Folder with ``anomaly_score_*.csv`` and, optionally, ``decision_result_*.csv``.
-      split: Names without ``_test`` or ``_train`` count as ``"test"``.
+      folder: Folder with ``anomaly_score_*.csv`` and, optionally, ``decision_result_*.csv``. The
+        suffix ``_test`` of the names may be missing; ``_train`` files are passed over.
 
     Returns:
       Sorted by (machine type, section); empty where the folder has none.
@@ -93,7 +89,7 @@ def read_score_files(folder: str | os.PathLike, split: Split = "test") -> list[S
                 "anomaly_score_<machine type>_section_<nn>_test.csv",
                 "Rename the file or move it elsewhere.",
             )
-        if (match["split"] or "test") != split:
+        if match["split"] == "_train":
             continue
         key = match["machine"], match["section"]
         if key in found:
@@ -188,8 +184,6 @@ def write_scores(
     clips: Sequence[Clip],
     scores: np.ndarray,
     decisions: np.ndarray | None = None,
-    *,
-    split: Split = "test",
 ) -> list[Path]:
     """Writes the official anomaly score files and, where decisions are given, decision files.
 
@@ -202,8 +196,6 @@ def write_scores(
       clips: Scored clips, length ``n``.
       scores: Floating, shape ``[n]``, finite.
       decisions: 0 (normal) or 1 (anomaly), shape ``[n]``, or None.
-      split: ``"train"`` for the held-out scores of training clips; see
-        :func:`asdproto.scoring.backends.held_out_scores`.
 
     Returns:
       The files written, two or one per section.
@@ -232,7 +224,7 @@ def write_scores(
     for (machine, section), indices in sorted(rows.items()):
         files = clip_files([clips[index] for index in indices])
         for prefix, values in columns.items():
-            name = f"{prefix}_{_file_part(machine)}_section_{_file_part(section)}_{split}.csv"
+            name = f"{prefix}_{_file_part(machine)}_section_{_file_part(section)}_test.csv"
             number = float if prefix == "anomaly_score" else int
             cells = [repr(number(value)) for value in values[indices]]
             text = io.StringIO()

@@ -37,15 +37,19 @@ def value_of(figure: float | Mapping[str, float] | None) -> float:
       float.
     """
     if isinstance(figure, Mapping):
-        return float(figure["mean"])
+        figure = figure["mean"]
     return math.nan if figure is None else float(figure)
 
 
-def percent(figure: float | Mapping[str, float] | None) -> str:
-    """A figure in [0, 1] as a percentage with two decimals, as the paper's tables have it.
+def percent(
+    figure: float | Mapping[str, float] | None, digits: int = 2, *, signed: bool = False
+) -> str:
+    """A figure in [0, 1] as a percentage, with its standard deviation where it has one.
 
     Args:
       figure: As for :func:`value_of`.
+      digits: Decimals; the paper's tables have two.
+      signed: Whether a plus is written, as for differences.
 
     Returns:
       ``"75.25"``, ``"75.25 ± 0.61"`` for a summary over several runs, ``"–"`` where undefined.
@@ -53,9 +57,23 @@ def percent(figure: float | Mapping[str, float] | None) -> str:
     value = value_of(figure)
     if math.isnan(value):
         return "–"
-    if isinstance(figure, Mapping) and not math.isnan(figure["std"]):
-        return f"{100 * value:.2f} ± {100 * figure['std']:.2f}"
-    return f"{100 * value:.2f}"
+    text = f"{100 * value:{'+' if signed else ''}.{digits}f}"
+    if isinstance(figure, Mapping) and not math.isnan(value_of(figure["std"])):
+        text += f" ± {100 * figure['std']:.{digits}f}"
+    return text
+
+
+def number(value: float | None, form: str) -> str:
+    """A number as text; ``"–"`` for None, nan and infinities.
+
+    Args:
+      value: The number.
+      form: Format, such as ``".4g"``.
+
+    Returns:
+      The text.
+    """
+    return "–" if value is None or not math.isfinite(value) else format(value, form)
 
 
 def highest(figures: list[Any]) -> set[int]:
@@ -91,15 +109,17 @@ def print_table(results: Mapping[str, Any], *, console: Console | None = None) -
     table = _table("system" if len(systems) > 1 or "" not in systems else "")
     for name in HEADLINE:
         table.add_column(TITLES[name], justify="right", no_wrap=True)
-    best = [highest([figures[name] for figures in systems.values()]) for name in HEADLINE]
+    best = [highest([figures.get(name) for figures in systems.values()]) for name in HEADLINE]
     for row, (system, figures) in enumerate(systems.items()):
         cells = [
-            Text(percent(figures[name]), style="bold" if row in marked else "")
+            Text(percent(figures.get(name)), style="bold" if row in marked else "")
             for name, marked in zip(HEADLINE, best, strict=True)
         ]
         table.add_row(Text(system or "all machine types"), *cells)
     console.print(table)
-    machines = list(dict.fromkeys(m for figures in systems.values() for m in figures["machines"]))
+    machines = list(
+        dict.fromkeys(m for figures in systems.values() for m in figures.get("machines", ()))
+    )
     if len(systems) == 1:
         print_sections(next(iter(systems.values())), console=console)
         return
@@ -108,7 +128,8 @@ def print_table(results: Mapping[str, Any], *, console: Console | None = None) -
         table.add_column(Text(system), justify="right", overflow="fold")
     for machine in machines:
         row_figures = [
-            figures["machines"].get(machine, {}).get("overall") for figures in systems.values()
+            figures.get("machines", {}).get(machine, {}).get("overall")
+            for figures in systems.values()
         ]
         marked = highest(row_figures)
         cells = [
@@ -133,7 +154,7 @@ def print_sections(results: Mapping[str, Any], *, console: Console | None = None
     table.add_column("section", no_wrap=True)
     for name in HEADLINE:
         table.add_column(TITLES[name], justify="right", no_wrap=True)
-    for machine, figures in results["machines"].items():
+    for machine, figures in results.get("machines", {}).items():
         sections = list(figures["sections"].items())
         for position, (section, values) in enumerate(sections):
             cells = [percent(values[name]) for name in AUC_METRICS]

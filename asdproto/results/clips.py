@@ -1,0 +1,182 @@
+"""The most anomalous clips of a system, to look at and to listen to."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from asdproto.errors import DataError
+from asdproto.features import FeatureSettings, filterbank
+from asdproto.results.run_folder import Run
+from asdproto.results.system_folder import ScoredClip, System
+from asdproto.results.windows import Windows
+
+SAMPLE_RATE = 16000
+MOST_COLUMNS = 400
+# Every excerpt is brought to this loudness, as some machines would not be heard otherwise.
+_RMS, _PEAK = 0.08, 0.95
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Spectrogram:
+    """A clip's features, coarse enough for a page.
+
+    Attributes:
+      values: float32, shape ``[columns, mels]``.
+      seconds: Length of the clip.
+      centers: float64, shape ``[mels]``: center frequency of every band, hertz, rising.
+    """
+
+    values: np.ndarray
+    seconds: float
+    centers: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ShownClip:
+    """One clip as the report shows it.
+
+    Attributes:
+      clip: What the system says of it.
+      rank: From 1 within the machine type, by falling score.
+      threshold: Decision threshold of its machine type, or None.
+      spectrogram: Its features, or None where there is no feature store.
+      windows: Scores along it, or None.
+      excerpt: Begin and end of what is played, seconds, or None.
+      audio: A mono flac file at :data:`SAMPLE_RATE`, or None where the recording is gone.
+    """
+
+    clip: ScoredClip
+    rank: int
+    threshold: float | None
+    spectrogram: Spectrogram | None
+    windows: Windows | None
+    excerpt: tuple[float, float] | None
+    audio: bytes | None
+
+
+def most_anomalous(clips: Sequence[ScoredClip], count: int) -> list[tuple[int, ScoredClip]]:
+    """The clips with the highest scores, machine types in turn: their scores do not compare.
+
+    Args:
+      clips: Scored clips.
+      count: How many at most.
+
+    Returns:
+      (rank within the machine type from 1, clip), by machine type and rank.
+    """
+    ranks: dict[str, int] = {}
+    ranked = []
+    for clip in sorted(clips, key=lambda clip: (-clip.score, clip.file)):
+        ranks[clip.machine_type] = ranks.get(clip.machine_type, 0) + 1
+        ranked.append((ranks[clip.machine_type], clip))
+    chosen = sorted(ranked, key=lambda item: (item[0], item[1].machine_type))[:count]
+    return sorted(chosen, key=lambda item: (item[1].machine_type, item[0]))
+
+
+def shown_clips(
+    run: Run, system: System, *, count: int = 10, seconds: float = 4.0
+) -> list[ShownClip]:
+    """Pictures and sound of a system's most anomalous clips.
+
+    Args:
+      run: The run.
+      system: One of its systems.
+      count: Clips at most.
+      seconds: Length of an excerpt at most; it is taken around the window that scores highest, or
+        from the middle where there are no windows.
+
+    Returns:
+      :class:`ShownClip` for each; what cannot be read is noted in the run.
+    """
+    rows = {clip.path: row for row, clip in enumerate(run.store.clips)} if run.store else {}
+    shown, lost = [], []
+    for rank, clip in most_anomalous(system.clips, count):
+        windows = system.windows.get(clip.path) if clip.path else None
+        spectrogram = _spectrogram(run, rows[clip.path]) if clip.path in rows else None
+        excerpt, audio = None, None
+        path = _recording(run, clip)
+        try:
+            if path is not None:
+                excerpt, audio = _excerpt(path, windows, seconds)
+        except (DataError, OSError, RuntimeError):
+            path = None
+        if path is None:
+            lost.append(clip.file)
+        shown.append(
+            ShownClip(
+                clip,
+                rank,
+                system.thresholds.get(clip.machine_type),
+                spectrogram,
+                windows,
+                excerpt,
+                audio,
+            )
+        )
+    if lost:
+        run.notes.append(
+            f"The recordings of {len(lost)} of {len(shown)} clips cannot be read, so they are not "
+            f"played; the first is {lost[0]}."
+        )
+    return shown
+
+
+def _spectrogram(run: Run, row: int) -> Spectrogram | None:
+    assert run.store is not None
+    try:
+        settings = FeatureSettings(**run.store.settings)
+        bank = filterbank(settings)
+    except (TypeError, ValueError):  # features that somebody else computed
+        return None
+    values = run.store.read(row)
+    pool = -(-len(values) // MOST_COLUMNS)
+    columns = np.add.reduceat(values, np.arange(0, len(values), pool), axis=0)
+    counts = np.diff(np.append(np.arange(0, len(values), pool), len(values)))
+    frequencies = np.linspace(0.0, settings.sample_rate / 2, bank.shape[1])
+    return Spectrogram(
+        columns / counts[:, None],
+        len(values) * settings.hop_length / settings.sample_rate,
+        bank @ frequencies / bank.sum(axis=1),
+    )
+
+
+def _recording(run: Run, clip: ScoredClip) -> Path | None:
+    parts = Path(clip.path).parts
+    if not parts or ".." in parts or Path(clip.path).is_absolute():
+        return None
+    paths = (folder / clip.path for folder in run.recordings)
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _excerpt(
+    path: Path, windows: Windows | None, seconds: float
+) -> tuple[tuple[float, float], bytes]:
+    import soundfile
+
+    with soundfile.SoundFile(path) as file:
+        rate = file.samplerate
+        length = min(seconds, len(file) / rate)
+        middle = len(file) / rate / 2
+        if windows is not None and np.any(np.isfinite(windows.scores)):
+            highest = int(np.nanargmax(windows.scores))
+            middle = float(windows.starts[highest] + windows.seconds[highest] / 2)
+        start = min(max(middle - length / 2, 0.0), len(file) / rate - length)
+        file.seek(round(start * rate))
+        audio = file.read(round(length * rate), dtype="float32", always_2d=True)[:, 0]
+    if not audio.size or not np.isfinite(audio).all():
+        raise DataError(path, "no finite samples", "a recording", "Replace the file.")
+    if rate != SAMPLE_RATE:
+        import librosa
+
+        audio = librosa.resample(audio, orig_sr=rate, target_sr=SAMPLE_RATE)
+    loudness, peak = float(np.sqrt(np.mean(np.square(audio)))), float(np.abs(audio).max())
+    if peak > 0:
+        audio = audio * min(_RMS / max(loudness, 1e-9), _PEAK / peak)
+    buffer = io.BytesIO()
+    soundfile.write(buffer, audio, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    return (start, start + length), buffer.getvalue()
