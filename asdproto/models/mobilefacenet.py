@@ -207,7 +207,7 @@ class MobileFaceNet(nn.Module):
                 y = activate(f"{name}_depthwise", depthwise(step, name=f"{name}_depthwise")(y))
                 y = pointwise(channels, name=f"{name}_project")(y)
                 # A shortcut goes around every block of a stage but the one that changes the map.
-                shortcut = x if step == 1 and x.shape == y.shape else None
+                shortcut = x if x.shape == y.shape else None
                 x = norm(name=f"{name}_project_norm")(y, where, shortcut)
         x = activate("head", pointwise(self.head, name="head")(x))
         kernel = self.param("pool", _pool_init, x.shape[1:], jnp.float32).astype(self.dtype)

@@ -52,10 +52,7 @@ def embed_clips(
     full_clip: bool = False,
     batch: int = 256,
 ) -> np.ndarray:
-    """Unit embedding of every clip, in evaluation mode.
-
-    Windows are compared in batches of one size, the last one padded, so a clip embeds to the same
-    bits whichever other clips it is embedded with.
+    """Unit embedding of every clip: its :func:`window_means`, brought to unit length.
 
     Args:
       model: Encoder.
@@ -69,6 +66,49 @@ def embed_clips(
 
     Returns:
       float32, shape ``[clips, dim]``, unit length.
+    """
+    embeddings = window_means(
+        model,
+        variables,
+        clips,
+        mean=mean,
+        scale=scale,
+        hop=hop,
+        full_clip=full_clip,
+        batch=batch,
+    )
+    length = np.linalg.norm(embeddings, axis=1, keepdims=True)
+    return (embeddings / np.maximum(length, 1e-12)).astype(np.float32)
+
+
+def window_means(
+    model: nn.Module,
+    variables: Any,
+    clips: ClipArrays,
+    *,
+    mean: np.ndarray,
+    scale: np.ndarray,
+    hop: int = 32,
+    full_clip: bool = False,
+    batch: int = 256,
+) -> np.ndarray:
+    """Mean of a model's results over windows that cover each clip, in evaluation mode.
+
+    Windows are compared in batches of one size, the last one padded, so a clip gives the same bits
+    whichever other clips it comes with.
+
+    Args:
+      model: Module with the attribute ``embedding_dim``, the length of its results.
+      variables: As for :func:`embed_clips`, and all that follows.
+      clips: Features on the host.
+      mean: Floating, shape ``[mels]``.
+      scale: Floating, shape ``[mels]``.
+      hop: Largest distance between windows, in frames.
+      full_clip: One window over the whole clip instead.
+      batch: Windows per call.
+
+    Returns:
+      float64, shape ``[clips, embedding_dim]``.
     """
     usable = clips.usable_frames
     dim: int = model.embedding_dim  # type: ignore[attr-defined]
@@ -91,9 +131,7 @@ def embed_clips(
             found = np.asarray(embed(model, variables, crops, device_mean, device_scale))[:real]
             np.add.at(total, owners[part], found)
             np.add.at(count, owners[part], 1)
-    embeddings = total / np.maximum(count, 1)[:, None]
-    length = np.linalg.norm(embeddings, axis=1, keepdims=True)
-    return (embeddings / np.maximum(length, 1e-12)).astype(np.float32)
+    return total / np.maximum(count, 1)[:, None]
 
 
 def training_batch_stats(

@@ -171,3 +171,7 @@ def test_devices_and_padding_change_nothing():
     np.testing.assert_allclose(found.reshape(8, -1)[:5], expected, atol=2e-5)
     for one, other in zip(jax.tree.leaves(stats), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(one[0], other, atol=2e-5)
+    # From 0, an update takes what the momentum leaves of the batch mean.
+    slow = model.clone(momentum=0.5).apply(variables, crops[:5], train=True, mutable="batch_stats")
+    one, other = (found["batch_stats"]["stem_norm"]["mean"] for found in (wanted, slow[1]))
+    np.testing.assert_allclose(one / other, (1 - 0.9) / (1 - 0.5), rtol=1e-5)
