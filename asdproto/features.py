@@ -328,10 +328,6 @@ def share_filterbank(settings: FeatureSettings, bank: np.ndarray) -> np.ndarray:
 @functools.lru_cache(maxsize=8)
 def _plan(settings: FeatureSettings) -> tuple[np.ndarray, list[tuple[slice, slice, np.ndarray]]]:
     """The window, and groups of filters with the band of bins outside of which they are zero."""
-    # glibc gives memory back to the system when more than twice the largest block freed so far is
-    # unused at once. A clip's arrays sum up to that, and to fault them in anew for every clip took
-    # as long as the arithmetic. One large block, never touched, raises the limit to 32 MiB.
-    np.empty(2**24, np.uint8)
     # Periodic, as for every spectrogram; scipy.signal has it too, but takes a second to load.
     window = np.hanning(settings.n_fft + 1)[:-1].astype(np.float32)
     bank = filterbank(settings)

@@ -1,6 +1,7 @@
 """Files that are whole or not there, reading them safely, folders of one process, checksums."""
 
 import contextlib
+import errno
 import io
 import json
 import logging
@@ -9,28 +10,91 @@ import secrets
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from asdproto.errors import DataError, StoreError
+from asdproto.errors import DataError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _log = logging.getLogger(__name__)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that is either whole or not there, also after a power cut."""
+def write_atomically(path: Path, content: bytes, *, sync: bool = True) -> None:
+    """Write a file that is either whole or not there, also after a power cut.
+
+    Args:
+      path: The file; replaced as a whole if it exists.
+      content: What it shall hold.
+      sync: Wait for the disk. Without it a killed process still leaves whole files only, but a
+        power cut may leave an empty one.
+
+    Raises:
+      OSError: Names ``path``; where the disk is full, also how much space is missing.
+    """
+    with replacing(path, len(content), sync=sync) as stream:
+        stream.write(content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path, size: int, *, sync: bool = True) -> Iterator[BinaryIO]:
+    """A stream to write to; what is written becomes the file ``path`` when the block ends.
+
+    Args:
+      path: The file; replaced as a whole if it exists, untouched if the block raises.
+      size: Bytes that will be written, reserved beforehand where the file system can do that.
+      sync: As for :func:`write_atomically`.
+
+    Yields:
+      The stream.
+
+    Raises:
+      OSError: Names ``path``; where the disk is full, also how much space is missing.
+    """
     work = beside(path)
     try:
         with open(work, "xb") as stream:
-            stream.write(content)
+            _reserve(stream, size)
+            yield stream
             stream.flush()
-            os.fsync(stream.fileno())
+            if sync:
+                os.fsync(stream.fileno())
         os.replace(work, path)
+    except OSError as error:
+        work.unlink(missing_ok=True)  # before the free space is counted
+        if error.errno in _FULL:
+            raise OSError(error.errno, _space(error, path, size), str(path)) from None
+        if error.filename == str(work):
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise
     except BaseException:
         work.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    if sync:
+        sync_folder(path.parent)
+
+
+def _reserve(stream: BinaryIO, size: int) -> None:
+    if size and hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(stream.fileno(), 0, size)
+        except OSError as error:
+            if error.errno in _FULL:  # other file systems cannot reserve space
+                raise
+
+
+def _space(error: OSError, path: Path, size: int) -> str:
+    status = os.statvfs(path.parent)
+    missing = size - status.f_bavail * status.f_frsize
+    if missing <= 0:  # a quota or a limit of the process
+        return f"{error.strerror}; {size:,} bytes are needed"
+    return f"{error.strerror}; {size:,} bytes are needed, {missing:,} of them are missing"
+
+
+def is_full(error: OSError) -> bool:
+    """Whether an error says that there is no space left."""
+    return error.errno in _FULL
 
 
 def beside(path: Path) -> Path:
@@ -135,23 +199,30 @@ def locked(path: Path, name: str) -> Iterator[None]:
 
     Args:
       path: The folder.
-      name: Of the lock file in it.
+      name: Of the lock file in it, which is gone afterwards.
 
     Raises:
-      StoreError: Another process holds the lock.
+      DataError: Another process holds the lock.
     """
     import fcntl
 
     with open(path / name, "w") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StoreError(
+            mine = os.path.samestat(os.fstat(stream.fileno()), os.stat(path / name))
+        except (BlockingIOError, FileNotFoundError):
+            mine = False
+        except OSError:
+            _log.info("%s: this file system has no locks; going on without", path)
+            mine = True
+        if not mine:  # held by another process, or just removed by one that has ended
+            raise DataError(
                 path,
                 "another process working in it",
                 "one at a time",
                 "Wait for it to end, or choose another folder.",
-            ) from None
-        except OSError:
-            _log.info("%s: this file system has no locks; going on without", path)
-        yield
+            )
+        try:
+            yield
+        finally:
+            (path / name).unlink(missing_ok=True)

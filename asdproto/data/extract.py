@@ -1,58 +1,56 @@
 """From a collection of recordings to a feature store, once, on every core.
 
-An extraction that is interrupted, even killed, goes on where it stopped when it is run again: each
-finished clip stands in a journal with the checksum of its features and the stamp of its source.
+Workers leave what they finish as shards, files that are renamed into place when they are whole, and
+a store is put together from them at the end::
+
+    features/
+      shard-<random>   a line of json that says which clips these are, then their frames
+      .lock            held by the one process that extracts
+
+An extraction that is interrupted, even killed, goes on where it stopped when it is run again. A
+shard that is damaged, or whose recordings have changed, is done again. The shards take as much
+space as the store, until it is finished.
 """
 
 import contextlib
-import errno
+import json
 import logging
-import multiprocessing
 import os
-import signal
-import threading
-import time
+import secrets
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import (
-    FIRST_COMPLETED,
-    Future,
-    ProcessPoolExecutor,
-    ThreadPoolExecutor,
-    wait,
-)
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing.synchronize import Event
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from asdproto import features
 from asdproto.data.dcase import Clip
-from asdproto.data.journal import JOURNAL, LOCK, Journal, Target, check_folder, stamp
+from asdproto.data.pool import Bar, count_workers, run
 from asdproto.data.store import (
     CLIP_FIELDS,
+    FEATURES,
     MANIFEST,
+    TABLE,
     FeatureStore,
     Row,
     as_settings,
     check_dtype,
+    differences,
     open_store,
+    save_store,
 )
 from asdproto.errors import DataError, StoreError
-from asdproto.files import checksum, locked
+from asdproto.files import checksum, locked, write_atomically
 
-# What a worker takes at a time: enough to hide the hand-over, little enough to lose.
-_CHUNK_CLIPS, _CHUNK_BYTES = 64, 2**24
-# Fewer clips than that are not worth a process of their own.
-_WORKER_WORTH = 16
-# Starting a pool costs about a second, in which one process extracts some 300 clips.
+LOCK = ".lock"
+_SHARD = "shard-"
+# Clips of a shard: enough to hide the hand-over, little enough to lose; fewer towards the end, so
+# that all workers end together.
+_MOST, _FEWEST = 64, 8
+# Starting a pool costs about a second, in which one process extracts some 500 clips.
 _POOL_WORTH = 500
-# So many headers tell whether reading them waits for the disk; if so, several wait at once.
-_HEADERS_TRIED, _HEADERS_AT_ONCE = 100, 8
 
 _log = logging.getLogger(__name__)
 
@@ -79,15 +77,6 @@ class ExtractionError(StoreError):
 
     def __reduce__(self):
         return type(self), (self.file, self.errors, self.done)
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """One clip to extract: where it is read, where its features go, what its file looked like."""
-
-    index: int
-    file: str
-    stamp: tuple[int, int]
 
 
 def build_store(
@@ -118,7 +107,9 @@ def build_store(
     Raises:
       ExtractionError: Names every recording that cannot be used, after all others are done.
       StoreError: The folder holds a store of other settings, of other clips, or of source files
-        that have changed since; or something else; or another process is extracting into it.
+        that have changed since; or something else.
+      DataError: Another process is extracting into the folder.
+      OSError: The disk is full; what is done is kept.
       KeyboardInterrupt: Passed on once the finished clips are safe.
     """
     settings = features.FeatureSettings() if settings is None else settings
@@ -133,19 +124,32 @@ def build_store(
         raise ValueError(f"workers must be at least 1, found {workers}")
     features.filterbank(settings)  # wrong settings fail here, before anything is written
 
-    if (path / MANIFEST).is_file():
-        return _open_same(path, clips, root, settings, dtype)
-    check_folder(path)
-    path.mkdir(parents=True, exist_ok=True)
-    with locked(path, LOCK), _Progress(progress, len(clips)) as shown:
-        if (path / MANIFEST).is_file():  # finished by the process that held the lock
-            return _open_same(path, clips, root, settings, dtype)
-        rows, errors = _extract(clips, root, path, settings, dtype, workers, shown)
-        if errors:
-            raise ExtractionError(path, errors, len(rows))
-        _say_notes(rows, shown)
-    (path / LOCK).unlink(missing_ok=True)
-    return open_store(path, expect=settings)
+    if not (path / MANIFEST).is_file():
+        _check_folder(path)
+        path.mkdir(parents=True, exist_ok=True)
+        with locked(path, LOCK):
+            if not (path / MANIFEST).is_file():  # else another process has just finished it
+                _extract(clips, root, path, settings, dtype, workers, progress)
+    return _open_same(path, clips, root, settings, dtype)
+
+
+def _check_folder(path: Path) -> None:
+    """Refuse to extract into a folder that holds something else."""
+    if path.exists() and not path.is_dir():
+        raise StoreError(path, "a file", "a folder for the features", "Choose another path.")
+    ours = (".", _SHARD, FEATURES, TABLE)
+    found = sorted(name for name in _names(path) if not name.startswith(ours))
+    if found:
+        raise StoreError(
+            path,
+            f"a folder with other things in it ({_some(found)})",
+            "an empty folder, or a feature store",
+            "Choose another folder.",
+        )
+
+
+def _names(path: Path) -> list[str]:
+    return os.listdir(path) if path.is_dir() else []
 
 
 def _extract(
@@ -155,229 +159,176 @@ def _extract(
     settings: features.FeatureSettings,
     dtype: str,
     workers: int | None,
-    shown: "_Progress",
-) -> tuple[list[Row], list[DataError]]:
+    show: bool,
+) -> None:
     """Do what is left to do; with no error among the clips, leave a whole store."""
+    plan: dict[str, Any] = {"settings": as_settings(settings), "dtype": dtype}
+    done = _done_before(path, plan, {clip.path for clip in clips}, root)
+    todo = [clip.path for clip in clips if clip.path not in done]
     if workers is None:
-        workers = _cores() if len(clips) >= _POOL_WORTH else 1
-    with _Workers(min(workers, -(-len(clips) // _WORKER_WORTH)), settings) as pool:
-        if not (path / JOURNAL).is_file():  # else there may be little left to do
-            pool.start()
-        stamps, frames, errors = _look(clips, root, settings, shown)
-        if not frames:
-            return [], list(errors.values())
-        plan = {"settings": as_settings(settings), "dtype": dtype}
-        with Journal(path, plan, clips, stamps, max(frames.values())) as journal:
-            jobs = [
-                _Job(index, str(root / clip.path), stamps[index])
-                for index, clip in enumerate(clips)
-                if index in frames and index not in journal.rows
-            ]
-            shown.start(len(frames), len(frames) - len(jobs))
-            with contextlib.closing(pool.run(jobs, journal.target)) as results:
-                for done in results:
-                    clip = clips[done.index]
-                    if done.error is None:
-                        row = Row(clip, done.frames, done.crc32, *stamps[done.index], done.note)
-                        journal.add(done.index, row)
-                    else:
-                        errors[done.index] = _relative(done.error, clip)
-                    shown.advance()
-            rows = [journal.rows[index] for index in sorted(journal.rows)]
-            if not errors:
-                journal.finish(rows)
-    return rows, [errors[index] for index in sorted(errors)]
+        workers = count_workers(len(todo), worth=_POOL_WORTH)
+    pieces = [
+        _Piece(str(root), str(path), paths, settings, dtype) for paths in _split(todo, workers)
+    ]
+    errors: dict[str, DataError] = {}
+    bank = features.filterbank(settings)
+    with Bar(show, "Extracting features", len(clips), len(done)) as bar:
+        results = run(
+            _extract_piece,
+            pieces,
+            workers,
+            initialize=features.share_filterbank,
+            arguments=(settings, bank),
+        )
+        with contextlib.closing(results):
+            for shard, failed in results:
+                errors.update({error.file: error for error in failed})
+                fresh = {} if shard is None else dict(_read_shard(Path(shard), plan))
+                done.update(fresh)
+                bar.advance(len(failed) + len(fresh))
+        if errors:
+            listed = [errors[clip.path] for clip in clips if clip.path in errors]
+            raise ExtractionError(path, listed, len(done))
+        rows = [Row(clip, *done[clip.path][0]) for clip in clips]
+        blocks = (done[clip.path][1] for clip in clips)
+        save_store(path, rows, blocks, columns=settings.columns, **plan)
+        for name in _names(path):
+            if name.startswith(_SHARD):
+                (path / name).unlink()
+        _say_notes(rows, bar)
 
 
-def _look(
-    clips: list[Clip], root: Path, settings: features.FeatureSettings, shown: "_Progress"
-) -> tuple[list[tuple[int, int]], dict[int, int], dict[int, DataError]]:
-    """Read every header: each clip's stamp, the frames of those that can be used, the errors."""
-    stamps = [(0, 0)] * len(clips)
-    frames: dict[int, int] = {}
-    errors: dict[int, DataError] = {}
+# --- shards
 
-    def look(index: int) -> None:
-        clip = clips[index]
-        file = root / clip.path
-        try:
-            stamps[index] = stamp(file)
-            samples = features.audio_info(file).samples_at(settings.sample_rate)
-            if samples < settings.n_fft:
-                raise features.too_short(file, samples, settings)
-            frames[index] = settings.frames(samples)
-        except OSError:
-            errors[index] = DataError(
-                clip.path, "no such file", f"a recording below {root}", "Check the collection."
-            )
-        except DataError as error:
-            errors[index] = _relative(error, clip)
-
-    # Threads wait for a slow disk together, but only get in each other's way on a fast one.
-    began, worked = time.perf_counter(), time.process_time()
-    for index in range(min(_HEADERS_TRIED, len(clips))):
-        look(index)
-        shown.look()
-    waits = time.process_time() - worked < (time.perf_counter() - began) / 2
-    rest = range(_HEADERS_TRIED, len(clips))
-    with ThreadPoolExecutor(_HEADERS_AT_ONCE, "headers") as pool:
-        for _ in (pool.map if waits else map)(look, rest):
-            shown.look()
-    return stamps, frames, errors
-
-
-def _relative(error: DataError, clip: Clip) -> DataError:
-    return DataError(clip.path, error.found, error.expected, error.remedy)
-
-
-# --- the workers
+# What the table will say of a clip (frames, checksum, bytes, modification time, note), and its
+# features.
+_Done = tuple[tuple[Any, ...], np.ndarray]
 
 
 @dataclass(frozen=True, slots=True)
-class _Result:
-    index: int
-    frames: int = 0
-    crc32: int = 0
-    note: str = ""
-    error: DataError | None = None
+class _Piece:
+    """Clips that become one shard."""
+
+    root: str
+    folder: str
+    paths: list[str]
+    settings: features.FeatureSettings
+    dtype: str
 
 
-class _Workers:
-    """Processes that extract, or none but this one.
-
-    Attributes:
-      count: How many.
-    """
-
-    def __init__(self, count: int, settings: features.FeatureSettings):
-        self.count, self.settings = count, settings
-        self.pool: ProcessPoolExecutor | None = None
-
-    def start(self) -> None:
-        """Start the processes, without waiting for them."""
-        if self.pool is not None or self.count <= 1:
-            return
-        # A fork of a process that holds a started accelerator backend may hang.
-        context = multiprocessing.get_context("spawn")
-        self.stop = context.Event()
-        self.pool = ProcessPoolExecutor(
-            self.count,
-            mp_context=context,
-            initializer=_start_worker,
-            initargs=(self.settings, features.filterbank(self.settings), self.stop),
-        )
-        self.pool.submit(os.getpid)  # the first task starts them all
-
-    def run(self, jobs: list[_Job], target: Target) -> Generator[_Result, None, None]:
-        """Extract; results in the order in which they are done."""
-        chunks = _chunks(jobs, self.count)
-        if len(jobs) > _WORKER_WORTH:
-            self.start()
-        if self.pool is None:
-            # The products are too small to share; one thread also makes them the same everywhere.
-            with threadpool_limits(limits=1), open(target.file, "r+b", buffering=0) as stream:
-                for job in jobs:
-                    yield _extract_one(job, self.settings, target, stream)
-            return
-        flying: set[Future] = set()
-        try:
-            while True:
-                while len(flying) < 3 * self.count and (chunk := next(chunks, None)):
-                    flying.add(self.pool.submit(_extract_chunk, chunk, target))
-                if not flying:
-                    break
-                done, flying = wait(flying, return_when=FIRST_COMPLETED)
-                for future in done:
-                    yield from future.result()
-        except BrokenProcessPool:
-            raise StoreError(
-                Path(target.file).parent,
-                "a worker process that ended abruptly",
-                "workers that live",
-                "Run this again, with fewer workers if memory was short: what is done is kept. A "
-                "script of your own must do its work under if __name__ == '__main__'.",
-            ) from None
-
-    def __enter__(self) -> "_Workers":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.pool is not None:
-            self.stop.set()  # after an interrupt the workers end with the clip they have in hand
-            self.pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _chunks(jobs: list[_Job], workers: int) -> Iterator[list[_Job]]:
-    """Pieces of the work, smaller towards its end, so that all workers end together."""
+def _split(paths: list[str], workers: int) -> Iterator[list[str]]:
     first = 0
-    while first < len(jobs):
-        most = min(_CHUNK_CLIPS, -(-(len(jobs) - first) // (4 * workers)))
-        last, size = first, 0
-        while last < min(first + most, len(jobs)) and size < _CHUNK_BYTES:
-            size += jobs[last].stamp[0]
-            last += 1
-        yield jobs[first:last]
+    while first < len(paths):
+        last = first + min(_MOST, max(_FEWEST, -(-(len(paths) - first) // (4 * workers))))
+        yield paths[first:last]
         first = last
 
 
-def _cores() -> int:
+def _extract_piece(piece: _Piece) -> tuple[str | None, list[DataError]]:
+    """Extract some clips into a shard; where it is, and what is wrong with the others."""
+    entries: list[list[Any]] = []
+    blocks: list[np.ndarray] = []
+    errors: list[DataError] = []
+    shard = Path(piece.folder, _SHARD + secrets.token_hex(8))
     try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on every system
-        return os.cpu_count() or 1
+        for path in piece.paths:
+            file = Path(piece.root, path)
+            try:
+                before = _stamp(file)
+                array, notes = features.file_features(file, piece.settings)
+                if _stamp(file) != before:
+                    raise DataError(
+                        file, "a file that changed meanwhile", "files at rest", "Run this again."
+                    )
+            except DataError as error:
+                errors.append(DataError(path, error.found, error.expected, error.remedy))
+                continue
+            except OSError as error:
+                found = error.strerror or str(error)
+                errors.append(DataError(path, found, "a readable file", "Check the collection."))
+                continue
+            block = array.astype(piece.dtype)
+            entries.append([path, len(block), checksum(block), *before, "; ".join(notes)])
+            blocks.append(block)
+    finally:  # also when interrupted
+        if blocks:
+            plan = {"settings": as_settings(piece.settings), "dtype": piece.dtype}
+            head = json.dumps({"plan": plan, "clips": entries}).encode() + b"\n"
+            content = b"".join([head, *(block.tobytes() for block in blocks)])
+            write_atomically(shard, content, sync=False)
+    return str(shard) if blocks else None, errors
 
 
-_worker: tuple[features.FeatureSettings, Event] | None = None
+def _stamp(file: Path) -> tuple[int, int]:
+    """Size in bytes and modification time in nanoseconds: how a changed file is recognized."""
+    status = os.stat(file)
+    return status.st_size, status.st_mtime_ns
 
 
-def _start_worker(settings: features.FeatureSettings, bank: np.ndarray, stop: Event) -> None:
-    """Make a fresh process a worker: one thread, no interrupts, gone when its parent is."""
-    global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    features.share_filterbank(settings, bank)
-    _worker = (settings, stop)
-    import scipy.fft  # noqa: F401
+def _read_shard(shard: Path, plan: dict[str, Any]) -> Iterator[tuple[str, _Done]]:
+    """Clips of a shard, their features mapped, not read.
 
-    threadpool_limits(limits=1)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _extract_chunk(jobs: list[_Job], target: Target) -> list[_Result]:
-    assert _worker is not None
-    settings, stop = _worker
-    with open(target.file, "r+b", buffering=0) as stream:
-        return [_extract_one(job, settings, target, stream) for job in jobs if not stop.is_set()]
-
-
-def _extract_one(
-    job: _Job, settings: features.FeatureSettings, target: Target, stream: BinaryIO
-) -> _Result:
-    """Compute one clip's features and write them in their place."""
+    Raises:
+      ValueError: The file is not a whole shard.
+      StoreError: Its features are made with other settings.
+    """
+    with open(shard, "rb") as stream:
+        head = json.loads(stream.readline())
+        offset = stream.tell()
     try:
-        array, notes = features.file_features(job.file, settings)
-        if len(array) > target.max_frames or stamp(job.file) != job.stamp:
-            raise DataError(
-                job.file, "a file that changed meanwhile", "files at rest", "Run this again."
+        found = {**head["plan"]["settings"], "dtype": head["plan"]["dtype"]}
+        different = differences(found, {**plan["settings"], "dtype": plan["dtype"]})
+        if different:
+            raise StoreError(
+                shard.parent,
+                "an unfinished extraction with other settings: " + "; ".join(different),
+                "the settings asked for",
+                "Choose another folder, or delete this one to begin again.",
             )
-    except (DataError, OSError) as error:
-        if not isinstance(error, DataError):
-            error = DataError(job.file, str(error), "readable audio", "Check the file.")
-        return _Result(job.index, error=error)
-    # The whole place, padding too: a longer clip may have stood there before an interruption.
-    place = np.zeros((target.max_frames, target.mels), dtype=target.dtype)
-    block = place[: len(array)]
-    block[:] = array
-    written = os.pwrite(stream.fileno(), place.data, target.offset + job.index * place.nbytes)
-    if written != place.nbytes:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), target.file)
-    return _Result(job.index, len(block), checksum(block), "; ".join(notes))
+        columns = features.FeatureSettings(**plan["settings"]).columns
+        shape = (sum(entry[1] for entry in head["clips"]), columns)
+        frames = np.memmap(shard, plan["dtype"], "r", offset, shape)
+        first = 0
+        for path, length, *rest in head["clips"]:
+            yield path, ((length, *rest), frames[first : first + length])
+            first += length
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"no list of clips ({error!r})") from None
+
+
+def _done_before(
+    path: Path, plan: dict[str, Any], wanted: set[str], root: Path
+) -> dict[str, _Done]:
+    """What an earlier run has left that is whole and still of the recordings as they are."""
+    done: dict[str, _Done] = {}
+    for name in sorted(_names(path)):
+        file = path / name
+        if not name.startswith(_SHARD):
+            if name.startswith((f".{_SHARD}", f".{FEATURES}.")):
+                file.unlink()  # what a killed process was writing
+            continue
+        whole: dict[str, _Done] = {}
+        try:
+            for clip, (entry, block) in _read_shard(file, plan):
+                _, crc32, *stamp, _ = entry
+                if checksum(block) != crc32:
+                    raise ValueError(f"features of {clip} that do not match their checksum")
+                if clip in wanted and _has_stamp(root / clip, stamp):
+                    whole[clip] = entry, block
+            done.update(whole)
+        except StoreError:
+            raise
+        except ValueError as error:
+            _log.warning("%s is damaged (%s): its clips are extracted again", file, error)
+            file.unlink()
+    return done
+
+
+def _has_stamp(file: Path, stamp: Sequence[int]) -> bool:
+    try:
+        return _stamp(file) == tuple(stamp)
+    except OSError:
+        return False
 
 
 # --- a store that is there already
@@ -388,19 +339,19 @@ def _open_same(
 ) -> FeatureStore:
     """Open a finished store, if it is of these clips, settings and files."""
     store = open_store(path, expect=settings)
+    for name in _names(path):
+        if name.startswith(_SHARD):  # left by a process that was killed in its last step
+            (path / name).unlink()
     found = _clip_differences(store, clips)
-    if store.manifest["dtype"] != dtype:
-        found = f"{store.manifest['dtype']} features, {dtype} asked for"
+    if store.dtype != dtype:
+        found = f"{store.dtype} features, {dtype} asked for"
     if not found:
-        changed = []
-        for clip, old in zip(clips, store.stamps, strict=True):
-            try:
-                same = stamp(root / clip.path) == old
-            except OSError:
-                same = False
-            if not same:
-                changed.append(clip.path)
-        if changed and any(old != (0, 0) for old in store.stamps):
+        changed = [
+            clip.path
+            for clip, stamp in zip(clips, store.stamps, strict=True)
+            if stamp != (0, 0) and not _has_stamp(root / clip.path, stamp)
+        ]
+        if changed:
             found = f"features of {_count(changed, 'recording')} changed since: {_some(changed)}"
     if found:
         raise StoreError(
@@ -439,77 +390,10 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-# --- what the user sees
-
-
-class _Progress:
-    """A bar for the headers, a bar for the clips; or nothing."""
-
-    def __init__(self, show: bool, clips: int):
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            ProgressColumn,
-            Task,
-            TextColumn,
-            TimeRemainingColumn,
-        )
-        from rich.text import Text
-
-        class Rate(ProgressColumn):
-            """Computed when drawn; rich goes through its last thousand samples for it."""
-
-            def render(self, task: Task) -> Text:
-                return Text(f"{task.speed:.0f} clips/s" if task.speed else "")
-
-        self.show = show
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            Rate(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            disable=not show,
-        )
-        self.task = self.bar.add_task("Reading headers", total=clips)
-
-    def __enter__(self) -> "_Progress":
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-    def look(self) -> None:
-        """One header more."""
-        self.bar.advance(self.task)
-
-    def start(self, total: int, done: int) -> None:
-        """Begin with the clips, of which some are done already."""
-        self.bar.remove_task(self.task)
-        self.task = self.bar.add_task("Extracting features", total=total, completed=done)
-        if done:
-            self.say(f"{done} of {total} clips are done already.")
-
-    def advance(self) -> None:
-        """One clip more."""
-        self.bar.advance(self.task)
-
-    def say(self, text: str) -> None:
-        """One line above the bar, or into the log where there is none."""
-        if self.show:
-            self.bar.console.print(text, highlight=False, markup=False)
-        else:
-            _log.info("%s", text)
-
-
-def _say_notes(rows: Sequence[Row], shown: _Progress) -> None:
+def _say_notes(rows: Sequence[Row], bar: Bar) -> None:
     notes: dict[str, list[str]] = {}
     for row in rows:
         if row.note:
             notes.setdefault(row.note, []).append(row.clip.path)
     for note, paths in notes.items():
-        shown.say(f"{_count(paths, 'clip')}: {note} ({_some(paths)})")
+        bar.say(f"{_count(paths, 'clip')}: {note} ({_some(paths)})")

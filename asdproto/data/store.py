@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ import numpy as np
 
 from asdproto.data.dcase import Clip
 from asdproto.errors import StoreError
-from asdproto.files import beside, checksum, sync_folder, write_atomically
+from asdproto.files import beside, checksum, replacing, sync_folder, write_atomically
 
 FORMAT = 1
 FEATURES, TABLE, MANIFEST = "features.npy", "table.csv", "manifest.json"
@@ -65,6 +65,11 @@ class FeatureStore:
 
     def __len__(self) -> int:
         return len(self.clips)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """float16 or float32: what features of a recording must be rounded to, to equal these."""
+        return self.features.dtype
 
     def read(self, index: int) -> np.ndarray:
         """One clip without its padding.
@@ -137,36 +142,32 @@ def write_store(
         raise StoreError(path, "no clips", "at least one", "Pass some.")
     counts = [len(array) for array in features] if frames is None else [int(n) for n in frames]
     mels = np.shape(features[0])[-1]
+    rows, blocks = [], []
+    for clip, array, count in zip(clips, features, counts, strict=True):
+        block = np.asarray(array)
+        if block.ndim != 2 or block.shape[1] != mels or not 0 < count <= len(block):
+            raise StoreError(
+                clip.path,
+                f"features of shape {block.shape}, of which {count} frames count",
+                f"shape [frames, {mels}] and at least one frame",
+                "Correct the array or the count.",
+            )
+        with np.errstate(over="ignore"):
+            block = block[:count].astype(dtype)
+        if not np.isfinite(block).all():
+            raise StoreError(
+                clip.path,
+                f"values that are not finite as {dtype}",
+                "finite values",
+                "Correct the features, or choose dtype float32.",
+            )
+        rows.append(Row(clip, count, checksum(block)))
+        blocks.append(block)
     path.parent.mkdir(parents=True, exist_ok=True)
     work = beside(path)
     work.mkdir()
     try:
-        shape = (len(clips), max(counts), mels)
-        array = np.lib.format.open_memmap(work / FEATURES, mode="w+", dtype=dtype, shape=shape)
-        rows = []
-        for index, clip in enumerate(clips):
-            block = np.asarray(features[index])
-            if block.ndim != 2 or block.shape[1] != mels or not 0 < counts[index] <= len(block):
-                raise StoreError(
-                    clip.path,
-                    f"features of shape {block.shape}, of which {counts[index]} frames count",
-                    f"shape [frames, {mels}] and at least one frame",
-                    "Correct the array or the count.",
-                )
-            with np.errstate(over="ignore"):
-                array[index, : counts[index]] = block[: counts[index]]
-            if not np.isfinite(array[index, : counts[index]]).all():
-                raise StoreError(
-                    clip.path,
-                    f"values that are not finite as {dtype}",
-                    "finite values",
-                    "Correct the features, or choose dtype float32.",
-                )
-            crc = checksum(array[index, : counts[index]])
-            rows.append(Row(clip, counts[index], crc))
-        array.flush()
-        del array
-        finish_store(work, rows, settings=as_settings(settings), shape=shape, dtype=dtype)
+        save_store(work, rows, blocks, settings=as_settings(settings), columns=mels, dtype=dtype)
         os.replace(work, path)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
@@ -187,10 +188,44 @@ class Row:
     note: str = ""
 
 
-def finish_store(
-    folder: Path, rows: Sequence[Row], *, settings: dict, shape: Sequence[int], dtype: str
+def save_store(
+    folder: Path,
+    rows: Sequence[Row],
+    blocks: Iterable[np.ndarray],
+    *,
+    settings: dict,
+    columns: int,
+    dtype: str,
+    skipped: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Write the table and then the manifest beside a complete ``features.npy``."""
+    """Write the three files of a store, the manifest last.
+
+    Args:
+      folder: Where.
+      rows: One for each clip.
+      blocks: Features of each clip, ``dtype``, shape ``[frames, mels]``.
+      settings: How they were made.
+      columns: Numbers in a frame.
+      dtype: Of the store.
+      skipped: What was left out, for the manifest.
+
+    Raises:
+      OSError: The disk is full; says how much space is missing.
+    """
+    shape = (len(rows), max(row.frames for row in rows), columns)
+    header = io.BytesIO()
+    descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": descr, "fortran_order": False, "shape": shape}
+    )
+    row_bytes = shape[1] * shape[2] * np.dtype(dtype).itemsize
+    size = len(header.getvalue()) + len(rows) * row_bytes
+    # Written, not mapped: a full disk is then an error, and not the end of the process.
+    with replacing(folder / FEATURES, size) as stream:
+        stream.write(header.getvalue())
+        for block in blocks:
+            stream.write(np.ascontiguousarray(block).data)
+            stream.write(bytes(row_bytes - block.nbytes))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_COLUMNS)
@@ -204,12 +239,11 @@ def finish_store(
         "format": FORMAT,
         "settings": settings,
         "dtype": dtype,
-        "shape": [int(n) for n in shape],
+        "shape": shape,
+        "skipped": list(skipped),
         "table_crc32": f"{zlib.crc32(table):08x}",
         "versions": versions(),
     }
-    with open(folder / FEATURES, "rb") as stream:
-        os.fsync(stream.fileno())
     write_atomically(folder / TABLE, table)
     write_atomically(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
 

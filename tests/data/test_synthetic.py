@@ -17,8 +17,9 @@ from asdproto.data.dcase import parse_name, scan
 from asdproto.data.synthetic import FAULTS, MACHINES, SECTIONS, synthesize, writer
 from asdproto.data.synthetic.facts import attribute_strings
 from asdproto.data.synthetic.physics import RATE, to_sound
-from asdproto.data.synthetic.plan import dry_machine, make_shot, plan_group, render
+from asdproto.data.synthetic.plan import dry_machine, make_context, plan_group, render
 from asdproto.errors import DataError
+from asdproto.files import locked
 
 # Defects pass this often in a turn of the shaft.
 OUTER_RACE_RATE, INNER_RACE_RATE = 3.58, 5.42
@@ -285,8 +286,8 @@ def test_an_unreadable_record_is_named(tmp_path, content):
 
 def test_two_at_once_are_kept_apart(tmp_path):
     with (
-        writer._locked(tmp_path),
-        pytest.raises(DataError, match="another process writing into it"),
+        locked(tmp_path, writer._LOCK),
+        pytest.raises(DataError, match="another process working in it"),
     ):
         synthesize(tmp_path, machines=["fan"], workers=1, **TINY)
 
@@ -329,8 +330,8 @@ def sound(*arguments, seconds=4.0, **more):
 
 def dry(*arguments, seconds=4.0, **more):
     """The machine without room and noise."""
-    shot = make_shot(order_of(*arguments, **more), seconds)
-    return to_sound(dry_machine(shot), shot.grid).astype(np.float64)
+    context = make_context(order_of(*arguments, **more), seconds)
+    return to_sound(dry_machine(context), context.grid).astype(np.float64)
 
 
 def envelope_spectrum(x, low, high):

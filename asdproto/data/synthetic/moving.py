@@ -1,13 +1,13 @@
 """Slider, valve, toy car and toy train: machines whose sound comes and goes.
 
-As in :mod:`asdproto.data.synthetic.rotating`, a model maps a :class:`Shot` to the spectrum of the
-machine's dry sound.
+As in :mod:`asdproto.data.synthetic.rotating`, a model maps a :class:`ClipContext` to the
+spectrum of the machine's dry sound.
 """
 
 import numpy as np
 
 from asdproto.data.synthetic import physics as ph
-from asdproto.data.synthetic.shot import Shot
+from asdproto.data.synthetic.context import ClipContext
 
 SLIDER_FAULTS = ("rail_damage", "lack_of_grease", "loose_belt", "screw_damage")
 VALVE_FAULTS = ("contamination", "leak", "short_stroke", "over_voltage")
@@ -19,15 +19,15 @@ _PITCH = 0.012  # meters a turn of the screw
 _REST = 0.18  # seconds between strokes
 
 
-def slider(shot: Shot) -> np.ndarray:
+def slider(context: ClipContext) -> np.ndarray:
     """Strokes to and fro: tones of screw and servo that rise and fall with the speed, friction.
 
     ``vel`` is the top speed in mm/s, ``ac`` the acceleration in g.
     """
-    grid, drive = shot.grid, shot.rng("drive")
-    unit = shot.unit()
-    top = shot.value("vel", 700) / 1000 * (1 + 0.004 * drive.standard_normal())
-    pull = 25 * shot.value("ac", 0.06) * (1 + 0.01 * drive.standard_normal()) + 0.5
+    grid, drive = context.grid, context.rng("drive")
+    unit = context.unit()
+    top = context.value("vel", 700) / 1000 * (1 + 0.004 * drive.standard_normal())
+    pull = 25 * context.value("ac", 0.06) * (1 + 0.01 * drive.standard_normal()) + 0.5
     top = min(top, np.sqrt(pull * _STROKE))
     rise, stroke = top / pull, _STROKE / top + top / pull
     period = stroke + _REST
@@ -48,14 +48,14 @@ def slider(shot: Shot) -> np.ndarray:
     partials[[7, 23, 47]] += np.array([0.5, 0.5, 0.35])  # the servo's poles and their multiples
     partials *= drive.lognormal(0, 0.1, len(order))
     partials[order * top / _PITCH > 7600] = 0
-    damaged = shot.amount("screw_damage")
+    damaged = context.amount("screw_damage")
     partials[12:60] += 0.10 * damaged
-    tones = ph.read_table(ph.wave_table(partials, shot.unit("phases")), turns)
+    tones = ph.read_table(ph.wave_table(partials, context.unit("phases")), turns)
     tones = tones * move * np.float32(0.5 * ph.gain(drive.normal(0, 0.6)))
-    frame = ph.fixed_wavy_curve(grid.samples, shot.body("frame"), 3.0, 0.35)
+    frame = ph.fixed_wavy_curve(grid.samples, context.body("frame"), 3.0, 0.35)
     spectrum = ph.to_spectrum(tones) * frame
 
-    rub, dry = shot.rng("friction"), shot.amount("lack_of_grease")
+    rub, dry = context.rng("friction"), context.amount("lack_of_grease")
     points = ((80, 0.0), (500, 0.0), (2000, -5.0), (5000, -10.0), (8000, -18.0))
     curve = ph.noise_curve(grid.samples, points) * frame * ph.wavy_curve(rub, grid, 0.5, 1.0)
     if dry:
@@ -69,19 +69,19 @@ def slider(shot: Shot) -> np.ndarray:
     friction *= np.float32(ph.gain(-1 + rub.normal(0, 0.6)))
 
     stops = _reversals(clock, time)
-    knock = ph.ring(shot.body("stop"), 8, 150, 3000, 0.12)
+    knock = ph.ring(context.body("stop"), 8, 150, 3000, 0.12)
     ph.add_bursts(friction, stops, 0.8 * drive.lognormal(0, 0.15, len(stops)), knock)
-    rng = shot.rng("fault")
-    spot = shot.amount("rail_damage")
+    rng = context.rng("fault")
+    spot = context.amount("rail_damage")
     if spot:  # every passage over the spot knocks
         place = float(rng.uniform(0.2, 0.8)) * _STROKE
         passed = np.flatnonzero(np.diff(np.sign(there - place)))
-        click = ph.ring(shot.body("rail"), 10, 1200, 6500, 0.05)
+        click = ph.ring(context.body("rail"), 10, 1200, 6500, 0.05)
         heights = 3.0 * spot * rng.lognormal(0, 0.2, len(passed)) * (0.3 + speed[passed])
         ph.add_bursts(friction, time[passed], heights, click)
-    loose = shot.amount("loose_belt")
+    loose = context.amount("loose_belt")
     if loose:  # rattles after every reversal
-        click = ph.ring(shot.body("belt"), 8, 500, 4500, 0.03)
+        click = ph.ring(context.body("belt"), 8, 500, 4500, 0.03)
         for stop in stops:
             beats = stop + np.cumsum(rng.uniform(0.015, 0.04, 9))
             ph.add_bursts(friction, beats, 1.6 * loose * 0.8 ** np.arange(9), click)
@@ -115,46 +115,46 @@ _PATTERNS: dict[str, tuple[tuple[tuple[float, int], ...], float]] = {
 _PANELS = {"open": (8000, 0.0), "bs-c": (1500, -7.0), "b-c": (2500, -5.0), "s-c": (1000, -10.0)}
 
 
-def valve(shot: Shot) -> np.ndarray:
+def valve(context: ClipContext) -> np.ndarray:
     """Solenoid valves that open and close by a pattern: a click, a knock, a puff of air."""
-    grid = shot.grid
+    grid = context.grid
     plans = {
-        name: shot.attributes[key]
+        name: context.attributes[key]
         for name, key in (("v1", "pat"), ("v1", "v1pat"), ("v2", "v2pat"))
-        if key in shot.attributes
+        if key in context.attributes
     }
     sound = np.zeros(grid.samples, np.float32)
     for name, pattern in plans.items():
-        _actuate(shot, name, pattern, sound)
-    hiss = shot.rng("supply")
+        _actuate(context, name, pattern, sound)
+    hiss = context.rng("supply")
     points = ((100, 0.0), (600, -6.0), (2500, -4.0), (6000, -3.0), (8000, -8.0))
     curve = ph.noise_curve(grid.samples, points)
     curve = curve * np.float32(ph.gain(-30 + hiss.normal(0, 1)))
-    leak = shot.amount("leak")
+    leak = context.amount("leak")
     if leak:  # air through the closed seat
-        rng = shot.rng("fault")
+        rng = context.rng("fault")
         center = np.log2(rng.uniform(2500, 5500))
         jet = np.exp(-0.5 * ((grid.octave - center) / 0.45) ** 2)
         curve = np.hypot(curve, 0.045 * leak * jet).astype(np.float32)
     spectrum = ph.to_spectrum(sound) + ph.noise_spectrum(hiss, grid, curve)
-    corner, fall = _PANELS[shot.attributes.get("panel", "open")]
+    corner, fall = _PANELS[context.attributes.get("panel", "open")]
     dull = fall * np.clip(np.log2(np.maximum(grid.hz, 1) / corner), 0, None)
     return spectrum * np.exp2(dull / 6.02).astype(np.float32) * np.float32(ph.gain(23))
 
 
-def _actuate(shot: Shot, name: str, pattern: str, sound: np.ndarray) -> None:
+def _actuate(context: ClipContext, name: str, pattern: str, sound: np.ndarray) -> None:
     """Adds one valve's actuations to ``sound``."""
-    rng = shot.rng(name)
-    faulty = shot.rng(f"fault {name}")
-    hard = 1 + 0.45 * shot.amount("over_voltage")
-    dirty, short = shot.amount("contamination"), shot.amount("short_stroke")
-    body = shot.body(name)
+    rng = context.rng(name)
+    faulty = context.rng(f"fault {name}")
+    hard = 1 + 0.45 * context.amount("over_voltage")
+    dirty, short = context.amount("contamination"), context.amount("short_stroke")
+    body = context.body(name)
     click = ph.ring(f"{body} click", 14, 900, 7200, 0.030)
     knock = ph.ring(f"{body} knock", 12, 250, 4200, 0.060)
     steps, cycle = _PATTERNS[pattern]
     cycle *= 1 + 0.003 * rng.standard_normal()
     first = -rng.uniform(0, cycle)
-    for begin in np.arange(first, shot.grid.seconds, cycle):
+    for begin in np.arange(first, context.grid.seconds, cycle):
         for offset, opens in steps:
             time = begin + offset + 0.002 * rng.standard_normal()
             height, knock_height, air_height = rng.lognormal(0, 0.12, 3)
@@ -180,18 +180,18 @@ def _toy_car(name: str) -> tuple[str, str]:
     return name[0], name[1:]
 
 
-def toy_car(shot: Shot) -> np.ndarray:
+def toy_car(context: ClipContext) -> np.ndarray:
     """A toy car on a roller bench: motor and gears run up, run, and run down; the wheels rattle.
 
     ``car`` is the model (letter) and its copy (digit), ``spd`` the supply in tenths of a volt,
     ``mic`` the microphone.
     """
-    grid, drive = shot.grid, shot.rng("drive")
-    model, copy = _toy_car(shot.attributes["car"])
+    grid, drive = context.grid, context.rng("drive")
+    model, copy = _toy_car(context.attributes["car"])
     made = ph.stream("toy car", model)
     own = ph.stream("toy car", model, copy)
-    volts = float(shot.attributes["spd"].rstrip("V")) / 10
-    over_voltage = shot.amount("over_voltage")
+    volts = float(context.attributes["spd"].rstrip("V")) / 10
+    over_voltage = context.amount("over_voltage")
     wheel_hz = made.uniform(3.6, 4.6) * volts * (1 + 0.02 * own.standard_normal())
     wheel_hz *= 1 + 0.006 * drive.standard_normal() + 0.02 * over_voltage
     ratio, pinion = int(made.integers(4, 7)), int(made.integers(8, 12))
@@ -208,7 +208,7 @@ def toy_car(shot: Shot) -> np.ndarray:
     order = np.arange(1, 500)
     partials = 0.05 * made.lognormal(0, 0.6, 499) / (1 + order * wheel_hz / 900)
     mesh, brush = ratio * pinion, ratio * 6
-    bent, chipped = shot.amount("bent_shaft"), shot.amount("damaged_gear")
+    bent, chipped = context.amount("bent_shaft"), context.amount("damaged_gear")
     for base, height in ((mesh, 0.7), (brush, 0.4)):
         for number in range(1, 499 // base):
             tall = height * own.lognormal(0, 0.35) / number**0.9
@@ -222,35 +222,35 @@ def toy_car(shot: Shot) -> np.ndarray:
     shell = ph.fixed_wavy_curve(grid.samples, f"toy car {model}", 3.5, 0.3)
     shell = shell * ph.fixed_wavy_curve(grid.samples, f"toy car {model}{copy}", 1.2, 0.3)
 
-    rng = shot.rng("rattle")
+    rng = context.rng("rattle")
     points = ((80, -6.0), (400, 0.0), (1200, 0.0), (3000, -9.0), (6000, -12.0), (8000, -18.0))
     curve = ph.noise_curve(grid.samples, points) * ph.wavy_curve(rng, grid, 0.5, 1.0)
     rattle = ph.to_sound(ph.noise_spectrum(rng, grid, curve), grid)
     swing = ph.wave_table(np.array([0.2 + 0.15 * bent, 0.1]), ph.stream("toy car", model, "swing"))
     rattle *= np.maximum(1 + ph.read_table(swing, turns), 0.1) * run
     rattle *= np.float32(ph.gain(-1 + rng.normal(0, 0.6)))
-    flat = shot.amount("deformed_tyre")
+    flat = context.amount("deformed_tyre")
     if flat:  # thumps once a turn
         times = grid.time[np.flatnonzero(np.diff(np.floor(turns)))]
         thump = ph.ring(f"toy car {model} tyre", 8, 120, 1800, 0.03)
         heights = 2.0 * flat * np.interp(times, grid.time, run)
         ph.add_bursts(rattle, times, heights, thump)
     spectrum = ph.to_spectrum(force + rattle) * shell
-    spectrum *= ph.fixed_wavy_curve(grid.samples, f"toy mic {shot.attributes['mic']}", 2.0, 0.5)
+    spectrum *= ph.fixed_wavy_curve(grid.samples, f"toy mic {context.attributes['mic']}", 2.0, 0.5)
     return spectrum
 
 
-def toy_train(shot: Shot) -> np.ndarray:
+def toy_train(context: ClipContext) -> np.ndarray:
     """A toy train that passes the microphone: rolling noise, wheels over rail joints, a motor.
 
     ``car`` as for the toy car, ``spd`` the setting of the supply, ``mic`` the microphone.
     """
-    grid, drive = shot.grid, shot.rng("drive")
-    model, copy = _toy_car(shot.attributes["car"])
+    grid, drive = context.grid, context.rng("drive")
+    model, copy = _toy_car(context.attributes["car"])
     made = ph.stream("toy train", model)
     own = ph.stream("toy train", model, copy)
-    over_voltage = shot.amount("over_voltage")
-    pace = 0.055 * float(shot.attributes["spd"]) * (1 + 0.01 * drive.standard_normal())
+    over_voltage = context.amount("over_voltage")
+    pace = 0.055 * float(context.attributes["spd"]) * (1 + 0.01 * drive.standard_normal())
     pace *= 1 + 0.02 * over_voltage  # meters a second
     meet = grid.seconds * (0.5 + 0.03 * drive.standard_normal())
     way = (pace / 0.35 * (grid.time - meet)).astype(np.float32)
@@ -263,7 +263,7 @@ def toy_train(shot: Shot) -> np.ndarray:
     partials = 0.06 * made.lognormal(0, 0.7, 2400)[: len(order)] / (1 + order * hz / 1500)
     for number in range(1, len(order) // 72):
         partials[number * 72 - 1] += 0.6 * own.lognormal(0, 0.35) / number**0.8
-    bent = shot.amount("bent_axle")
+    bent = context.amount("bent_axle")
     for number in range(1, min(9, len(order) // 72)):
         for side in (-2, -1, 1, 2):
             partials[number * 72 - 1 + side] += 0.15 * bent / number**0.8
@@ -272,7 +272,7 @@ def toy_train(shot: Shot) -> np.ndarray:
     motor = ph.read_table(table, turns) * (0.35 + 0.65 * near)
     motor = ph.at_level(motor, -4 + drive.normal(0, 0.6))
 
-    rng = shot.rng("rolling")
+    rng = context.rng("rolling")
     points = ((80, -4.0), (400, 0.0), (1500, -3.0), (4000, -9.0), (8000, -16.0))
     curve = ph.noise_curve(grid.samples, points) * ph.wavy_curve(rng, grid, 0.5, 1.0)
     rolling = ph.to_sound(ph.noise_spectrum(rng, grid, curve), grid)
@@ -281,12 +281,12 @@ def toy_train(shot: Shot) -> np.ndarray:
     rolling = ph.at_level(rolling, -4 + rng.normal(0, 0.6))
 
     # Joints lie evenly along the rail; every axle of the train knocks at each of them.
-    rail = ph.stream("toy train rail", shot.section)
+    rail = ph.stream("toy train rail", context.section)
     joints = np.arange(-8, 9) * 0.22 + rail.normal(0, 0.01, 17)
     heights = rail.lognormal(0, 0.4, 17)
     joint_ring = ph.ring("toy train joint", 10, 300, 5000, 0.05)
-    faulty = shot.rng("fault")
-    broken = shot.amount("broken_rail")
+    faulty = context.rng("fault")
+    broken = context.amount("broken_rail")
     if broken:
         heights[int(faulty.integers(6, 11))] += 2.5 * broken
     for axle in (0.0, 0.05, 0.16, 0.21):
@@ -294,7 +294,7 @@ def toy_train(shot: Shot) -> np.ndarray:
         close = 1 / np.sqrt(1 + (joints / 0.35) ** 2)
         height = 6.0 * heights * close * drive.lognormal(0, 0.15, 17)
         ph.add_bursts(rolling, times, height, joint_ring)
-    flat = shot.amount("flat_wheel")
+    flat = context.amount("flat_wheel")
     if flat:  # the flat knocks on the rail once a turn
         times = grid.time[np.flatnonzero(np.diff(np.floor(turns)))]
         click = ph.ring(f"toy train {model} wheel", 8, 800, 6500, 0.02)
@@ -305,5 +305,5 @@ def toy_train(shot: Shot) -> np.ndarray:
     shell = ph.fixed_wavy_curve(grid.samples, f"toy train {model}", 3.0, 0.3)
     shell = shell * ph.fixed_wavy_curve(grid.samples, f"toy train {model}{copy}", 1.2, 0.3)
     spectrum = ph.to_spectrum(motor + rolling) * shell
-    spectrum *= ph.fixed_wavy_curve(grid.samples, f"toy mic {shot.attributes['mic']}", 2.0, 0.5)
+    spectrum *= ph.fixed_wavy_curve(grid.samples, f"toy mic {context.attributes['mic']}", 2.0, 0.5)
     return spectrum

@@ -8,8 +8,8 @@ from asdproto.data.attributes import attribute_pairs
 from asdproto.data.dcase import Clip
 from asdproto.data.synthetic import facts, moving, rotating
 from asdproto.data.synthetic import physics as ph
+from asdproto.data.synthetic.context import ClipContext
 from asdproto.data.synthetic.rooms import SETTINGS, record
-from asdproto.data.synthetic.shot import Shot
 
 _MODELS = {
     "ToyCar": (moving.toy_car, moving.TOY_CAR_FAULTS),
@@ -86,10 +86,10 @@ def plan_group(
     return orders
 
 
-def make_shot(order: Order, seconds: float) -> Shot:
+def make_context(order: Order, seconds: float) -> ClipContext:
     """What the models need to know of a clip."""
     clip = order.clip
-    return Shot(
+    return ClipContext(
         clip.machine_type,
         clip.section,
         clip.domain,
@@ -101,10 +101,10 @@ def make_shot(order: Order, seconds: float) -> Shot:
     )
 
 
-def dry_machine(shot: Shot) -> np.ndarray:
+def dry_machine(context: ClipContext) -> np.ndarray:
     """Spectrum of a clip's machine without room and noise, complex64."""
-    model, _ = _MODELS[shot.machine]
-    return model(shot)
+    model, _ = _MODELS[context.machine]
+    return model(context)
 
 
 def render(order: Order, seconds: float) -> np.ndarray:
@@ -117,6 +117,6 @@ def render(order: Order, seconds: float) -> np.ndarray:
     Returns:
       int16, shape ``[round(seconds * 16000)]``.
     """
-    shot = make_shot(order, seconds)
-    sound = record(shot, dry_machine(shot))
+    context = make_context(order, seconds)
+    sound = record(context, dry_machine(context))
     return np.clip(np.round(sound * 32768), -32768, 32767).astype("<i2")

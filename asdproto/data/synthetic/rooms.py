@@ -6,7 +6,7 @@ import functools
 import numpy as np
 
 from asdproto.data.synthetic import physics as ph
-from asdproto.data.synthetic.shot import Shot
+from asdproto.data.synthetic.context import ClipContext
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,51 +90,51 @@ SETTINGS = {
 }
 
 
-def record(shot: Shot, machine: np.ndarray) -> np.ndarray:
+def record(context: ClipContext, machine: np.ndarray) -> np.ndarray:
     """Puts a machine into its room and its noise and records it.
 
     Args:
-      shot: The clip.
+      context: The clip.
       machine: Spectrum of the machine's dry sound.
 
     Returns:
       float32, shape ``[samples]``, full scale 1.
     """
-    grid, setting, rng = shot.grid, SETTINGS[shot.machine], shot.rng("place")
-    room = stand(shot)
+    grid, setting, rng = context.grid, SETTINGS[context.machine], context.rng("place")
+    room = stand(context)
     # Things near the machine are moved about between recordings.
     spectrum = machine * room * ph.wavy_curve(rng, grid, 0.5, 0.7)
     loudness = setting.level + rng.normal(0, 0.5)
-    noise = background(shot) * np.float32(ph.gain(setting.noise[shot.domain == "target"]))
+    noise = background(context) * np.float32(ph.gain(setting.noise[context.domain == "target"]))
     spectrum += ph.to_spectrum(noise)
     spectrum *= _recorder(grid.samples) * np.float32(ph.gain(loudness))
     return ph.to_sound(spectrum, grid)
 
 
-def stand(shot: Shot) -> np.ndarray:
+def stand(context: ClipContext) -> np.ndarray:
     """Response from the machine to the microphone in this section and domain."""
-    rng = ph.stream("stand", shot.machine, shot.section, shot.domain)
+    rng = ph.stream("stand", context.machine, context.section, context.domain)
     decay, reverberant = float(rng.uniform(0.25, 0.7)), float(rng.uniform(-9, -4))
-    name = f"{shot.machine}/{shot.section}/{shot.domain}"
-    room = ph.room_response(shot.grid.samples, name, decay, reverberant)
-    return room * ph.fixed_wavy_curve(shot.grid.samples, f"{name} stand", 1.0, 0.7)
+    name = f"{context.machine}/{context.section}/{context.domain}"
+    room = ph.room_response(context.grid.samples, name, decay, reverberant)
+    return room * ph.fixed_wavy_curve(context.grid.samples, f"{name} stand", 1.0, 0.7)
 
 
-def kind_of(shot: Shot) -> tuple[str, float]:
+def kind_of(context: ClipContext) -> tuple[str, float]:
     """Noise of a clip: its kind, and its level in dB relative to the setting's."""
-    level = _NOISE_LEVELS.get(shot.attributes.get("n-lv", ""), 0.0)
-    if level or "n-lv" in shot.attributes:
+    level = _NOISE_LEVELS.get(context.attributes.get("n-lv", ""), 0.0)
+    if level or "n-lv" in context.attributes:
         return "hall", level
     for pair, name in _BY_ATTRIBUTE.items():
-        if shot.attributes.get(pair[0]) == pair[1]:
+        if context.attributes.get(pair[0]) == pair[1]:
             return name, 0.0
-    return _BY_DOMAIN[shot.domain], 0.0
+    return _BY_DOMAIN[context.domain], 0.0
 
 
-def background(shot: Shot) -> np.ndarray:
+def background(context: ClipContext) -> np.ndarray:
     """Noise of a clip, float32 samples; about 0 dB between events."""
-    name, extra = kind_of(shot)
-    kind, grid, rng = KINDS[name], shot.grid, shot.rng("noise")
+    name, extra = kind_of(context)
+    kind, grid, rng = KINDS[name], context.grid, context.rng("noise")
     curve = ph.noise_curve(grid.samples, kind.points) * ph.wavy_curve(rng, grid, 0.7, 1.0)
     curve = curve * ph.fixed_wavy_curve(grid.samples, f"noise {name}", 2.0, 0.5)
     sound = ph.to_sound(ph.noise_spectrum(rng, grid, curve), grid)

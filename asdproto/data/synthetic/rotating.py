@@ -1,14 +1,14 @@
 """Fan, gearbox and bearing: machines that turn.
 
-A model maps a :class:`Shot` to the spectrum of the machine's dry sound, about 0 dB when normal at
-the middle of its attributes. Numbers are chosen by ear and eye after published recordings of such
-machines; they describe no particular product.
+A model maps a :class:`ClipContext` to the spectrum of the machine's dry sound, about 0 dB when
+normal at the middle of its attributes. Numbers are chosen by ear and eye after published recordings
+of such machines; they describe no particular product.
 """
 
 import numpy as np
 
 from asdproto.data.synthetic import physics as ph
-from asdproto.data.synthetic.shot import Shot
+from asdproto.data.synthetic.context import ClipContext
 
 FAN_FAULTS = ("unbalance", "broken_blade", "clogging", "over_voltage", "rubbing")
 GEARBOX_FAULTS = ("chipped_tooth", "worn_teeth", "misalignment", "lack_of_grease", "over_voltage")
@@ -21,12 +21,12 @@ BALL_RATE = 4.71
 CAGE_RATE = 0.398
 
 
-def fan(shot: Shot) -> np.ndarray:
+def fan(context: ClipContext) -> np.ndarray:
     """Blade-pass and motor tones over broadband flow noise."""
-    grid, unit, drive = shot.grid, shot.unit(), shot.rng("drive")
+    grid, unit, drive = context.grid, context.unit(), context.rng("drive")
     blades = int(unit.choice([5, 7, 9]))
     nominal = unit.uniform(23, 29)
-    over_voltage = shot.amount("over_voltage")
+    over_voltage = context.amount("over_voltage")
     speed = nominal * (1 + 0.003 * drive.standard_normal() + 0.01 * over_voltage)
     turns = ph.rotation(drive, grid, speed, 0.0006).sampled(grid)
 
@@ -39,47 +39,47 @@ def fan(shot: Shot) -> np.ndarray:
     partials *= drive.lognormal(0, 0.12, len(order))
     partials[[3, 7, 11, 15]] *= 1 + 1 * over_voltage  # the hum of an overloaded motor
     # One-sided mass moves the shaft's own orders, one odd blade all orders about the blade pass.
-    partials[:4] += 0.9 * shot.amount("unbalance") / np.arange(1, 5) ** 1.2
+    partials[:4] += 0.9 * context.amount("unbalance") / np.arange(1, 5) ** 1.2
     odd = np.exp(-0.5 * ((order - 2 * blades) / (1.5 * blades)) ** 2)
-    partials += 0.22 * shot.amount("broken_blade") * odd
-    tones = ph.read_table(ph.wave_table(partials, shot.unit("phases"), speed), turns)
+    partials += 0.22 * context.amount("broken_blade") * odd
+    tones = ph.read_table(ph.wave_table(partials, context.unit("phases"), speed), turns)
     tones *= np.float32(ph.gain(-3 + drive.normal(0, 0.7)))
 
     points = ((40, 0.0), (200, 2.0), (1000, -9.0), (4000, -24.0), (8000, -34.0))
     curve = ph.noise_curve(grid.samples, points)
-    curve = curve * ph.fixed_wavy_curve(grid.samples, shot.body("duct"), 2.5, 0.35)
-    clogging = shot.amount("clogging")
+    curve = curve * ph.fixed_wavy_curve(grid.samples, context.body("duct"), 2.5, 0.35)
+    clogging = context.amount("clogging")
     if clogging:  # more and slower turbulence
         tilt = np.interp(grid.hz, [100, 250, 900, 2500], [0, 2, 2, -1]) * clogging
         curve = curve * np.exp2(tilt / 6.02).astype(np.float32)
-    flow_rng = shot.rng("flow")
+    flow_rng = context.rng("flow")
     curve = curve * ph.wavy_curve(flow_rng, grid, 0.5, 1.0)
     curve *= np.float32(ph.gain(flow_rng.normal(-2, 0.7)))
     spectrum = ph.to_spectrum(tones) + ph.noise_spectrum(flow_rng, grid, curve)
 
-    rubbing = shot.amount("rubbing")
+    rubbing = context.amount("rubbing")
     if rubbing:  # the blades touch the guard in one place of every turn
-        rng = shot.rng("fault")
+        rng = context.rng("fault")
         scrape = 0.7 * rng.standard_normal(grid.samples, dtype=np.float32)
         contact = np.maximum(np.cos(2 * np.pi * turns), 0).astype(np.float32)
         scrape *= np.square(np.square(contact))
-        guard = ph.resonances(grid.samples, ph.random_modes(shot.body("guard"), 4, 1800, 6500))
+        guard = ph.resonances(grid.samples, ph.random_modes(context.body("guard"), 4, 1800, 6500))
         spectrum += ph.to_spectrum(ph.at_level(scrape, -24)) * guard * np.float32(rubbing)
     return spectrum
 
 
-def gearbox(shot: Shot) -> np.ndarray:
+def gearbox(context: ClipContext) -> np.ndarray:
     """Tooth mesh with sidebands of both shafts, and the rattle of teeth that carry no load.
 
     The voltage sets the speed; the weight loads the teeth and slows the motor a little; another
     ``id`` is another gearbox.
     """
-    grid, drive = shot.grid, shot.rng("drive")
-    individual = shot.attributes.get("id", "")
-    unit = shot.unit(individual)
+    grid, drive = context.grid, context.rng("drive")
+    individual = context.attributes.get("id", "")
+    unit = context.unit(individual)
     teeth, pinion = int(unit.integers(37, 53)), int(unit.integers(13, 19))
-    volts, weight = shot.value("volt", 1.5), shot.value("wt", 50)
-    over_voltage = shot.amount("over_voltage")
+    volts, weight = context.value("volt", 1.5), context.value("wt", 50)
+    over_voltage = context.amount("over_voltage")
     nominal = unit.uniform(2.4, 2.8) * volts**0.85 * (1 - 0.0004 * weight)
     speed = nominal * (1 + 0.004 * drive.standard_normal() + 0.008 * over_voltage)
     shaft = ph.rotation(drive, grid, speed, 0.0015)
@@ -89,7 +89,7 @@ def gearbox(shot: Shot) -> np.ndarray:
     # Partials of the slow shaft: the mesh and its sidebands lie on exact multiples.
     partials = np.zeros(2200)
     side = np.arange(-4, 5)
-    wear, askew = shot.amount("worn_teeth"), shot.amount("misalignment")
+    wear, askew = context.amount("worn_teeth"), context.amount("misalignment")
     mesh = unit.lognormal(0, 0.3, 7) / np.arange(1, 8) ** 1.1 * load**0.6
     mesh[1:4] *= 1 + 1.0 * wear
     slow_side = unit.uniform(0.08, 0.2) * (1 + 2.5 * askew) / (1 + np.abs(side))
@@ -106,43 +106,43 @@ def gearbox(shot: Shot) -> np.ndarray:
     motor_level *= 1 + 0.4 * over_voltage
     partials[motor[motor < 2200] - 1] += motor_level[motor < 2200]
     partials *= drive.lognormal(0, 0.1, len(partials))
-    table = ph.wave_table(partials, shot.unit(f"{individual}/phases"), speed)
+    table = ph.wave_table(partials, context.unit(f"{individual}/phases"), speed)
     force = ph.at_level(ph.read_table(table, turns), -4 + drive.normal(0, 0.6))
-    case = ph.fixed_wavy_curve(grid.samples, shot.body(f"case{individual}"), 3.5, 0.3)
+    case = ph.fixed_wavy_curve(grid.samples, context.body(f"case{individual}"), 3.5, 0.3)
     spectrum = ph.to_spectrum(force) * case
 
     # Rolling and rattling noise swells once a turn: no gear is quite round.
-    friction, dry = shot.rng("friction"), shot.amount("lack_of_grease")
+    friction, dry = context.rng("friction"), context.amount("lack_of_grease")
     points = ((60, 0.0), (400, -4.0), (1500, -10.0), (4000, -17.0), (8000, -28.0))
     curve = ph.noise_curve(grid.samples, points) * case * ph.wavy_curve(friction, grid, 0.5, 1.0)
     if dry:
         rise = np.interp(grid.hz, [1500, 3000, 6500, 8000], [0, 2.5, 2.5, 0]) * dry
         curve = curve * np.exp2(rise / 6.02).astype(np.float32)
     rattle = ph.to_sound(ph.noise_spectrum(friction, grid, curve), grid)
-    swing = ph.wave_table(np.array([0.3, 0.18, 0.1, 0.06]), shot.unit("swing"))
+    swing = ph.wave_table(np.array([0.3, 0.18, 0.1, 0.06]), context.unit("swing"))
     rattle *= np.maximum(1 + ph.read_table(swing, turns), 0.1)
     rattle *= np.float32(ph.gain(-7 + 6 * np.log2(volts / 1.5 + 0.4) + friction.normal(0, 0.6)))
     spectrum += ph.to_spectrum(rattle)
 
-    chipped = shot.amount("chipped_tooth")
+    chipped = context.amount("chipped_tooth")
     if chipped:  # one blow a turn of the pinion, and it rings in the case
-        rng = shot.rng("fault")
+        rng = context.rng("fault")
         times = shaft.strikes(rng, ratio, 0.002)
         blows = ph.impulses(grid, times, rng.lognormal(0, 0.3, len(times)))
-        modes = ph.random_modes(shot.body(f"case{individual}"), 6, 700, 6000, (10, 40))
+        modes = ph.random_modes(context.body(f"case{individual}"), 6, 700, 6000, (10, 40))
         ringing = ph.resonances(grid.samples, modes)
         spectrum += ph.to_spectrum(ph.at_level(blows, -18)) * ringing * np.float32(chipped)
     return spectrum
 
 
-def bearing(shot: Shot) -> np.ndarray:
+def bearing(context: ClipContext) -> np.ndarray:
     """Rolling noise of a test rig's bearing, tones of its motor, and the path to the microphone.
 
     ``vel`` is the speed in turns a second; ``loc`` the place of the microphone.
     """
-    grid, drive = shot.grid, shot.rng("drive")
-    unit = shot.unit()
-    nominal = shot.value("vel", 10)
+    grid, drive = context.grid, context.rng("drive")
+    unit = context.unit()
+    nominal = context.value("vel", 10)
     speed = nominal * (1 + 0.004 * drive.standard_normal())
     shaft = ph.rotation(drive, grid, speed, 0.0012)
     turns = shaft.sampled(grid)
@@ -154,52 +154,54 @@ def bearing(shot: Shot) -> np.ndarray:
     partials = 0.05 * heights / (1 + order * nominal / 350) ** 1.2
     poles = order % 14 == 0  # the motor's slots
     partials[poles] += 0.5 * heights[poles] ** 0.5 / (1 + order[poles] * nominal / 1200) ** 1.6
-    skew = shot.amount("eccentricity")
+    skew = context.amount("eccentricity")
     partials[: min(6, count)] += 0.3 * skew / np.arange(1, 7)[: min(6, count)]
     for near in (-2, -1, 1, 2):
         places = order[poles] + near
         places = places[(places > 0) & (places <= count)] - 1
         partials[places] += 0.06 * skew / (1 + places * nominal / 1200)
     partials *= drive.lognormal(0, 0.12, count)
-    table = ph.wave_table(partials, shot.unit("phases"), speed)
+    table = ph.wave_table(partials, context.unit("phases"), speed)
     tones = ph.read_table(table, turns) * np.float32(ph.gain(-1 + drive.normal(0, 0.6)))
     spectrum = ph.to_spectrum(tones)
 
-    roll = shot.rng("roll")
+    roll = context.rng("roll")
     points = ((60, 2.0), (300, 0.0), (1500, -8.0), (4000, -16.0), (8000, -27.0))
     curve = ph.noise_curve(grid.samples, points)
-    curve = curve * ph.fixed_wavy_curve(grid.samples, shot.body("rig"), 3.0, 0.35)
+    curve = curve * ph.fixed_wavy_curve(grid.samples, context.body("rig"), 3.0, 0.35)
     curve *= ph.wavy_curve(roll, grid, 0.5, 1.0)
     curve *= np.float32(ph.gain(-2 + roll.normal(0, 0.6)))
     spectrum += ph.noise_spectrum(roll, grid, curve)
 
-    blows = _bearing_blows(shot, shaft, turns)
+    blows = _bearing_blows(context, shaft, turns)
     if blows is not None:
-        modes = ph.random_modes(shot.body("housing"), 5, 2200, 6200, (12, 40))
+        modes = ph.random_modes(context.body("housing"), 5, 2200, 6200, (12, 40))
         spectrum += ph.to_spectrum(blows) * ph.resonances(grid.samples, modes)
     spectrum *= np.float32(ph.gain(louder))
 
-    place = shot.attributes.get("loc", "A")
+    place = context.attributes.get("loc", "A")
     spectrum *= ph.fixed_wavy_curve(grid.samples, f"bearing/loc/{place}", 3.0, 0.5)
     return spectrum
 
 
-def _bearing_blows(shot: Shot, shaft: ph.Rotation, turns: np.ndarray) -> np.ndarray | None:
+def _bearing_blows(
+    context: ClipContext, shaft: ph.Rotation, turns: np.ndarray
+) -> np.ndarray | None:
     """Blows of rolling elements on a defect, as a force."""
-    grid = shot.grid
-    amount, rng = shot.severity, shot.rng("fault")
-    if shot.fault == "outer_race":
+    grid = context.grid
+    amount, rng = context.severity, context.rng("fault")
+    if context.fault == "outer_race":
         times = shaft.strikes(rng, OUTER_RACE_RATE, 0.01)
         heights = rng.lognormal(0, 0.25, len(times))
-    elif shot.fault == "inner_race":  # the defect passes in and out of the loaded zone
+    elif context.fault == "inner_race":  # the defect passes in and out of the loaded zone
         times = shaft.strikes(rng, INNER_RACE_RATE, 0.01)
         angle = np.interp(times, grid.time, turns)
         heights = rng.lognormal(0, 0.25, len(times)) * (0.55 + 0.45 * np.cos(2 * np.pi * angle))
-    elif shot.fault == "rolling_element":
+    elif context.fault == "rolling_element":
         times = shaft.strikes(rng, BALL_RATE, 0.02)
         angle = np.interp(times, grid.time, turns) * CAGE_RATE
         heights = rng.lognormal(0, 0.35, len(times)) * (0.5 + 0.5 * np.cos(2 * np.pi * angle))
-    elif shot.fault == "contamination":  # grains between ball and race, whenever one comes by
+    elif context.fault == "contamination":  # grains between ball and race, whenever one comes by
         count = rng.poisson(6 * OUTER_RACE_RATE * grid.seconds)
         times = rng.uniform(0, grid.seconds, count)
         heights = rng.lognormal(-0.5, 0.9, count)

@@ -2,37 +2,25 @@
 
 import contextlib
 import csv
-import ctypes
+import dataclasses
 import difflib
-import fcntl
 import io
 import json
-import logging
-import multiprocessing
 import operator
 import os
-import signal
-import threading
 import wave
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from concurrent.futures import (
-    FIRST_COMPLETED,
-    Future,
-    ProcessPoolExecutor,
-    ThreadPoolExecutor,
-    wait,
-)
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.synchronize import Event
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from asdproto.data.attributes import attribute_pairs
+from asdproto.data.pool import Bar, count_workers, run
 from asdproto.data.synthetic.facts import DOMAINS, MACHINES, SECTIONS, attribute_strings
 from asdproto.data.synthetic.physics import RATE
 from asdproto.data.synthetic.plan import Order, plan_group, render
 from asdproto.errors import DataError
-from asdproto.files import sync_folder, write_atomically
+from asdproto.files import locked, sync_folder, write_atomically
 
 MANIFEST = "synthetic.json"
 FAULTS_TABLE = "faults.csv"
@@ -99,7 +87,7 @@ def synthesize(
     orders = _plan(settings)
     _check_folder(out, settings)
     out.mkdir(parents=True, exist_ok=True)
-    with _locked(out):
+    with locked(out, _LOCK):
         finished = _check_folder(out, settings)
         if not finished:
             _write_manifest(out, settings, finished=False)
@@ -111,9 +99,19 @@ def synthesize(
             folder.mkdir(parents=True, exist_ok=True)
             for part in folder.glob(f"*{_PART}"):
                 part.unlink()
-        with _bar(progress, len(orders), len(orders) - len(missing)) as advance:
-            for _ in _make(missing, root, seconds, workers):
-                advance()
+        if workers is None:
+            workers = count_workers(len(missing), worth=_POOL_WORTH)
+        pieces = [
+            _Piece(root, missing[first : first + _CHUNK], seconds)
+            for first in range(0, len(missing), _CHUNK)
+        ]
+        done = len(orders) - len(missing)
+        with (
+            Bar(progress, "Synthesizing", len(orders), done) as bar,
+            contextlib.closing(run(_make, pieces, workers)) as results,
+        ):
+            for made in results:
+                bar.advance(made)
         for folder in {(root / order.clip.path).parent for order in orders}:
             sync_folder(folder)
         _write_tables(out, orders)
@@ -242,25 +240,6 @@ def _write_manifest(out: Path, settings: dict[str, Any], *, finished: bool) -> N
     write_atomically(out / MANIFEST, (json.dumps(content, indent=2) + "\n").encode())
 
 
-@contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Keeps other processes from writing into a folder; a killed one's lock is void."""
-    with open(out / _LOCK, "w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(
-                out,
-                "another process writing into it",
-                "one at a time",
-                "Wait for it to end, or choose another folder.",
-            ) from None
-        except OSError:
-            _log.info("%s: this file system has no locks; going on without", out)
-        yield
-    (out / _LOCK).unlink(missing_ok=True)
-
-
 def _missing(root: Path, orders: list[Order], samples: int) -> list[Order]:
     """Orders whose file is not there, or not of its size."""
     there: dict[str, int] = {}
@@ -316,90 +295,26 @@ def _write_csv(path: Path, rows: list[list[str]]) -> None:
 # --- the work
 
 
-def _make(
-    orders: list[Order], root: Path, seconds: float, workers: int | None
-) -> Generator[None, None, None]:
-    """Makes clips, in this process or in many; yields once for every finished clip."""
-    if workers is None:
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-        workers = (workers or os.cpu_count() or 1) if len(orders) >= _POOL_WORTH else 1
-    chunks = [orders[first : first + _CHUNK] for first in range(0, len(orders), _CHUNK)]
-    workers = min(workers, len(chunks))
-    if workers <= 1:
-        for chunk in chunks:
-            _make_chunk(chunk, root, seconds)
-            yield from [None] * len(chunk)
-        return
-    # A fork of a process that holds a started accelerator backend may hang.
-    context = multiprocessing.get_context("spawn")
-    stop = context.Event()
-    pool = ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_start_worker, initargs=(stop,)
-    )
-    waiting: set[Future[int]] = set()
-    try:
-        waiting = {pool.submit(_work, chunk, root, seconds) for chunk in chunks}
-        while waiting:
-            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in done:
-                yield from [None] * future.result()
-    except BrokenProcessPool:
-        raise DataError(
-            root,
-            "a worker process that ended abruptly",
-            "workers that live",
-            "Run this again, with fewer workers if memory was short: what is done is kept.",
-        ) from None
-    finally:
-        stop.set()  # after an interrupt the workers end with the clips they have in hand
-        pool.shutdown(wait=True, cancel_futures=True)
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Piece:
+    """Clips that one process makes together."""
+
+    root: Path
+    orders: list[Order]
+    seconds: float
 
 
-_log = logging.getLogger(__name__)
-_stop: Event | None = None
-
-
-def _start_worker(stop: Event) -> None:
-    """Makes a fresh process a worker: deaf to interrupts, gone when its parent is."""
-    global _stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
-    _stop = stop
-    _keep_memory()
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _keep_memory() -> None:
-    """Has the C library reuse large arrays' memory: fresh pages cost a quarter of the time."""
-    with contextlib.suppress(OSError, AttributeError):  # other C libraries do without
-        library = ctypes.CDLL(None)
-        library.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD
-        library.mallopt(-1, 512 << 20)  # M_TRIM_THRESHOLD
-
-
-def _work(orders: list[Order], root: Path, seconds: float) -> int:
-    return _make_chunk(orders, root, seconds, _stop)
-
-
-def _make_chunk(orders: list[Order], root: Path, seconds: float, stop: Event | None = None) -> int:
-    """Makes some clips; they get their names together, once all of them are on the disk."""
+def _make(piece: _Piece) -> int:
+    """Make some clips; they get their names together, once all of them are on the disk."""
     parts: list[tuple[Path, Path]] = []
-    for order in orders:
-        if stop is not None and stop.is_set():
-            break
-        path = root / order.clip.path
+    for order in piece.orders:
+        path = piece.root / order.clip.path
         part = path.with_name(f".{path.name}{_PART}")
         with open(part, "wb") as stream, wave.open(stream, "wb") as writer:
             writer.setnchannels(1)
             writer.setsampwidth(2)
             writer.setframerate(RATE)
-            writer.writeframes(render(order, seconds).tobytes())
+            writer.writeframes(render(order, piece.seconds).tobytes())
         parts.append((part, path))
     with ThreadPoolExecutor(4) as threads:  # they wait for the disk
         list(threads.map(_settle, parts))
@@ -414,30 +329,3 @@ def _settle(names: tuple[Path, Path]) -> None:
     finally:
         os.close(handle)
     os.replace(part, path)
-
-
-@contextlib.contextmanager
-def _bar(show: bool, total: int, done: int) -> Iterator[Any]:
-    """A bar on the standard error stream, or nothing; yields what advances it."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("clips"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not show,
-    ) as bar:
-        task = bar.add_task("Synthesizing", total=total, completed=done)
-        if done and show:
-            bar.console.print(f"{done} of {total} clips are made already.", highlight=False)
-        yield lambda: bar.advance(task)

@@ -9,7 +9,7 @@ from asdproto.data.synthetic.physics import Grid, gain, stream
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Shot:
+class ClipContext:
     """One clip to make.
 
     Attributes:

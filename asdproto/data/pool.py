@@ -1,0 +1,176 @@
+"""Work spread over processes, and the bar that shows how far it is."""
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.synchronize import Event
+from typing import Any, TypeVar
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from asdproto.errors import DataError
+
+_log = logging.getLogger(__name__)
+_stop: Event | None = None
+Piece = TypeVar("Piece")
+Result = TypeVar("Result")
+
+
+def run(
+    function: Callable[[Piece], Result],
+    pieces: Sequence[Piece],
+    workers: int,
+    *,
+    initialize: Callable[..., object] | None = None,
+    arguments: tuple[Any, ...] = (),
+) -> Generator[Result, None, None]:
+    """Apply a function to pieces of work, in this process or in several.
+
+    After an interrupt, the pieces in hand are finished and no other is begun.
+
+    Args:
+      function: Importable by name; does one piece of work with one thread.
+      pieces: What it is applied to; must pickle.
+      workers: Processes; with 1, the work is done in this one.
+      initialize: Called first in every new process.
+      arguments: What it is called with.
+
+    Yields:
+      Results, in the order in which they are done.
+
+    Raises:
+      DataError: A process died.
+    """
+    workers = min(workers, len(pieces))
+    if workers <= 1:
+        with threadpool_limits(limits=1):  # results do not depend on the number of cores
+            yield from map(function, pieces)
+        return
+    # A fork of a process that holds a started accelerator backend may hang.
+    context = multiprocessing.get_context("spawn")
+    stop = context.Event()
+    pool = ProcessPoolExecutor(
+        workers,
+        mp_context=context,
+        initializer=_start_worker,
+        initargs=(stop, initialize, arguments),
+    )
+    try:
+        waiting: set[Future] = {pool.submit(_work, function, piece) for piece in pieces}
+        while waiting:
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield future.result()
+    except BrokenProcessPool:
+        raise DataError(
+            "workers",
+            "a worker process that ended abruptly",
+            "workers that live",
+            "Run this again, with fewer workers if memory was short: what is done is kept. A "
+            "script of your own must do its work under if __name__ == '__main__'.",
+        ) from None
+    finally:
+        stop.set()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker(
+    stop: Event, initialize: Callable[..., object] | None, arguments: tuple[Any, ...]
+) -> None:
+    """Make a fresh process a worker: deaf to interrupts, gone when its parent is."""
+    global _stop
+    _stop = stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if initialize is not None:
+        initialize(*arguments)
+    # glibc gives memory back when more than twice the largest freed block is unused, and clips'
+    # arrays are faulted in anew: synthesis then takes 1.5 times as long. A large block, never
+    # touched, raises that limit.
+    np.empty(2**24, np.uint8)
+    threadpool_limits(limits=1)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _work(function: Callable[[Piece], Result], piece: Piece) -> Result:
+    if _stop is not None and _stop.is_set():
+        raise InterruptedError  # read by nobody: the parent has stopped
+    return function(piece)
+
+
+def count_workers(jobs: int, *, worth: int) -> int:
+    """Processes for some jobs: one for each core that this process may use.
+
+    Args:
+      jobs: How many there are.
+      worth: Fewer jobs than that are done sooner than a pool is started.
+    """
+    if jobs < worth:
+        return 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class Bar:
+    """A progress bar on the standard error stream, or nothing.
+
+    Args:
+      show: Whether there is one.
+      title: What is going on.
+      total: Steps of the whole.
+      done: Steps that were done before.
+    """
+
+    def __init__(self, show: bool, title: str, total: int, done: int = 0):
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("clips"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not show,
+        )
+        self._task = self._bar.add_task(title, total=total, completed=done)
+        if done:
+            self.say(f"{done} of {total} clips are done already.")
+
+    def __enter__(self) -> "Bar":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def advance(self, steps: int = 1) -> None:
+        """Some steps more are done."""
+        self._bar.advance(self._task, steps)
+
+    def say(self, text: str) -> None:
+        """One line above the bar, or into the log where there is none."""
+        if self._bar.disable:
+            _log.info("%s", text)
+        else:
+            self._bar.console.print(text, highlight=False, markup=False)
