@@ -426,11 +426,11 @@ def _distances(kind: str, model: SectionModel, embeddings: np.ndarray) -> np.nda
     """float64 ``[n, r]``: distance of every embedding to every reference of its section."""
     if kind == "mahalanobis":
         return _euclidean(
-            _rowwise_product(embeddings, model.whitening),
-            _rowwise_product(model.references, model.whitening),
+            rowwise_product(embeddings, model.whitening),
+            rowwise_product(model.references, model.whitening),
         )
     if kind == "cosine":
-        return 1.0 - _rowwise_product(_unit(embeddings), _unit(model.references).T)
+        return 1.0 - rowwise_product(_unit(embeddings), _unit(model.references).T)
     return _euclidean(embeddings, model.references) / model.density
 
 
@@ -447,7 +447,7 @@ def _euclidean(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return cdist(left, right)
 
 
-def _rowwise_product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+def rowwise_product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """``left @ right`` as one vector-matrix product per row of ``left``, looped over inside numpy.
 
     One matrix product would let the number of rows choose the order of summation, and a clip

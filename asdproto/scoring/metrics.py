@@ -12,6 +12,7 @@ References:
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -65,18 +66,18 @@ class SectionScores:
         name = f"{self.machine_type} section {self.section}"
         count = len(self.files)
         object.__setattr__(self, "files", tuple(self.files))
-        object.__setattr__(self, "scores", np.asarray(self.scores, np.float64))
-        object.__setattr__(self, "anomaly", np.asarray(self.anomaly, bool))
-        object.__setattr__(self, "domains", np.asarray(self.domains, np.str_))
-        if self.decisions is not None:
-            object.__setattr__(self, "decisions", np.asarray(self.decisions, bool))
-        for field in ("scores", "anomaly", "domains", "decisions"):
+        dtypes = {"scores": np.float64, "anomaly": bool, "domains": np.str_, "decisions": bool}
+        for field, dtype in dtypes.items():
             value = getattr(self, field)
-            if value is not None and value.shape != (count,):
+            if value is None and field == "decisions":
+                continue
+            value = np.asarray(value, dtype)
+            if value.shape != (count,):
                 raise ValueError(
                     f"{name}: {field} has shape {value.shape}, expected ({count},) as there are "
                     f"{count} files"
                 )
+            object.__setattr__(self, field, value)
         bad = np.flatnonzero(~np.isfinite(self.scores))
         if bad.size:
             raise ValueError(
@@ -84,7 +85,7 @@ class SectionScores:
                 f"{self.scores[bad[0]]} of {self.files[bad[0]]}. Look for a diverged model or an "
                 "empty clip"
             )
-        unknown = sorted(set(self.domains.tolist()) - {"source", "target", ""})
+        unknown = sorted(set(self.domains.tolist()) - {*DOMAINS, ""})
         if unknown:
             raise ValueError(
                 f"{name}: found domain {unknown[0]!r}, expected 'source', 'target' or ''"
@@ -262,17 +263,13 @@ def section_metrics(table: SectionScores, *, max_fpr: float = 0.1) -> dict[str, 
         result[f"{domain}_auc"] = auc(table.scores[chosen], table.anomaly[chosen])
     result["pauc"] = partial_auc(table.scores, table.anomaly, max_fpr=max_fpr)
     if table.decisions is not None:
-        figures = {}
-        for domain in DOMAINS:
-            chosen = table.in_domain(domain)
-            values = precision_recall_f1(table.decisions[chosen], table.anomaly[chosen])
-            figures.update(
-                {
-                    f"{name}_{domain}": value
-                    for name, value in zip(("precision", "recall", "f1"), values, strict=True)
-                }
-            )
-        result.update({name: figures[name] for name in DECISION_METRICS})
+        by_domain = [
+            precision_recall_f1(table.decisions[chosen], table.anomaly[chosen])
+            for chosen in map(table.in_domain, DOMAINS)
+        ]
+        # Precision of both domains, recall of both, F1 of both.
+        values = itertools.chain.from_iterable(zip(*by_domain, strict=True))
+        result.update(zip(DECISION_METRICS, values, strict=True))
     return result
 
 
@@ -407,34 +404,29 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> dict[s
             f"{len(second)}"
         )
     gains = np.asarray(second, np.float64) - np.asarray(first, np.float64)
-    return {
-        "mean": float(gains.mean()),
-        "std": float(gains.std(ddof=1)) if len(gains) > 1 else math.nan,
-        "count": len(gains),
-        "higher": int((gains > 0).sum()),
-    }
+    return {**_spread(gains), "higher": int((gains > 0).sum())}
 
 
 def _summarize(results: Sequence[Mapping[str, Any]], where: str) -> dict[str, Any]:
     keys = [key for key in results[0] if key != "undefined"]
-    summary: dict[str, Any] = {}
     for number, result in enumerate(results):
-        if {key for key in result if key != "undefined"} != set(keys):
+        if result.keys() - {"undefined"} != set(keys):
             raise ValueError(
                 f"{where}: result {number} has {sorted(result)}, the first has {sorted(keys)}; "
                 "only runs over the same test set can be summarized"
             )
+    summary: dict[str, Any] = {}
     for key in keys:
         values = [result[key] for result in results]
         if isinstance(values[0], Mapping):
             summary[key] = _summarize(values, f"{where}.{key}")
         else:
-            figures = np.array(
-                [math.nan if value is None else value for value in values], np.float64
-            )
-            summary[key] = {
-                "mean": float(figures.mean()),
-                "std": float(figures.std(ddof=1)) if len(figures) > 1 else math.nan,
-                "count": len(figures),
-            }
+            summary[key] = _spread([math.nan if value is None else value for value in values])
     return summary
+
+
+def _spread(figures: Sequence[float] | np.ndarray) -> dict[str, Any]:
+    """Mean, sample standard deviation (nan of a single figure) and count."""
+    values = np.asarray(figures, np.float64)
+    std = float(values.std(ddof=1)) if len(values) > 1 else math.nan
+    return {"mean": float(values.mean()), "std": std, "count": len(values)}

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 KINDS = {
     "prototype": ("asdproto.systems.prototype", "PrototypeSystem"),
     "autoencoder": ("asdproto.systems.autoencoder", "AutoEncoderSystem"),
+    "gmm": ("asdproto.systems.gmm", "GmmSystem"),
+    "spectral-knn": ("asdproto.systems.spectral_knn", "SpectralKnnSystem"),
 }
 PRESETS = ("quick", "small", "paper")
 
