@@ -1,0 +1,485 @@
+"""Which setting is better, decided without a label: on normal clips kept out and perturbed copies.
+
+    python -m experiments.choose --data ROOT MACHINES --workdir runs/choose --settings base knn
+
+Of every collection's normal training clips a fold is kept out, section by section and domain by
+domain; a setting is trained on the others. Its score for a kind of fault is the area under the
+curve that tells the kept-out clips from perturbed copies of them (:mod:`experiments.perturb`), the
+mean over sections; ``faults`` is the mean over kinds. Test clips are never read. A change of level
+alone is no fault, since a microphone's gain is none: it is reported beside, not counted. ``source``
+and ``target`` set the kept-out clips of one domain against the copies of both, as the challenge
+does.
+
+Settings are compared with the first one within collection, fold and seed: mean difference and its
+standard error. ``--settings`` takes names of :data:`SETTINGS` or ``NAME:FIELD=VALUE;FIELD=VALUE``.
+Settings that differ in ``score.*`` alone share one training. What is finished is kept: the same
+command continues, and more settings, folds or seeds may be added. ``choose.json`` and ``choose.md``
+hold the results.
+"""
+
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+import tempfile
+import warnings
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from sklearn.metrics import roc_auc_score
+
+from asdproto.arguments import Parser
+from asdproto.config import ConfigError, override
+from asdproto.data.dataset import prepare, section_keys
+from asdproto.data.dcase import Clip
+from asdproto.data.store import FeatureStore, open_store, write_store
+from asdproto.data.table import load_collection
+from asdproto.features import FeatureSettings, log_mel, read_audio
+from asdproto.files import read_json, write_atomically
+from asdproto.scoring.fusion import combine
+from asdproto.scoring.thresholds import ThresholdWarning
+from asdproto.systems import preset
+from asdproto.systems.members import Fitted, RunOptions
+from asdproto.training.devices import use_compilation_cache, use_devices
+from experiments import common
+from experiments.perturb import PERTURBATIONS, perturb
+
+FAULTS = tuple(name for name in PERTURBATIONS if name != "level")
+COLUMNS = ("faults", "source", "target", *FAULTS, "level")
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What is compared.
+
+    Attributes:
+      kind: Of the system.
+      overrides: Of its preset.
+      beside: Settings whose scores are combined with its own; equal weights.
+    """
+
+    kind: str = "prototype"
+    overrides: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
+
+    @property
+    def trained_as(self) -> tuple[str, ...]:
+        """The overrides that training depends on."""
+        return tuple(one for one in self.overrides if not one.startswith("score."))
+
+
+SETTINGS = {
+    "base": Setting(),
+    "cosine": Setting(overrides=("score.kind=cosine",)),
+    "embedding k-NN": Setting(overrides=("score.kind=knn",)),
+    "shrinkage 0.01": Setting(overrides=("score.shrinkage=0.01",)),
+    "shrinkage 0.1": Setting(overrides=("score.shrinkage=0.1",)),
+    "Ledoit-Wolf": Setting(overrides=("score.covariance=ledoit-wolf",)),
+    "covariance within classes": Setting(overrides=("score.center=class",)),
+    "windows": Setting(overrides=("score.full_clip=False",)),
+    "running statistics": Setting(overrides=("score.batch_stats=running",)),
+    "knn": Setting("spectral-knn"),
+    "knn, level off": Setting("spectral-knn", ("remove_level=True",)),
+    "knn, scaled": Setting("spectral-knn", ("scale_bands=True",)),
+    "knn, level off, scaled": Setting("spectral-knn", ("remove_level=True", "scale_bands=True")),
+    "gmm": Setting("gmm"),
+    "knn and gmm": Setting("spectral-knn", beside=("gmm",)),
+    "base and knn": Setting(beside=("knn",)),
+    "base and gmm": Setting(beside=("gmm",)),
+}
+
+
+def fold_of(clips: Sequence[Clip], folds: int, machines: Sequence[str] | None) -> np.ndarray:
+    """Fold of every clip, int64 ``[clips]``; each section and domain is dealt out evenly.
+
+    Args:
+      clips: Normal training clips.
+      folds: How many.
+      machines: Machine types that are kept out in turn, those of the others stay for training: -1.
+        All when ``None``.
+    """
+    rng = np.random.default_rng(0)
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for index, clip in enumerate(clips):
+        if machines is None or clip.machine_type in machines:
+            groups.setdefault((clip.machine_type, clip.section, clip.domain), []).append(index)
+    fold = np.full(len(clips), -1)
+    for rows in groups.values():
+        fold[rng.permutation(rows)] = np.arange(len(rows)) % folds
+    return fold
+
+
+def _features(job: tuple[str, str, FeatureSettings]) -> list[np.ndarray]:
+    root, path, settings = job
+    audio, _ = read_audio(Path(root) / path, settings.sample_rate)
+    copies = [perturb(name, audio, settings.sample_rate, path) for name in PERTURBATIONS]
+    return [log_mel(one, settings).astype(np.float16) for one in (audio, *copies)]
+
+
+def perturbed_store(collection: Path, folder: Path, settings: FeatureSettings) -> FeatureStore:
+    """Features of a collection's training clips (split ``train``) and their copies (``test``)."""
+    if folder.exists():
+        return open_store(folder, expect=settings)
+    root, clips = load_collection(collection)
+    clips = [clip for clip in clips if clip.split == "train"]
+    jobs = [(str(root), clip.path, settings) for clip in clips]
+    features, copies = [], []
+    # Forking a process that runs threads, as jax does, may hang it.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(mp_context=context) as pool:
+        for clip, arrays in zip(clips, pool.map(_features, jobs, chunksize=8), strict=True):
+            features += arrays
+            copies += [clip] + [
+                dataclasses.replace(clip, path=f"{name}/{clip.path}", split="test", state="anomaly")
+                for name in PERTURBATIONS
+            ]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return write_store(folder, features, copies, settings=settings)
+
+
+def keep_out(
+    store: FeatureStore, fold: int, folds: int, machines: Sequence[str] | None
+) -> tuple[FeatureStore, np.ndarray]:
+    """The store of one fold, and the kind of each of its test clips (``""`` for kept-out ones)."""
+    normal = [index for index, clip in enumerate(store.clips) if clip.split == "train"]
+    number = fold_of([store.clips[index] for index in normal], folds, machines)
+    place = {clip.path: index for index, clip in enumerate(store.clips)}
+    rows = [index for index, own in zip(normal, number, strict=True) if own != fold]
+    clips, kinds = [store.clips[index] for index in rows], []
+    for index, own in zip(normal, number, strict=True):
+        if own == fold:
+            path = store.clips[index].path
+            rows += [index, *(place[f"{name}/{path}"] for name in PERTURBATIONS)]
+            clips += [dataclasses.replace(store.clips[index], split="test")]
+            clips += [store.clips[place[f"{name}/{path}"]] for name in PERTURBATIONS]
+            kinds += ["", *PERTURBATIONS]
+    part = dataclasses.replace(
+        store,
+        features=np.asarray(store.features[rows]),
+        frames=store.frames[rows],
+        clips=clips,
+        stamps=[store.stamps[row] for row in rows],
+        notes=[store.notes[row] for row in rows],
+        checksums=[store.checksums[row] for row in rows],
+    )
+    return part, np.array(kinds)
+
+
+def evaluate(scores: np.ndarray, clips: Sequence[Clip], kinds: np.ndarray) -> dict[str, float]:
+    """Figures of :data:`COLUMNS`, in [0, 1], means over sections."""
+    keys = np.array(["/".join(key) for key in section_keys(clips)])
+    domains = np.array([clip.domain for clip in clips])
+
+    def auc(normal: np.ndarray, anomalous: np.ndarray) -> float:
+        found = []
+        for key in np.unique(keys):
+            one, other = scores[normal & (keys == key)], scores[anomalous & (keys == key)]
+            if len(one):
+                truth = np.repeat([0, 1], [len(one), len(other)])
+                found.append(roc_auc_score(truth, np.concatenate([one, other])))
+        return float(np.mean(found))
+
+    kept_out, faulty = kinds == "", np.isin(kinds, FAULTS)
+    figures = {name: auc(kept_out, kinds == name) for name in PERTURBATIONS}
+    figures["faults"] = float(np.mean([figures[name] for name in FAULTS]))
+    for domain in ("source", "target"):
+        if (domains == domain).any():
+            figures[domain] = auc(kept_out & (domains == domain), faulty)
+    return figures
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One training: a collection, a fold, a seed."""
+
+    collection: str
+    fold: int
+    seed: int
+
+
+class Bench:
+    """Trains and scores cells, and keeps their scores in a folder."""
+
+    def __init__(
+        self,
+        collections: dict[str, Path],
+        workdir: Path,
+        preset_name: str,
+        folds: int,
+        machines: Sequence[str] | None,
+    ):
+        self.collections, self.workdir, self.preset = collections, workdir, preset_name
+        self.folds, self.machines = folds, machines
+        self.devices = use_devices(1)
+
+    def system(self, setting: Setting) -> Any:
+        """The system of a setting."""
+        return override(preset(setting.kind, self.preset), setting.overrides)
+
+    def data(self, cell: Cell, system: Any) -> tuple[Any, np.ndarray]:
+        """The data set of a cell and the kinds of its test clips."""
+        digest = hashlib.sha256(repr(system.features).encode()).hexdigest()[:8]
+        folder = self.workdir / "features" / f"{cell.collection}-{digest}"
+        store = perturbed_store(self.collections[cell.collection], folder, system.features)
+        here = None
+        if self.machines is not None:
+            known = {clip.machine_type for clip in store.clips}
+            here = [machine for machine in self.machines if machine in known] or None
+        part, kinds = keep_out(store, cell.fold, self.folds, here)
+        return prepare(part, system.crop), kinds
+
+    def file(self, cell: Cell, setting: Setting) -> Path:
+        """Where the scores of a setting are kept."""
+        text = json.dumps([setting.kind, setting.overrides, self.preset, self.folds, self.machines])
+        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        return self.workdir / "cells" / f"{cell.collection}-{cell.fold}-{cell.seed}-{digest}.json"
+
+    def run(self, cell: Cell, settings: Iterable[Setting]) -> None:
+        """Trains and scores what is missing of a cell."""
+        missing: dict[tuple[str, tuple[str, ...]], list[Setting]] = {}
+        for setting in settings:
+            if not self.file(cell, setting).exists():
+                missing.setdefault((setting.kind, setting.trained_as), []).append(setting)
+        for group in missing.values():
+            system = self.system(group[0])
+            data, kinds = self.data(cell, system)
+            for setting, fitted in self._fit(group, data, cell.seed):
+                self._keep(cell, setting, data, kinds, fitted)
+
+    def _fit(
+        self, group: Sequence[Setting], data: Any, seed: int
+    ) -> Iterable[tuple[Setting, dict[str, Fitted]]]:
+        """Each setting with its detectors; one training serves the group."""
+        first = self.system(group[0])
+        with tempfile.TemporaryDirectory() as scratch:
+            options = RunOptions(Path(scratch), self.devices)
+            if first.kind != "prototype":
+                for setting in group:
+                    fitted = self.system(setting).train(data, options, [seed])
+                    yield setting, {name: members[0] for name, members in fitted.items()}
+                return
+            from asdproto.systems import prototype
+
+            states = prototype.train(first, data, options, seed=seed)
+            for setting in group:
+                system = self.system(setting)
+                yield (
+                    setting,
+                    {
+                        name: prototype.fit(system, data, state, self.devices)
+                        for name, state in states.items()
+                    },
+                )
+
+    def _keep(
+        self, cell: Cell, setting: Setting, data: Any, kinds: np.ndarray, fitted: dict[str, Fitted]
+    ) -> None:
+        sections = section_keys(data.test_clips)
+        content = {
+            name: {
+                "scores": one.member.compare(data.test, sections).scores.tolist(),
+                "held_out": one.held_out.tolist(),
+            }
+            for name, one in fitted.items()
+        }
+        path = self.file(cell, setting)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figures = {
+            name: evaluate(np.array(one["scores"]), data.test_clips, kinds)
+            for name, one in content.items()
+        }
+        about = {"setting": dataclasses.asdict(setting), "figures": figures, "scores": content}
+        write_atomically(path, json.dumps(about).encode())
+
+    def figures(self, cell: Cell, setting: Setting) -> dict[str, dict[str, float]]:
+        """Figures of a finished setting by detector; combined with others where it names some."""
+        found = read_json(self.file(cell, setting), remedy="Delete it; it is made again.")
+        if not setting.beside:
+            return found["figures"]
+        data, kinds = self.data(cell, self.system(setting))
+        parts = [
+            read_json(self.file(cell, SETTINGS[name]), remedy="Delete it; it is made again.")
+            for name in setting.beside
+        ]
+        others = [list(part["scores"].values())[-1] for part in parts]
+        return {
+            name: evaluate(
+                combine(
+                    [np.array(one["scores"]) for one in (own, *others)],
+                    [np.array(one["held_out"]) for one in (own, *others)],
+                    section_keys(data.test_clips),
+                    section_keys(data.train_clips),
+                ),
+                data.test_clips,
+                kinds,
+            )
+            for name, own in found["scores"].items()
+        }
+
+
+def compare(
+    bench: Bench, cells: Sequence[Cell], settings: dict[str, Setting]
+) -> dict[str, dict[str, Any]]:
+    """Every detector's figures over cells, and its differences from the first setting's result.
+
+    Returns:
+      By ``SETTING`` or ``SETTING, DETECTOR``: ``mean`` of each column, ``cells`` with every cell's
+      ``faults``, and ``difference`` and ``standard_error`` of ``faults``, all in [0, 1].
+    """
+    found: dict[str, list[dict[str, float]]] = {}
+    result_of = {}
+    for name, setting in settings.items():
+        for cell in cells:
+            figures = bench.figures(cell, setting)
+            result_of[name] = title(name, list(figures)[-1], figures)
+            for detector, one in figures.items():
+                found.setdefault(title(name, detector, figures), []).append(one)
+    first = np.array([one["faults"] for one in found[result_of[next(iter(settings))]]])
+    table: dict[str, dict[str, Any]] = {}
+    for row, values in found.items():
+        faults = np.array([one["faults"] for one in values])
+        gain = faults - first
+        error = float(gain.std(ddof=1) / np.sqrt(len(gain))) if len(gain) > 1 else None
+        table[row] = {
+            "mean": {
+                column: float(np.mean([one[column] for one in values if column in one]))
+                for column in COLUMNS
+                if any(column in one for one in values)
+            },
+            "difference": float(gain.mean()),
+            "standard_error": error,
+            "cells": [round(float(value), 4) for value in faults],
+        }
+    return table
+
+
+def title(setting: str, detector: str, figures: dict[str, Any]) -> str:
+    """Name of a row: the setting's, with the detector's where there are several."""
+    return setting if len(figures) == 1 else f"{setting}, {detector}"
+
+
+def markdown(table: dict[str, dict[str, Any]], heading: str) -> str:
+    """The table for people, in percent."""
+    columns = [name for name in COLUMNS if any(name in row["mean"] for row in table.values())]
+    lines = [
+        heading,
+        "",
+        f"| setting | difference ± standard error | {' | '.join(columns)} |",
+        "|---" * (len(columns) + 2) + "|",
+    ]
+    for name, row in table.items():
+        error = row["standard_error"]
+        gain = f"{100 * row['difference']:+.1f}" + (
+            "" if error is None else f" ± {100 * error:.1f}"
+        )
+        cells = [f"{100 * row['mean'][c]:.1f}" if c in row["mean"] else "–" for c in columns]
+        lines.append(f"| {name} | {gain} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def parse_settings(texts: Sequence[str]) -> dict[str, Setting]:
+    """Settings by name.
+
+    Raises:
+      ConfigError: A name is unknown.
+    """
+    settings = {}
+    for text in texts:
+        name, given, overrides = text.partition(":")
+        if given:
+            settings[name] = Setting(overrides=tuple(filter(None, overrides.split(";"))))
+        elif name in SETTINGS:
+            settings[name] = SETTINGS[name]
+        else:
+            raise ConfigError(
+                f"--settings: {name!r} is unknown; expected NAME:FIELD=VALUE;... or one of "
+                f"{', '.join(SETTINGS)}"
+            )
+    return settings
+
+
+def make_parser() -> Parser:
+    """The command line."""
+    parser = Parser(prog="python -m experiments.choose", description=__doc__)
+    add = parser.add_argument
+    add("--data", type=Path, nargs="+", required=True, metavar="FOLDER", help="collections")
+    add("--workdir", type=Path, required=True, help="folder for all results")
+    add(
+        "--settings",
+        nargs="+",
+        default=list(SETTINGS),
+        metavar="NAME",
+        help="the first is the reference",
+    )
+    add("--preset", default="small", help="of every system")
+    add("--folds", type=int, default=4, metavar="N", help="parts that the clips are dealt into")
+    add(
+        "--keep-out",
+        type=int,
+        nargs="+",
+        metavar="I",
+        help="folds to keep out in turn (default: all)",
+    )
+    add("--seeds", type=int, nargs="+", default=[0, 1], metavar="S", help="of every training")
+    add(
+        "--machines",
+        nargs="+",
+        metavar="TYPE",
+        help="machine types to keep clips out of; the others are only trained on (default: all)",
+    )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    args = make_parser().parse_args(argv)
+    settings = parse_settings(args.settings)
+    needed = dict(settings)
+    for setting in settings.values():
+        needed |= {name: SETTINGS[name] for name in setting.beside}
+    use_compilation_cache()
+    collections = {
+        path.resolve().parent.name if path.name == "dev_data" else path.name: path
+        for path in args.data
+    }
+    bench = Bench(collections, args.workdir, args.preset, args.folds, args.machines)
+    folds = range(args.folds) if args.keep_out is None else args.keep_out
+    cells = [
+        Cell(name, fold, seed) for name in collections for fold in folds for seed in args.seeds
+    ]
+    console = Console()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ThresholdWarning)
+        for number, cell in enumerate(cells, start=1):
+            bench.run(cell, needed.values())
+            console.print(
+                f"{number}/{len(cells)}: {cell.collection}, fold {cell.fold}, seed {cell.seed}",
+                highlight=False,
+            )
+    tables = {"all": compare(bench, cells, settings)}
+    if len(collections) > 1:
+        for name in collections:
+            own = [cell for cell in cells if cell.collection == name]
+            tables[name] = compare(bench, own, settings)
+    result = {
+        "preset": args.preset,
+        "folds": list(folds),
+        "seeds": args.seeds,
+        "settings": {name: dataclasses.asdict(one) for name, one in settings.items()},
+        "tables": tables,
+    }
+    text = "\n".join(
+        markdown(table, f"{name}: {len(next(iter(table.values()))['cells'])} cells, percent")
+        for name, table in tables.items()
+    )
+    write_atomically(args.workdir / "choose.json", (json.dumps(result, indent=1) + "\n").encode())
+    write_atomically(args.workdir / "choose.md", text.encode())
+    console.print(text, highlight=False, soft_wrap=True)
+    return result
+
+
+if __name__ == "__main__":
+    common.run_main(main)
