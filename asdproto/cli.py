@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       SystemExit: Wrong usage (2), or help was asked for (0).
     """
     arguments = _parser().parse_args(argv)
+    _shown.clear()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("default", UserWarning)
@@ -58,6 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+_shown: set[str] = set()
+
+
 def _show_warning(
     message: Warning | str,
     category: type[Warning],
@@ -67,7 +71,9 @@ def _show_warning(
     line: str | None = None,
 ) -> None:
     """What a warning says, without the place in the code that interests nobody here."""
-    print(f"note: {message}", file=sys.stderr)
+    if str(message) not in _shown:
+        _shown.add(str(message))
+        print(f"note: {message}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:

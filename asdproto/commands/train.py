@@ -169,7 +169,14 @@ def run(arguments: argparse.Namespace) -> int:
         resident=False if arguments.host_features else None,
         save_seconds=arguments.save_seconds,
     )
-    results = train_run(system, store, options, seeds=arguments.seeds, machines=arguments.machines)
+    results = train_run(
+        system,
+        store,
+        options,
+        seeds=arguments.seeds,
+        machines=arguments.machines,
+        root=_root(arguments.data),
+    )
     if devices.is_main:
         finish(arguments.workdir, {**results, "preset": name}, console)
     return 0
@@ -185,6 +192,15 @@ def _choose(data: Path, machines: list[str] | None, console: Console) -> str:
     kind, why = choose([c for c in clips if machines is None or c.machine_type in machines])
     console.print(f"System:   {kind}; {why}", highlight=False, soft_wrap=True)
     return kind
+
+
+def _root(data: Path) -> Path | None:
+    """Folder of the recordings; ``None`` where only their features are given."""
+    from asdproto.data.store import MANIFEST
+
+    if data.is_file():
+        return data.parent
+    return None if (data / MANIFEST).is_file() else data
 
 
 def finish(workdir: Path, results: dict[str, Any], console: Console) -> None:

@@ -30,6 +30,8 @@ KINDS = {
     "gmm": ("asdproto.systems.gmm", "GmmSystem"),
     "spectral-knn": ("asdproto.systems.spectral_knn", "SpectralKnnSystem"),
 }
+# Fitted in the time it takes to read the features; always shown beside.
+YARDSTICKS = ("spectral-knn", "gmm")
 PRESETS = ("quick", "small", "paper")
 
 

@@ -8,6 +8,8 @@ program.
 
 import dataclasses
 import functools
+import json
+import time
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -18,13 +20,19 @@ import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import lax
-from rich.console import Console
 
 from asdproto.data.dataset import ClipArrays, Dataset
 from asdproto.features import FeatureSettings
 from asdproto.models.autoencoder import AutoEncoder
-from asdproto.systems.members import Comparison, Fitted, RunOptions, Section
-from asdproto.training.loop import Meter
+from asdproto.systems.members import (
+    Comparison,
+    Fitted,
+    RunOptions,
+    Section,
+    WindowScores,
+    open_checkpoints,
+)
+from asdproto.training.loop import Meter, forget_after
 
 _MODEL = AutoEncoder()
 _EPSILON = 1e-7  # of Adam, in the baseline's framework
@@ -107,7 +115,7 @@ class AutoEncoderSystem:
         given = {name: (everything[rows], frames[rows]) for name, rows in parts.items()}
         found = []
         for seed in seeds:
-            fitted = fit_machines(given, config=self, seed=seed, console=options.console)
+            fitted = fit_machines(given, config=self, seed=seed, options=options)
             held_out = np.zeros(len(machines))
             for name, rows in parts.items():
                 machine, _, fold = name.partition("/")
@@ -115,6 +123,7 @@ class AutoEncoderSystem:
                     rows = parts[machine][int(fold) :: self.folds]
                 held_out[rows] = score_clips(fitted[name], self, everything[rows], frames[rows])
             kept = {name: one for name, one in fitted.items() if "/" not in name}
+            _write_curves(options, self, kept, seed if len(seeds) > 1 else None)
             found.append(Fitted(AutoEncoderMember(self, kept), held_out))
         return {"autoencoder": found}
 
@@ -183,6 +192,26 @@ class AutoEncoderMember:
             scores[rows] = score_clips(network, self.system, features[rows], frames[rows])
         return Comparison(scores)
 
+    def windows(self, clips: ClipArrays, sections: Sequence[Section]) -> WindowScores:
+        """Mean errors of the stacks that begin within half a second."""
+        settings = self.system.features
+        length = max(1, settings.sample_rate // 2 // settings.hop_length)
+        owners, starts, scores = [], [], []
+        features, frames = clips.load(), clips.usable_frames
+        for clip, (machine, _) in enumerate(sections):
+            network = self.networks[machine]
+            errors = stack_errors(
+                network, self.system, features[clip : clip + 1], frames[clip : clip + 1]
+            )
+            parts = np.split(errors, np.arange(length, len(errors), length))
+            owners += [clip] * len(parts)
+            starts += [length * part for part in range(len(parts))]
+            scores += [part.mean() for part in parts]
+        hop = settings.hop_length / settings.sample_rate
+        return WindowScores(
+            np.array(owners), np.array(starts) * hop, length * hop, np.array(scores)
+        )
+
     def to_arrays(self) -> dict[str, np.ndarray]:
         """See :class:`asdproto.systems.members.Member`."""
         tree = {
@@ -197,7 +226,7 @@ def fit_machines(
     *,
     config: AutoEncoderSystem,
     seed: int,
-    console: Console | None = None,
+    options: RunOptions | None = None,
 ) -> dict[str, Network]:
     """Trains an autoencoder for every machine type, those of one shape of data side by side.
 
@@ -208,7 +237,7 @@ def fit_machines(
         ``[clips, max_frames, mels]``, sorted by path; and their frames, integer ``[clips]``.
       config: The system.
       seed: Of parameters and order; the same seed gives the same result on the same machine.
-      console: Where progress goes; ``None`` for silence.
+      options: How the run goes: its console, checkpoints and metrics; none of them when ``None``.
 
     Returns:
       Machine type -> network, in the order given.
@@ -229,7 +258,7 @@ def fit_machines(
         groups.setdefault(shape, []).append(name)
     results: dict[str, Network] = {}
     for names in groups.values():
-        together = _fit_group(names, machines, origins, config, seed, console)
+        together = _fit_group(names, machines, origins, config, seed, options)
         results.update(zip(names, together, strict=True))
     return {name: results[name] for name in machines}
 
@@ -251,6 +280,16 @@ def score_clips(
     Raises:
       ValueError: A clip is shorter than a stack, or there are other mel bands than in training.
     """
+    errors = stack_errors(network, config, features, frames)
+    counts = np.asarray(frames) - config.context + 1
+    ends = np.cumsum(counts)
+    return np.array([errors[end - n : end].mean() for end, n in zip(ends, counts, strict=True)])
+
+
+def stack_errors(
+    network: Network, config: AutoEncoderSystem, features: np.ndarray, frames: np.ndarray
+) -> np.ndarray:
+    """As :func:`score_clips`, for every stack of every clip: float64, shape ``[stacks]``."""
     _check("", features, frames, config, mels=len(network.mean))
     longest, mels = features.shape[1:]
     rows = np.asarray(features).reshape(-1, mels)
@@ -263,9 +302,36 @@ def score_clips(
         stacks = np.pad(stacks, ((0, _PIECE - len(part)), (0, 0), (0, 0)))
         found = _errors(network.variables, network.mean, network.std, stacks)
         errors[first : first + _PIECE] = np.asarray(found)[: len(part)]
-    counts = np.asarray(frames) - config.context + 1
-    ends = np.cumsum(counts)
-    return np.array([errors[end - n : end].mean() for end, n in zip(ends, counts, strict=True)])
+    return errors
+
+
+def _write_curves(
+    options: RunOptions,
+    system: AutoEncoderSystem,
+    networks: Mapping[str, Network],
+    seed: int | None,
+) -> None:
+    """Adds the losses of every epoch to ``metrics.jsonl``; a second time they replace the first."""
+    if options.workdir is None:
+        return
+    lines = []
+    for machine, network in networks.items():
+        stage = f"autoencoder {machine}" + ("" if seed is None else f"-{seed}")
+        forget_after(options.workdir / "metrics.jsonl", stage, 0)
+        lines += [
+            json.dumps(
+                {
+                    "stage": stage,
+                    "epoch": epoch + 1,
+                    "step": epoch + 1,
+                    "loss": float(loss),
+                    "learning_rate": system.learning_rate,
+                }
+            )
+            for epoch, loss in enumerate(network.losses)
+        ]
+    with open(options.workdir / "metrics.jsonl", "a") as file:
+        file.write("".join(line + "\n" for line in lines))
 
 
 # --- data
@@ -447,7 +513,7 @@ def _fit_group(
     origins: Mapping[str, list[np.ndarray]],
     config: AutoEncoderSystem,
     seed: int,
-    console: Console | None,
+    options: RunOptions | None,
 ) -> list[Network]:
     members = [machines[name] for name in names]
     moments = [_statistics(*data, config) for data in members]
@@ -464,21 +530,40 @@ def _fit_group(
     root = jax.random.key(seed)
     own = jnp.stack([jax.random.fold_in(root, zlib.crc32(name.encode())) for name in names])
     state = _start(jnp.zeros(config.context * mels), _fold(own, 0))
-    meter = Meter(f"AutoEncoder {', '.join(names)}".rstrip(), config.epochs, 0, console)
-    losses, held_out = [], []
-    with meter.running():
-        for epoch in range(config.epochs):
-            keys = _fold(own, 1 + epoch)
-            state, loss, other = _run_epoch(shape, state, data, keys, config.learning_rate)
-            losses.append(np.asarray(loss))
-            held_out.append(np.asarray(other))
-            if not np.all(np.isfinite(losses[-1])):
-                bad = names[int(np.argmin(np.isfinite(losses[-1])))]
-                raise FloatingPointError(
-                    f"{bad or 'autoencoder'}: the loss of epoch {epoch + 1} is {losses[-1]}; "
-                    f"expected finite numbers. Check the features for nan and inf."
-                )
-            meter.epoch(epoch + 1, f"loss {losses[-1].mean():.4f}")
+    title = f"AutoEncoder {', '.join(names)}".rstrip()
+    console, workdir = (options.console, options.workdir) if options else (None, None)
+    losses = np.zeros((config.epochs, len(names)), np.float32)
+    held_out = np.zeros_like(losses)
+    folder = f"autoencoder-{seed}-{zlib.crc32(title.encode()):08x}"
+    with open_checkpoints(workdir, folder) as checkpoints:
+        first = 0
+        if checkpoints is not None and checkpoints.latest() is not None:
+            first = checkpoints.latest()
+            host = jax.tree.map(np.asarray, state)
+            state, losses, held_out = checkpoints.restore((host, losses, held_out))
+        saved = time.monotonic()
+        meter = Meter(title, config.epochs, first, console)
+        with meter.running():
+            for epoch in range(first, config.epochs):
+                keys = _fold(own, 1 + epoch)
+                state, loss, other = _run_epoch(shape, state, data, keys, config.learning_rate)
+                losses[epoch], held_out[epoch] = np.asarray(loss), np.asarray(other)
+                if not np.all(np.isfinite(losses[epoch])):
+                    bad = names[int(np.argmin(np.isfinite(losses[epoch])))]
+                    raise FloatingPointError(
+                        f"{bad or 'autoencoder'}: the loss of epoch {epoch + 1} is "
+                        f"{losses[epoch]}; expected finite numbers. Check the features for nan "
+                        "and inf."
+                    )
+                meter.epoch(epoch + 1, f"loss {losses[epoch].mean():.4f}")
+                last = epoch + 1 == config.epochs
+                due = options is not None and time.monotonic() - saved > options.save_seconds
+                if checkpoints is not None and (last or due):
+                    on_host = jax.tree.map(np.asarray, state)
+                    about = {"stage": "autoencoder", "step": epoch + 1, "seed": seed}
+                    # The saving goes on in the background, and the arrays are written into.
+                    checkpoints.save(epoch + 1, (on_host, losses.copy(), held_out.copy()), about)
+                    saved = time.monotonic()
 
     results = []
     for index in range(len(names)):
@@ -489,8 +574,8 @@ def _fit_group(
             Network(
                 {"params": params, "batch_stats": batch_stats},
                 *moments[index],
-                np.array([loss[index] for loss in losses], np.float32),
-                np.array([loss[index] for loss in held_out] if cut < clips else [], np.float32),
+                losses[:, index],
+                held_out[:, index] if cut < clips else held_out[:0, index],
             )
         )
     return results

@@ -1,7 +1,8 @@
 """What every system's training begins and ends with: how a run goes, and what scores clips."""
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -9,6 +10,7 @@ import numpy as np
 from rich.console import Console
 
 from asdproto.data.dataset import ClipArrays
+from asdproto.training.checkpoint import Checkpoints
 from asdproto.training.devices import Devices
 from asdproto.training.epoch import Loop
 
@@ -36,6 +38,19 @@ class RunOptions:
     save_seconds: float = 60.0
 
 
+@contextlib.contextmanager
+def open_checkpoints(workdir: Path | None, stage: str) -> Iterator[Any]:
+    """Checkpoints of a stage in a work folder, closed in the end; ``None`` without a folder."""
+    if workdir is None:
+        yield None
+        return
+    checkpoints = Checkpoints(workdir / "checkpoints" / stage)
+    try:
+        yield checkpoints
+    finally:
+        checkpoints.close()
+
+
 class Comparison(NamedTuple):
     """What a member finds in clips.
 
@@ -50,8 +65,28 @@ class Comparison(NamedTuple):
     embeddings: np.ndarray | None = None
 
 
+class WindowScores(NamedTuple):
+    """Where in time the scores of clips come from.
+
+    Attributes:
+      clips: int64, shape ``[windows]``: row of each window's clip.
+      starts: float64, shape ``[windows]``: where it begins, seconds.
+      seconds: Its length.
+      scores: float64, shape ``[windows]``, on the scale of the clips' scores.
+    """
+
+    clips: np.ndarray
+    starts: np.ndarray
+    seconds: float
+    scores: np.ndarray
+
+
 class Member(Protocol):
-    """A trained model, ready to score clips; a detector has one for each seed or fused system."""
+    """A trained model, ready to score clips; a detector has one for each seed or fused system.
+
+    A member that can say where in time a score comes from has a method ``windows(clips, sections)``
+    as well, with :class:`WindowScores` as its result.
+    """
 
     @property
     def system(self) -> Any:

@@ -4,10 +4,8 @@ Everything it consists of is said in :class:`PrototypeSystem`; the functions bel
 scoring members of the trained encoders.
 """
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
@@ -31,8 +29,15 @@ from asdproto.scoring.backends import (
     fit_scorer,
     held_out_scores,
 )
-from asdproto.systems.embedding import embed_clips, training_batch_stats
-from asdproto.systems.members import Comparison, Fitted, RunOptions, Section
+from asdproto.systems.embedding import embed_clips, training_batch_stats, window_starts
+from asdproto.systems.members import (
+    Comparison,
+    Fitted,
+    RunOptions,
+    Section,
+    WindowScores,
+    open_checkpoints,
+)
 from asdproto.training.checkpoint import Checkpoints
 from asdproto.training.devices import AXIS, Devices, use_devices
 from asdproto.training.epoch import Loop, default_loop
@@ -391,19 +396,6 @@ def _stage_run(
     )
 
 
-@contextlib.contextmanager
-def open_checkpoints(workdir: Path | None, stage: str) -> Iterator[Any]:
-    """Checkpoints of a stage in a work folder, closed in the end; ``None`` without a folder."""
-    if workdir is None:
-        yield None
-        return
-    checkpoints = Checkpoints(workdir / "checkpoints" / stage)
-    try:
-        yield checkpoints
-    finally:
-        checkpoints.close()
-
-
 # --- scoring
 
 
@@ -432,6 +424,19 @@ class PrototypeMember:
         embeddings = self.embed(clips)
         scores = self.scorer.score(embeddings, sections)
         return Comparison(scores, self.scorer.nearest(embeddings, sections), embeddings)
+
+    def windows(self, clips: ClipArrays, sections: Sequence[Section]) -> WindowScores:
+        """Scores of crops that cover the clips, each as if it were a clip."""
+        config, crop = self.system.score, self.system.crop
+        starts = [window_starts(int(frames), crop, config.hop) for frames in clips.usable_frames]
+        owners = np.repeat(np.arange(len(clips)), [len(one) for one in starts])
+        first = np.concatenate(starts)
+        alone = ClipArrays(
+            clips.crops(owners, first), np.arange(len(owners)), np.full(len(owners), crop), crop
+        )
+        found = self.scorer.score(self.embed(alone), [sections[int(owner)] for owner in owners])
+        seconds = self.system.features.hop_length / self.system.features.sample_rate
+        return WindowScores(owners, first * seconds, crop * seconds, found)
 
     def embed(self, clips: ClipArrays) -> np.ndarray:
         """Unit embeddings, float32, shape ``[clips, dim]``."""

@@ -9,8 +9,10 @@
       results.json               figures by name, where the test clips carry labels
 """
 
+import dataclasses
 import json
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,14 +24,19 @@ from asdproto.config import to_dict
 from asdproto.data.dataset import Dataset, prepare, section_keys
 from asdproto.data.store import FeatureStore
 from asdproto.errors import DataError
-from asdproto.files import write_atomically
+from asdproto.files import write_arrays, write_atomically
 from asdproto.results.result_files import write_result_csv, write_results
 from asdproto.results.score_files import write_scores
 from asdproto.results.tables import HEADLINE
+from asdproto.results.windows import write_windows
 from asdproto.scoring.metrics import evaluate, group_scores
 from asdproto.scoring.thresholds import decide
+from asdproto.systems import YARDSTICKS, preset
 from asdproto.systems.members import Comparison, Fitted, RunOptions
-from asdproto.systems.trained import TrainedDetector, make_detector, save_arrays
+from asdproto.systems.trained import TrainedDetector, make_detector
+
+# Clips whose scores are followed through time.
+_WINDOWED = 60
 
 
 def train_run(
@@ -39,8 +46,11 @@ def train_run(
     *,
     seeds: Sequence[int] = (0,),
     machines: Sequence[str] | None = None,
+    root: Path | None = None,
 ) -> dict[str, Any]:
     """Trains a system on a feature store, scores its test clips and keeps everything.
+
+    The yardsticks, which take no time, are fitted beside it.
 
     Args:
       system: The system.
@@ -48,6 +58,7 @@ def train_run(
       options: How the run goes; with a work folder.
       seeds: One, or several that make one detector.
       machines: Machine types to keep; all when ``None``.
+      root: Folder that the clips' paths are relative to, where it is known: reports read it.
 
     Returns:
       What belongs into ``results.json``: seeds, figures by name, figures of each seed, and the
@@ -63,15 +74,35 @@ def train_run(
             **asked(system, seeds, machines),
             "names": list(system.names),
             "classes": [list(name) for name in data.classes],
+            "features": str(store.root.resolve()),
+            "data": None if root is None else str(root.resolve()),
         }
         write_atomically(options.workdir / "config.json", json.dumps(about, indent=2).encode())
     fitted = system.train(data, options, seeds)
     seconds = {"train": round(time.monotonic() - started, 2)}
     started = time.monotonic()
     figures, members = _score_all(system, data, options, seeds, fitted)
+    if options.devices.is_main:
+        figures |= fit_yardsticks(system, data, options)
     seconds["score"] = round(time.monotonic() - started, 2)
     results = {"seeds": list(seeds), "systems": figures, "seconds": seconds}
     return {**results, "members": members} if members else results
+
+
+def fit_yardsticks(system: Any, data: Dataset, options: RunOptions) -> dict[str, Any]:
+    """Fits what takes no training beside a system, on its features; returns figures by name."""
+    figures: dict[str, Any] = {}
+    for kind in YARDSTICKS:
+        if kind == system.kind or system.features.waveform:
+            continue
+        other = dataclasses.replace(preset(kind, "small"), features=system.features)
+        try:
+            fitted = other.train(data, options, [0])
+        except DataError as error:
+            warnings.warn(f"no {kind} beside: {error}", stacklevel=2)
+            continue
+        figures |= _score_all(other, data, options, [0], fitted)[0]
+    return figures
 
 
 def train_beside(
@@ -126,8 +157,8 @@ def announce(system: Any, data: Dataset, options: RunOptions, seeds: Sequence[in
     options.console.print(
         f"Training: {system.kind} ({system.plan(len(data.labels))}), seed"
         f"{'s' * (len(seeds) > 1)} {' '.join(map(str, seeds))}\n"
-        f"Clips:    {len(data.train_clips)} for training in {len(data.classes)} attribute classes, "
-        f"{len(data.test_clips)} for testing\n"
+        f"Clips:    {len(data.train_clips)} for training in {len(data.classes)} attribute "
+        f"class{'es' * (len(data.classes) > 1)}, {len(data.test_clips)} for testing\n"
         f"Device:   {count} x {device.device_kind} ({device.platform})",
         highlight=False,
         soft_wrap=True,
@@ -187,6 +218,7 @@ def save_scores(
     folder: Path, data: Dataset, detector: TrainedDetector, scores: Sequence[np.ndarray]
 ) -> dict[str, Any] | None:
     """Writes the members' scores of the test clips as one; evaluates where there are labels."""
+    write_scores(folder, data.train_clips, detector.train_scores, split="train")
     if not data.test_clips:
         return None
     combined = detector.combine(scores, section_keys(data.test_clips))
@@ -194,6 +226,7 @@ def save_scores(
     limits = np.array([thresholds[clip.machine_type] for clip in data.test_clips])
     decisions = decide(combined, limits)
     write_scores(folder, data.test_clips, combined, decisions)
+    _save_windows(folder, data, detector, combined)
     if any(clip.state == "" for clip in data.test_clips):
         return None
     figures = evaluate(group_scores(data.test_clips, combined, decisions))
@@ -204,7 +237,7 @@ def save_scores(
 
 def _save_embeddings(folder: Path, data: Dataset, train: np.ndarray, found: Comparison) -> None:
     assert found.embeddings is not None
-    save_arrays(
+    write_arrays(
         folder / "embeddings.npz",
         {
             "train": train,
@@ -214,6 +247,19 @@ def _save_embeddings(folder: Path, data: Dataset, train: np.ndarray, found: Comp
             "test_files": np.array([clip.path for clip in data.test_clips]),
         },
     )
+
+
+def _save_windows(
+    folder: Path, data: Dataset, detector: TrainedDetector, scores: np.ndarray
+) -> None:
+    """Where in time the highest scores come from: reports show it of those clips."""
+    rows = np.sort(np.argsort(-scores, kind="stable")[:_WINDOWED])
+    clips = dataclasses.replace(data.test, rows=data.test.rows[rows], frames=data.test.frames[rows])
+    chosen = [data.test_clips[row] for row in rows]
+    found = detector.windows(clips, section_keys(chosen))
+    if found is not None:
+        files = [clip.path for clip in chosen]
+        write_windows(folder, files, found.clips, found.starts, found.seconds, found.scores)
 
 
 def check_same_run(workdir: Path, asked: dict[str, Any]) -> None:

@@ -13,7 +13,6 @@ Several members, of several seeds or several systems, score as one:
 import contextlib
 import dataclasses
 import functools
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,11 +25,11 @@ from asdproto.data.dataset import ClipArrays
 from asdproto.data.dcase import parse_name
 from asdproto.errors import DataError
 from asdproto.features import FeatureSettings
-from asdproto.files import read_arrays, read_json, write_atomically
+from asdproto.files import read_arrays, read_json, write_arrays, write_atomically
 from asdproto.scoring.fusion import combine
 from asdproto.scoring.thresholds import decide, gamma_threshold
 from asdproto.systems import system_class
-from asdproto.systems.members import Comparison, Fitted, Member, Section
+from asdproto.systems.members import Comparison, Fitted, Member, Section, WindowScores
 
 ABOUT = "detector.json"
 _FORMAT = 1
@@ -137,6 +136,23 @@ class TrainedDetector:
             list(scores), list(self.held_out), sections, self.train_sections, weights=self.weights
         )
 
+    def windows(self, clips: ClipArrays, sections: Sequence[Section]) -> WindowScores | None:
+        """Where in time the scores come from; ``None`` where the members cannot say.
+
+        Args:
+          clips: Features of the members' only setting.
+          sections: Machine type and section of each clip.
+        """
+        if len({member.system for member in self.members}) > 1:
+            return None
+        if not hasattr(self.members[0], "windows") or not len(clips):
+            return None
+        members: Sequence[Any] = self.members
+        clips = dataclasses.replace(clips, crop=members[0].system.crop)
+        found = [member.windows(clips, sections) for member in members]
+        keys = [sections[clip] for clip in found[0].clips]
+        return found[0]._replace(scores=self.combine([one.scores for one in found], keys))
+
     def read(
         self, path: Path | str, *, machine_type: str | None = None, section: str | None = None
     ) -> Recording:
@@ -241,8 +257,8 @@ class TrainedDetector:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ABOUT).unlink(missing_ok=True)
         for index, member in enumerate(self.members):
-            save_arrays(folder / f"member_{index}.npz", member.to_arrays())
-        save_arrays(
+            write_arrays(folder / f"member_{index}.npz", member.to_arrays())
+        write_arrays(
             folder / "training_scores.npz",
             {
                 "files": np.array(self.train_files),
@@ -416,10 +432,3 @@ def stack(arrays: Sequence[np.ndarray]) -> ClipArrays:
     for row, array in zip(features, arrays, strict=True):
         row[: len(array)] = array
     return ClipArrays(features, np.arange(len(arrays)), frames, 1)
-
-
-def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes an npz file that is whole or not there."""
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    write_atomically(path, buffer.getvalue())

@@ -17,7 +17,7 @@ from asdproto.commands import train
 from asdproto.config import override
 from asdproto.data.dataset import prepare
 from asdproto.data.store import open_store
-from asdproto.systems import prototype
+from asdproto.systems import YARDSTICKS, prototype
 from asdproto.training.checkpoint import Checkpoints
 from asdproto.training.devices import use_devices
 from asdproto.training.state import TrainState
@@ -188,7 +188,7 @@ def test_scores_and_figures_belong_together(finished):
     from asdproto.scoring.metrics import evaluate
 
     results = json.loads((finished / "results.json").read_text())
-    assert set(results["systems"]) == {"pretrain", "finetune"}
+    assert set(results["systems"]) == {"pretrain", "finetune", *YARDSTICKS}
     assert results["seeds"] == [0]
     assert results["preset"] == "paper"
     for stage, figures in results["systems"].items():
@@ -308,7 +308,7 @@ def test_fine_tuning_alone_starts_from_scratch(finished, collection, features, t
     run(given, tmp_path / "log")
     assert {line["stage"] for line in metrics(workdir)} == {"finetune"}
     results = json.loads((workdir / "results.json").read_text())
-    assert set(results["systems"]) == {"finetune"}
+    assert set(results["systems"]) == {"finetune", *YARDSTICKS}
     assert results["seeds"] == [3]
     assert not (workdir / "checkpoints" / "pretrain").exists()
     state = final_state(workdir, features, "finetune")

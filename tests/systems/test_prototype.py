@@ -14,6 +14,7 @@ from asdproto.data.extract import build_store
 from asdproto.data.store import write_store
 from asdproto.errors import DataError
 from asdproto.features import FeatureSettings
+from asdproto.systems import YARDSTICKS
 from asdproto.systems.embedding import embed_clips, window_starts
 from asdproto.systems.members import RunOptions
 from asdproto.systems.prototype import PrototypeSystem
@@ -139,7 +140,7 @@ def test_a_recording_scores_as_it_did_in_the_run(finished):
     for row in rows:
         assert row["decision"] == int(row["score"] > row["threshold"])
         assert row["nearest_class"][1] == row["section"]
-    assert set(results["systems"]) == {"pretrain", "finetune"}
+    assert set(results["systems"]) == {"pretrain", "finetune", *YARDSTICKS}
     early = load_run(workdir, "pretrain").score_files([root / test[0].path])
     assert early[0]["score"] != rows[0]["score"]
 
