@@ -218,7 +218,6 @@ def save_scores(
     folder: Path, data: Dataset, detector: TrainedDetector, scores: Sequence[np.ndarray]
 ) -> dict[str, Any] | None:
     """Writes the members' scores of the test clips as one; evaluates where there are labels."""
-    write_scores(folder, data.train_clips, detector.train_scores, split="train")
     if not data.test_clips:
         return None
     combined = detector.combine(scores, section_keys(data.test_clips))
