@@ -161,7 +161,7 @@ def test_a_run_that_is_not_finished_or_damaged_is_refused(finished, tmp_path):
     with pytest.raises(DataError, match="no finished detector"):
         load_run(tmp_path)
     workdir = finished[2]
-    with pytest.raises(DataError, match="no finished detector nope; there are finetune, pretrain"):
+    with pytest.raises(DataError, match="no finished detector nope; there are finetune, gmm"):
         load_run(workdir, "nope")
     about = json.loads((workdir / "config.json").read_text())
     assert about["system"]["encoder"]["width"] == 4
