@@ -205,7 +205,7 @@ class Trainer:
         return StageRun(
             name=name,
             checkpoints=checkpoints,
-            about={"runs": [job.label for job in jobs]},
+            metadata={"runs": [job.label for job in jobs]},
             metrics=self.workdir / "metrics.jsonl",
             console=self.console,
             loop=self.loop,
@@ -216,8 +216,7 @@ class Trainer:
         state, key = self.start(job, task)
         with prototype.open_checkpoints(self.workdir, job.label) as checkpoints:
             run = self._run(job.label, [job], checkpoints)
-            training = self.data.training_data()
-            self.final[job.identity] = train_stage(task, training, self.devices, state, key, run)
+            self.final[job.identity] = train_stage(task, self.data, self.devices, state, key, run)
 
     def _side_by_side(self, jobs: Sequence[Job]) -> None:
         tasks = [self.task(job) for job in jobs]
@@ -227,7 +226,7 @@ class Trainer:
         with prototype.open_checkpoints(self.workdir, name) as checkpoints:
             found = train_sweep(
                 tasks[0],
-                self.data.training_data(),
+                self.data,
                 self.devices,
                 list(states),
                 list(keys),

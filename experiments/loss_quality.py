@@ -85,7 +85,7 @@ def train(
         return StageRun(
             name=name,
             checkpoints=checkpoints,
-            about={"seeds": list(run_seeds), "loss": loss},
+            metadata={"seeds": list(run_seeds), "loss": loss},
             metrics=folder / "metrics.jsonl",
             console=console,
             loop=loop,
@@ -96,13 +96,13 @@ def train(
         hypers: list[Hyper] = [task.stage.hyper()] * len(seeds)
         with prototype.open_checkpoints(folder, name) as checkpoints:
             run = describe(name, seeds, checkpoints)
-            return train_sweep(task, data.training_data(), devices, states, stage_keys, hypers, run)
+            return train_sweep(task, data, devices, states, stage_keys, hypers, run)
     final = []
     for seed, state, key in zip(seeds, states, stage_keys, strict=True):
         name = f"{loss}-{seed}"
         with prototype.open_checkpoints(folder, name) as checkpoints:
             run = describe(name, [seed], checkpoints)
-            final.append(train_stage(task, data.training_data(), devices, state, key, run))
+            final.append(train_stage(task, data, devices, state, key, run))
     return final
 
 

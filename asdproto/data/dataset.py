@@ -1,11 +1,11 @@
 """A feature store as the systems see it: training and test clips, attribute classes, statistics."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 
-from asdproto.data.dcase import Clip, assign_classes
+from asdproto.data.dcase import Clip, assign_classes, class_key
 from asdproto.data.store import FeatureStore
 from asdproto.errors import DataError
 
@@ -89,27 +89,6 @@ class ClipArrays:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainingData:
-    """The training clips of a run.
-
-    Attributes:
-      clips: Their features on the host.
-      labels: int32, shape ``[clips]``, attribute classes.
-      num_classes: Attribute classes.
-      mean: float64, shape ``[mels]``.
-      deviation: float64, shape ``[mels]``.
-      resident: Whether features live on the devices; decided by their memory when ``None``.
-    """
-
-    clips: ClipArrays
-    labels: np.ndarray
-    num_classes: int
-    mean: np.ndarray
-    deviation: np.ndarray
-    resident: bool | None = None
-
-
-@dataclasses.dataclass(frozen=True)
 class Dataset:
     """A feature store as training and scoring see it.
 
@@ -118,10 +97,11 @@ class Dataset:
       test: Features of the test clips.
       train_clips: The training clips.
       test_clips: The test clips.
-      labels: int32, attribute class of each training clip.
-      classes: The attribute classes.
-      mean: float64, shape ``[mels]``, over training frames.
-      deviation: float64, shape ``[mels]``.
+      labels: int32, shape ``[training clips]``, the attribute class of each, an index of
+        ``classes``.
+      classes: The attribute classes, sorted.
+      mean: float64, shape ``[mels]``, over all training frames.
+      std: float64, shape ``[mels]``, their standard deviation.
     """
 
     train: ClipArrays
@@ -129,32 +109,40 @@ class Dataset:
     train_clips: list[Clip]
     test_clips: list[Clip]
     labels: np.ndarray
-    classes: list[tuple]
+    classes: list
     mean: np.ndarray
-    deviation: np.ndarray
+    std: np.ndarray
+
+    @property
+    def num_classes(self) -> int:
+        """Attribute classes."""
+        return len(self.classes)
 
     @property
     def scale(self) -> np.ndarray:
-        """float32, shape ``[mels]``, what standardized features are multiplied by."""
-        return to_scale(self.deviation)
-
-    def training_data(self, resident: bool | None = None) -> TrainingData:
-        """What the training loop takes."""
-        return TrainingData(
-            self.train, self.labels, len(self.classes), self.mean, self.deviation, resident
-        )
+        """float32, shape ``[mels]``, multiplies centered features; 1 for bands that never move."""
+        moves = self.std > 1e-6
+        return np.where(moves, 1 / np.where(moves, self.std, 1), 1).astype(np.float32)
 
 
-def prepare(store: FeatureStore, crop: int, machines: Sequence[str] | None = None) -> Dataset:
+def prepare(
+    store: FeatureStore,
+    crop: int,
+    machines: Sequence[str] | None = None,
+    *,
+    key: Callable[[Clip], Hashable] = class_key,
+) -> Dataset:
     """Splits a store into training and test clips and assigns attribute classes.
 
     Args:
       store: The features.
       crop: Frames of a crop.
       machines: Machine types to keep; all when ``None``.
+      key: Maps a clip to its attribute class; machine type, section, domain and attributes by
+        default. Keys must sort among themselves.
 
     Returns:
-      The data set.
+      The data set; its training clips may be of one class only.
 
     Raises:
       DataError: There are no training clips, one is an anomaly, or a machine type is unknown.
@@ -191,37 +179,24 @@ def prepare(store: FeatureStore, crop: int, machines: Sequence[str] | None = Non
                 "Move it to the test split, or correct its state.",
             )
     train_clips = [store.clips[index] for index in train]
-    labels, classes = assign_classes(train_clips)
+    labels, classes = assign_classes(train_clips, key)
 
     def arrays(rows: list[int]) -> ClipArrays:
         chosen = np.asarray(rows, np.int64)
         return ClipArrays(store.features, chosen, store.frames[chosen], crop)
 
-    data = arrays(train)
-    mean, deviation = data.statistics()
+    features = arrays(train)
+    mean, std = features.statistics()
     return Dataset(
-        train=data,
+        train=features,
         test=arrays(test),
         train_clips=train_clips,
         test_clips=[store.clips[index] for index in test],
         labels=labels,
         classes=classes,
         mean=mean,
-        deviation=deviation,
+        std=std,
     )
-
-
-def to_scale(deviation: np.ndarray) -> np.ndarray:
-    """What features are multiplied by for unit deviation; bands that never move stay as they are.
-
-    Args:
-      deviation: Floating, shape ``[mels]``.
-
-    Returns:
-      float32, shape ``[mels]``.
-    """
-    scale = np.where(deviation > 1e-6, 1 / np.maximum(deviation, 1e-6), 1.0)
-    return np.asarray(scale, np.float32)
 
 
 def section_keys(clips: Sequence[Clip]) -> list[tuple[str, str]]:

@@ -328,14 +328,13 @@ def train(
     key = jax.random.key(seed)
     loop = options.loop or default_loop(options.devices.local[0].platform)
     final: dict[str, TrainState] = {}
-    training = data.training_data(options.resident)
     for stage in system.stages:
         task = make_task(system, stage, data, options.devices, loop)
         state = start(task, key, data, final.get("pretrain"))
         with open_checkpoints(options.workdir, stage + label) as checkpoints:
             run = _stage_run(stage + label, options, checkpoints, {"seed": seed})
             final[stage] = train_stage(
-                task, training, options.devices, state, stage_key(key, stage), run
+                task, data, options.devices, state, stage_key(key, stage), run
             )
     return final
 
@@ -347,7 +346,6 @@ def train_together(
     one = use_devices(1)
     keys = [jax.random.key(seed) for seed in seeds]
     final: list[dict[str, TrainState]] = [{} for _ in seeds]
-    training = data.training_data(True)
     for stage in system.stages:
         task = make_task(system, stage, data, one, "scan")
         states = [
@@ -358,7 +356,7 @@ def train_together(
             run = _stage_run(stage, options, checkpoints, {"seeds": list(seeds)})
             found = train_sweep(
                 task,
-                training,
+                data,
                 options.devices,
                 states,
                 [stage_key(key, stage) for key in keys],
@@ -383,16 +381,17 @@ def stage_key(key: jax.Array, stage: str) -> jax.Array:
 
 
 def _stage_run(
-    name: str, options: RunOptions, checkpoints: Checkpoints | None, about: dict[str, Any]
+    name: str, options: RunOptions, checkpoints: Checkpoints | None, metadata: dict[str, Any]
 ) -> StageRun:
     return StageRun(
         name=name,
         checkpoints=checkpoints,
-        about={**about, "devices": options.devices.count},
+        metadata={**metadata, "devices": options.devices.count},
         metrics=None if options.workdir is None else options.workdir / "metrics.jsonl",
         save_seconds=options.save_seconds,
         console=options.console,
         loop=options.loop,
+        resident=options.resident,
     )
 
 

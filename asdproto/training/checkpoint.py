@@ -44,13 +44,13 @@ class Checkpoints:
         """Step of the latest whole checkpoint, or ``None``."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: Any, about: dict[str, Any]) -> None:
+    def save(self, step: int, state: Any, metadata: dict[str, Any]) -> None:
         """Saves in the background; every process of a run must call it.
 
         Args:
           step: Step of the state.
           state: Tree of arrays on the host.
-          about: json-serializable description.
+          metadata: json-serializable description.
         """
         named = _named(state)
         shapes = {name: list(np.shape(leaf)) for name, leaf in named.items()}
@@ -58,11 +58,11 @@ class Checkpoints:
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(named),
-                about=ocp.args.JsonSave({"arrays": shapes, "run": about}),
+                about=ocp.args.JsonSave({"arrays": shapes, "run": metadata}),
             ),
         )
 
-    def about(self, step: int | None = None) -> dict[str, Any]:
+    def metadata(self, step: int | None = None) -> dict[str, Any]:
         """Description saved with a checkpoint; the latest when ``step`` is ``None``."""
         return self._about(self._existing(step))["run"]
 

@@ -58,7 +58,8 @@ class Devices:
         """Process 0's answer, on every process; all of them must ask at the same step."""
         if not self.has_peers:
             return answer
-        return bool(multihost_utils.broadcast_one_to_all(np.int32(answer)))
+        with jax.transfer_guard("allow"):
+            return bool(multihost_utils.broadcast_one_to_all(np.int32(answer)))
 
     def compile(
         self,
@@ -149,9 +150,10 @@ class Devices:
 
     def to_host(self, tree: Any) -> Any:
         """NumPy copies of a replicated tree."""
-        return jax.tree.map(
-            lambda x: np.asarray(x.addressable_shards[0].data if isinstance(x, jax.Array) else x),
-            tree,
+        return jax.device_get(
+            jax.tree.map(
+                lambda x: x.addressable_shards[0].data if isinstance(x, jax.Array) else x, tree
+            )
         )
 
 

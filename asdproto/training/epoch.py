@@ -1,25 +1,33 @@
 """Compiled epochs: one call where loops on the device are fast, one call a step where not.
 
-Three shapes of the same computation. ``scan``: the whole epoch (draw, prototype pass, all steps) is
-one program, right for accelerators. ``dispatch``: the host calls one compiled step after another,
-right for a CPU, where a convolution inside a loop loses its threads. The host path is a dispatch
-loop whose crops come from the host, for data that do not fit on the device.
+``scan``: the whole epoch (plan, prototype pass, all steps) is one program, right for accelerators.
+``dispatch``: the host calls one compiled step after another, right for a CPU, where a convolution
+inside a loop loses its threads, and for crops that the host gathers.
 """
 
 import collections
-import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from asdproto.training import step as steps
 from asdproto.training.devices import Devices
+from asdproto.training.packing import pack_state, unpack_state
 from asdproto.training.stage import Hyper
-from asdproto.training.state import Packing, Table, Task, TrainState
+from asdproto.training.state import ClipIndex, Task, TrainState
+from asdproto.training.step import (
+    ClassSums,
+    EpochPlan,
+    add_chunk,
+    empty_sums,
+    finish_prototypes,
+    plan_epoch,
+    take_batch,
+    train_step,
+)
 
 Loop = Literal["scan", "dispatch"]
 
@@ -32,8 +40,7 @@ def default_loop(backend: str | None = None) -> Loop:
 def run_epoch(
     task: Task,
     state: TrainState,
-    features: jax.Array,
-    table: Table,
+    index: ClipIndex,
     key: jax.Array,
     hyper: Hyper,
     *,
@@ -45,8 +52,7 @@ def run_epoch(
     Args:
       task: Static description.
       state: State before the epoch.
-      features: Floating, shape ``[clips, frames, mels]``.
-      table: The training clips.
+      index: The training clips, with resident features.
       key: Random key of the stage.
       hyper: Traced hyper-parameters.
       axis_name: Mapped axis over which batches are spread, or ``None``.
@@ -55,113 +61,101 @@ def run_epoch(
     Returns:
       State after the epoch, and the loss of every step, float32, shape ``[steps]``.
     """
-    draw = steps.draw_epoch(task, state.step, table, key, hyper)
-    if task.members:
-        sums = steps.empty_sums(task)
+    plan = plan_epoch(task, state.step, index, key, hyper)
+    if task.prototypes_per_class:
+        state = scan_pass(task, state, index, plan, axis_name)
+    return scan_steps(task, state, index, plan, hyper, axis_name, unroll=unroll)
 
-        def add(_: Any, sums: steps.Sums) -> steps.Sums:
-            return _add_resident_chunk(task, state, features, table, draw, sums, axis_name)
 
-        sums = lax.fori_loop(0, task.chunks, add, sums)
-        state = steps.finish_prototypes(task, state, sums, axis_name)
+def scan_pass(
+    task: Task, state: TrainState, index: ClipIndex, plan: EpochPlan, axis_name: str | None = None
+) -> TrainState:
+    """State with renewed prototypes: the prototype pass as one loop on the device."""
 
-    return scan_steps(task, state, features, table, draw, hyper, axis_name, unroll=unroll)
+    def add(_: Any, sums: ClassSums) -> ClassSums:
+        batch = take_batch(task, index, plan.chunks, sums.chunk, axis_name)
+        return add_chunk(task, state, batch, plan.membership, sums)
+
+    sums = lax.fori_loop(0, task.chunks, add, empty_sums(task))
+    return finish_prototypes(task, state, sums, axis_name)
 
 
 def scan_steps(
     task: Task,
     state: TrainState,
-    features: jax.Array,
-    table: Table,
-    draw: steps.EpochDraw,
+    index: ClipIndex,
+    plan: EpochPlan,
     hyper: Hyper,
     axis_name: str | None = None,
     *,
     unroll: int = 1,
 ) -> tuple[TrainState, jax.Array]:
-    """An epoch's steps as one loop on the device, which carries the parameters packed.
+    """The steps of an epoch as one loop on the device; results as of :func:`run_epoch`."""
 
-    Args:
-      task: Static description.
-      state: State before the steps.
-      features: Floating, shape ``[clips, frames, mels]``.
-      table: The training clips.
-      draw: The epoch's choices.
-      hyper: Traced hyper-parameters.
-      axis_name: Mapped axis over which batches are spread, or ``None``.
-      unroll: Steps per turn of the loop.
+    def body(state: TrainState, _: None) -> tuple[TrainState, jax.Array]:
+        turn = state.step % task.steps_per_epoch
+        batch = take_batch(task, index, plan.steps, turn, axis_name)
+        return train_step(task, state, batch, plan.key, hyper, axis_name)
 
-    Returns:
-      State after the steps, and the loss of each, float32, shape ``[steps]``.
-    """
-    packing = Packing.of(state.params)
-    dtype = getattr(task.model, "dtype", jnp.float32)
-
-    def body(carried: tuple[TrainState, Any], _: None) -> tuple[tuple[TrainState, Any], jax.Array]:
-        state, weights = carried
-        state, loss = _resident_step(
-            task, state, features, table, draw, hyper, axis_name, packing, weights
-        )
-        return (state, packing.weights(state.params, dtype)), loss
-
-    state = packing.pack_state(state)
-    start = state, packing.weights(state.params, dtype)
-    (state, _), losses = lax.scan(body, start, None, length=task.steps, unroll=unroll)
-    return packing.unpack_state(state), losses
+    state = pack_state(state, getattr(task.model, "dtype", jnp.float32))
+    state, losses = lax.scan(body, state, None, length=task.steps_per_epoch, unroll=unroll)
+    return unpack_state(state), losses
 
 
-def _add_resident_chunk(
-    task: Task,
-    state: TrainState,
-    features: jax.Array,
-    table: Table,
-    draw: steps.EpochDraw,
-    sums: steps.Sums,
-    axis_name: str | None,
-) -> steps.Sums:
-    clips, starts, batch = steps.chunk_rows(task, table, draw, sums.chunk, axis_name)
-    crops = steps.take_crops(features, clips, starts, task.crop)
-    return steps.add_chunk(task, state, table, batch._replace(crops=crops), sums)
-
-
-def _resident_step(
-    task: Task,
-    state: TrainState,
-    features: jax.Array,
-    table: Table,
-    draw: steps.EpochDraw,
-    hyper: Hyper,
-    axis_name: str | None,
-    packing: Packing | None = None,
-    weights: Any = None,
-) -> tuple[TrainState, jax.Array]:
-    batch = steps.take_batch(task, features, table, draw, state.step, axis_name)
-    return steps.train_step(task, state, table, batch, draw.key, hyper, axis_name, packing, weights)
-
-
-@dataclasses.dataclass
 class Programs:
     """A stage's compiled programs for given devices.
 
-    Attributes:
+    Args:
       task: Static description.
       devices: Where the programs run.
-      loop: ``"scan"`` or ``"dispatch"``.
+      unroll: Steps per turn of a scanned loop.
+
+    Attributes:
+      epoch: ``(state, index, key, hyper) -> (state, losses [steps])``; donates state.
+      plan: ``(step, index, key, hyper) -> EpochPlan``, the same on all devices.
+      empty_sums: ``(step) -> ClassSums`` per device.
+      chunk: ``(state, index, plan, sums, crops) -> sums``; donates sums. ``crops`` are the host's,
+        or ``None``.
+      finish: ``(state, sums) -> state`` with the epoch's prototypes; donates state.
+      step: ``(state, index, plan, hyper, crops) -> (state, loss)``; donates state.
       traces: How often each program was traced, which is how often it was compiled.
     """
 
-    task: Task
-    devices: Devices
-    loop: Loop
-    unroll: int = 1
-    traces: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-
-    def __post_init__(self) -> None:
-        if self.task.num_devices != self.devices.count:
+    def __init__(self, task: Task, devices: Devices, unroll: int = 1):
+        if task.num_devices != devices.count:
             raise ValueError(
-                f"the task is laid out for {self.task.num_devices} devices, but "
-                f"{self.devices.count} are used"
+                f"the task is laid out for {task.num_devices} devices, but {devices.count} are used"
             )
+        self.task, self.devices = task, devices
+        self.traces: collections.Counter = collections.Counter()
+
+        def plan(step, index, key, hyper, *, axis_name):
+            return plan_epoch(task, step, index, key, hyper)
+
+        def empty(step, *, axis_name):
+            return empty_sums(task)
+
+        def chunk(state, index, plan, sums, crops, *, axis_name):
+            batch = take_batch(task, index, plan.chunks, sums.chunk, axis_name, crops)
+            return add_chunk(task, state, batch, plan.membership, sums)
+
+        def finish(state, sums, *, axis_name):
+            return finish_prototypes(task, state, sums, axis_name)
+
+        def step(state, index, plan, hyper, crops, *, axis_name):
+            turn = state.step % task.steps_per_epoch
+            batch = take_batch(task, index, plan.steps, turn, axis_name, crops)
+            return train_step(task, state, batch, plan.key, hyper, axis_name)
+
+        whole = functools.partial(run_epoch, task, unroll=unroll)
+        self.epoch = self._compile("epoch", whole, in_axes=(None,) * 4, donate=(0,))
+        self.plan = self._compile("plan", plan, in_axes=(None,) * 4)
+        self.empty_sums = self._compile("empty_sums", empty, in_axes=(None,), out_axes=0)
+        self.chunk = self._compile(
+            "chunk", chunk, in_axes=(None, None, None, 0, 0), out_axes=0, donate=(3,)
+        )
+        self.finish = self._compile("finish", finish, in_axes=(None, 0), donate=(0,))
+        self.step = self._compile("step", step, in_axes=(None,) * 4 + (0,), donate=(0,))
 
     def _compile(self, name: str, function: Callable[..., Any], **layout: Any) -> Callable:
         @functools.wraps(function)
@@ -171,130 +165,62 @@ class Programs:
 
         return self.devices.compile(counted, **layout)
 
-    @functools.cached_property
-    def epoch(self) -> Callable:
-        """``(state, features, table, key, hyper) -> (state, losses [steps])``; donates state."""
-
-        def epoch(state, features, table, key, hyper, *, axis_name):
-            return run_epoch(
-                self.task,
-                state,
-                features,
-                table,
-                key,
-                hyper,
-                axis_name=axis_name,
-                unroll=self.unroll,
-            )
-
-        return self._compile("epoch", epoch, in_axes=(None,) * 5, donate=(0,))
-
-    @functools.cached_property
-    def draw(self) -> Callable:
-        """``(step, table, key, hyper) -> EpochDraw``, the same on all devices."""
-
-        def draw(step, table, key, hyper, *, axis_name):
-            del axis_name
-            return steps.draw_epoch(self.task, step, table, key, hyper)
-
-        return self._compile("draw", draw, in_axes=(None,) * 4)
-
-    @functools.cached_property
-    def empty_sums(self) -> Callable:
-        """``(step) -> Sums`` per device."""
-
-        def empty(step, *, axis_name):
-            del step, axis_name
-            return steps.empty_sums(self.task)
-
-        return self._compile("empty_sums", empty, in_axes=(None,), out_axes=0)
-
-    @functools.cached_property
-    def chunk(self) -> Callable:
-        """``(state, features, table, draw, sums) -> sums`` from resident features."""
-
-        def chunk(state, features, table, draw, sums, *, axis_name):
-            return _add_resident_chunk(self.task, state, features, table, draw, sums, axis_name)
-
-        return self._compile("chunk", chunk, in_axes=(None,) * 4 + (0,), out_axes=0, donate=(4,))
-
-    @functools.cached_property
-    def host_chunk(self) -> Callable:
-        """``(state, crops, table, draw, sums) -> sums`` from crops that the host gathered."""
-
-        def chunk(state, crops, table, draw, sums, *, axis_name):
-            batch = steps.chunk_rows(self.task, table, draw, sums.chunk, axis_name)[2]
-            return steps.add_chunk(self.task, state, table, batch._replace(crops=crops), sums)
-
-        axes = (None, 0, None, None, 0)
-        return self._compile("chunk", chunk, in_axes=axes, out_axes=0, donate=(4,))
-
-    @functools.cached_property
-    def finish(self) -> Callable:
-        """``(state, sums) -> state`` with the epoch's prototypes."""
-
-        def finish(state, sums, *, axis_name):
-            return steps.finish_prototypes(self.task, state, sums, axis_name)
-
-        return self._compile("finish", finish, in_axes=(None, 0), donate=(0,))
-
-    @functools.cached_property
-    def step(self) -> Callable:
-        """``(state, features, table, draw, hyper) -> (state, loss)`` from resident features."""
-
-        def step(state, features, table, draw, hyper, *, axis_name):
-            return _resident_step(self.task, state, features, table, draw, hyper, axis_name)
-
-        return self._compile("step", step, in_axes=(None,) * 5, donate=(0,))
-
-    @functools.cached_property
-    def host_step(self) -> Callable:
-        """``(state, crops, table, draw, hyper) -> (state, loss)`` from the host's crops."""
-
-        def step(state, crops, table, draw, hyper, *, axis_name):
-            clips, _ = steps.batch_rows(self.task, draw, state.step, axis_name)
-            where = steps.padding(self.task, axis_name)
-            batch = steps.Batch(crops, jnp.take(table.labels, clips), where)
-            return steps.train_step(self.task, state, table, batch, draw.key, hyper, axis_name)
-
-        return self._compile("step", step, in_axes=(None, 0, None, None, None), donate=(0,))
-
-    def resident_epoch(
+    def dispatch(
         self,
         state: TrainState,
-        features: jax.Array,
-        table: Table,
+        index: ClipIndex,
         key: jax.Array,
         hyper: Hyper,
+        *,
         done: int = 0,
+        gather: Callable[..., Iterable[Any]] | None = None,
     ) -> Iterator[TrainState]:
-        """Runs the rest of the epoch that ``state`` stands in, from resident features.
-
-        Nothing crosses between host and device. The state that goes in is donated.
+        """Runs the rest of the epoch that ``state`` stands in, one call a step.
 
         Args:
-          state: State at any step (dispatch) or at the start of an epoch (scan), on the devices.
-          features: Floating, shape ``[clips, frames, mels]``, on the devices.
-          table: The training clips, on the devices.
+          state: State at any step, on the devices; donated.
+          index: The training clips, on the devices.
           key: Random key of the stage, on the devices.
           hyper: Traced hyper-parameters, on the devices.
-          done: Steps of the epoch already done; 0 for ``scan``.
+          done: Steps of the epoch already done.
+          gather: ``(devices, batches, first)`` -> crops of the batches from the first on, as
+            :func:`asdproto.training.host.gather_crops` makes them; ``None`` takes them from the
+            resident features, and nothing crosses between host and device.
 
         Yields:
-          The state after each call of a step or an epoch; the last one ends the epoch.
+          The state after each step; the last one ends the epoch.
         """
-        if self.loop == "scan":
-            if done:
-                raise ValueError(f"a scanned epoch starts at its first step, not at step {done}")
-            state, _ = self.epoch(state, features, table, key, hyper)
-            yield state
-            return
-        draw = self.draw(state.step, table, key, hyper)
-        if self.task.members and done == 0:
+        plan = self.plan(state.step, index, key, hyper)
+
+        def crops(batches: Any, turns: int, first: int) -> Iterable[Any]:
+            return gather(self.devices, batches, first) if gather else [None] * (turns - first)
+
+        if self.task.prototypes_per_class and done == 0:
             sums = self.empty_sums(state.step)
-            for _ in range(self.task.chunks):
-                sums = self.chunk(state, features, table, draw, sums)
+            for gathered in crops(plan.chunks, self.task.chunks, 0):
+                sums = self.chunk(state, index, plan, sums, gathered)
             state = self.finish(state, sums)
-        for _ in range(done, self.task.steps):
-            state, _ = self.step(state, features, table, draw, hyper)
+        for gathered in crops(plan.steps, self.task.steps_per_epoch, done):
+            state, _ = self.step(state, index, plan, hyper, gathered)
             yield state
+
+
+def compile_sweep(task: Task, devices: Devices, unroll: int = 1) -> Any:
+    """Compiled epoch of several runs.
+
+    Args:
+      task: Static description of one run; laid out for one device.
+      devices: Where the runs go.
+      unroll: Steps per turn of the loop.
+
+    Returns:
+      ``(states, index, keys, hypers) -> (states, losses)``. On one device, states, keys, hypers and
+      losses have a leading axis of runs; on several, two: devices and runs on each.
+    """
+    if task.num_devices != 1:
+        raise ValueError(
+            f"a sweep's runs take one device each, found num_devices={task.num_devices}"
+        )
+    in_axes = (0, None, 0, 0)
+    epoch = jax.vmap(functools.partial(run_epoch, task, unroll=unroll), in_axes=in_axes)
+    return devices.compile_runs(epoch, in_axes=in_axes)

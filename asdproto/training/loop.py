@@ -2,12 +2,13 @@
 
 import contextlib
 import dataclasses
+import datetime
+import functools
 import json
 import math
-import os
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,19 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from asdproto.data.dataset import TrainingData
+from asdproto.data.dataset import Dataset
+from asdproto.files import write_atomically
 from asdproto.training.checkpoint import Checkpoints
 from asdproto.training.devices import Devices, stack_runs
-from asdproto.training.epoch import Loop, Programs, default_loop, run_epoch
-from asdproto.training.host import fits_on, host_epoch
+from asdproto.training.epoch import Loop, Programs, compile_sweep, default_loop
+from asdproto.training.host import fits_on, gather_crops
 from asdproto.training.stage import Hyper
-from asdproto.training.state import Task, TrainState, make_table
+from asdproto.training.state import Task, TrainState, clip_index
 
 _ASK_EVERY = 50  # steps
+
+# State on the devices and steps of the epoch already done -> states, each with the steps it took.
+Epoch = Callable[[TrainState, int], Iterator[tuple[TrainState, int]]]
 
 
 class DivergedError(RuntimeError):
@@ -43,27 +48,27 @@ class StageRun:
     Attributes:
       name: ``"pretrain"``, ``"finetune"`` or any other name for files and logs.
       checkpoints: Where states are kept; ``None`` keeps none.
-      about: json-serializable description saved with each checkpoint.
+      metadata: json-serializable description saved with each checkpoint.
       metrics: jsonl file to append one line an epoch to; ``None`` for none.
       save_seconds: Time between checkpoints; 0 saves after every epoch.
       console: Where progress goes; ``None`` for silence.
       loop: ``"scan"`` or ``"dispatch"``; what suits the backend when ``None``.
-      unroll: Steps per turn of a scanned loop.
+      resident: Whether features live on the devices; decided by their memory when ``None``.
     """
 
     name: str
     checkpoints: Checkpoints | None = None
-    about: dict[str, Any] = dataclasses.field(default_factory=dict)
+    metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
     metrics: Path | None = None
     save_seconds: float = 60.0
     console: Console | None = None
     loop: Loop | None = None
-    unroll: int = 1
+    resident: bool | None = None
 
 
 def train_stage(
     task: Task,
-    data: TrainingData,
+    data: Dataset,
     devices: Devices,
     state: TrainState,
     key: jax.Array,
@@ -73,7 +78,7 @@ def train_stage(
 
     Args:
       task: Static description.
-      data: The training clips.
+      data: The data set.
       devices: Where to train.
       state: State to start from; ignored when a checkpoint exists.
       key: Random key of the stage.
@@ -86,183 +91,42 @@ def train_stage(
       DivergedError: The loss became nan or infinite; earlier checkpoints stay.
       CheckpointError: A checkpoint was written by another configuration.
     """
-    final = task.stage.total_epochs * task.steps
-    state = devices.to_host(state)
-    if run.checkpoints is not None and run.checkpoints.latest() is not None:
-        state = run.checkpoints.restore(state)
-    step = int(state.step)
-    if run.metrics is not None and devices.is_main:
-        forget_after(run.metrics, run.name, step)
-    if step >= final:
-        return state
 
-    resident = data.resident
-    if resident is None:
-        resident = fits_on(devices, data.clips.nbytes)
-    table, largest = make_table(
-        data.labels, data.clips.usable_frames, data.mean, data.deviation, data.num_classes
-    )
-    if largest != task.largest_class:
-        raise ValueError(f"largest_class={task.largest_class}, but the labels give {largest}")
-    loop = run.loop or (default_loop() if resident else "dispatch")
-    made: dict[Loop, Programs] = {}
-    table, hyper, key, state = devices.replicate((table, task.stage.hyper(), key, state))
-    features = devices.replicate(data.clips.load()) if resident else None
+    def start() -> Epoch:
+        resident = fits_on(devices, data.train.nbytes) if run.resident is None else run.resident
+        loop = (run.loop or default_loop()) if resident else "dispatch"
+        gather = None if resident else functools.partial(gather_crops, data.train)
+        programs = Programs(task, devices)
+        inputs = devices.replicate((clip_index(data, resident=resident), key, task.stage.hyper()))
 
-    meter = Meter(run.name, task.stage.total_epochs, step // task.steps, run.console)
-    saved = time.monotonic()
-    with meter.running():
-        while step < final:
-            epoch, done = divmod(step, task.steps)
+        def epoch(state: TrainState, done: int) -> Iterator[tuple[TrainState, int]]:
             # An epoch that another loop left in the middle is finished step by step.
-            kind: Loop = "dispatch" if done else loop
-            programs = made.setdefault(kind, Programs(task, devices, kind, run.unroll))
-            started = time.monotonic()
-            if features is not None:
-                states = programs.resident_epoch(state, features, table, key, hyper, done)
-            else:
-                states = host_epoch(programs, data.clips, state, table, key, hyper, done)
-            for state in states:
-                step += task.steps if programs.loop == "scan" else 1
-                if step % task.steps and _is_due(run, devices, saved, step):
-                    _save(run, devices, state, step, epoch)
-                    saved = time.monotonic()
-            loss = float(devices.to_host(state.loss_sum)) / task.steps
-            seconds = time.monotonic() - started
-            if not math.isfinite(loss):
-                raise _diverged(run, epoch, loss)
-            figures = _figures(task, run, epoch, step, done, loss, seconds)
-            # The line first: a resumed run drops lines beyond its checkpoint, and misses none.
-            if run.metrics is not None and devices.is_main:
-                with open(run.metrics, "a") as file:
-                    file.write(json.dumps(figures) + "\n")
-            if (run.checkpoints is not None and step == final) or _is_due(run, devices, saved):
-                _save(run, devices, state, step, epoch)
-                saved = time.monotonic()
-            meter.epoch(
-                epoch + 1,
-                f"loss {loss:.4f}  rate {figures['learning_rate']:g}  "
-                f"{figures['clips_per_second']:.0f} clips/s",
-            )
-    if loss < 1e-4:
-        warnings.warn(
-            f"{run.name}: the loss reached {loss:.1e}: the {task.num_classes} attribute classes "
-            "are told apart perfectly and nothing is left to learn from. With few classes, add "
-            "other machine types' normal clips, or trust the validation of your own faults",
-            CollapseWarning,
-            stacklevel=2,
-        )
-    if run.checkpoints is not None:
-        run.checkpoints.wait()
-    return devices.to_host(state)
+            if loop == "scan" and not done:
+                yield programs.epoch(state, *inputs)[0], task.steps_per_epoch
+                return
+            for after in programs.dispatch(state, *inputs, done=done, gather=gather):
+                yield after, 1
 
+        return epoch
 
-def _figures(
-    task: Task, run: StageRun, epoch: int, step: int, done: int, loss: float, seconds: float
-) -> dict[str, Any]:
-    return {
-        "stage": run.name,
-        "epoch": epoch + 1,
-        "step": step,
-        "loss": loss,
-        "learning_rate": float(task.stage.learning_rate(jnp.int32(epoch))),
-        "seconds": round(seconds, 4),
-        "clips_per_second": round((task.steps - done) * task.stage.batch / seconds, 1),
-    }
-
-
-def _is_due(run: StageRun, devices: Devices, saved: float, step: int | None = None) -> bool:
-    """Whether it is time for a checkpoint; ``step`` is given in the middle of an epoch.
-
-    All processes must save together, and their clocks differ: process 0's decides. Asking it holds
-    the devices up, so that inside an epoch it is asked now and then only.
-    """
-    if run.checkpoints is None:
-        return False
-    if run.save_seconds <= 0:
-        return True
-    if step is not None and devices.has_peers and step % _ASK_EVERY:
-        return False
-    return devices.agree(time.monotonic() - saved > run.save_seconds)
-
-
-def _save(run: StageRun, devices: Devices, state: TrainState, step: int, epoch: int) -> None:
-    assert run.checkpoints is not None
-    on_host = devices.to_host(state)
-    # The loss is one step behind: an update can break a state whose loss was still sound.
-    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(on_host)):
-        raise _diverged(run, epoch, float("nan"))
-    run.checkpoints.save(step, on_host, {"stage": run.name, "step": step, **run.about})
-
-
-def _diverged(run: StageRun, epoch: int, loss: float) -> DivergedError:
-    kept = run.checkpoints.latest() if run.checkpoints is not None else None
-    where = (
-        f"the checkpoint of step {kept} in {run.checkpoints.folder} is good"
-        if kept is not None and run.checkpoints is not None
-        else "no checkpoint had been written yet"
-    )
-    return DivergedError(
-        f"{run.name}: the loss became {loss} in epoch {epoch + 1}; {where}. Lower the learning "
-        "rate or raise the temperature, and start again from there"
-    )
-
-
-def forget_after(path: Path, stage: str, step: int) -> None:
-    """Drops the stage's lines beyond a step, which a resumed run writes again."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # cut short by a kill
-        if entry.get("stage") != stage or entry.get("step", 0) <= step:
-            kept.append(line)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(line + "\n" for line in kept))
-    os.replace(partial, path)
-
-
-def compile_sweep(task: Task, devices: Devices, unroll: int = 1) -> Any:
-    """Compiled epoch of several runs.
-
-    Args:
-      task: Static description of one run; laid out for one device.
-      devices: Where the runs go.
-      unroll: Steps per turn of the loop.
-
-    Returns:
-      ``(states, features, table, keys, hypers) -> (states, losses)``. On one device, states, keys,
-      hypers and losses have a leading axis of runs; on several, two: devices and runs on each.
-    """
-    if task.num_devices != 1:
-        raise ValueError(
-            f"a sweep's runs take one device each, found num_devices={task.num_devices}"
-        )
-
-    def one(state, features, table, key, hyper):
-        return run_epoch(task, state, features, table, key, hyper, unroll=unroll)
-
-    in_axes = (0, None, None, 0, 0)
-    return devices.compile_runs(jax.vmap(one, in_axes=in_axes), in_axes=in_axes)
+    state = devices.to_host(state)
+    return _train(task, devices, state, run, start, devices.replicate, devices.to_host)
 
 
 def train_sweep(
     task: Task,
-    data: TrainingData,
+    data: Dataset,
     devices: Devices,
     states: list[TrainState],
     keys: list[jax.Array],
     hypers: list[Hyper],
     run: StageRun,
 ) -> list[TrainState]:
-    """Trains several runs of a stage to their end.
+    """Trains several runs of a stage to their end, as one program.
 
     Args:
       task: Static description of one run.
-      data: The training clips, shared; resident on every device.
+      data: The data set, shared; its training clips are resident on every device.
       devices: Where the runs go; one process.
       states: State to start each run from.
       keys: Random key of each run's stage.
@@ -288,71 +152,180 @@ def train_sweep(
     # Devices take equal shares; the last runs are repeated to fill them and dropped at the end.
     share = -(-runs // devices.count)
     filled = [min(i, runs - 1) for i in range(share * devices.count)]
-    stacked = stack_runs([states[i] for i in filled])
-    if run.checkpoints is not None and run.checkpoints.latest() is not None:
-        stacked = run.checkpoints.restore(stacked)
-    all_keys = jnp.stack([keys[i] for i in filled])
-    all_hypers = stack_runs([hypers[i] for i in filled])
-    step = int(np.asarray(stacked.step)[0])
-    final = task.stage.total_epochs * task.steps
-    if run.metrics is not None:
-        forget_after(run.metrics, run.name, step)
 
     def deal(tree: Any) -> Any:
-        if devices.count == 1:
-            return jax.device_put(tree, devices.local[0])
-        shape = (devices.count, share)
-        return devices.shard(jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), tree))
+        if devices.count > 1:
+            shape = (devices.count, share)
+            tree = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), tree)
+        return devices.shard(tree)
 
     def gather(tree: Any) -> Any:
-        skip = 1 if devices.count == 1 else 2
-        return jax.tree.map(lambda x: np.asarray(x).reshape(-1, *np.shape(x)[skip:]), tree)
+        if devices.count == 1:
+            return jax.device_get(tree)
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.device_get(tree))
 
-    table, _ = make_table(
-        data.labels, data.clips.usable_frames, data.mean, data.deviation, data.num_classes
-    )
-    program = compile_sweep(task, devices, run.unroll)
-    table, features = devices.replicate((table, data.clips.load()))
-    sharded = deal(stacked)
-    dealt_keys, dealt_hypers = deal(all_keys), deal(all_hypers)
-    meter = Meter(f"{run.name} x {runs}", task.stage.total_epochs, step // task.steps, run.console)
+    def start() -> Epoch:
+        program = compile_sweep(task, devices)
+        index = devices.replicate(clip_index(data, resident=True))
+        dealt = deal(
+            (jnp.stack([keys[i] for i in filled]), stack_runs([hypers[i] for i in filled]))
+        )
+
+        def epoch(state: TrainState, done: int) -> Iterator[tuple[TrainState, int]]:
+            del done  # a sweep is saved between epochs only
+            yield program(state, index, *dealt)[0], task.steps_per_epoch
+
+        return epoch
+
+    stacked = jax.device_get(stack_runs([states[i] for i in filled]))
+    final = _train(task, devices, stacked, run, start, deal, gather, runs)
+    return [jax.tree.map(lambda x, i=i: x[i], final) for i in range(runs)]
+
+
+def _train(
+    task: Task,
+    devices: Devices,
+    state: TrainState,
+    run: StageRun,
+    start: Callable[[], Epoch],
+    place: Callable[[TrainState], TrainState],
+    fetch: Callable[[Any], Any],
+    runs: int = 1,
+) -> TrainState:
+    """Trains one run or several to their end; state on the host in and out.
+
+    ``start`` compiles and loads what an epoch needs, ``place`` puts a state on the devices,
+    ``fetch`` brings it back; of several runs, every leaf has a leading axis.
+    """
+    final = task.stage.total_epochs * task.steps_per_epoch
+    if run.checkpoints is not None and run.checkpoints.latest() is not None:
+        state = run.checkpoints.restore(state)
+    step = int(np.max(state.step))
+    if run.metrics is not None and devices.is_main:
+        truncate_metrics(run.metrics, run.name, step)
+    if step >= final:
+        return state
+    train_epoch, state = start(), place(state)
+    title = run.name if runs == 1 else f"{run.name} x {runs}"
+    meter = Meter(title, task.stage.total_epochs, step // task.steps_per_epoch, run.console)
     saved = time.monotonic()
     with meter.running():
         while step < final:
+            epoch, done = divmod(step, task.steps_per_epoch)
             started = time.monotonic()
-            sharded, losses = program(sharded, features, table, dealt_keys, dealt_hypers)
-            mean_losses = gather(losses).mean(axis=1)[:runs]
-            step += task.steps
+            # Nothing but crops that the host gathers, and checkpoints, may cross while steps run.
+            with jax.transfer_guard("disallow"):
+                for after, steps in train_epoch(state, done):
+                    state, step = after, step + steps
+                    if step % task.steps_per_epoch and _is_due(run, devices, saved, step):
+                        _save(run, fetch(state), step, epoch)
+                        saved = time.monotonic()
+            losses = np.atleast_1d(fetch(state.loss_sum))[:runs] / task.steps_per_epoch
             seconds = time.monotonic() - started
-            broken = [i for i, loss in enumerate(mean_losses) if not math.isfinite(loss)]
-            if broken:
-                raise DivergedError(
-                    f"{run.name}: the loss of runs {broken} of {runs} became nan or infinite in "
-                    f"epoch {step // task.steps}. Leave them out, or lower their learning rate"
-                )
-            if run.metrics is not None:
-                line = {
-                    "stage": run.name,
-                    "epoch": step // task.steps,
-                    "step": step,
-                    "loss": float(mean_losses.mean()),
-                    "losses": [float(loss) for loss in mean_losses],
-                    "seconds": round(seconds, 4),
-                    "clips_per_second": round(runs * task.steps * task.stage.batch / seconds, 1),
-                }
+            if not np.isfinite(losses).all():
+                raise _diverged(run, epoch, losses)
+            figures = _figures(task, run, epoch, step, done, losses, seconds)
+            # The line first: a resumed run drops lines beyond its checkpoint, and misses none.
+            if run.metrics is not None and devices.is_main:
                 with open(run.metrics, "a") as file:
-                    file.write(json.dumps(line) + "\n")
-            if run.checkpoints is not None and (
-                step == final or time.monotonic() - saved > run.save_seconds
-            ):
-                about = {"stage": run.name, "step": step, **run.about}
-                run.checkpoints.save(step, gather(sharded), about)
+                    file.write(json.dumps(figures) + "\n")
+            if (run.checkpoints is not None and step == final) or _is_due(run, devices, saved):
+                _save(run, fetch(state), step, epoch)
                 saved = time.monotonic()
-            meter.epoch(step // task.steps, f"loss {mean_losses.mean():.4f}")
+            meter.epoch(
+                epoch + 1,
+                f"loss {figures['loss']:.4f}  rate {figures['learning_rate']:g}  "
+                f"{figures['clips_per_second']:.0f} clips/s",
+            )
+    if losses.min() < 1e-4:
+        warnings.warn(
+            f"{run.name}: the loss reached {losses.min():.1e}: the {task.num_classes} attribute "
+            "classes are told apart perfectly and nothing is left to learn from. With few classes, "
+            "add other machine types' normal clips, or trust the validation of your own faults",
+            CollapseWarning,
+            stacklevel=3,
+        )
     if run.checkpoints is not None:
         run.checkpoints.wait()
-    whole = gather(sharded)
-    return [jax.tree.map(lambda x, i=i: x[i], whole) for i in range(runs)]
+    return fetch(state)
+
+
+def _figures(
+    task: Task,
+    run: StageRun,
+    epoch: int,
+    step: int,
+    done: int,
+    losses: np.ndarray,
+    seconds: float,
+) -> dict[str, Any]:
+    """A line of metrics: of an epoch, or of the part of it that this process trained."""
+    clips = len(losses) * (task.steps_per_epoch - done) * task.stage.batch
+    several = {"losses": [float(loss) for loss in losses]} if len(losses) > 1 else {}
+    return {
+        "stage": run.name,
+        "epoch": epoch + 1,
+        "step": step,
+        "loss": float(losses.mean()),
+        **several,
+        "learning_rate": float(task.stage.learning_rate(epoch)),
+        "seconds": round(seconds, 4),
+        "clips_per_second": round(clips / seconds, 1),
+    }
+
+
+def _is_due(run: StageRun, devices: Devices, saved: float, step: int | None = None) -> bool:
+    """Whether it is time for a checkpoint; ``step`` is given in the middle of an epoch.
+
+    All processes must save together, and their clocks differ: process 0's decides. Asking it holds
+    the devices up, so that inside an epoch it is asked now and then only.
+    """
+    if run.checkpoints is None:
+        return False
+    if run.save_seconds <= 0:
+        return True
+    if step is not None and devices.has_peers and step % _ASK_EVERY:
+        return False
+    return devices.agree(time.monotonic() - saved > run.save_seconds)
+
+
+def _save(run: StageRun, state: TrainState, step: int, epoch: int) -> None:
+    """Saves a state that is on the host."""
+    assert run.checkpoints is not None
+    # The loss is one step behind: an update can break a state whose loss was still sound.
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state)):
+        raise _diverged(run, epoch, np.array([math.nan]))
+    run.checkpoints.save(step, state, {"stage": run.name, "step": step, **run.metadata})
+
+
+def _diverged(run: StageRun, epoch: int, losses: np.ndarray) -> DivergedError:
+    broken = np.flatnonzero(~np.isfinite(losses)).tolist()
+    which = f"of runs {broken} of {len(losses)} " if len(losses) > 1 else ""
+    kept = run.checkpoints.latest() if run.checkpoints is not None else None
+    where = (
+        f"the checkpoint of step {kept} in {run.checkpoints.folder} is good"
+        if kept is not None and run.checkpoints is not None
+        else "no checkpoint had been written yet"
+    )
+    return DivergedError(
+        f"{run.name}: the loss {which}became {losses[broken[0]]} in epoch {epoch + 1}; {where}. "
+        "Lower the learning rate or raise the temperature, and start again from there"
+    )
+
+
+def truncate_metrics(path: Path, stage: str, step: int) -> None:
+    """Drops the stage's lines beyond a step, which a resumed run writes again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # cut short by a kill
+        if entry.get("stage") != stage or entry.get("step", 0) <= step:
+            kept.append(line)
+    write_atomically(path, "".join(line + "\n" for line in kept).encode())
 
 
 class Meter:
@@ -369,6 +342,7 @@ class Meter:
         self._title, self._total, self._console = title, total, console
         self._bar: Progress | None = None
         self._spoken = time.monotonic()
+        self._first, self._warm = first, 0.0  # when the first epoch, which compiles, was done
         if console is not None and console.is_terminal:
             self._bar = Progress(
                 TextColumn("{task.description}"),
@@ -386,13 +360,20 @@ class Meter:
         if self._bar is not None:
             self._bar.update(self._task, completed=done, figures=figures)
         elif self._console is not None:
-            # A log is read later: ten lines a stage, and one every half minute of silence.
+            # A log is read later: ten lines a stage, one every half minute of silence, and once the
+            # time that is left, which a bar shows all along.
+            now, since = time.monotonic(), done - self._first
+            if since == 1:
+                self._warm = now
+            elif since == 3:
+                left = (now - self._warm) / 2 * (self._total - done)
+                figures += f"  about {datetime.timedelta(seconds=round(left))} left"
             tenth = max(1, self._total // 10)
-            if done % tenth == 0 or done == self._total or time.monotonic() - self._spoken > 30:
+            if since == 3 or done % tenth == 0 or done == self._total or now - self._spoken > 30:
                 self._console.print(
                     f"{self._title}: epoch {done}/{self._total}  {figures}", highlight=False
                 )
-                self._spoken = time.monotonic()
+                self._spoken = now
 
     @contextlib.contextmanager
     def running(self) -> Iterator["Meter"]:

@@ -18,9 +18,11 @@ import jax.numpy as jnp
 from asdproto import losses
 from asdproto import prototypes as proto
 from asdproto.training.stage import (
-    LossInputs,
     Objective,
     StageConfig,
+    batch_sums,
+    draw_mix,
+    exists,
     mpe_objective,
     npe_objective,
 )
@@ -31,7 +33,7 @@ SUBSPACE = 16
 # Center loss only pulls; on unit vectors its gradient is of the order of the softmax's at 1.
 CENTER_WEIGHT = 0.1
 
-Loss = Callable[[Any, Any, LossInputs], tuple[jax.Array, Any]]
+Loss = Callable[..., tuple[jax.Array, Any]]
 
 
 def make_objective(name: str, stage: StageConfig) -> Objective:
@@ -65,8 +67,9 @@ def _learned(name: str, loss: Loss, *per_class: int, adaptive: bool = False) -> 
         clusters = per_class[0] if per_class and name == "sub_cluster_adacos" else 1
         return params, losses.adacos_init(num_classes, clusters) if adaptive else {}
 
-    def normalized(params: Any, state: Any, inputs: LossInputs) -> tuple[jax.Array, Any]:
-        return loss(proto.l2_normalize(params["prototypes"]), state, inputs)
+    def normalized(params, state, embeddings, batch, **keywords):
+        prototypes = proto.l2_normalize(params["prototypes"])
+        return loss(prototypes, state, embeddings, batch, **keywords)
 
     return Objective(name, normalized, init)
 
@@ -74,11 +77,11 @@ def _learned(name: str, loss: Loss, *per_class: int, adaptive: bool = False) -> 
 def _fixed_scale(name: str, function: Callable[..., jax.Array], temperature: bool) -> Objective:
     """Softmax, ArcFace, CosFace: learned prototypes, one scale."""
 
-    def loss(prototypes: jax.Array, state: Any, inputs: LossInputs) -> tuple[jax.Array, Any]:
-        tau = inputs.hyper.temperature
+    def loss(prototypes, state, embeddings, batch, *, hyper, **_):
+        tau = hyper.temperature
         scale = {"temperature": tau} if temperature else {"scale": 1 / tau}
-        values = function(inputs.embeddings, prototypes, inputs.labels, where=inputs.where, **scale)
-        return values, state
+        values = function(embeddings, prototypes, batch.labels, where=batch.where, **scale)
+        return values, state.loss_state
 
     return _learned(name, loss)
 
@@ -86,14 +89,14 @@ def _fixed_scale(name: str, function: Callable[..., jax.Array], temperature: boo
 def _adaptive(name: str, function: Callable[..., Any], *per_class: int) -> Objective:
     """AdaCos, sub-cluster AdaCos, AdaProj: learned prototypes, a scale that follows training."""
 
-    def loss(prototypes: jax.Array, state: Any, inputs: LossInputs) -> tuple[jax.Array, Any]:
+    def loss(prototypes, state, embeddings, batch, *, axis_name, **_):
         return function(
-            inputs.embeddings,
+            embeddings,
             prototypes,
-            inputs.labels,
-            state,
-            where=inputs.where,
-            axis_name=inputs.axis_name,
+            batch.labels,
+            state.loss_state,
+            where=batch.where,
+            axis_name=axis_name,
         )
 
     return _learned(name, loss, *per_class, adaptive=True)
@@ -102,16 +105,16 @@ def _adaptive(name: str, function: Callable[..., Any], *per_class: int) -> Objec
 def _in_batch(name: str, function: Callable[..., jax.Array]) -> Objective:
     """Supervised contrastive and NT-Xent: examples of a class are each other's positives."""
 
-    def loss(params: Any, state: Any, inputs: LossInputs) -> tuple[jax.Array, Any]:
+    def loss(params, state, embeddings, batch, *, hyper, axis_name, **_):
         del params
         values = function(
-            inputs.embeddings,
-            inputs.labels,
-            temperature=inputs.hyper.temperature,
-            where=inputs.where,
-            axis_name=inputs.axis_name,
+            embeddings,
+            batch.labels,
+            temperature=hyper.temperature,
+            where=batch.where,
+            axis_name=axis_name,
         )
-        return values, state
+        return values, state.loss_state
 
     return Objective(name, loss)
 
@@ -120,52 +123,44 @@ def _expanded_negatives(stage: StageConfig) -> Objective:
     """MPE and NPE in one: the epoch's prototypes and sub-prototypes, and negatives mixed of all."""
     normalize = _mixing(stage).normalize_mixed
 
-    def loss(params: Any, state: Any, inputs: LossInputs) -> tuple[jax.Array, Any]:
+    def loss(params, state, embeddings, batch, *, key, hyper, axis_name, **_):
         del params
-        assert inputs.prototypes is not None
-        assert inputs.present is not None
-        classes, per_class = inputs.prototypes.shape[:2]
-        low, high = inputs.hyper.mix_low, inputs.hyper.mix_high
-        mix = inputs.draw(
-            lambda key, shape: proto.sample_mix(key, shape, low, high), classes * per_class
-        )
+        classes, per_class = state.prototypes.shape[:2]
+        mix = draw_mix(key, hyper, embeddings.shape[0], classes * per_class, axis_name)
         values = losses.multi_negative_prototype_loss(
-            inputs.embeddings,
-            inputs.prototypes,
-            inputs.targets,
-            mix.reshape(*mix.shape[:1], classes, per_class),
+            embeddings,
+            state.prototypes,
+            batch.labels,
+            mix.reshape(-1, classes, per_class),
             normalize_mixed=normalize,
-            temperature=inputs.hyper.temperature,
-            where=inputs.where,
-            prototype_where=jnp.broadcast_to(inputs.present[:, None], (classes, per_class)),
+            temperature=hyper.temperature,
+            where=batch.where,
+            prototype_where=exists(state.prototypes),
         )
-        return values, state
+        return values, state.loss_state
 
     return Objective(
-        "mpe_npe", loss, prototypes="epoch", sub_prototypes=max(stage.sub_prototypes, 1)
+        "mpe_npe", loss, epoch_prototypes=True, sub_prototypes=max(stage.sub_prototypes, 1)
     )
 
 
 def _prototypical_network(stage: StageConfig) -> Objective:
     """Episodic: squared distances to the batch's plain class means, the anchor's own included."""
 
-    def loss(params: Any, state: Any, inputs: LossInputs) -> tuple[jax.Array, Any]:
+    def loss(params, state, embeddings, batch, *, hyper, num_classes, axis_name, **_):
         del params
-        assert inputs.sums is not None
-        assert inputs.counts is not None
+        targets, sums, counts = batch_sums(stage, embeddings, batch, num_classes, axis_name)
         values = losses.prototypical_network_loss(
-            inputs.embeddings,
-            inputs.sums / jnp.maximum(inputs.counts, 1)[:, None],
-            inputs.targets,
-            temperature=2 * inputs.hyper.temperature,
-            where=inputs.where,
-            class_where=inputs.present,
+            embeddings,
+            sums / jnp.maximum(counts, 1)[:, None],
+            targets,
+            temperature=2 * hyper.temperature,
+            where=batch.where,
+            class_where=counts > 0,
         )
-        return values, state
+        return values, state.loss_state
 
-    return Objective(
-        "prototypical_network", loss, prototypes="batch", stop_gradient=stage.stop_gradient
-    )
+    return Objective("prototypical_network", loss)
 
 
 def _softmax_center(stage: StageConfig) -> Objective:
@@ -177,18 +172,16 @@ def _softmax_center(stage: StageConfig) -> Objective:
         shape = (num_classes, dim)
         return {"prototypes": _random_units(one, shape), "centers": _random_units(other, shape)}, {}
 
-    def loss(params: Any, state: Any, inputs: LossInputs) -> tuple[jax.Array, Any]:
+    def loss(params, state, embeddings, batch, *, hyper, **_):
         softmax = losses.softmax_loss(
-            inputs.embeddings,
+            embeddings,
             proto.l2_normalize(params["prototypes"]),
-            inputs.labels,
-            temperature=inputs.hyper.temperature,
-            where=inputs.where,
+            batch.labels,
+            temperature=hyper.temperature,
+            where=batch.where,
         )
-        center = losses.center_loss(
-            inputs.embeddings, params["centers"], inputs.labels, where=inputs.where
-        )
-        return softmax + CENTER_WEIGHT * center, state
+        center = losses.center_loss(embeddings, params["centers"], batch.labels, where=batch.where)
+        return softmax + CENTER_WEIGHT * center, state.loss_state
 
     return Objective("softmax_center", loss, init)
 
@@ -205,21 +198,19 @@ def _vicreg(stage: StageConfig) -> Objective:
             f"shots={stage.shots}; set sampler='episodes' and an even number of shots"
         )
 
-    def loss(params: Any, state: Any, inputs: LossInputs) -> tuple[jax.Array, Any]:
+    def loss(params, state, embeddings, batch, *, axis_name, **_):
         del params
-        batch, dim = inputs.embeddings.shape
-        if batch % 2:
+        size, dim = embeddings.shape
+        if size % 2:
             raise ValueError(
-                f"vicreg takes pairs, found {batch} examples a device; choose numbers of devices "
+                f"vicreg takes pairs, found {size} examples a device; choose numbers of devices "
                 "and shots that leave an even number on each"
             )
-        pairs = (inputs.embeddings * dim**0.5).reshape(batch // 2, 2, dim)
-        where = None if inputs.where is None else inputs.where.reshape(-1, 2).all(axis=1)
-        terms = losses.vicreg_loss(
-            pairs[:, 0], pairs[:, 1], where=where, axis_name=inputs.axis_name
-        )
+        pairs = (embeddings * dim**0.5).reshape(size // 2, 2, dim)
+        where = None if batch.where is None else batch.where.reshape(-1, 2).all(axis=1)
+        terms = losses.vicreg_loss(pairs[:, 0], pairs[:, 1], where=where, axis_name=axis_name)
         values = terms.invariance + terms.variance + terms.covariance
-        return jnp.repeat(values, 2), state
+        return jnp.repeat(values, 2), state.loss_state
 
     return Objective("vicreg", loss)
 

@@ -1,8 +1,7 @@
 """What a stage of training is: numbers (:class:`StageConfig`) and a loss (:class:`Objective`).
 
-Pre-training and fine-tuning are two stages of one loop. A loss variant is one more
-:class:`Objective`: a pure function of the batch's embeddings and of whatever they are compared
-with. Training knows nothing else of it.
+Pre-training and fine-tuning are two stages of one loop. The two objectives of the paper stand
+here; any other loss becomes one more :class:`Objective`.
 """
 
 import dataclasses
@@ -17,7 +16,6 @@ from asdproto import prototypes as proto
 from asdproto.losses import multi_prototype_loss, negative_prototype_loss, prototypical_loss
 
 Sampler = Literal["random", "episodes"]
-PrototypeSource = Literal["none", "epoch", "batch"]
 
 
 class Hyper(NamedTuple):
@@ -147,50 +145,6 @@ class StageConfig:
         )
 
 
-class LossInputs(NamedTuple):
-    """What a loss sees of a batch.
-
-    Attributes:
-      embeddings: float32, shape ``[batch, dim]``, unit length.
-      labels: int32, shape ``[batch]``, attribute classes of the data set.
-      where: Boolean, shape ``[batch]``, or ``None`` when no example is padding.
-      prototypes: float32, shape ``[classes, per_class, dim]``; ``None`` when the objective asks for
-        none. Of the data set's classes, or (in-batch prototypes of episodes) of the episode's.
-      targets: int32, shape ``[batch]``, rows of ``prototypes`` that the examples belong to.
-      present: Boolean, shape ``[classes]``, prototypes that exist.
-      sums: float32, shape ``[classes, dim]``; in-batch sums behind the prototypes, or ``None``.
-      counts: float32, shape ``[classes]``, or ``None``.
-      key: Random key of the step, the same on all devices.
-      hyper: Traced hyper-parameters.
-      rows: int32 scalar, position of the first example in the global batch.
-      global_batch: Examples in the global batch, padding included; static.
-      axis_name: Mapped axis over which the batch is spread, or ``None``.
-      num_classes: Classes of the data set; static.
-    """
-
-    embeddings: jax.Array
-    labels: jax.Array
-    where: jax.Array | None
-    prototypes: jax.Array | None
-    targets: jax.Array
-    present: jax.Array | None
-    sums: jax.Array | None
-    counts: jax.Array | None
-    key: jax.Array
-    hyper: Hyper
-    rows: jax.Array | int
-    global_batch: int
-    axis_name: str | None
-    num_classes: int
-
-    def draw(self, sample: Callable[[jax.Array, tuple[int, ...]], jax.Array], width: int):
-        """Random numbers ``[batch, width]`` that do not depend on the number of devices."""
-        everything = sample(self.key, (self.global_batch, width))
-        if self.axis_name is None:
-            return everything
-        return lax.dynamic_slice_in_dim(everything, self.rows, self.embeddings.shape[0])
-
-
 def _no_parameters(key: jax.Array, num_classes: int, dim: int) -> tuple[Any, Any]:
     del key, num_classes, dim
     return {}, {}
@@ -200,48 +154,55 @@ def _no_parameters(key: jax.Array, num_classes: int, dim: int) -> tuple[Any, Any
 class Objective:
     """A loss as training sees it.
 
+    Training calls ``loss`` with the loss's own parameters, the state before the step
+    (:class:`asdproto.training.state.TrainState`: the epoch's prototypes, the loss's carried state),
+    float32 unit embeddings ``[batch, dim]`` and the batch they come from
+    (:class:`asdproto.training.state.Batch`), and by keyword with
+
+    - ``key``: random key of the step, the same on all devices;
+    - ``hyper``: :class:`Hyper`;
+    - ``num_classes``: attribute classes of the data set, static;
+    - ``axis_name``: mapped axis over which the batch is spread, or ``None``.
+
+    A loss names the keywords that it needs and takes the others as ``**_``. It returns the loss of
+    every example, shape ``[batch]``, and the new carried state.
+
     Attributes:
       name: For logs and files.
-      loss: ``(params, state, inputs) -> (loss [batch], new state)``, pure.
+      loss: ``(params, state, embeddings, batch, **keywords) -> (losses, carried state)``, pure.
       init: ``(key, num_classes, dim) -> (params, state)``: learned vectors and carried state of
         the loss itself, such as class weights or an adaptive scale.
-      prototypes: ``"none"``; ``"epoch"``: means over all training clips, renewed before each
-        epoch and fixed during it; ``"batch"``: means over the batch.
-      sub_prototypes: Random sub-prototypes per class beside each mean (MPE); epoch only.
-      stop_gradient: Whether the gradient stops at in-batch prototypes.
+      epoch_prototypes: Whether the loss compares with means over all training clips, which are
+        renewed before each epoch and fixed during it.
+      sub_prototypes: Random sub-prototypes per class beside each of these means (MPE).
     """
 
     name: str
-    loss: Callable[[Any, Any, LossInputs], tuple[jax.Array, Any]]
+    loss: Callable[..., tuple[jax.Array, Any]]
     init: Callable[[jax.Array, int, int], tuple[Any, Any]] = _no_parameters
-    prototypes: PrototypeSource = "none"
+    epoch_prototypes: bool = False
     sub_prototypes: int = 0
-    stop_gradient: bool = False
-
-
-def _expanded_loss(params: Any, state: Any, inputs: LossInputs) -> tuple[jax.Array, Any]:
-    """Eq. 3 against the epoch's prototypes and sub-prototypes; Eq. 1 when there is one a class."""
-    del params
-    assert inputs.prototypes is not None
-    assert inputs.present is not None
-    per_class = inputs.prototypes.shape[1]
-    values = multi_prototype_loss(
-        inputs.embeddings,
-        inputs.prototypes,
-        inputs.targets,
-        temperature=inputs.hyper.temperature,
-        where=inputs.where,
-        prototype_where=jnp.broadcast_to(inputs.present[:, None], (len(inputs.present), per_class)),
-    )
-    return values, state
 
 
 def mpe_objective(config: StageConfig) -> Objective:
     """Stage 1: Eq. 3, prototypes of all training clips and their random sub-prototypes."""
+
+    def loss(params, state, embeddings, batch, *, hyper, **_):
+        del params
+        losses = multi_prototype_loss(
+            embeddings,
+            state.prototypes,
+            batch.labels,
+            temperature=hyper.temperature,
+            where=batch.where,
+            prototype_where=exists(state.prototypes),
+        )
+        return losses, state.loss_state
+
     return Objective(
         name="mpe" if config.sub_prototypes else "prototypical",
-        loss=_expanded_loss,
-        prototypes="epoch",
+        loss=loss,
+        epoch_prototypes=True,
         sub_prototypes=config.sub_prototypes,
     )
 
@@ -249,46 +210,86 @@ def mpe_objective(config: StageConfig) -> Objective:
 def npe_objective(config: StageConfig) -> Objective:
     """Stage 2: Eq. 6, prototypes of the episode and negatives mixed from them."""
 
-    def loss(params: Any, state: Any, inputs: LossInputs) -> tuple[jax.Array, Any]:
+    def loss(params, state, embeddings, batch, *, key, hyper, num_classes, axis_name):
         del params
-        assert inputs.prototypes is not None
-        prototypes, where = inputs.prototypes[:, 0], inputs.where
-        extra: dict[str, Any] = {}
+        targets, sums, counts = batch_sums(config, embeddings, batch, num_classes, axis_name)
+        where = batch.where
+        options: dict[str, Any] = {"temperature": hyper.temperature, "class_where": counts > 0}
         if config.leave_one_out:
-            assert inputs.sums is not None
-            assert inputs.counts is not None
-            own, exists = proto.leave_one_out_prototypes(
-                inputs.embeddings, inputs.targets, inputs.sums, inputs.counts
-            )
-            extra["own_prototypes"] = lax.stop_gradient(own) if config.stop_gradient else own
+            own, exists = proto.leave_one_out_prototypes(embeddings, targets, sums, counts)
+            options["own_prototypes"] = lax.stop_gradient(own) if config.stop_gradient else own
             where = exists if where is None else exists & where
-        common: dict[str, Any] = dict(
-            temperature=inputs.hyper.temperature,
-            where=where,
-            class_where=inputs.present,
-            **extra,
-        )
-        hyper = inputs.hyper
+        prototypes = proto.class_means(sums, counts)
         if config.mix_range is None:
-            values = prototypical_loss(inputs.embeddings, prototypes, inputs.targets, **common)
+            losses = prototypical_loss(embeddings, prototypes, targets, where=where, **options)
         else:
-            mix = inputs.draw(
-                lambda key, shape: proto.sample_mix(key, shape, hyper.mix_low, hyper.mix_high),
-                prototypes.shape[0],
-            )
-            values = negative_prototype_loss(
-                inputs.embeddings,
+            losses = negative_prototype_loss(
+                embeddings,
                 prototypes,
-                inputs.targets,
-                mix,
+                targets,
+                draw_mix(key, hyper, embeddings.shape[0], prototypes.shape[0], axis_name),
                 normalize_mixed=config.normalize_mixed,
-                **common,
+                where=where,
+                **options,
             )
-        return values, state
+        return losses, state.loss_state
 
-    return Objective(
-        name="prototypical" if config.mix_range is None else "npe",
-        loss=loss,
-        prototypes="batch",
-        stop_gradient=config.stop_gradient,
-    )
+    return Objective(name="prototypical" if config.mix_range is None else "npe", loss=loss)
+
+
+def exists(prototypes: jax.Array) -> jax.Array:
+    """Which of the epoch's prototypes have clips behind them; the others are zero vectors."""
+    return jnp.any(prototypes != 0, axis=-1)
+
+
+def batch_sums(
+    config: StageConfig,
+    embeddings: jax.Array,
+    batch: Any,
+    num_classes: int,
+    axis_name: str | None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Sums behind the prototypes of a batch, over all devices.
+
+    Args:
+      config: Numbers of the stage. The classes of an episode are those of the episode, by their
+        position in it: N prototypes instead of one for every class of the data set.
+      embeddings: float32, shape ``[batch, dim]``.
+      batch: What they come from.
+      num_classes: Attribute classes of the data set.
+      axis_name: Mapped axis over which the batch is spread, or ``None``.
+
+    Returns:
+      Class of every example among the batch's, int32 ``[batch]``; sums, float32
+      ``[classes, dim]``; counts, float32 ``[classes]``.
+    """
+    targets = batch.labels
+    if config.sampler == "episodes":
+        num_classes = config.ways
+        position = device_rows(axis_name, embeddings.shape[0])
+        targets = jnp.minimum(position // config.shots, num_classes - 1)
+    summands = lax.stop_gradient(embeddings) if config.stop_gradient else embeddings
+    sums, counts = proto.class_sums(summands, targets, num_classes, where=batch.where)
+    if axis_name is not None:
+        sums, counts = lax.psum((sums, counts), axis_name)
+    return targets, sums, counts
+
+
+def draw_mix(
+    key: jax.Array, hyper: Hyper, batch: int, width: int, axis_name: str | None
+) -> jax.Array:
+    """This device's rows of the mixing coefficients of a batch, float32 ``[batch, width]``.
+
+    They are drawn for the global batch, so that they do not depend on the number of devices.
+    """
+    devices = 1 if axis_name is None else lax.axis_size(axis_name)
+    mix = proto.sample_mix(key, (batch * devices, width), hyper.mix_low, hyper.mix_high)
+    if axis_name is None:
+        return mix
+    return lax.dynamic_slice_in_dim(mix, lax.axis_index(axis_name) * batch, batch)
+
+
+def device_rows(axis_name: str | None, size: int) -> jax.Array:
+    """Positions in the global batch of the ``size`` examples on this device, int32 ``[size]``."""
+    rows = jnp.arange(size, dtype=jnp.int32)
+    return rows if axis_name is None else rows + lax.axis_index(axis_name) * size

@@ -1,7 +1,6 @@
 """What training carries from step to step, and what it is told once."""
 
 import dataclasses
-import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -9,10 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 
-from asdproto.data.dataset import to_scale
-from asdproto.sampling import ClassMembers, class_members
+from asdproto.data.dataset import Dataset
+from asdproto.sampling import class_members
 from asdproto.training.stage import Objective, StageConfig
 
 # On the host until they are put on devices.
@@ -31,6 +29,8 @@ class TrainState(NamedTuple):
       prototypes: float32, shape ``[classes, 1 + sub_prototypes, dim]``, the epoch's prototypes;
         ``None`` for objectives without.
       loss_sum: float32 scalar, sum of the losses of this epoch's steps so far.
+      weights: ``params`` with kernels in the dtype of the arithmetic, inside a loop on a device;
+        ``None`` outside. See :mod:`asdproto.training.packing`.
     """
 
     step: jax.Array
@@ -40,12 +40,15 @@ class TrainState(NamedTuple):
     loss_state: Any
     prototypes: jax.Array | None
     loss_sum: jax.Array
+    weights: Any = None
 
 
-class Table(NamedTuple):
-    """What the steps know of the training clips besides their features.
+class ClipIndex(NamedTuple):
+    """The training clips of a data set as they live on the devices; made by :func:`clip_index`.
 
     Attributes:
+      features: Floating, shape ``[clips, frames, mels]``, as stored; ``None`` where the host
+        gathers crops.
       labels: int32, shape ``[clips]``.
       frames: int32, shape ``[clips]``.
       order: int32, shape ``[clips]``; see :class:`asdproto.sampling.ClassMembers`.
@@ -55,6 +58,7 @@ class Table(NamedTuple):
       scale: float32, shape ``[mels]``, multiplies every frame then.
     """
 
+    features: Array | None
     labels: Array
     frames: Array
     order: Array
@@ -62,6 +66,22 @@ class Table(NamedTuple):
     counts: Array
     mean: Array
     scale: Array
+
+
+class Batch(NamedTuple):
+    """One device's part of a batch, ready for the encoder.
+
+    Attributes:
+      clips: int32, shape ``[batch]``, rows of the training clips.
+      crops: float32, shape ``[batch, crop, mels]``, standardized.
+      labels: int32, shape ``[batch]``.
+      where: Boolean, shape ``[batch]``, false for padding; ``None`` when nothing is padding.
+    """
+
+    clips: jax.Array
+    crops: jax.Array
+    labels: jax.Array
+    where: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +121,7 @@ class Task:
             raise ValueError("there are no training clips")
 
     @property
-    def steps(self) -> int:
+    def steps_per_epoch(self) -> int:
         """Steps of an epoch."""
         return self.stage.steps(self.num_clips)
 
@@ -111,7 +131,7 @@ class Task:
         return -(-self.stage.batch // self.num_devices)
 
     @property
-    def global_batch(self) -> int:
+    def global_batch_size(self) -> int:
         """Examples per step over all devices, padding included."""
         return self.device_batch * self.num_devices
 
@@ -127,11 +147,11 @@ class Task:
 
     @property
     def prototypes_per_class(self) -> int:
-        """Mean and sub-prototypes."""
-        return 1 + self.objective.sub_prototypes
+        """Mean and sub-prototypes that are renewed every epoch; 0 where the loss wants none."""
+        return 1 + self.objective.sub_prototypes if self.objective.epoch_prototypes else 0
 
-    def optimizer(self) -> optax.GradientTransformation:
-        """Direction of stochastic gradient descent; the step multiplies it by the rate.
+    def optimizer(self, learning_rate: jax.Array | float = 0.0) -> optax.GradientTransformation:
+        """Stochastic gradient descent at a learning rate, which may be traced.
 
         Weight decay joins the gradient before the momentum, for every parameter, and the rate
         comes after it: the update of the framework that the paper used.
@@ -139,6 +159,7 @@ class Task:
         return optax.chain(
             optax.add_decayed_weights(self.stage.weight_decay),
             optax.trace(decay=self.stage.momentum),
+            optax.scale_by_learning_rate(learning_rate),
         )
 
     def init(self, key: jax.Array, mels: int) -> TrainState:
@@ -175,146 +196,36 @@ class Task:
             key, self.num_classes, self.model.embedding_dim
         )
         params = {"encoder": encoder, "loss": loss_params}
-        shape = (self.num_classes, self.prototypes_per_class, self.model.embedding_dim)
+        per_class, dim = self.prototypes_per_class, self.model.embedding_dim
         return TrainState(
             step=jnp.int32(0),
             params=params,
             batch_stats=batch_stats,
             optimizer=self.optimizer().init(params),
             loss_state=loss_state,
-            prototypes=jnp.zeros(shape) if self.objective.prototypes == "epoch" else None,
+            prototypes=jnp.zeros((self.num_classes, per_class, dim)) if per_class else None,
             loss_sum=jnp.float32(0),
         )
 
-    @property
-    def members(self) -> int:
-        """Rows of weights in the prototype pass; 0 for objectives without epoch prototypes."""
-        return self.prototypes_per_class if self.objective.prototypes == "epoch" else 0
 
-
-@dataclasses.dataclass(frozen=True)
-class Packing:
-    """Parameters as a loop on the device carries them: all small ones side by side.
-
-    A network has dozens of parameters of a few hundred numbers (scales, biases). To an accelerator
-    the update of each costs as much as that of them all, so they make one vector.
-
-    Attributes:
-      treedef: Structure of the parameters.
-      shapes: Of every leaf.
-      small: Positions of the leaves that the vector holds, in its order.
-      kernels: Positions of the encoder's leaves of two and more axes.
-    """
-
-    treedef: Any
-    shapes: tuple[tuple[int, ...], ...]
-    small: tuple[int, ...]
-    kernels: tuple[int, ...]
-
-    # Leaves of more numbers are worth a program of their own.
-    LIMIT = 1024
-
-    @classmethod
-    def of(cls, params: Any) -> "Packing":
-        """The packing of these parameters."""
-        leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
-        shapes = tuple(leaf.shape for _, leaf in leaves)
-        small = tuple(
-            i for i, (_, x) in enumerate(leaves) if x.size <= cls.LIMIT and x.dtype == jnp.float32
-        )
-        encoder = jax.tree_util.DictKey("encoder")
-        kernels = tuple(
-            i for i, (path, x) in enumerate(leaves) if path[0] == encoder and x.ndim > 1
-        )
-        return cls(treedef, shapes, small, kernels)
-
-    def pack(self, tree: Any) -> list[jax.Array]:
-        """The vector, then the other leaves in order."""
-        leaves = self.treedef.flatten_up_to(tree)
-        vector = [leaves[index].reshape(-1) for index in self.small]
-        packed = [jnp.concatenate(vector)] if vector else []
-        return packed + [leaves[index] for index in self._large]
-
-    def weights(self, packed: list[jax.Array], dtype: Any) -> list[jax.Array]:
-        """Packed parameters as the encoder computes with them: its kernels in ``dtype``.
-
-        A module casts its kernel at every use; in a loop that carries these, the update of a
-        parameter writes the cast one too.
-        """
-        first = bool(self.small)
-        return packed[:first] + [
-            leaf.astype(dtype) if index in self.kernels else leaf
-            for index, leaf in zip(self._large, packed[first:], strict=True)
-        ]
-
-    @property
-    def _large(self) -> list[int]:
-        return [index for index in range(len(self.shapes)) if index not in self.small]
-
-    def unpack(self, packed: list[jax.Array]) -> Any:
-        """The parameters again."""
-        leaves: dict[int, jax.Array] = {}
-        if self.small:
-            vector, *packed = packed
-            sizes = [math.prod(self.shapes[index]) for index in self.small]
-            for index, part in zip(self.small, lax.split(vector, sizes), strict=True):
-                leaves[index] = part.reshape(self.shapes[index])
-        leaves |= zip(self._large, packed, strict=True)
-        return self.treedef.unflatten([leaves[index] for index in range(len(self.shapes))])
-
-    def pack_state(self, state: TrainState) -> TrainState:
-        """The state with its parameters, and what the optimizer keeps for each, packed."""
-        return self._map(state, self.treedef, self.pack)
-
-    def unpack_state(self, state: TrainState) -> TrainState:
-        """The state again."""
-        packed = jax.tree.structure(state.params)
-        return self._map(state, packed, self.unpack)
-
-    def _map(self, state: TrainState, structure: Any, function: Any) -> TrainState:
-        def is_like(tree: Any) -> bool:
-            return jax.tree.structure(tree) == structure
-
-        def convert(tree: Any) -> Any:
-            return function(tree) if is_like(tree) else tree
-
-        optimizer = jax.tree.map(convert, state.optimizer, is_leaf=is_like)
-        return state._replace(params=function(state.params), optimizer=optimizer)
-
-
-def make_table(
-    labels: np.ndarray,
-    frames: np.ndarray,
-    mean: np.ndarray,
-    deviation: np.ndarray,
-    num_classes: int,
-) -> tuple[Table, int]:
-    """Table of the training clips, and the size of the largest class.
+def clip_index(data: Dataset, *, resident: bool) -> ClipIndex:
+    """Index of a data set's training clips, as NumPy arrays.
 
     Args:
-      labels: Integer, shape ``[clips]``.
-      frames: Integer, shape ``[clips]``.
-      mean: Floating, shape ``[mels]``, mean of the training frames.
-      deviation: Floating, shape ``[mels]``, their standard deviation; bands that never move are
-        left as they are.
-      num_classes: Attribute classes.
+      data: The data set.
+      resident: Whether features belong to it.
 
     Returns:
-      The table, as NumPy arrays, and the number of clips in the largest class.
+      The index, to be put on the devices.
     """
-    members = class_members(labels, num_classes)
-    table = Table(
-        labels=np.asarray(labels, np.int32),
-        frames=np.asarray(frames, np.int32),
+    members = class_members(data.labels, data.num_classes)
+    return ClipIndex(
+        features=data.train.load() if resident else None,
+        labels=np.asarray(data.labels, np.int32),
+        frames=data.train.usable_frames,
         order=members.order,
         offsets=members.offsets,
         counts=members.counts,
-        mean=np.asarray(mean, np.float32),
-        scale=to_scale(deviation),
+        mean=np.asarray(data.mean, np.float32),
+        scale=data.scale,
     )
-    return table, members.largest
-
-
-def members_of(table: Table, largest: int) -> ClassMembers:
-    """The table's index of clips by class."""
-    return ClassMembers(table.order, table.offsets, table.counts, largest)

@@ -1,6 +1,7 @@
 """What the benchmark of training is made of: data, counts, compiled pieces of a step, timing."""
 
 import argparse
+import collections
 import dataclasses
 import functools
 import importlib.metadata
@@ -28,8 +29,10 @@ from asdproto.prototypes import l2_normalize
 from asdproto.systems.prototype import STAGES, Dataset, PrototypeSystem, make_task
 from asdproto.training import step as steps
 from asdproto.training.devices import Devices, use_devices
-from asdproto.training.epoch import Loop, default_loop, scan_steps
-from asdproto.training.state import Packing, Task, TrainState, make_table
+from asdproto.training.epoch import Loop, Programs, default_loop, scan_steps
+from asdproto.training.packing import pack_state, unpack
+from asdproto.training.stage import Hyper
+from asdproto.training.state import ClipIndex, Task, TrainState, clip_index
 from experiments.benchmarks.features import processor
 from experiments.two_stage import get_config
 
@@ -60,8 +63,8 @@ def imbalanced_labels(clips: int, classes: int = CLASSES, sections: int = SECTIO
 def make_data(clips: int, classes: int, crop: int) -> Dataset:
     """Random features; 256 different clips, repeated."""
     noise = np.random.default_rng(0).standard_normal((min(clips, 256), FRAMES, MELS), np.float32)
-    features = np.take((10 * noise - 40).astype(np.float16), np.arange(clips) % len(noise), axis=0)
-    rows, none = np.arange(clips), np.arange(0)
+    features = (10 * noise - 40).astype(np.float16)
+    rows, none = np.arange(clips) % len(features), np.arange(0)
     labels = imbalanced_labels(clips, classes, max(1, classes // (CLASSES // SECTIONS)))
     return Dataset(
         train=ClipArrays(features, rows, np.full(clips, FRAMES, np.int32), crop),
@@ -71,7 +74,7 @@ def make_data(clips: int, classes: int, crop: int) -> Dataset:
         labels=labels,
         classes=[("noise", str(index)) for index in range(classes)],
         mean=np.full(MELS, -40.0),
-        deviation=np.full(MELS, 10.0),
+        std=np.full(MELS, 10.0),
     )
 
 
@@ -145,7 +148,7 @@ class Compiled:
 class GradientTask(Task):
     """A task whose optimizer keeps the gradient and changes nothing: a step without its update."""
 
-    def optimizer(self) -> optax.GradientTransformation:
+    def optimizer(self, learning_rate: Any = 0.0) -> optax.GradientTransformation:
         return optax.GradientTransformation(lambda params: params, lambda g, s, p=None: (g, g))
 
 
@@ -154,23 +157,22 @@ def piece(task: Task, name: str) -> Callable[..., Any]:
     fields = {field.name: getattr(task, field.name) for field in dataclasses.fields(task)}
     bare = GradientTask(**fields)
 
-    def run(state: TrainState, features, table, draw, hyper, packing=None, weights=None) -> Any:
-        batch = steps.take_batch(task, features, table, draw, state.step, None)
-        crops = steps.standardize(batch.crops, table)
+    def run(state: TrainState, index: ClipIndex, plan: steps.EpochPlan, hyper: Hyper) -> Any:
+        turn = state.step % task.steps_per_epoch
+        batch = steps.take_batch(task, index, plan.steps, turn, None)
         if name == "sampling":
-            return crops, batch.labels
+            return batch.crops, batch.labels
         if name == "forward":
-            params = state.params if packing is None else packing.unpack(weights)
-            variables = {"params": params["encoder"], "batch_stats": state.batch_stats}
-            return task.model.apply(
-                variables, crops, train=True, where=batch.where, mutable=["batch_stats"]
-            )
+            params = unpack(state.weights or state.params)["encoder"]
+            variables = {"params": params, "batch_stats": state.batch_stats}
+            return task.model.apply(variables, batch.crops, train=True, mutable=["batch_stats"])
+        after, loss = steps.train_step(
+            task if name == "step" else bare, state, batch, plan.key, hyper
+        )
         if name == "step":
-            return steps.train_step(task, state, table, batch, draw.key, hyper)
-        more = None, packing, weights
-        after, loss = steps.train_step(bare, state, table, batch, draw.key, hyper, *more)
-        found = loss, after.batch_stats
-        return found if name == "loss" else (*found, after.optimizer)
+            return after, loss
+        without_gradient = loss, after.batch_stats
+        return without_gradient if name == "loss" else (*without_gradient, after.optimizer)
 
     return run
 
@@ -195,24 +197,21 @@ class Bench:
         self.loop: Loop = args.loop or default_loop(self.platform)
         self.count = args.steps or (4 if on_cpu else 200)
         self._encoders: dict[int, Any] = {}
-        self._draws: dict[Any, Any] = {}
+        self._plans: dict[Any, Any] = {}
         self.largest_program = 0
         self.widths = args.widths or [encoder.width]
         self.data = make_data(self.clips, args.classes, encoder.crop)
-        self.table, self.features = self.place(self.data)
+        self.index = self.place(self.data)
 
-    def place(self, data: Dataset) -> tuple[Any, Any]:
-        """Table and features of a data set, on the device."""
-        table, _ = make_table(
-            data.labels, data.train.usable_frames, data.mean, data.deviation, len(data.classes)
-        )
-        return self.devices.replicate((table, data.train.load()))
+    def place(self, data: Dataset) -> ClipIndex:
+        """A data set's training clips, on the device."""
+        return self.devices.replicate(clip_index(data, resident=True))
 
-    def short(self) -> tuple[Dataset, Any, Any]:
+    def short(self) -> tuple[Dataset, ClipIndex]:
         """Data whose epoch of pre-training is K steps, so that the pass has its usual share."""
         clips = min(self.clips, self.count * self.system.pretrain.batch_size)
         data = make_data(clips, min(self.args.classes, clips // 4), self.system.encoder.crop)
-        return data, *self.place(data)
+        return data, self.place(data)
 
     def task(
         self,
@@ -245,15 +244,28 @@ class Bench:
             state = state._replace(prototypes=l2_normalize(noise))
         return self.devices.replicate(state)
 
-    def inputs(self, task: Task) -> tuple[Any, Any, Any, Any]:
-        """Features, table, draw and hyper-parameters, on the device."""
+    def inputs(self, task: Task) -> tuple[ClipIndex, steps.EpochPlan, Hyper]:
+        """Training clips, plan of an epoch and hyper-parameters, on the device."""
         hyper = self.devices.replicate(task.stage.hyper())
         known = task.stage, task.device_chunk
-        if known not in self._draws:
-            self._draws[known] = jax.jit(functools.partial(steps.draw_epoch, task))(
-                jnp.int32(0), self.table, jax.random.key(1), hyper
+        if known not in self._plans:
+            self._plans[known] = jax.jit(functools.partial(steps.plan_epoch, task))(
+                jnp.int32(0), self.index, jax.random.key(1), hyper
             )
-        return self.features, self.table, self._draws[known], hyper
+        return self.index, self._plans[known], hyper
+
+    def epoch(self, task: Task, gather: Callable[..., Any] | None = None) -> Callable[..., Any]:
+        """Runs an epoch, ``(state, index, key, hyper) -> state``, and waits for it."""
+        programs = Programs(task, self.devices, self.args.unroll[0])
+        scanned = self.loop == "scan" and gather is None
+
+        def run(state: TrainState, *inputs: Any) -> TrainState:
+            if scanned:
+                return jax.block_until_ready(programs.epoch(state, *inputs)[0])
+            walk = programs.dispatch(state, *inputs, gather=gather)
+            return jax.block_until_ready(collections.deque(walk, maxlen=1)[0])
+
+        return run
 
     def peak_memory(self) -> dict[str, Any]:
         """Most bytes taken so far, as the device says, or else by one program, as compiled."""
@@ -270,12 +282,12 @@ class Bench:
         unroll: int = 1,
         suited: bool = True,
     ) -> tuple[Callable[[], None], Compiled]:
-        """Runs ``task.steps`` steps, or as often a part of one, and waits for them.
+        """Runs ``task.steps_per_epoch`` steps, or as often a part of one, and waits for them.
 
         Compiled with the options that suit the backend, or (not ``suited``) with its defaults.
         """
         options = compiler_options(self.platform) if suited else None
-        run, count = piece(task, name), task.steps
+        run, count = piece(task, name), task.steps_per_epoch
         state, inputs = self.state(task), self.inputs(task)
         if loop == "dispatch":
             one = Compiled.of(jax.jit(run, donate_argnums=(0,) if name == "step" else (),
@@ -293,18 +305,15 @@ class Bench:
             return dispatch, one
 
         def scan_piece(state: TrainState, *inputs: Any) -> Any:
-            packing = Packing.of(state.params)
-            state = packing.pack_state(state)
-            weights = packing.weights(state.params, task.model.dtype)  # type: ignore[attr-defined]
-            at = functools.partial(run, packing=packing)
+            state = pack_state(state, task.model.dtype)  # type: ignore[attr-defined]
 
             # The result is carried, so that it is written; the barrier keeps what does not change
             # from being computed once before the loop.
             def body(step: jax.Array, _: Any) -> Any:
-                held, used, here = lax.optimization_barrier((state.params, weights, step))
-                return at(state._replace(params=held, step=here), *inputs, weights=used)
+                held, weights, here = lax.optimization_barrier((state.params, state.weights, step))
+                return run(state._replace(params=held, weights=weights, step=here), *inputs)
 
-            shape = jax.eval_shape(functools.partial(at, weights=weights), state, *inputs)
+            shape = jax.eval_shape(run, state, *inputs)
             start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
             return lax.fori_loop(0, count, body, start)
 
@@ -354,7 +363,7 @@ def project(bench: Bench, result: dict[str, Any]) -> dict[str, Any]:
     for stage in STAGES:
         config = getattr(bench.system, stage)
         seconds = config.steps(clips) * result["steps"][stage]["milliseconds"]["median"] / 1e3
-        if bench.system.objective(stage).prototypes == "epoch":
+        if bench.system.objective(stage).epoch_prototypes:
             seconds += clips / result["pass"]["crops_per_second"]["median"]
         found[stage] = round(config.total_epochs * seconds, 1)
     found["seconds"] = round(sum(found[stage] for stage in STAGES), 1)

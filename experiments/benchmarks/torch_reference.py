@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from asdproto.training import step as steps
 from asdproto.training.stage import Hyper
-from asdproto.training.state import Table, Task, TrainState
+from asdproto.training.state import Batch, Task, TrainState
+from asdproto.training.step import train_step
 
 EMBEDDING_TOLERANCE = 1e-4  # float32, unit embeddings: sums of up to 4,608 terms in another order
 UPDATE_TOLERANCE = 1e-2  # of its length; 18 normalizations of a batch magnify rounding
@@ -123,8 +123,7 @@ class Rival:
     Args:
       task: Our task; its model and numbers are taken over.
       state: Our state, on the host.
-      crops: float32, shape ``[batch, frames, mels]``, standardized.
-      labels: int32, shape ``[batch]``.
+      batch: The batch, on the host.
       dtype: ``"float32"`` or ``"bfloat16"``.
       compiled: Whether ``torch.compile`` gets it; on a GPU with CUDA graphs.
     """
@@ -133,8 +132,7 @@ class Rival:
         self,
         task: Task,
         state: TrainState,
-        crops: np.ndarray,
-        labels: np.ndarray,
+        batch: Batch,
         *,
         dtype: str,
         compiled: bool = False,
@@ -162,9 +160,9 @@ class Rival:
             weight_decay=stage.weight_decay,
             fused=True,
         )
-        images = torch.from_numpy(np.array(crops, np.float32))[:, None].to(self.device)
+        images = torch.from_numpy(np.array(batch.crops))[:, None].to(self.device)
         self.crops = images.contiguous(memory_format=torch.channels_last)
-        self.labels = torch.from_numpy(np.array(labels, np.int64)).to(self.device)
+        self.labels = torch.from_numpy(np.array(batch.labels, np.int64)).to(self.device)
         self.prototypes = torch.from_numpy(np.array(state.prototypes)).to(self.device)
         self.temperature, self.dtype = stage.temperature, dtype
         self.graphs = compiled and gpu
@@ -195,42 +193,39 @@ class Rival:
             torch.cuda.synchronize()
 
 
-def compare(
-    task: Task, state: TrainState, table: Table, batch: steps.Batch, hyper: Hyper
-) -> tuple[dict[str, float], np.ndarray]:
+def compare(task: Task, state: TrainState, batch: Batch, hyper: Hyper) -> dict[str, float]:
     """Checks in float32 that both sides do the same: embeddings, loss and one update.
 
     Args:
       task: Our task with a float32 model.
       state: State to start from.
-      table: The training clips.
-      batch: Crops as stored, and labels.
+      batch: The batch.
       hyper: Hyper-parameters.
 
     Returns:
       Largest difference of an embedding's component, relative differences of the loss and of the
-      update; and the standardized crops.
+      update.
 
     Raises:
       RuntimeError: They differ; what would be timed is not the same.
     """
 
     @jax.jit
-    def ours(state: TrainState, batch: steps.Batch) -> Any:
-        crops = steps.standardize(batch.crops, table)
+    def ours(state: TrainState, batch: Batch) -> Any:
         variables = {"params": state.params["encoder"], "batch_stats": state.batch_stats}
-        embeddings = task.model.apply(variables, crops, train=True, mutable=["batch_stats"])[0]
-        key = jax.random.key(0)
-        after, loss = steps.train_step(task, state, table, batch, key, hyper)
-        return crops, embeddings, loss, after.params["encoder"]
+        embeddings, _ = task.model.apply(
+            variables, batch.crops, train=True, mutable=["batch_stats"]
+        )
+        after, loss = train_step(task, state, batch, jax.random.key(0), hyper)
+        return embeddings, loss, after.params["encoder"]
 
     tf32 = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
     torch.backends.cudnn.allow_tf32 = False
     torch.set_float32_matmul_precision("highest")
     with jax.default_matmul_precision("highest"):
-        crops, embeddings, loss, params = jax.device_get(ours(state, batch))
+        embeddings, loss, params = jax.device_get(ours(state, batch))
     host = jax.device_get(state._replace(step=jnp.int32(0)))
-    rival = Rival(task, host, crops, np.asarray(batch.labels), dtype="float32")
+    rival = Rival(task, host, jax.device_get(batch), dtype="float32")
     with torch.no_grad():
         theirs = rival.model(rival.crops).cpu().numpy()
     before, wanted = from_flax(host.params["encoder"], {}), from_flax(params, {})
@@ -253,19 +248,18 @@ def compare(
             f"the PyTorch network differs from ours: {result}; expected embeddings within "
             f"{EMBEDDING_TOLERANCE} and updates within {UPDATE_TOLERANCE}"
         )
-    return {name: float(f"{value:.2g}") for name, value in result.items()}, crops
+    return {name: float(f"{value:.2g}") for name, value in result.items()}
 
 
 def rivals(
-    task: Task, state: TrainState, crops: np.ndarray, labels: np.ndarray, *, dtype: str, both: bool
+    task: Task, state: TrainState, batch: Batch, *, dtype: str, both: bool
 ) -> tuple[dict[str, Rival], dict[str, str]]:
     """Rivals that are warm, and why others are missing.
 
     Args:
       task: Our task.
       state: State to start from, on the host.
-      crops: Standardized crops.
-      labels: Their classes.
+      batch: The batch, on the host.
       dtype: ``"float32"`` or ``"bfloat16"``.
       both: Whether ``torch.compile`` is tried beside eager execution.
     """
@@ -273,7 +267,7 @@ def rivals(
     made, failed = {}, {}
     for name in ("eager", "compiled") if both else ("eager",):
         try:
-            rival = Rival(task, state, crops, labels, dtype=dtype, compiled=name == "compiled")
+            rival = Rival(task, state, batch, dtype=dtype, compiled=name == "compiled")
             rival.run(5)  # compiles, searches, warms up and records the graphs
             made[name] = rival
         except Exception as error:  # a compiler that is missing must not cost the other figures

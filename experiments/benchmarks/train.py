@@ -38,7 +38,7 @@ ratio of the fastest rounds beside that of the medians. Arithmetic counts convol
 a convolution does ``2 * size^2 * channels * features * rows * columns`` operations forward, and as
 many again for each of its two gradients (the first layer needs one of them only). The peak is that
 of a large matrix product in the same dtype, measured in the same run. ``--full`` really runs the
-schedule, every epoch through ``Programs.resident_epoch``, compiling included.
+schedule, every epoch as training runs it, compiling included.
 
 Goals on one H100, width 64, bfloat16, the paper's batches: pre-training step <= 1.0 ms, fine-tuning
 step <= 1.6 ms, prototype pass >= 200,000 crops/s, schedule <= 120 s, >= 3 x PyTorch eager, >= 1.2 x
@@ -49,7 +49,7 @@ convolutions 1.08, 1.25 and 1.18 x the kernel library's.
 """
 
 import argparse
-import collections
+import functools
 import importlib.util
 import itertools
 import json
@@ -63,22 +63,17 @@ from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import lax
 from rich.console import Console
 
 from asdproto.arguments import Parser
 from asdproto.config import ConfigError
 from asdproto.files import write_atomically
 from asdproto.models.convolution import Lowering, compiler_options
-from asdproto.sampling import take_crops
 from asdproto.systems.prototype import STAGES
 from asdproto.training import step as steps
 from asdproto.training.devices import stack_runs
-from asdproto.training.epoch import Programs
-from asdproto.training.host import host_epoch
-from asdproto.training.loop import compile_sweep
-from asdproto.training.state import TrainState
+from asdproto.training.epoch import Programs, compile_sweep, scan_pass
+from asdproto.training.host import gather_crops
 from experiments.benchmarks.common import (
     CLASSES,
     CLIPS,
@@ -107,23 +102,23 @@ def measure_steps(bench: Bench) -> dict[str, Any]:
         task = bench.task(stage, bench.loop, bench.count)
         unroll = bench.args.unroll[0]
         made = {name: bench.stepper(task, bench.loop, name, unroll) for name in PIECES}
-        programs = Programs(bench.task(stage, bench.loop), bench.devices, "dispatch")
-        draw_args = jnp.int32(0), bench.table, jax.random.key(1), bench.inputs(task)[3]
-        drawing = Compiled.of(programs.draw, *draw_args)
+        programs = Programs(bench.task(stage, bench.loop), bench.devices)
+        plan_args = jnp.int32(0), bench.index, jax.random.key(1), bench.inputs(task)[2]
+        planning = Compiled.of(programs.plan, *plan_args)
         seconds = interleave(
             {name: run for name, (run, _) in made.items()}
-            | {"draw": lambda d=drawing, a=draw_args: jax.block_until_ready(d.call(*a))},
+            | {"plan": lambda p=planning, a=plan_args: jax.block_until_ready(p.call(*a))},
             bench.args.rounds,
         )
         # Drawing an epoch's choices is part of sampling, spread over the epoch's steps.
-        draw_ms = 1e3 * statistics.median(seconds["draw"]) / programs.task.steps
+        plan_ms = 1e3 * statistics.median(seconds["plan"]) / programs.task.steps_per_epoch
         whole = per_step(seconds["step"], bench.count)
         total, stem = forward_flops(
             task.model.width, task.model.stages, task.crop, MELS  # type: ignore[attr-defined]
         )  # fmt: skip
         flops = task.stage.batch * (3 * total - stem)
         tflops = flops / whole["median"] * 1e-9
-        parts = {"sampling": draw_ms + 1e3 * statistics.median(seconds["sampling"]) / bench.count}
+        parts = {"sampling": plan_ms + 1e3 * statistics.median(seconds["sampling"]) / bench.count}
         names = {"forward": "forward", "loss": "loss", "backward": "backward", "step": "optimizer"}
         for before, name in itertools.pairwise(PIECES):
             gain = [b - a for a, b in zip(seconds[before], seconds[name], strict=True)]
@@ -139,7 +134,7 @@ def measure_steps(bench: Bench) -> dict[str, Any]:
             "share_of_matrix_product": round(tflops / found["matrix_product_tflops"], 4),
             "milliseconds_by_part": {name: float(f"{ms:.4g}") for name, ms in parts.items()},
             "share_by_part": {
-                name: round(ms / (whole["median"] + draw_ms), 4) for name, ms in parts.items()
+                name: round(ms / (whole["median"] + plan_ms), 4) for name, ms in parts.items()
             },
             "compiled_memory_bytes": made["step"][1].memory,
         }
@@ -150,33 +145,25 @@ def measure_pass(bench: Bench) -> dict[str, Any]:
     """The prototype pass over all clips."""
     task = bench.task("pretrain", bench.loop, bench.count)
     state = bench.state(task)
-    features, table, draw, _ = bench.inputs(task)
+    index, plan, _ = bench.inputs(task)
     if bench.loop == "scan":
-
-        def whole(state: TrainState, features: Any, table: Any, draw: Any) -> Any:
-            def add(_: Any, sums: steps.Sums) -> steps.Sums:
-                clips, starts, batch = steps.chunk_rows(task, table, draw, sums.chunk, None)
-                crops = take_crops(features, clips, starts, task.crop)
-                return steps.add_chunk(task, state, table, batch._replace(crops=crops), sums)
-
-            sums = lax.fori_loop(0, task.chunks, add, steps.empty_sums(task))
-            return steps.finish_prototypes(task, state, sums, None).prototypes
-
-        options = compiler_options(bench.platform)
-        jitted = jax.jit(whole, compiler_options=options)
-        program = Compiled.of(jitted, state, features, table, draw)
+        whole = jax.jit(
+            lambda *args: scan_pass(task, *args).prototypes,
+            compiler_options=compiler_options(bench.platform),
+        )
+        program = Compiled.of(whole, state, index, plan)
 
         def run() -> None:
-            jax.block_until_ready(program.call(state, features, table, draw))
+            jax.block_until_ready(program.call(state, index, plan))
     else:
-        programs = Programs(task, bench.devices, "dispatch")
+        programs = Programs(task, bench.devices)
         empty = programs.empty_sums(state.step)
-        program = Compiled.of(programs.chunk, state, features, table, draw, empty)
+        program = Compiled.of(programs.chunk, state, index, plan, empty, None)
 
         def run() -> None:
             sums = programs.empty_sums(state.step)
             for _ in range(task.chunks):
-                sums = program.call(state, features, table, draw, sums)
+                sums = program.call(state, index, plan, sums, None)
             jax.block_until_ready(sums)
 
     seconds = interleave({"pass": run}, bench.args.rounds)["pass"]
@@ -239,16 +226,14 @@ def measure_lowering(bench: Bench) -> dict[str, Any]:
 
 def measure_sweep(bench: Bench) -> dict[str, Any]:
     """Several runs as one program against as many in a row."""
-    runs, (data, table, features) = bench.args.runs, bench.short()
+    runs, (data, index) = bench.args.runs, bench.short()
     key = jax.random.key(2)
     task = bench.task("pretrain", bench.loop, data=data)
-    programs = Programs(task, bench.devices, bench.loop, bench.args.unroll[0])
     alone, hyper = [bench.state(task)], bench.devices.replicate(task.stage.hyper())
+    epoch = bench.epoch(task)
 
     def single() -> None:
-        for state in programs.resident_epoch(alone[0], features, table, key, hyper):
-            alone[0] = state
-        jax.block_until_ready(alone[0])
+        alone[0] = epoch(alone[0], index, key, hyper)
 
     contenders: dict[str, Callable[[], None]] = {"single": single}
     keys = jax.random.split(key, runs)
@@ -262,11 +247,11 @@ def measure_sweep(bench: Bench) -> dict[str, Any]:
         held = [stack_runs([bench.state(varied)] * runs)]
         program = Compiled.of(
             compile_sweep(varied, bench.devices, bench.args.unroll[0]),
-            held[0], features, table, keys, hypers,
+            held[0], index, keys, hypers,
         )  # fmt: skip
 
         def sweep(held: list[Any] = held, program: Compiled = program) -> None:
-            held[0], losses = program.call(held[0], features, table, keys, hypers)
+            held[0], losses = program.call(held[0], index, keys, hypers)
             jax.block_until_ready(losses)
 
         contenders[name] = sweep
@@ -274,7 +259,7 @@ def measure_sweep(bench: Bench) -> dict[str, Any]:
     seconds = interleave(contenders, bench.args.rounds)
     return {
         "runs": runs,
-        "steps_per_epoch": task.steps,
+        "steps_per_epoch": task.steps_per_epoch,
         "single_epoch_seconds": spread(seconds["single"]),
         **{
             name: {
@@ -290,24 +275,18 @@ def measure_sweep(bench: Bench) -> dict[str, Any]:
 
 def measure_host(bench: Bench) -> dict[str, Any]:
     """Epochs of pre-training from the host's crops against resident features."""
-    data, table, features = bench.short()
+    data, index = bench.short()
     key = jax.random.key(3)
 
     def epochs(name: str) -> Callable[[], None]:
         loop = bench.loop if name == "resident" else "dispatch"
         task = bench.task("pretrain", loop, data=data)
-        programs = Programs(task, bench.devices, loop, bench.args.unroll[0])
+        gather = functools.partial(gather_crops, data.train) if name == "host" else None
         held, hyper = [bench.state(task)], bench.devices.replicate(task.stage.hyper())
+        epoch = bench.epoch(task, gather)
 
         def run() -> None:
-            state = held[0]
-            if name == "resident":
-                walk = programs.resident_epoch(state, features, table, key, hyper)
-            else:
-                walk = host_epoch(programs, data.train, state, table, key, hyper)
-            for state in walk:
-                held[0] = state
-            jax.block_until_ready(held[0])
+            held[0] = epoch(held[0], index, key, hyper)
 
         return run
 
@@ -333,11 +312,11 @@ def measure_torch(bench: Bench) -> dict[str, Any]:
         task = bench.task("pretrain", bench.loop, bench.count, width=width)
         exact = bench.task("pretrain", bench.loop, bench.count, width=width, dtype="float32")
         state = bench.state(task)
-        features, table, draw, hyper = bench.inputs(task)
-        batch = steps.take_batch(task, features, table, draw, state.step, None)
-        differences, crops = bench_torch.compare(exact, state, table, batch, hyper)
+        index, plan, hyper = bench.inputs(task)
+        batch = steps.take_batch(task, index, plan.steps, state.step, None)
+        differences = bench_torch.compare(exact, state, batch, hyper)
         made, failed = bench_torch.rivals(
-            task, jax.device_get(state), crops, np.asarray(batch.labels),
+            task, jax.device_get(state), jax.device_get(batch),
             dtype=bench.args.dtype, both=bench.platform == "gpu" or bench.args.torch_compile,
         )  # fmt: skip
         contenders: dict[str, Callable[[], None]] = {
@@ -369,7 +348,7 @@ def measure_full(bench: Bench) -> dict[str, Any]:
     state: Any = None
     for number, stage in enumerate(STAGES):
         task = bench.task(stage, bench.loop)
-        programs = Programs(task, bench.devices, bench.loop, bench.args.unroll[0])
+        epoch = bench.epoch(task)
         key, hyper = jax.random.key(10 + number), task.stage.hyper()
         key, hyper = bench.devices.replicate((key, hyper))
         if state is None:
@@ -380,13 +359,12 @@ def measure_full(bench: Bench) -> dict[str, Any]:
         epochs, losses = [], []
         for _ in range(task.stage.total_epochs):
             started = time.perf_counter()
-            walk = programs.resident_epoch(state, bench.features, bench.table, key, hyper)
-            state = collections.deque(walk, maxlen=1)[0]
-            losses.append(float(state.loss_sum) / task.steps)  # waits, as training does
+            state = epoch(state, bench.index, key, hyper)
+            losses.append(float(state.loss_sum) / task.steps_per_epoch)
             epochs.append(time.perf_counter() - started)
         found[stage] = {
             "epochs": len(epochs),
-            "steps": len(epochs) * task.steps,
+            "steps": len(epochs) * task.steps_per_epoch,
             "seconds": round(sum(epochs), 3),
             "first_epoch_seconds": round(epochs[0], 3),
             "epoch_seconds": spread(epochs[1:] or epochs),

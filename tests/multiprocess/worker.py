@@ -31,8 +31,9 @@ class StoppedError(Exception):
 
 def train(stage: str, devices: Devices, run: StageRun, shape: str = "dispatch"):
     """The tiny task with crops from the devices, or from the host where ``shape`` says so."""
-    data = dataclasses.replace(tiny.make_data(), resident=shape != "host")
-    run = dataclasses.replace(run, loop="scan" if shape == "scan" else "dispatch")
+    data = tiny.make_data()
+    loop = "scan" if shape == "scan" else "dispatch"
+    run = dataclasses.replace(run, loop=loop, resident=shape != "host")
     task = tiny.make_task(data, stage, devices)
     state = task.init(jax.random.key(0), tiny.MELS)
     return train_stage(task, data, devices, state, jax.random.key(KEY), run)
@@ -42,8 +43,8 @@ def train_until_stop(stage: str, devices: Devices, run: StageRun) -> None:
     """Trains, saving every step, until the checkpoint of step ``STOP`` is on disk."""
     save = loops._save
 
-    def save_then_stop(run, devices, state, step, epoch):
-        save(run, devices, state, step, epoch)
+    def save_then_stop(run, state, step, epoch):
+        save(run, state, step, epoch)
         if step == STOP:
             run.checkpoints.wait()
             raise StoppedError

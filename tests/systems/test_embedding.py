@@ -29,12 +29,12 @@ def test_batch_statistics_are_those_of_all_training_clips():
 def test_batch_statistics_do_not_depend_on_what_training_left():
     data = tiny.make_data()
     model = tiny.Encoder()
-    crops = data.clips.load()[:, : tiny.CROP].astype(np.float32)
+    crops = data.train.load()[:, : tiny.CROP].astype(np.float32)
     variables = model.init(jax.random.key(0), crops, train=True)
     other = {**variables, "batch_stats": jax.tree.map(lambda x: x + 7, variables["batch_stats"])}
-    arguments = {"mean": data.mean, "scale": 1 / data.deviation, "batches": 2, "batch": 8}
+    arguments = {"mean": data.mean, "scale": 1 / data.std, "batches": 2, "batch": 8}
     one, two, three = (
-        training_batch_stats(model, v, data.clips, seed=seed, **arguments)
+        training_batch_stats(model, v, data.train, seed=seed, **arguments)
         for v, seed in ((variables, 0), (other, 0), (variables, 1))
     )
     assert tiny.same(one, two)

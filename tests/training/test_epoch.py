@@ -1,7 +1,6 @@
 """One computation in many shapes: loops, devices, host features, sweeps, resumed runs."""
 
 import collections
-import dataclasses
 import json
 import shutil
 import warnings
@@ -18,7 +17,7 @@ from asdproto.training.devices import Devices, start_distributed, use_devices
 from asdproto.training.epoch import Programs
 from asdproto.training.host import fits_on
 from asdproto.training.loop import DivergedError, StageRun, train_stage, train_sweep
-from asdproto.training.state import make_table
+from asdproto.training.state import clip_index
 from tests.training import tiny
 
 DATA = tiny.make_data()
@@ -26,11 +25,11 @@ KEY = jax.random.key(11)
 STAGES = ("pretrain", "finetune")
 
 
-def _train(stage, devices=None, run=None, data=DATA, **changes):
+def _train(stage, devices=None, run=None, **changes):
     devices = devices or use_devices(1)
-    task = tiny.make_task(data, stage, devices, **changes)
+    task = tiny.make_task(DATA, stage, devices, **changes)
     state = task.init(jax.random.key(0), tiny.MELS)
-    return train_stage(task, data, devices, state, KEY, run or StageRun(stage))
+    return train_stage(task, DATA, devices, state, KEY, run or StageRun(stage))
 
 
 def _losses(path):
@@ -78,10 +77,8 @@ def test_four_devices_equal_one(reference, loop, tmp_path):
 @pytest.mark.parametrize("count", [1, 4])
 def test_host_features_equal_resident_ones(reference, count, tmp_path):
     metrics = tmp_path / "metrics.jsonl"
-    host = dataclasses.replace(DATA, resident=False)
-    state = _train(
-        reference[0], use_devices(count), StageRun(reference[0], metrics=metrics), data=host
-    )
+    run = StageRun(reference[0], metrics=metrics, resident=False)
+    state = _train(reference[0], use_devices(count), run)
     _check(reference, state, metrics)
     if count == 1:  # the very same programs on the very same crops
         assert tiny.same(state.params, reference[1].params)
@@ -106,8 +103,8 @@ def test_a_run_stopped_anywhere_resumes_bit_for_bit(reference, tmp_path, monkeyp
 
     save, stop_at = loops._save, 5
 
-    def save_then_die(run, devices, state, step, epoch):
-        save(run, devices, state, step, epoch)
+    def save_then_die(run, state, step, epoch):
+        save(run, state, step, epoch)
         run.checkpoints.wait()
         if step == stop_at:
             raise Killed
@@ -136,7 +133,7 @@ def test_a_run_stopped_anywhere_resumes_bit_for_bit(reference, tmp_path, monkeyp
 def test_a_checkpoint_of_one_device_is_resumed_on_four(reference, tmp_path):
     stage = reference[0]
     metrics = tmp_path / "metrics.jsonl"
-    task_steps = tiny.make_task(DATA, stage).steps
+    task_steps = tiny.make_task(DATA, stage).steps_per_epoch
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=100)
     short = StageRun(stage, checkpoints, metrics=metrics, save_seconds=0, loop="dispatch")
     _train(stage, run=short)
@@ -160,7 +157,7 @@ def test_checkpoints_of_another_configuration_are_refused(tmp_path):
         _train("pretrain", run=StageRun("pretrain", checkpoints), sub_prototypes=3)
     checkpoints.close()
     with pytest.raises(CheckpointError, match="no checkpoint found"):
-        Checkpoints(tmp_path / "empty").about()
+        Checkpoints(tmp_path / "empty").metadata()
 
 
 @pytest.mark.parametrize("count", [1, 4])
@@ -168,22 +165,24 @@ def test_checkpoints_of_another_configuration_are_refused(tmp_path):
 def test_nothing_crosses_to_the_host_inside_an_epoch_and_all_compiles_once(stage, count):
     devices = use_devices(count)
     task = tiny.make_task(DATA, stage, devices)
-    table, _ = make_table(
-        DATA.labels, DATA.clips.usable_frames, DATA.mean, DATA.deviation, DATA.num_classes
-    )
     for loop in ("scan", "dispatch"):
-        programs = Programs(task, devices, loop)
-        state = task.init(jax.random.key(0), tiny.MELS)
-        table_, hyper, key, state = devices.replicate((table, task.stage.hyper(), KEY, state))
-        features = devices.replicate(DATA.clips.load())
-        fixed = features, table_, key, hyper
-        state = collections.deque(programs.resident_epoch(state, *fixed), maxlen=1).pop()
+        programs = Programs(task, devices)
+        inputs = clip_index(DATA, resident=True), KEY, task.stage.hyper()
+        inputs = devices.replicate(inputs)
+        state = devices.replicate(task.init(jax.random.key(0), tiny.MELS))
+
+        def epoch(state, loop=loop, programs=programs, inputs=inputs):
+            if loop == "scan":
+                return programs.epoch(state, *inputs)[0]
+            return collections.deque(programs.dispatch(state, *inputs), maxlen=1).pop()
+
+        state = epoch(state)
         with jax.transfer_guard("disallow"):
             for _ in range(2):
-                state = collections.deque(programs.resident_epoch(state, *fixed), maxlen=1).pop()
-        assert int(devices.to_host(state.step)) == 3 * task.steps
+                state = epoch(state)
+        assert int(devices.to_host(state.step)) == 3 * task.steps_per_epoch
         assert set(programs.traces.values()) == {1}, programs.traces
-        expected = {"epoch"} if loop == "scan" else {"draw", "step"}
+        expected = {"epoch"} if loop == "scan" else {"plan", "step"}
         if loop == "dispatch" and stage == "pretrain":
             expected |= {"empty_sums", "chunk", "finish"}
         assert set(programs.traces) == expected
@@ -223,9 +222,9 @@ def test_a_sweep_resumes(tmp_path):
     run = StageRun("pretrain", checkpoints, save_seconds=0)
     train_sweep(task, DATA, use_devices(1), states, keys, hypers, run)
     checkpoints.close()
-    shutil.rmtree(tmp_path / "c" / str(3 * task.steps))
+    shutil.rmtree(tmp_path / "c" / str(3 * task.steps_per_epoch))
     checkpoints = Checkpoints(tmp_path / "c")
-    assert checkpoints.latest() == 2 * task.steps
+    assert checkpoints.latest() == 2 * task.steps_per_epoch
     run = StageRun("pretrain", checkpoints)
     again = train_sweep(task, DATA, use_devices(1), states, keys, hypers, run)
     checkpoints.close()
@@ -260,10 +259,10 @@ def test_clip_arrays_tile_short_clips_and_count_frames():
     crops = clips.crops(np.array([0, 1]), np.array([0, 1]))
     np.testing.assert_array_equal(crops[0], loaded[0, :5])
     np.testing.assert_array_equal(crops[1], loaded[1, 1:6])
-    mean, deviation = clips.statistics()
+    mean, std = clips.statistics()
     frames = np.concatenate([features[1, :3], features[0]]).astype(np.float64)
     np.testing.assert_allclose(mean, frames.mean(axis=0), rtol=1e-12)
-    np.testing.assert_allclose(deviation, frames.std(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(std, frames.std(axis=0), rtol=1e-12)
     np.testing.assert_array_equal(tile_to(features[0], 4), features[0])
     with pytest.raises(ValueError, match="clip 1 has no frames"):
         ClipArrays(features, np.array([0, 1]), np.array([3, 0]), crop=5)

@@ -42,8 +42,8 @@ def _train(name, count=1, **changes):
 def _gap(task, state):
     """Mean cosine to the own class's mean, less that to the others'."""
     variables = {"params": state.params["encoder"], "batch_stats": state.batch_stats}
-    crops = DATA.clips.load()[:, : tiny.CROP].astype(np.float32)
-    crops = (crops - DATA.mean) / DATA.deviation
+    crops = DATA.train.load()[:, : tiny.CROP].astype(np.float32)
+    crops = (crops - DATA.mean) / DATA.std
     embeddings = np.asarray(task.model.apply(variables, crops, train=False))
     means = np.stack([embeddings[DATA.labels == c].mean(axis=0) for c in range(tiny.CLASSES)])
     means /= np.linalg.norm(means, axis=1, keepdims=True)

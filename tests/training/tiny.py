@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from asdproto.data.dataset import ClipArrays, TrainingData
+from asdproto.data.dataset import ClipArrays, Dataset
 from asdproto.models.normalization import BatchNorm
 from asdproto.prototypes import l2_normalize
 from asdproto.training.devices import AXIS, Devices
@@ -29,7 +29,7 @@ class Encoder(nn.Module):
         return l2_normalize(nn.Dense(self.embedding_dim)(x.mean(axis=1)))
 
 
-def make_data(seed: int = 0, clips: int = 22) -> TrainingData:
+def make_data(seed: int = 0, clips: int = 22) -> Dataset:
     """Noise whose spectrum depends on the class; clips of several lengths, one too short."""
     rng = np.random.default_rng(seed)
     labels = np.sort(
@@ -42,8 +42,9 @@ def make_data(seed: int = 0, clips: int = 22) -> TrainingData:
     for clip, count in enumerate(frames):
         features[clip, count:] = 0
     arrays = ClipArrays(features.astype(np.float16), np.arange(clips), frames, CROP)
-    mean, deviation = arrays.statistics()
-    return TrainingData(arrays, labels.astype(np.int32), CLASSES, mean, deviation)
+    none = ClipArrays(features[:0], np.arange(0), np.arange(0), CROP)
+    classes = list(range(CLASSES))
+    return Dataset(arrays, none, [], [], labels.astype(np.int32), classes, *arrays.statistics())
 
 
 PRETRAIN = StageConfig(epochs=3, batch_size=8, learning_rates=((0.05, 2), (0.01, 1)))
@@ -59,7 +60,7 @@ FINETUNE = StageConfig(
 
 
 def make_task(
-    data: TrainingData, stage: str = "pretrain", devices: Devices | None = None, **changes
+    data: Dataset, stage: str = "pretrain", devices: Devices | None = None, **changes
 ) -> Task:
     config = PRETRAIN if stage == "pretrain" else FINETUNE
     config = dataclasses.replace(config, **changes)

@@ -1,0 +1,126 @@
+"""What a loop on an accelerator carries instead of parameters. Nothing here changes a result.
+
+Skip this module on a first reading: :func:`asdproto.training.epoch.scan_steps` packs the state
+before its loop and unpacks it after, and the step unpacks the parameters that it is given.
+
+Two things pay, each measured alone by ``experiments/benchmarks/program.py`` for an H100 (width 64,
+bfloat16; kernels and megabytes of a step):
+
+=========================================  ==============  ==============  ================
+..                                         pre-training    fine-tuning     8 runs, pre-train
+=========================================  ==============  ==============  ================
+as it is                                   @               @               @
+without the vector of small parameters     @               @               @
+without kernels in the dtype of the model  @               @               @
+=========================================  ==============  ==============  ================
+
+``optax.flatten`` under ``optax.partition`` is no substitute for the vector (315 kernels): it makes
+one update of many small ones, but parameters go into the loop and out of it one by one.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from asdproto.training.state import TrainState
+
+# A leaf of more numbers is worth a program of its own.
+LIMIT = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where the leaves of a tree are in its packed form.
+
+    Attributes:
+      treedef: Structure of the tree.
+      shapes: Of every leaf.
+      small: Whether a leaf belongs to the vector.
+    """
+
+    treedef: Any
+    shapes: tuple[tuple[int, ...], ...]
+    small: tuple[bool, ...]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """A tree whose small leaves are side by side in one vector.
+
+    A network has dozens of parameters of a few hundred numbers (scales, biases). To an accelerator
+    the update of each costs as much as that of them all.
+
+    Attributes:
+      vector: float32, the small leaves one after the other.
+      large: The other leaves in order.
+      layout: Where each leaf is; static.
+    """
+
+    vector: jax.Array
+    large: list[jax.Array]
+    layout: Layout = dataclasses.field(metadata={"static": True})
+
+
+def _pack(tree: Any, layout: Layout) -> Packed:
+    leaves = list(zip(layout.treedef.flatten_up_to(tree), layout.small, strict=True))
+    vector = [jnp.zeros(0), *(leaf.reshape(-1) for leaf, small in leaves if small)]
+    return Packed(jnp.concatenate(vector), [leaf for leaf, small in leaves if not small], layout)
+
+
+def unpack(tree: Any) -> Any:
+    """The tree that was packed; anything else as it is."""
+    if not isinstance(tree, Packed):
+        return tree
+    layout, large = tree.layout, iter(tree.large)
+    sizes = [math.prod(s) for s, small in zip(layout.shapes, layout.small, strict=True) if small]
+    parts = iter(lax.split(tree.vector, sizes) if sizes else [])
+    return layout.treedef.unflatten(
+        next(parts).reshape(shape) if small else next(large)
+        for shape, small in zip(layout.shapes, layout.small, strict=True)
+    )
+
+
+def pack_state(state: TrainState, dtype: Any) -> TrainState:
+    """The state with its parameters, and what the optimizer keeps for each, packed.
+
+    Args:
+      state: The state.
+      dtype: Of the encoder's arithmetic. The state gets ``weights``: the parameters with the large
+        kernels of the encoder in this dtype. A module casts its kernel at every use; a loop that
+        carries these writes them where it writes the parameters.
+
+    Returns:
+      The state for a loop.
+    """
+    leaves, treedef = jax.tree.flatten(state.params)
+    small = tuple(x.size <= LIMIT and x.dtype == jnp.float32 for x in leaves)
+    layout = Layout(treedef, tuple(x.shape for x in leaves), small)
+
+    def is_like_params(tree: Any) -> bool:
+        return jax.tree.structure(tree) == treedef  # type: ignore[operator]
+
+    def convert(tree: Any) -> Any:
+        return _pack(tree, layout) if is_like_params(tree) else tree
+
+    encoder = jax.tree.map(
+        lambda x: x.astype(dtype) if x.ndim > 1 and x.size > LIMIT else x, state.params["encoder"]
+    )
+    return state._replace(
+        params=_pack(state.params, layout),
+        optimizer=jax.tree.map(convert, state.optimizer, is_leaf=is_like_params),
+        weights=_pack({**state.params, "encoder": encoder}, layout),
+    )
+
+
+def unpack_state(state: TrainState) -> TrainState:
+    """The state that was packed."""
+
+    def is_packed(tree: Any) -> bool:
+        return isinstance(tree, Packed)
+
+    return jax.tree.map(unpack, state._replace(weights=None), is_leaf=is_packed)
