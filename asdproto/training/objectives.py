@@ -22,7 +22,6 @@ from asdproto.training.stage import (
     StageConfig,
     batch_sums,
     draw_mix,
-    exists,
     mpe_objective,
     npe_objective,
 )
@@ -135,7 +134,6 @@ def _expanded_negatives(stage: StageConfig) -> Objective:
             normalize_mixed=normalize,
             temperature=hyper.temperature,
             where=batch.where,
-            prototype_where=exists(state.prototypes),
         )
         return values, state.loss_state
 

@@ -195,7 +195,6 @@ def mpe_objective(config: StageConfig) -> Objective:
             batch.labels,
             temperature=hyper.temperature,
             where=batch.where,
-            prototype_where=exists(state.prototypes),
         )
         return losses, state.loss_state
 
@@ -235,11 +234,6 @@ def npe_objective(config: StageConfig) -> Objective:
         return losses, state.loss_state
 
     return Objective(name="prototypical" if config.mix_range is None else "npe", loss=loss)
-
-
-def exists(prototypes: jax.Array) -> jax.Array:
-    """Which of the epoch's prototypes have clips behind them; the others are zero vectors."""
-    return jnp.any(prototypes != 0, axis=-1)
 
 
 def batch_sums(

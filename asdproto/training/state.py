@@ -217,8 +217,13 @@ def clip_index(data: Dataset, *, resident: bool) -> ClipIndex:
 
     Returns:
       The index, to be put on the devices.
+
+    Raises:
+      ValueError: A class has no clip, and so no prototype.
     """
     members = class_members(data.labels, data.num_classes)
+    if not members.counts.all():
+        raise ValueError(f"class {int(np.argmin(members.counts))} has no training clip")
     return ClipIndex(
         features=data.train.load() if resident else None,
         labels=np.asarray(data.labels, np.int32),
