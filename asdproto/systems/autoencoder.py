@@ -32,7 +32,7 @@ from asdproto.systems.members import (
     WindowScores,
     open_checkpoints,
 )
-from asdproto.training.loop import Meter, forget_after
+from asdproto.training.loop import Meter, truncate_metrics
 
 _MODEL = AutoEncoder()
 _EPSILON = 1e-7  # of Adam, in the baseline's framework
@@ -317,7 +317,7 @@ def _write_curves(
     lines = []
     for machine, network in networks.items():
         stage = f"autoencoder {machine}" + ("" if seed is None else f"-{seed}")
-        forget_after(options.workdir / "metrics.jsonl", stage, 0)
+        truncate_metrics(options.workdir / "metrics.jsonl", stage, 0)
         lines += [
             json.dumps(
                 {
