@@ -13,6 +13,7 @@ from rich.table import Table
 from asdproto.config import ConfigError
 from asdproto.data.dataset import Dataset
 from asdproto.results.result_files import read_results
+from asdproto.results.tables import TITLES, percent
 from asdproto.scoring.thresholds import ThresholdWarning
 from asdproto.systems import prototype
 from asdproto.systems.prototype import PrototypeSystem
@@ -21,7 +22,6 @@ from asdproto.training.devices import Devices
 from asdproto.training.state import TrainState
 
 FIGURES = ("source_auc", "target_auc", "pauc", "overall")
-TITLES = {"source_auc": "source AUC", "target_auc": "target AUC", "pauc": "pAUC"}
 
 
 def summary(values: Sequence[float]) -> dict[str, Any]:
@@ -60,11 +60,6 @@ def over_runs(folders: Sequence[Path]) -> dict[str, Any]:
     return {name: summary([found[name] for found in figures]) for name in FIGURES}
 
 
-def percent(found: Mapping[str, Any]) -> str:
-    """A summary as ``mean ± std`` in percent."""
-    return f"{100 * found['mean']:.1f} ± {100 * found['std']:.1f}"
-
-
 def print_rows(
     console: Console,
     title: str,
@@ -85,10 +80,10 @@ def print_rows(
     more = more or {}
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title=title)
     table.add_column(first, justify="left", overflow="fold")
-    for name in (*(TITLES.get(figure, figure) for figure in FIGURES), *more):
+    for name in (*(TITLES[figure] for figure in FIGURES), *more):
         table.add_column(name, justify="right", no_wrap=True)
     for row, found in rows.items():
-        cells = [percent(found[figure]) for figure in FIGURES]
+        cells = [percent(found[figure], 1) for figure in FIGURES]
         table.add_row(row, *cells, *(column.get(row, "") for column in more.values()))
     console.print(table)
 
@@ -109,7 +104,7 @@ def plot_rows(path: Path, title: str, rows: Mapping[str, Mapping[str, Any]]) -> 
             axis.plot(values, [row] * len(values), "o", color="tab:blue", alpha=0.45)
             axis.plot([100 * one[name]["mean"]], [row], "|", color="black", markersize=16)
         axis.axvline(50, color="black", linewidth=0.8, linestyle=":")
-        axis.set_xlabel(TITLES.get(name, name) + ", %")
+        axis.set_xlabel(TITLES[name] + ", %")
         axis.grid(axis="x", alpha=0.3)
     axes[0].set_yticks(range(len(rows)), list(rows))
     axes[0].invert_yaxis()

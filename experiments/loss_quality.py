@@ -15,6 +15,7 @@ from rich.console import Console
 from asdproto.config import override, to_dict
 from asdproto.data.dataset import Dataset, prepare
 from asdproto.files import write_atomically
+from asdproto.results.tables import percent
 from asdproto.systems import prototype
 from asdproto.systems.prototype import PrototypeSystem, ScoreConfig
 from asdproto.training.devices import Devices, use_compilation_cache, use_devices
@@ -24,7 +25,7 @@ from asdproto.training.objectives import OBJECTIVES, make_objective
 from asdproto.training.stage import Hyper
 from asdproto.training.state import Task, TrainState
 from experiments import common, two_stage
-from experiments.comparison import FIGURES, over_runs, percent, plot_rows, print_rows, score_run
+from experiments.comparison import FIGURES, over_runs, plot_rows, print_rows, score_run
 
 PRESETS = two_stage.PRESETS
 # The quickstart's machines: a DCASE-layout set that everybody can make.
@@ -158,7 +159,7 @@ def measure(args: argparse.Namespace, console: Console) -> dict[str, Any]:
         }
         one = result["losses"][loss]
         console.print(
-            f"{loss}: " + "  ".join(f"{n} {percent(one[n])}" for n in FIGURES),
+            f"{loss}: " + "  ".join(f"{n} {percent(one[n], 1)}" for n in FIGURES),
             soft_wrap=True,
             highlight=False,
         )

@@ -124,7 +124,7 @@ def summarize(arguments: argparse.Namespace) -> int:
     """Mean and standard deviation over runs that differ in their seed alone."""
     from asdproto.errors import DataError
     from asdproto.results.result_files import read_results, write_results
-    from asdproto.results.tables import HEADLINE, print_table
+    from asdproto.results.tables import HEADLINE, percent, print_table
     from asdproto.scoring.metrics import paired_difference
     from asdproto.scoring.metrics import summarize as over_runs
 
@@ -171,8 +171,8 @@ def summarize(arguments: argparse.Namespace) -> int:
         overall = [[run["systems"][name]["overall"] for run in runs] for name in (one, other)]
         gain = differences[f"{other} - {one}"] = paired_difference(*overall)
         print(
-            f"{other} - {one}, within runs: overall {100 * gain['mean']:+.2f} ± "
-            f"{100 * gain['std']:.2f}, higher in {gain['higher']} of {gain['count']}"
+            f"{other} - {one}, within runs: overall {percent(gain, signed=True)}, "
+            f"higher in {gain['higher']} of {gain['count']}"
         )
     if arguments.out is not None:
         each = {

@@ -33,7 +33,7 @@ from asdproto.training.epoch import Loop, Programs, default_loop, scan_steps
 from asdproto.training.packing import pack_state, unpack
 from asdproto.training.stage import Hyper
 from asdproto.training.state import ClipIndex, Task, TrainState, clip_index
-from experiments.benchmarks.features import processor
+from experiments.benchmarks.features import processor, spread
 from experiments.two_stage import get_config
 
 PACKAGES = ("asdproto", "jax", "jaxlib", "flax", "optax", "numpy", "torch")
@@ -96,13 +96,6 @@ def forward_flops(width: int, stages: Sequence[int], frames: int, mels: int) -> 
             total += conv(3, channels, features) + conv(3, features, features)
             channels = features
     return total, stem
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median and quartiles, four significant digits."""
-    low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else (values[0],) * 3
-    found = {"median": middle, "low": low, "high": high}
-    return {name: float(f"{value:.4g}") for name, value in found.items()}
 
 
 def ratios(above: Sequence[float], below: Sequence[float]) -> dict[str, float]:

@@ -29,7 +29,6 @@ import argparse
 import json
 import os
 import platform
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -43,6 +42,7 @@ from rich.table import Table
 
 from asdproto.files import write_atomically
 from experiments import common, loss_quality
+from experiments.benchmarks.features import spread
 from experiments.benchmarks.loss_rivals import ENTRIES, Entry
 
 SIZES = ((128, 147, 512), (512, 1024, 256), (1024, 10_000, 512), (4096, 100_000, 512))
@@ -196,12 +196,6 @@ def interleave(
         if time.perf_counter() - started > seconds:
             break
     return taken
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median and quartiles."""
-    low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else (values[0],) * 3
-    return {"median": round(middle, 3), "low": round(low, 3), "high": round(high, 3)}
 
 
 def cores() -> int:
