@@ -260,9 +260,7 @@ def read_audio(
     if info.channels > 1:
         notes.append(f"{info.channels} channels, channel 0 taken")
     if info.sample_rate != sample_rate:
-        import librosa
-
-        samples = librosa.resample(samples, orig_sr=info.sample_rate, target_sr=sample_rate)
+        samples = resample(samples, info.sample_rate, sample_rate)
         notes.append(f"{info.sample_rate} Hz, resampled to {sample_rate} Hz")
     return samples, tuple(notes)
 
@@ -410,15 +408,49 @@ def file_features(
     """
     settings = FeatureSettings() if settings is None else settings
     audio, notes = read_audio(path, settings.sample_rate)
+    return audio_features(audio, settings.sample_rate, settings, name=path), notes
+
+
+def audio_features(
+    audio: np.ndarray,
+    sample_rate: int,
+    settings: FeatureSettings,
+    *,
+    name: str | os.PathLike = "the waveform",
+) -> np.ndarray:
+    """Features of a waveform: what a feature store holds of the file with these samples.
+
+    Args:
+      audio: Floating, shape ``[samples]``, full scale 1.
+      sample_rate: Hertz; converted to the settings' rate.
+      settings: Feature settings.
+      name: Of the clip, for messages.
+
+    Returns:
+      As :func:`file_features`.
+
+    Raises:
+      DataError: The clip is shorter than one window, or holds values that are not finite.
+    """
+    audio = resample(np.asarray(audio, np.float32), sample_rate, settings.sample_rate)
     if audio.size < settings.n_fft:
-        raise too_short(path, audio.size, settings)
+        raise too_short(name, audio.size, settings)
     try:
         frames = log_mel(audio, settings)
         if settings.waveform:
             frames = np.concatenate([frames, waveform_frames(audio, settings)], axis=1)
-        return frames, notes
+        return frames
     except ValueError as error:
-        raise DataError(path, str(error), "usable audio", "Replace the file.") from None
+        raise DataError(name, str(error), "usable audio", "Replace the recording.") from None
+
+
+def resample(audio: np.ndarray, sample_rate: int, target: int) -> np.ndarray:
+    """Converts a waveform ``[samples]`` from one rate to another, both in hertz."""
+    if sample_rate == target:
+        return audio
+    import librosa
+
+    return librosa.resample(audio, orig_sr=sample_rate, target_sr=target)
 
 
 def waveform_frames(audio: np.ndarray, settings: FeatureSettings) -> np.ndarray:

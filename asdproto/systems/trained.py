@@ -168,7 +168,7 @@ class TrainedDetector:
         """
         from asdproto.features import file_features
 
-        key = self._section_of(Path(path), machine_type, section)
+        key = self.section_of(Path(path), machine_type, section)
         arrays = [file_features(path, settings)[0] for settings in self.settings]
         # Rounded as in the store: a file must score to the same bits as it does from there.
         return Recording(str(path), key, tuple(array.astype(self.dtype) for array in arrays))
@@ -231,7 +231,10 @@ class TrainedDetector:
             [self.read(path, machine_type=machine_type, section=section) for path in paths]
         )
 
-    def _section_of(self, path: Path, machine_type: str | None, section: str | None) -> Section:
+    def section_of(
+        self, path: Path, machine_type: str | None = None, section: str | None = None
+    ) -> Section:
+        """Machine type and section of a recording; see :meth:`read`."""
         known = self.sections
         with contextlib.suppress(DataError):
             section = section or parse_name(path).section

@@ -1,0 +1,197 @@
+"""The Detector: sklearn's and PyOD's habits, an encoder of one's own, several seeds."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+from sklearn.base import clone
+
+from asdproto import Detector
+from asdproto.errors import DataError
+from asdproto.systems.prototype import EncoderConfig, PrototypeSystem
+from asdproto.systems.trained import load_run
+from tests.training import tiny
+
+RATE = 16_000
+
+
+def hum(pitch, seed, seconds=1.0):
+    """A hum of a few harmonics in noise, float32."""
+    rng = np.random.default_rng(seed)
+    time = np.arange(int(seconds * RATE)) / RATE
+    tones = sum(np.sin(2 * np.pi * pitch * n * time + rng.uniform(0, 6)) / n for n in (1, 2, 3))
+    return (0.1 * tones + 0.02 * rng.standard_normal(len(time))).astype(np.float32)
+
+
+NORMAL = [hum(pitch, seed) for seed, pitch in enumerate([200, 300] * 6)]
+SPEEDS = ["speed_1", "speed_2"] * 6
+NEW = [hum(200, 20), hum(300, 21), hum(450, 22), hum(700, 23)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The same clips as 16-bit wav files."""
+    folder = tmp_path_factory.mktemp("clips")
+    for kind, clips in (("normal", NORMAL), ("new", NEW)):
+        for index, audio in enumerate(clips):
+            (folder / kind).mkdir(exist_ok=True)
+            soundfile.write(folder / kind / f"{index:02d}.wav", audio, RATE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def knn(folder):
+    return Detector(system="spectral-knn").fit(sorted((folder / "normal").iterdir()))
+
+
+def test_it_tells_other_sounds_from_normal_ones(knn, folder):
+    files = sorted((folder / "new").iterdir())
+    scores = knn.decision_function(files)
+    assert scores.dtype == np.float64
+    assert scores[2:].min() > knn.threshold_ > scores[:2].max()
+    np.testing.assert_array_equal(knn.predict(files), [0, 0, 1, 1])
+    # A folder is its files; a clip scores alike alone.
+    np.testing.assert_array_equal(knn.decision_function(folder / "new"), scores)
+    np.testing.assert_array_equal(knn.decision_function([files[2]]), scores[2:3])
+    assert knn.details(files)[3]["margin"] == scores[3] - knn.threshold_
+    assert knn.decision_scores_.shape == (12,)
+
+
+def test_waveforms_score_like_the_files_they_came_from(knn, folder):
+    waveforms = [soundfile.read(f, dtype="float32")[0] for f in sorted((folder / "new").iterdir())]
+    of_files = knn.decision_function(folder / "new")
+    np.testing.assert_array_equal(knn.decision_function(waveforms, sample_rate=RATE), of_files)
+    np.testing.assert_array_equal(
+        knn.decision_function(np.stack(waveforms), sample_rate=RATE), of_files
+    )
+    fitted = Detector(system="spectral-knn").fit(
+        [soundfile.read(f, dtype="float32")[0] for f in sorted((folder / "normal").iterdir())],
+        sample_rate=RATE,
+    )
+    np.testing.assert_array_equal(fitted.decision_function(folder / "new"), of_files)
+    # Another rate is converted: the hum stays where it was, so the scores nearly do.
+    double = [np.repeat(audio, 2) for audio in waveforms]
+    found = knn.decision_function(double, sample_rate=2 * RATE)
+    assert found[2:].min() > found[:2].max()
+
+
+def test_a_saved_detector_is_a_run(knn, folder, tmp_path):
+    run = knn.save(tmp_path / "run")
+    again = Detector.load(run)
+    expected = knn.decision_function(folder / "new")
+    np.testing.assert_array_equal(again.decision_function(folder / "new"), expected)
+    assert again.threshold_ == knn.threshold_
+    from asdproto import cli
+
+    assert cli.main(["score", str(run), str(folder / "new"), "--csv", str(tmp_path / "x.csv")]) == 0
+    rows = (tmp_path / "x.csv").read_text().splitlines()[1:]
+    assert sorted(float(row.split(",")[3]) for row in rows) == sorted(expected)
+    assert cli.main(["report", str(run)]) == 0
+
+
+def test_contamination_sets_the_threshold(knn, folder):
+    loose = Detector.load(knn.save(folder / "run")).set_params(contamination=0.4)
+    assert loose.threshold_ < knn.threshold_
+    share = np.mean(loose.decision_scores_ > loose.threshold_)
+    assert 0.2 <= share <= 0.6
+
+
+def test_parameters_are_sklearns():
+    detector = Detector(system="gmm", seed=3, regularization=2.0)
+    assert repr(detector) == "Detector(system='gmm', seed=3, regularization=2.0)"
+    assert detector.get_params()["regularization"] == 2.0
+    other = clone(detector)
+    assert other is not detector
+    assert other.get_params() == detector.get_params()
+    assert repr(detector.set_params(seed=0, r=0.5)) == (
+        "Detector(system='gmm', regularization=2.0, r=0.5)"
+    )
+    with pytest.raises(ValueError, match="not fitted"):
+        detector.predict(["a.wav"])
+
+
+@pytest.mark.parametrize(
+    ("parameters", "clips", "options", "message"),
+    [
+        ({"system": "toaster"}, NORMAL, {"sample_rate": RATE}, "'toaster' is unknown"),
+        ({"preset": "huge"}, NORMAL, {"sample_rate": RATE}, "'huge' is unknown"),
+        ({"system": "gmm", "componets": 3}, NORMAL, {"sample_rate": RATE}, "did you mean compon"),
+        ({}, NORMAL, {}, "sample_rate"),
+        ({}, [], {}, "no clips"),
+        ({}, NORMAL, {"sample_rate": RATE, "attributes": ["a"]}, "1 for 12 clips"),
+        ({}, ["section_00_source_train_anomaly_0000.wav"], {}, "no readable file"),
+        ({}, [np.zeros((2, RATE), np.float32)], {"sample_rate": RATE}, r"shape \[2, 16000\]"),
+        ({}, [np.zeros(RATE, np.int16)], {"sample_rate": RATE}, "divide integers"),
+        ({"system": "prototype"}, NORMAL, {"sample_rate": RATE}, "1 attribute class among 12"),
+    ],
+)
+def test_what_cannot_be_fitted_is_said(parameters, clips, options, message):
+    with pytest.raises(ValueError, match=message):
+        Detector(**parameters).fit(clips, **options)
+
+
+def test_sections_and_machine_types(folder):
+    sections = ["00", "01"] * 6
+    detector = Detector(system="spectral-knn").fit(NORMAL, sample_rate=RATE, sections=sections)
+    with pytest.raises(DataError, match="section unknown"):
+        detector.predict(NEW, sample_rate=RATE)
+    scores = detector.decision_function(NEW[:1] * 2, sample_rate=RATE, sections=["00", "01"])
+    assert scores[1] > 2 * scores[0]
+    machines = Detector(system="spectral-knn").fit(
+        NORMAL, sample_rate=RATE, machine_types=["fan", "pump"] * 6
+    )
+    assert set(machines.threshold_) == {"fan", "pump"}
+
+
+SMALL = {
+    "pretrain__epochs": 2,
+    "pretrain__batch_size": 4,
+    "finetune__epochs": 1,
+    "finetune__shots": 2,
+    "encoder__crop": 16,
+}
+
+
+def test_an_encoder_of_ones_own(tmp_path):
+    module = tiny.Encoder(embedding_dim=6)
+    detector = Detector(system=PrototypeSystem(encoder=EncoderConfig(module=module)), **SMALL)
+    detector.fit(NORMAL, sample_rate=RATE, attributes=SPEEDS)
+    scores = detector.decision_function(NEW, sample_rate=RATE)
+    assert np.isfinite(scores).all()
+    assert detector.details(NEW[:1], sample_rate=RATE)[0]["nearest_class"][3] in set(SPEEDS)
+    run = detector.save(tmp_path / "run")
+    assert "embedding_dim = 6" in json.loads((run / "config.json").read_text())["system"][
+        "encoder"
+    ]["module"].replace("embedding_dim=6", "embedding_dim = 6")
+    loaded = Detector.load(run, encoder=tiny.Encoder(embedding_dim=6))
+    np.testing.assert_array_equal(loaded.decision_function(NEW, sample_rate=RATE), scores)
+    for wrong in (None, tiny.Encoder(embedding_dim=7)):
+        with pytest.raises(DataError, match="encoder of its own"):
+            load_run(run, encoder=wrong)
+
+
+def test_several_seeds_are_one_detector(tmp_path):
+    module = tiny.Encoder(embedding_dim=6)
+    system = PrototypeSystem(encoder=EncoderConfig(module=module))
+    found = {}
+    for seed in (0, 1, [0, 1]):
+        detector = Detector(system=system, seed=seed, workdir=tmp_path / str(seed), **SMALL)
+        detector.fit(NORMAL, sample_rate=RATE, attributes=SPEEDS)
+        scores = detector.decision_function(NEW, sample_rate=RATE)
+        found[str(seed)] = scores, np.median(detector.decision_scores_)
+    logs = [np.log(scores / median) for scores, median in (found["0"], found["1"])]
+    # One section: the mean over seeds of log(score / median held-out training score).
+    np.testing.assert_allclose(found["[0, 1]"][0], np.mean(logs, axis=0), rtol=1e-12)
+
+
+def test_importing_the_package_loads_no_detector():
+    code = "import asdproto, sys; print('jax' in sys.modules, 'Detector' in dir(asdproto))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[0] == "False"
+    import asdproto
+
+    with pytest.raises(AttributeError, match="nope"):
+        _ = asdproto.nope
