@@ -41,7 +41,7 @@ FLOORS = {
     "asdproto.results.clips": (2, NUMPY | {"librosa", "soundfile"}),
     "asdproto.results.page": (2, NUMPY | {"jinja2", "markupsafe"}),
     "asdproto.results.plots": (2, NUMPY | {"matplotlib", "sklearn"}),
-    "asdproto.systems": (3, NUMPY | {"jax", "flax", "optax", "rich", "sklearn"}),
+    "asdproto.systems": (3, NUMPY | {"jax", "flax", "optax", "rich", "sklearn", "threadpoolctl"}),
     "asdproto.commands": (4, {"rich"}),
     "asdproto.cli": (5, set()),
     "asdproto.__main__": (5, set()),

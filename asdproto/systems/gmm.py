@@ -278,6 +278,7 @@ def fit_mixtures(
       DataError: A section has a single clip, or fewer clips than components.
     """
     from sklearn.mixture import GaussianMixture
+    from threadpoolctl import threadpool_limits
 
     spectra, target = np.asarray(spectra, np.float64), np.asarray(target, bool)
     mixtures: dict[Hashable, Mixture] = {}
@@ -293,6 +294,10 @@ def fit_mixtures(
         wanted = max(len(few), math.ceil(target_ratio * len(many))) if len(few) else 0
         mixture = GaussianMixture(
             components, reg_covar=regularization, tol=1e-6, max_iter=1000, random_state=seed
-        ).fit(spectra[np.concatenate([many, np.resize(few, wanted)])])
+        )
+        # Threads would wait for each other longer than such matrices take, a hundred times longer
+        # on a busy machine, and their number would show in the last bits.
+        with threadpool_limits(1):
+            mixture.fit(spectra[np.concatenate([many, np.resize(few, wanted)])])
         mixtures[key] = Mixture(mixture.weights_, mixture.means_, mixture.precisions_cholesky_)
     return Mixtures(mixtures)
