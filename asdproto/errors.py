@@ -1,6 +1,7 @@
 """The errors that people see; each says what was found, what was expected and what to do."""
 
 import os
+import unicodedata
 
 
 class DataError(ValueError):
@@ -15,7 +16,7 @@ class DataError(ValueError):
 
     def __init__(self, file: str | os.PathLike, found: str, expected: str, remedy: str):
         self.file, self.found, self.expected, self.remedy = str(file), found, expected, remedy
-        super().__init__(f"{file}: found {found}; expected {expected}. {remedy}")
+        super().__init__(describe(self.file, found, expected, remedy))
 
     def __reduce__(self):  # crosses process borders with its four fields
         return type(self), (self.file, self.found, self.expected, self.remedy)
@@ -23,3 +24,26 @@ class DataError(ValueError):
 
 class StoreError(DataError):
     """A feature store is missing, damaged, or not the one that is asked for."""
+
+
+def describe(file: str, found: str, expected: str, remedy: str) -> str:
+    """The sentence for people: on one line whatever the file's name, and fit for any terminal."""
+    text = f"{printable(file)}: found {found}; expected {expected}. {remedy}"
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def printable(name: str) -> str:
+    r"""A file's name with what moves a terminal's cursor, or is no text, written as ``\x0a``."""
+    return "".join(
+        char.encode("unicode_escape").decode() if is_control(char) else char for char in name
+    )
+
+
+def is_control(char: str) -> bool:
+    """Whether a character is a control character, a line break, or a byte that is not UTF-8."""
+    return unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp")
+
+
+def quoted(text: str, most: int = 60) -> str:
+    """A text in quotation marks, cut where it is long."""
+    return repr(text) if len(text) <= most else f"{text[:most]!r}... ({len(text)} characters)"

@@ -1,11 +1,13 @@
 """Files that are whole or not there, reading them safely, folders of one process, checksums."""
 
 import contextlib
+import csv
 import errno
 import io
 import json
 import logging
 import os
+import re
 import secrets
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -173,6 +175,62 @@ def read_arrays(
     if lacking:
         raise error(path, f"no array {', '.join(lacking)}", expected, remedy)
     return arrays
+
+
+def read_csv(
+    path: str | os.PathLike, *, error: type[DataError] = DataError
+) -> list[tuple[int, list[str]]]:
+    """Read the rows of a csv.
+
+    Args:
+      path: The file, in UTF-8.
+      error: What to raise where it cannot be read.
+
+    Returns:
+      For each row that is not empty the number of its last line, from 1, and its cells, with no
+      white space about them and as :func:`spreadsheet_cell` was given them.
+
+    Raises:
+      DataError: The file is missing, binary, or breaks the rules of quotation marks.
+    """
+    number, rows = 0, []
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as stream:
+            reader = csv.reader(stream, strict=True)
+            for cells in reader:
+                number = reader.line_num
+                rows.append((number, [plain_cell(cell.strip()) for cell in cells]))
+    except OSError as reason:
+        remedy = "Check the path and its permissions."
+        raise error(path, _unreadable(reason), "a csv", remedy) from None
+    except UnicodeDecodeError:
+        found = f"bytes that are not UTF-8, after line {number}"
+        raise error(path, found, "a csv in UTF-8", "Save it again as csv in UTF-8.") from None
+    except csv.Error as reason:
+        found = _CSV_FAULTS.get(str(reason).partition(" (")[0], str(reason))
+        remedy = "Close the quotation marks, or double those that belong to the text."
+        raise error(f"{path}: row {number + 1}", found, "a csv", remedy) from None
+    return [(number, cells) for number, cells in rows if any(cells)]
+
+
+_CSV_FAULTS = {
+    "unexpected end of data": "a quotation mark that is never closed",
+    "field larger than field limit": f"a cell of more than {csv.field_size_limit():,} characters",
+}
+
+
+def spreadsheet_cell(text: str) -> str:
+    """A cell that no spreadsheet runs as a formula: an apostrophe stands before ``=``, ``+``...
+
+    The apostrophe is what spreadsheets themselves mark a text with; :func:`plain_cell` takes it
+    off again, so every text survives a round trip.
+    """
+    return f"'{text}" if re.match(r"'*[=+\-@\t\r]", text) else text
+
+
+def plain_cell(text: str) -> str:
+    """The text that :func:`spreadsheet_cell` was given."""
+    return text[1:] if re.match(r"'+[=+\-@\t\r]", text) else text
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

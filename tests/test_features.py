@@ -12,7 +12,7 @@ import soundfile
 from asdproto.errors import DataError
 from asdproto.features import (
     FeatureSettings,
-    audio_info,
+    decode,
     file_features,
     filterbank,
     log_mel,
@@ -217,7 +217,7 @@ def test_channel_0_is_taken_and_said(tmp_path):
     read, notes = read_audio(path)
     assert notes == ("8 channels, channel 0 taken",)
     np.testing.assert_array_equal(read, soundfile.read(path, dtype="float32")[0][:, 0])
-    assert audio_info(path).channels == 8
+    assert decode(path)[1].channels == 8
 
 
 # librosa.load imports a module of the standard library that is on its way out.
@@ -228,7 +228,7 @@ def test_other_rates_are_resampled_as_librosa_does_and_said(tmp_path, rate):
     read, notes = read_audio(path)
     assert notes == (f"{rate} Hz, resampled to 16000 Hz",)
     np.testing.assert_array_equal(read, librosa.load(path, sr=16000)[0])
-    assert len(read) == audio_info(path).samples_at(16000)
+    assert len(read) == decode(path)[1].samples_at(16000)
     features, _ = file_features(path)
     assert len(features) == FeatureSettings().frames(len(read))
 
@@ -261,7 +261,7 @@ def damage(path, kind):
 def test_damaged_files_are_named_with_what_to_do(tmp_path, suffix, kind, words):
     path = write(tmp_path / f"a.{suffix}", noise(16000))
     damage(path, kind)
-    for reader in (audio_info, read_audio, file_features):
+    for reader in (decode, read_audio, file_features):
         with pytest.raises(DataError, match=words) as caught:
             reader(path)
         assert caught.value.file == str(path)
@@ -284,7 +284,7 @@ def test_a_wav_with_other_chunks_is_whole_and_its_cut_copy_is_not(tmp_path):
 
 def test_no_samples_short_clips_and_values_that_are_not_finite(tmp_path):
     empty = write(tmp_path / "empty.wav", np.zeros(0))
-    for reader in (audio_info, read_audio):
+    for reader in (decode, read_audio):
         with pytest.raises(DataError, match="no samples"):
             reader(empty)
     short = write(tmp_path / "short.wav", np.zeros(1000))
@@ -330,7 +330,7 @@ def test_every_real_recording_goes_through(real_data):
     for number, file in enumerate(files):
         audio, notes = read_audio(file)
         assert notes == (("8 channels, channel 0 taken",) if "eight" in str(file) else ())
-        info = audio_info(file)
+        info = decode(file)[1]
         assert info.samples == len(audio)
         features, _ = file_features(file)
         assert features.shape == (1 + len(audio) // 512, 128)

@@ -85,7 +85,7 @@ def validate(arguments: argparse.Namespace) -> int:
     from asdproto.data.table import load_collection
     from asdproto.data.validate import validate
 
-    with Console(stderr=True).status(f"Reading the headers of {arguments.root}"):
+    with Console(stderr=True).status(f"Reading {arguments.root}"):
         problems = validate(arguments.root)
     for problem in problems:
         print(problem)
@@ -153,20 +153,22 @@ def add_features(subparsers: Any) -> None:
 
 def features(arguments: argparse.Namespace) -> int:
     """Extracts a feature store."""
-    from asdproto.data.extract import build_store
-    from asdproto.data.table import load_collection
+    from asdproto.data.extract import extract_collection
     from asdproto.features import FeatureSettings
 
     names = ("scale", "n_mels", "n_fft", "hop_length", "sample_rate", "fmin", "fmax", "power")
     given = {name: getattr(arguments, name) for name in names}
     settings = FeatureSettings(**{k: value for k, value in given.items() if value is not None})
-    root, clips = load_collection(arguments.root)
-    store = build_store(
-        clips, root, arguments.store, settings, workers=arguments.workers, dtype=arguments.dtype
+    store = extract_collection(
+        arguments.root,
+        arguments.store,
+        settings,
+        workers=arguments.workers,
+        dtype=arguments.dtype,
     )
     _, frames, mels = store.features.shape
     print(
-        f"{arguments.store}: {count(len(clips), 'clip')} of up to {frames} frames x {mels} mels, "
+        f"{arguments.store}: {count(len(store), 'clip')} of up to {frames} frames x {mels} mels, "
         f"{store.features.dtype}, {store.features.nbytes / 1e6:,.0f} MB"
     )
     return 0

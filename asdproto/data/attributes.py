@@ -3,12 +3,12 @@
 An attribute string is a row of key and value pairs joined by ``_``: ``car_A1_spd_34V_mic_1``.
 """
 
-import csv
 import os
 import re
 from dataclasses import dataclass
 
-from asdproto.errors import DataError
+from asdproto.errors import DataError, quoted
+from asdproto.files import read_csv
 
 # Stands for the attributes where a year conceals them.
 CONCEALED = "noAttribute"
@@ -64,19 +64,15 @@ def read_attributes(csv_path: str | os.PathLike) -> list[AttributeRow]:
       Its rows in order.
 
     Raises:
-      DataError: The file is not text, or its header lacks ``file_name``.
+      DataError: The file cannot be read, or its header lacks ``file_name``.
     """
     rows: list[AttributeRow] = []
-    try:
-        with open(csv_path, newline="", encoding="utf-8-sig") as stream:
-            lines = list(csv.reader(stream))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(csv_path, str(error), "a csv in UTF-8", "Save it again as csv.") from None
-    header = [cell.strip() for cell in lines[0]] if lines else []
+    lines = read_csv(csv_path)
+    header = lines[0][1] if lines else []
     if "file_name" not in header:
         raise DataError(
             csv_path,
-            f"the header {','.join(header)!r}",
+            f"the header {quoted(','.join(header))}",
             "file_name,d1p,d1v,...",
             "Add the header line, or remove the file: it is optional.",
         )
@@ -86,10 +82,7 @@ def read_attributes(csv_path: str | os.PathLike) -> list[AttributeRow]:
         match = re.fullmatch(r"d(\d+)p", title)
         if match and f"d{match[1]}v" in header:
             pair_columns.append((column, header.index(f"d{match[1]}v")))
-    for number, cells in enumerate(lines[1:], start=2):
-        cells = [cell.strip() for cell in cells]
-        if not any(cells):
-            continue
+    for number, cells in lines[1:]:
         cells += [""] * (len(header) - len(cells))
         pairs = [(cells[key], cells[value]) for key, value in pair_columns]
         file = cells[name_column].replace("\\", "/")

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from asdproto.data.attributes import CONCEALED, AttributeRow, read_attributes
-from asdproto.errors import DataError
+from asdproto.errors import DataError, is_control, quoted
 
 AUDIO_SUFFIXES = (".wav", ".flac")
 
@@ -124,7 +124,7 @@ def parse_name(path: str | os.PathLike) -> ParsedName:
     if match is None:
         raise DataError(
             path,
-            f"the name {pure.name!r}",
+            f"the name {quoted(pure.name)}",
             _GRAMMAR,
             "Rename the file, or describe the collection by a csv of clips.",
         )
@@ -136,7 +136,7 @@ def parse_name(path: str | os.PathLike) -> ParsedName:
     split = "supplemental" if supplement else found.get("split", "")
     domain = found.get("domain", "")
 
-    folders = [part for part in pure.parts[:-1] if part not in ("/", ".")]
+    folders = [part for part in pure.parts[:-1] if part not in ("/", ".", "..")]
     while folders and folders[-1].lower() in _CONTAINERS:
         folders.pop()
     if folders and folders[-1].lower() in SPLIT_FOLDERS:
@@ -172,45 +172,60 @@ def parse_name(path: str | os.PathLike) -> ParsedName:
     )
 
 
-def audio_files(root: str | os.PathLike) -> list[str]:
+def audio_files(
+    root: str | os.PathLike, unreadable: Callable[[DataError], object] | None = None
+) -> list[str]:
     """Every audio file below a folder, hidden ones left out.
 
     Args:
       root: A folder.
+      unreadable: As for :func:`visible`.
 
     Returns:
       Paths relative to ``root`` with forward slashes, sorted.
 
     Raises:
-      DataError: ``root`` is not a folder.
+      DataError: ``root`` is not a folder, or a folder in it cannot be read.
     """
     root = Path(root)
     if not root.is_dir():
-        raise DataError(
-            root,
-            "a file" if root.exists() else "nothing",
-            "a folder of recordings",
-            "Check the path.",
-        )
+        found = "a file" if root.exists() else "nothing"
+        raise DataError(root, found, "a folder of recordings", "Check the path.")
     return sorted(
         prefix + name
-        for prefix, _, names in visible(root)
+        for prefix, _, names in visible(root, unreadable)
         for name in names
         if name.lower().endswith(AUDIO_SUFFIXES)
     )
 
 
-def visible(root: str | os.PathLike) -> Iterator[tuple[str, list[str], list[str]]]:
+def visible(
+    root: str | os.PathLike, unreadable: Callable[[DataError], object] | None = None
+) -> Iterator[tuple[str, list[str], list[str]]]:
     """Walk a folder, through links but not in circles, past everything hidden.
 
     Args:
       root: The folder.
+      unreadable: Called with an error for each folder that cannot be read; the first of them is
+        raised when ``None``.
 
     Yields:
       The folder's path relative to ``root`` with a slash at its end (``""`` for ``root``), the
       names of its folders and those of its files, each sorted.
+
+    Raises:
+      DataError: A folder cannot be read.
     """
-    for folder, folders, names in os.walk(os.fspath(root), followlinks=True):
+
+    def refuse(error: OSError) -> None:
+        folder = os.path.relpath(error.filename, root)
+        found = f"a folder that cannot be read ({error.strerror})"
+        problem = DataError(folder, found, "a readable folder", "Correct its permissions.")
+        if unreadable is None:
+            raise problem
+        unreadable(problem)
+
+    for folder, folders, names in os.walk(os.fspath(root), onerror=refuse, followlinks=True):
         real = os.path.join(os.path.realpath(folder), "")
         folders[:] = sorted(
             name
@@ -223,6 +238,20 @@ def visible(root: str | os.PathLike) -> Iterator[tuple[str, list[str], list[str]
         yield prefix, folders, sorted(name for name in names if not name.startswith("."))
 
 
+def name_fault(name: str) -> str:
+    """What keeps a text from being a machine type or a section, ``""`` if nothing does."""
+    if name in ("", ".", "..") or "/" in name:
+        return "a short name without slashes"
+    return path_fault(name)
+
+
+def path_fault(path: str) -> str:
+    """What keeps a text from being a path that a csv and a terminal can hold, or ``""``."""
+    if "\\" in path or any(is_control(char) for char in path):
+        return "text in UTF-8 without control characters and backslashes"
+    return ""
+
+
 def survey(
     root: str | os.PathLike, *, supplemental: bool = False
 ) -> tuple[list[Clip], list[DataError]]:
@@ -233,7 +262,8 @@ def survey(
       supplemental: As for :func:`scan`.
 
     Returns:
-      The clips that parse, sorted by path, and what is wrong with each of the others.
+      The clips that parse, sorted by path, and what is wrong with each of the others and with
+      folders that cannot be read.
 
     Raises:
       DataError: ``root`` is not a folder.
@@ -244,8 +274,10 @@ def survey(
     inside = above and above[-1].lower() not in _CONTAINERS
     clips: list[Clip] = []
     errors: list[DataError] = []
-    for path in audio_files(root):
+    for path in audio_files(root, errors.append):
         try:
+            if path_fault(path):
+                raise DataError(path, "such a name", path_fault(path), "Rename it.")
             parsed = parse_name(path)
             if not parsed.machine_type and inside:
                 parsed = parse_name("/".join([*above, path]))
@@ -344,7 +376,7 @@ def attribute_files(root: str | os.PathLike, clips: Iterable[Clip]) -> dict[str,
         beside = Path(root, folder)
         if folder == "." and beside.resolve().name.lower() in SPLIT_FOLDERS:
             beside = beside.resolve().parent
-        files[folder] = sorted(beside.glob("attributes*.csv"))
+        files[folder] = sorted(file for file in beside.glob("attributes*.csv") if file.is_file())
     return files
 
 

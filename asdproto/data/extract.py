@@ -13,12 +13,14 @@ space as the store, until it is finished.
 """
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
 import secrets
-from collections import Counter
-from collections.abc import Iterator, Sequence
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from asdproto import features
+from asdproto.data import validate
 from asdproto.data.dcase import Clip
 from asdproto.data.pool import Bar, count_workers, run
 from asdproto.data.store import (
@@ -41,7 +44,8 @@ from asdproto.data.store import (
     open_store,
     save_store,
 )
-from asdproto.errors import DataError, StoreError
+from asdproto.data.validate import Problem
+from asdproto.errors import DataError, StoreError, printable
 from asdproto.files import checksum, locked, write_atomically
 
 LOCK = ".lock"
@@ -51,32 +55,93 @@ _SHARD = "shard-"
 _MOST, _FEWEST = 64, 8
 # Starting a pool costs about a second, in which one process extracts some 500 clips.
 _POOL_WORTH = 500
+_MOST_LISTED = 200  # faults in an error
 
 _log = logging.getLogger(__name__)
 
 
 class ExtractionError(StoreError):
-    """Some recordings cannot be used. The others' features are kept for the next run.
+    """Something in a collection cannot be used. What is extracted is kept for the next run.
 
     Attributes:
-      errors: One for each bad recording.
+      errors: One for each fault: :class:`asdproto.errors.DataError` or
+        :class:`asdproto.data.validate.Problem`.
       done: How many clips have features.
     """
 
-    def __init__(self, path: str | os.PathLike, errors: Sequence[DataError], done: int):
+    def __init__(self, path: str | os.PathLike, errors: Sequence[Any], done: int):
         self.errors = list(errors)
-        listed = "".join(f"\n  {error}" for error in self.errors)
+        listed = "".join(f"\n  {error}" for error in self.errors[:_MOST_LISTED])
+        if len(self.errors) > _MOST_LISTED:
+            listed += f"\n  and {len(self.errors) - _MOST_LISTED} more"
         super().__init__(
             path,
-            f"{_count(self.errors, 'recording')} without features:{listed}\n",
-            "audio that can be used in every file",
-            f"Repair them, or take them out of the collection, and run this again: the features "
-            f"of the other {done} clips are kept.",
+            f"{_count(self.errors, 'fault')}:{listed}\n",
+            "a collection without",
+            "Repair them and run this again, or leave them out with on_error='skip'."
+            + (f" The features of {_count(range(done), 'clip')} are kept." if done else ""),
         )
         self.done = done
 
     def __reduce__(self):
         return type(self), (self.file, self.errors, self.done)
+
+
+def extract_collection(
+    source: str | os.PathLike,
+    path: str | os.PathLike,
+    settings: features.FeatureSettings | None = None,
+    *,
+    on_error: str = "stop",
+    workers: int | None = None,
+    dtype: str = "float16",
+    progress: bool = True,
+) -> FeatureStore:
+    """Extract the features of a collection, however it is described, or open them.
+
+    Refuses what :func:`asdproto.data.validate.validate` calls an error, and takes all else. Faults
+    of names, folders, tables and labels show before any work.
+
+    Args:
+      source: As for :func:`asdproto.data.table.load_collection`.
+      path: Folder of the store.
+      settings: As for :func:`build_store`, like the arguments below.
+      on_error: ``"stop"`` lists all faults and makes no store. ``"skip"`` leaves out the clips
+        concerned, and those of sections that cannot be used; a warning counts them and the
+        manifest lists them under ``"skipped"``.
+      workers: Processes.
+      dtype: Of the store.
+      progress: Show a bar.
+
+    Returns:
+      The store, open.
+
+    Raises:
+      ExtractionError: The faults, all of them.
+      DataError: As :func:`asdproto.data.validate.survey` and :func:`build_store`.
+    """
+    _check_on_error(on_error)
+    root, clips, problems = validate.survey(source)
+    errors = [problem for problem in problems if problem.is_error]
+    if errors and on_error == "stop":
+        every = validate.validate(source, settings=settings)
+        raise ExtractionError(source, [problem for problem in every if problem.is_error], 0)
+    return build_store(
+        validate.leave_out(clips, errors),
+        root,
+        path,
+        settings,
+        on_error=on_error,
+        skipped=errors,
+        workers=workers,
+        dtype=dtype,
+        progress=progress,
+    )
+
+
+def _check_on_error(on_error: str) -> None:
+    if on_error not in ("stop", "skip"):
+        raise ValueError(f"on_error must be 'stop' or 'skip', found {on_error!r}")
 
 
 def build_store(
@@ -85,17 +150,22 @@ def build_store(
     path: str | os.PathLike,
     settings: features.FeatureSettings | None = None,
     *,
+    on_error: str = "stop",
+    skipped: Sequence[Problem] = (),
     workers: int | None = None,
     dtype: str = "float16",
     progress: bool = True,
 ) -> FeatureStore:
-    """Extract the features of a collection, or open them if that is done already.
+    """Extract the features of some clips, or open them if that is done already.
 
     Args:
       clips: What to extract, in the order of the store.
       root: Folder that the clips' paths are relative to.
       path: Folder of the store.
       settings: Defaults to :class:`asdproto.features.FeatureSettings`.
+      on_error: What to do with recordings that cannot be used: ``"stop"`` after all others are
+        done, or ``"skip"`` them, as for :func:`extract_collection`.
+      skipped: What was left out before, for the manifest.
       workers: Processes; by default one for each available core, and none but this one for a
         small collection.
       dtype: ``"float16"`` or ``"float32"``.
@@ -114,6 +184,7 @@ def build_store(
     """
     settings = features.FeatureSettings() if settings is None else settings
     check_dtype(dtype)
+    _check_on_error(on_error)
     root, path, clips = Path(root), Path(path), list(clips)
     if not clips:
         raise StoreError(root, "no clips to extract", "at least one", "Check the collection.")
@@ -129,8 +200,10 @@ def build_store(
         path.mkdir(parents=True, exist_ok=True)
         with locked(path, LOCK):
             if not (path / MANIFEST).is_file():  # else another process has just finished it
-                _extract(clips, root, path, settings, dtype, workers, progress)
-    return _open_same(path, clips, root, settings, dtype)
+                plan = {"settings": as_settings(settings), "dtype": dtype}
+                skip = None if on_error == "stop" else list(skipped)
+                _extract(clips, root, path, plan, skip, workers, progress)
+    return _open_same(path, clips, root, settings, dtype, on_error)
 
 
 def _check_folder(path: Path) -> None:
@@ -156,46 +229,85 @@ def _extract(
     clips: list[Clip],
     root: Path,
     path: Path,
-    settings: features.FeatureSettings,
-    dtype: str,
+    plan: dict[str, Any],
+    skipped: list[Problem] | None,
     workers: int | None,
     show: bool,
 ) -> None:
-    """Do what is left to do; with no error among the clips, leave a whole store."""
-    plan: dict[str, Any] = {"settings": as_settings(settings), "dtype": dtype}
+    """Do what is left to do; with no error among the clips, leave a whole store.
+
+    Where ``skipped`` is a list, clips with errors are left out and added to it.
+    """
+    settings = features.FeatureSettings(**plan["settings"])
     done = _done_before(path, plan, {clip.path for clip in clips}, root)
     todo = [clip.path for clip in clips if clip.path not in done]
     if workers is None:
         workers = count_workers(len(todo), worth=_POOL_WORTH)
-    pieces = [
-        _Piece(str(root), str(path), paths, settings, dtype) for paths in _split(todo, workers)
-    ]
-    errors: dict[str, DataError] = {}
-    bank = features.filterbank(settings)
+    pieces = [_Piece(str(root), str(path), paths, plan) for paths in _split(todo, workers)]
+    errors: list[Any] = []
     with Bar(show, "Extracting features", len(clips), len(done)) as bar:
         results = run(
             _extract_piece,
             pieces,
             workers,
             initialize=features.share_filterbank,
-            arguments=(settings, bank),
+            arguments=(settings, features.filterbank(settings)),
         )
         with contextlib.closing(results):
             for shard, failed in results:
-                errors.update({error.file: error for error in failed})
+                errors += failed
                 fresh = {} if shard is None else dict(_read_shard(Path(shard), plan))
                 done.update(fresh)
                 bar.advance(len(failed) + len(fresh))
-        if errors:
-            listed = [errors[clip.path] for clip in clips if clip.path in errors]
-            raise ExtractionError(path, listed, len(done))
-        rows = [Row(clip, *done[clip.path][0]) for clip in clips]
-        blocks = (done[clip.path][1] for clip in clips)
-        save_store(path, rows, blocks, columns=settings.columns, **plan)
-        for name in _names(path):
-            if name.startswith(_SHARD):
-                (path / name).unlink()
+        kept = [clip for clip in clips if clip.path in done]
+        errors += [problem for problem in _compare(kept, done) if problem.is_error]
+        wrong = {error.file for error in errors}
+        kept = [clip for clip in kept if clip.path not in wrong]
+        if not kept or (errors and skipped is None):
+            order = {clip.path: index for index, clip in enumerate(clips)}
+            errors.sort(key=lambda error: order[error.file])
+            raise ExtractionError(path, errors, len(done))
+        left_out = [_left_out(root, error) for error in [*(skipped or ()), *errors]]
+        rows = [Row(clip, *done[clip.path][0]) for clip in kept]
+        blocks = (done[clip.path][1] for clip in kept)
+        save_store(path, rows, blocks, columns=settings.columns, skipped=left_out, **plan)
+        _remove_shards(path)
         _say_notes(rows, bar)
+    if left_out:
+        names = _some([entry["file"] for entry in left_out])
+        found = f"{_count(left_out, 'fault')} left out ({names}); {path / MANIFEST} lists all"
+        warnings.warn(printable(found), stacklevel=3)
+
+
+def _compare(clips: list[Clip], done: dict[str, "_Done"]) -> Iterator[Problem]:
+    """What shows between clips: copies, and lengths that do not fit into one store."""
+    yield from validate.padded({clip.path: done[clip.path][0][0] for clip in clips})
+    same: dict[Any, list[Clip]] = defaultdict(list)
+    for clip in clips:
+        (frames, crc32, *_, note), _ = done[clip.path]
+        if features.CONSTANT not in note:  # silence is no copy of silence
+            same[frames, crc32].append(clip)
+    copies: dict[Any, list[Clip]] = defaultdict(list)
+    for group in same.values():
+        if len(group) > 1:
+            for clip in group:
+                digest = hashlib.blake2b(np.ascontiguousarray(done[clip.path][1]).data).digest()
+                copies[digest].append(clip)
+    yield from validate.copies(copies)
+
+
+def _left_out(root: Path, error: Any) -> dict[str, Any]:
+    try:
+        stamp = _stamp(root / error.file)
+    except (OSError, ValueError):  # a section, or a row of a csv
+        stamp = (0, 0)
+    return {"file": error.file, "found": error.found, "bytes": stamp[0], "modified_ns": stamp[1]}
+
+
+def _remove_shards(path: Path) -> None:
+    for name in _names(path):
+        if name.startswith(_SHARD):
+            (path / name).unlink()
 
 
 # --- shards
@@ -212,8 +324,7 @@ class _Piece:
     root: str
     folder: str
     paths: list[str]
-    settings: features.FeatureSettings
-    dtype: str
+    plan: dict[str, Any]
 
 
 def _split(paths: list[str], workers: int) -> Iterator[list[str]]:
@@ -226,6 +337,7 @@ def _split(paths: list[str], workers: int) -> Iterator[list[str]]:
 
 def _extract_piece(piece: _Piece) -> tuple[str | None, list[DataError]]:
     """Extract some clips into a shard; where it is, and what is wrong with the others."""
+    settings = features.FeatureSettings(**piece.plan["settings"])
     entries: list[list[Any]] = []
     blocks: list[np.ndarray] = []
     errors: list[DataError] = []
@@ -235,7 +347,7 @@ def _extract_piece(piece: _Piece) -> tuple[str | None, list[DataError]]:
             file = Path(piece.root, path)
             try:
                 before = _stamp(file)
-                array, notes = features.file_features(file, piece.settings)
+                array, notes = features.file_features(file, settings)
                 if _stamp(file) != before:
                     raise DataError(
                         file, "a file that changed meanwhile", "files at rest", "Run this again."
@@ -247,13 +359,12 @@ def _extract_piece(piece: _Piece) -> tuple[str | None, list[DataError]]:
                 found = error.strerror or str(error)
                 errors.append(DataError(path, found, "a readable file", "Check the collection."))
                 continue
-            block = array.astype(piece.dtype)
+            block = array.astype(piece.plan["dtype"])
             entries.append([path, len(block), checksum(block), *before, "; ".join(notes)])
             blocks.append(block)
     finally:  # also when interrupted
         if blocks:
-            plan = {"settings": as_settings(piece.settings), "dtype": piece.dtype}
-            head = json.dumps({"plan": plan, "clips": entries}).encode() + b"\n"
+            head = json.dumps({"plan": piece.plan, "clips": entries}).encode() + b"\n"
             content = b"".join([head, *(block.tobytes() for block in blocks)])
             write_atomically(shard, content, sync=False)
     return str(shard) if blocks else None, errors
@@ -335,21 +446,29 @@ def _has_stamp(file: Path, stamp: Sequence[int]) -> bool:
 
 
 def _open_same(
-    path: Path, clips: list[Clip], root: Path, settings: features.FeatureSettings, dtype: str
+    path: Path,
+    clips: list[Clip],
+    root: Path,
+    settings: features.FeatureSettings,
+    dtype: str,
+    on_error: str,
 ) -> FeatureStore:
     """Open a finished store, if it is of these clips, settings and files."""
     store = open_store(path, expect=settings)
-    for name in _names(path):
-        if name.startswith(_SHARD):  # left by a process that was killed in its last step
-            (path / name).unlink()
-    found = _clip_differences(store, clips)
+    _remove_shards(path)  # left by a process that was killed in its last step
+    skipped = {entry["file"]: entry for entry in store.manifest.get("skipped", ())}
+    found = _clip_differences(store, [clip for clip in clips if clip.path not in skipped])
     if store.dtype != dtype:
         found = f"{store.dtype} features, {dtype} asked for"
+    if not found and skipped and on_error == "stop":
+        found = f"{_count(skipped, 'fault')} left out ({_some(list(skipped))})"
     if not found:
+        stamps = {clip.path: stamp for clip, stamp in zip(store.clips, store.stamps, strict=True)}
+        stamps |= {file: (old["bytes"], old["modified_ns"]) for file, old in skipped.items()}
         changed = [
-            clip.path
-            for clip, stamp in zip(clips, store.stamps, strict=True)
-            if stamp != (0, 0) and not _has_stamp(root / clip.path, stamp)
+            file
+            for file, stamp in stamps.items()
+            if stamp != (0, 0) and not _has_stamp(root / file, stamp)
         ]
         if changed:
             found = f"features of {_count(changed, 'recording')} changed since: {_some(changed)}"
@@ -382,7 +501,7 @@ def _clip_differences(store: FeatureStore, clips: list[Clip]) -> str:
     return "other clips: " + ("; ".join(parts) or "the same in another order")
 
 
-def _count(things: Sequence[object], name: str) -> str:
+def _count(things: Sized, name: str) -> str:
     return f"{len(things)} {name}" + ("s" if len(things) != 1 else "")
 
 

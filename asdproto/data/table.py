@@ -15,13 +15,14 @@ import dataclasses
 import difflib
 import io
 import os
+import posixpath
 from collections.abc import Iterable
 from pathlib import Path
 
-from asdproto.data.dcase import AUDIO_SUFFIXES, Clip, scan
+from asdproto.data.dcase import AUDIO_SUFFIXES, Clip, name_fault, path_fault, scan, survey
 from asdproto.data.store import MANIFEST
-from asdproto.errors import DataError
-from asdproto.files import write_atomically
+from asdproto.errors import DataError, quoted
+from asdproto.files import read_csv, spreadsheet_cell, write_atomically
 
 COLUMNS = ("file", "machine_type", "section", "domain", "split", "state", "attributes")
 REQUIRED = ("file", "machine_type", "split")
@@ -49,41 +50,38 @@ def survey_table(csv_path: str | os.PathLike) -> tuple[list[Clip], list[DataErro
     Raises:
       TableError: The file cannot be read at all, or lacks a column.
     """
-    header, rows = _read_cells(csv_path)
+    header, rows = _header_and_rows(csv_path)
     clips: list[Clip] = []
     errors: list[DataError] = []
     first_row: dict[str, int] = {}
     for number, cells in rows:
+        place = f"{csv_path}: row {number}"
+        if cells == header:
+            found = "the header a second time"
+            errors.append(TableError(place, found, "a clip", "Remove the row."))
+            continue
         if len(cells) > len(header):
-            errors.append(
-                TableError(
-                    f"{csv_path}: row {number}",
-                    f"{len(cells)} cells",
-                    f"{len(header)}, as the header has",
-                    "Put quotation marks around a value that holds a comma.",
-                )
-            )
+            found, expected = f"{len(cells)} cells", f"{len(header)}, as the header has"
+            remedy = "Put quotation marks around a value that holds a comma."
+            errors.append(TableError(place, found, expected, remedy))
             continue
         row = dict(zip(header, cells, strict=False))
         values = {column: row.get(column, "") for column in COLUMNS}
-        values["file"] = values["file"].replace("\\", "/").removeprefix("./")
+        values["file"] = values["file"].replace("\\", "/")
         # Spreadsheets turn 00 into 0.
         section = values["section"] or "00"
         values["section"] = section.zfill(2) if section.isdigit() else section
         faults = [
-            TableError(f"{csv_path}: row {number}, column {column}", found, expected, remedy)
-            for column, found, expected, remedy in _faults(values)
+            TableError(f"{place}, column {column}", quoted(values[column]), expected, remedy)
+            for column, expected, remedy in _faults(values)
         ]
-        file = values["file"]
+        # Two ways to write one path, as in a//b and a/./b, are one clip.
+        file = values["file"] = posixpath.normpath(values["file"])
         if not faults and file in first_row:
-            faults.append(
-                TableError(
-                    f"{csv_path}: row {number}, column file",
-                    f"{file!r} a second time",
-                    f"each file once; it stands in row {first_row[file]} already",
-                    "Remove one of the rows.",
-                )
-            )
+            found = f"{quoted(file)} a second time"
+            expected = f"each file once; it stands in row {first_row[file]} already"
+            remedy = "Remove one of the rows."
+            faults = [TableError(f"{place}, column file", found, expected, remedy)]
         errors += faults
         if not faults:
             first_row[file] = number
@@ -91,50 +89,37 @@ def survey_table(csv_path: str | os.PathLike) -> tuple[list[Clip], list[DataErro
     return clips, errors
 
 
-def _faults(values: dict[str, str]) -> Iterable[tuple[str, str, str, str]]:
+def _faults(values: dict[str, str]) -> Iterable[tuple[str, str, str]]:
+    """Column, what is expected there and what to do, for every fault of a row."""
     file = values["file"]
     if not file.lower().endswith(AUDIO_SUFFIXES):
-        yield "file", repr(file), "a .wav or .flac file", "Name the recording."
+        yield "file", "a .wav or .flac file", "Name the recording."
     elif file.startswith("/") or file[1:2] == ":" or ".." in file.split("/"):
-        yield (
-            "file",
-            repr(file),
-            "a path relative to the csv's folder, without '..'",
-            "Put the csv at the top of the collection.",
-        )
+        expected = "a path relative to the csv's folder, without '..'"
+        yield "file", expected, "Put the csv at the top of the collection."
     for column in ("machine_type", "section"):
-        if not values[column] or "/" in values[column]:
-            yield column, repr(values[column]), "a short name without '/'", "Fill it in."
+        if expected := name_fault(values[column]):
+            yield column, expected, "Fill it in, or correct it."
     for column, allowed in _VALUES.items():
         if values[column] not in allowed:
             choices = ", ".join(value or "nothing" for value in allowed)
-            yield column, repr(values[column]), f"one of {choices}", "Correct it."
+            yield column, f"one of {choices}", "Correct it."
+    for column in ("file", "attributes"):
+        if expected := path_fault(values[column]):
+            yield column, expected, "Correct it; a quotation mark may be missing before it."
 
 
-def _read_cells(csv_path: str | os.PathLike) -> tuple[list[str], list[tuple[int, list[str]]]]:
+def _header_and_rows(
+    csv_path: str | os.PathLike,
+) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """The header, and the rows that are not empty with their line numbers."""
-    try:
-        with open(csv_path, newline="", encoding="utf-8-sig") as stream:
-            reader = csv.reader(stream)
-            lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
-    except OSError as error:
-        raise TableError(
-            csv_path, error.strerror or str(error), "a csv of clips", "Check the path."
-        ) from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise TableError(
-            csv_path, str(error), "a csv in UTF-8", "Save it again as csv in UTF-8."
-        ) from None
-    lines = [(number, cells) for number, cells in lines if any(cells)]
+    lines = read_csv(csv_path, error=TableError)
     if not lines:
-        raise TableError(
-            csv_path,
-            "no rows",
-            f"the header {','.join(COLUMNS)} and a row for each clip",
-            "Fill it.",
-        )
+        expected = f"the header {','.join(COLUMNS)} and a row for each clip"
+        raise TableError(csv_path, "no rows", expected, "Fill it.")
     header = lines[0][1]
     missing = [column for column in REQUIRED if column not in header]
+    twice = [column for column in COLUMNS if header.count(column) > 1]
     misspelt = {
         title: near[0]
         for title in header
@@ -142,13 +127,14 @@ def _read_cells(csv_path: str | os.PathLike) -> tuple[list[str], list[tuple[int,
         and (near := difflib.get_close_matches(title.lower(), COLUMNS, n=1, cutoff=0.7))
         and near[0] not in header
     }
-    if missing or misspelt:
+    if missing or misspelt or twice:
         hints = [f"'{wrong}' should read '{right}'." for wrong, right in misspelt.items()]
-        if ";" in header[0]:
-            hints.append("Separate the columns by commas.")
+        hints += [f"Keep one column {column}." for column in twice]
+        if len(header) == 1 and (";" in header[0] or "\t" in header[0]):
+            hints = ["Separate the columns by commas."]
         raise TableError(
             f"{csv_path}: row {lines[0][0]}",
-            f"the columns {','.join(header)}",
+            f"the columns {quoted(','.join(header), 200)}",
             f"the columns {','.join(COLUMNS)}, of which {', '.join(REQUIRED)} are required",
             " ".join(hints) or f"Add {', '.join(missing)}.",
         )
@@ -179,7 +165,7 @@ def read_table(csv_path: str | os.PathLike) -> list[Clip]:
 
 
 def write_table(path: str | os.PathLike, clips: Iterable[Clip]) -> None:
-    """Describe a collection by a csv that :func:`read_table` reads.
+    """Describe a collection by a csv that :func:`read_table` reads, safe in spreadsheets.
 
     Args:
       path: The file; it belongs at the collection's root. Replaced as a whole if it exists.
@@ -188,8 +174,31 @@ def write_table(path: str | os.PathLike, clips: Iterable[Clip]) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    writer.writerows(dataclasses.astuple(clip) for clip in clips)
+    for clip in clips:
+        writer.writerow([spreadsheet_cell(cell) for cell in dataclasses.astuple(clip)])
     write_atomically(Path(path), text.getvalue().encode())
+
+
+def survey_collection(
+    path: str | os.PathLike, *, supplemental: bool = False
+) -> tuple[Path, list[Clip], list[DataError]]:
+    """Read a collection, however it is described, as far as it can be read.
+
+    Args:
+      path: As for :func:`load_collection`.
+      supplemental: As for :func:`asdproto.data.dcase.scan`.
+
+    Returns:
+      The root that the clips' paths are relative to, the clips without fault, and the faults.
+
+    Raises:
+      DataError: Nothing can be read.
+    """
+    path = Path(path)
+    table = _table_of(path)
+    if table is not None:
+        return (table.parent, *survey_table(table))
+    return (path, *survey(path, supplemental=supplemental))
 
 
 def load_collection(path: str | os.PathLike) -> tuple[Path, list[Clip]]:
@@ -206,11 +215,15 @@ def load_collection(path: str | os.PathLike) -> tuple[Path, list[Clip]]:
       DataError: As :func:`read_table` or :func:`asdproto.data.dcase.scan`.
     """
     path = Path(path)
+    table = _table_of(path)
+    return (path, scan(path)) if table is None else (table.parent, read_table(table))
+
+
+def _table_of(path: Path) -> Path | None:
+    """The csv that describes a collection, if one does."""
     if (path / MANIFEST).is_file():
         raise DataError(
             path, "a feature store", "recordings", "Pass the folder that it was extracted from."
         )
     table = path / TABLE_NAME if path.is_dir() else path
-    if table.is_file():
-        return table.parent, read_table(table)
-    return path, scan(path)
+    return table if table.is_file() else None

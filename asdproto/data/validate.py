@@ -1,28 +1,30 @@
 """Everything that is wrong, or worth knowing, about a collection before hours are spent on it.
 
-Only headers and a few bytes of each recording are read.
+Extraction refuses what is an error here, by the same functions, and takes everything else.
 """
 
 import dataclasses
 import hashlib
 import os
-import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from asdproto import features
-from asdproto.data import dcase, table
+from asdproto.data import dcase
 from asdproto.data.attributes import AttributeRow, disagreement, read_attributes
 from asdproto.data.dcase import AUDIO_SUFFIXES, SPLIT_FOLDERS, Clip
-from asdproto.errors import DataError
+from asdproto.data.store import MOST_PADDED, overlong
+from asdproto.data.table import TABLE_NAME, survey_collection
+from asdproto.errors import DataError, describe
 
 ERROR, NOTICE = "error", "notice"
 _OTHER_AUDIO = (".aac", ".aif", ".aiff", ".au", ".m4a", ".mp3", ".ogg", ".opus", ".wma")
 _ARCHIVES = (".7z", ".gz", ".rar", ".tar", ".tgz", ".zip")
-# Two recordings that agree in length and in these bytes of their middle are compared in full.
-_PROBE = 4096
+_READERS = 4  # threads; decoding and hashing leave the interpreter free
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class Problem:
     """One thing that is not as expected.
 
     Attributes:
-      file: The file, folder, or place in a csv, relative to the collection's root.
+      file: The file, folder, place in a csv or section, relative to the collection's root.
       found: What is there.
       expected: What should be there.
       remedy: What to do about it.
@@ -49,16 +51,14 @@ class Problem:
         return self.severity == ERROR
 
     def __str__(self) -> str:
-        return (
-            f"{self.severity}: {self.file}: found {self.found}; expected {self.expected}. "
-            f"{self.remedy}"
-        )
+        said = describe(self.file, self.found, self.expected, self.remedy)
+        return f"{self.severity}: {said}"
 
 
 def validate(
     root: str | os.PathLike, *, settings: features.FeatureSettings | None = None
 ) -> list[Problem]:
-    """List every problem of a collection.
+    """List every problem of a collection; reads every recording.
 
     Args:
       root: What :func:`asdproto.data.table.load_collection` takes: a folder laid out as DCASE
@@ -70,38 +70,52 @@ def validate(
       Errors first, then notices, each sorted by file; empty for a collection without fault.
     """
     settings = features.FeatureSettings() if settings is None else settings
-    root = Path(root)
     try:
-        source = root / table.TABLE_NAME if root.is_dir() else root
-        if source.is_file():
-            root = source.parent
-            clips, errors = table.survey_table(source)
-            # There the path tells clips apart; only the official score files cannot.
-            layout: list[Problem] = []
-            same_names = NOTICE
-        else:
-            clips, errors = dcase.survey(root, supplemental=True)
-            layout = [*_folders(root), *_attribute_files(root, clips)]
-            same_names = ERROR
+        root, clips, problems = survey(root, supplemental=True)
     except DataError as error:
         return [_problem(error)]
-    problems = [_problem(error) for error in errors]
-    if not clips and not errors:
-        problems.append(
-            Problem(
-                str(root),
-                "no .wav or .flac file",
-                "recordings, <machine type>/{train,test}/<name>.wav",
-                "Check the path.",
-            )
-        )
-    problems += layout
     problems += _recordings(root, clips, settings)
-    problems += _labels([clip for clip in clips if clip.split != "supplemental"])
-    problems += _same_names(clips, same_names)
-    problems += _same_sound(root, clips)
     unique = dict.fromkeys(problems)
     return sorted(unique, key=lambda problem: (not problem.is_error, problem.file, problem.found))
+
+
+def survey(
+    root: str | os.PathLike, *, supplemental: bool = False
+) -> tuple[Path, list[Clip], list[Problem]]:
+    """Read a collection, and list what is wrong with names, folders, tables and labels.
+
+    Args:
+      root: As for :func:`validate`.
+      supplemental: As for :func:`asdproto.data.dcase.scan`.
+
+    Returns:
+      The root that the clips' paths are relative to, the clips, and the problems.
+
+    Raises:
+      DataError: Nothing can be read.
+    """
+    folder, clips, errors = survey_collection(root, supplemental=supplemental)
+    problems = [_problem(error) for error in errors]
+    if not clips and not errors:
+        expected = "recordings, <machine type>/{train,test}/<name>.wav"
+        problems.append(Problem(str(root), "no .wav or .flac file", expected, "Check the path."))
+    described = folder != Path(root) or (folder / TABLE_NAME).is_file()
+    if not described:
+        problems += [*_folders(folder), *_attribute_files(folder, clips)]
+    problems += _labels([clip for clip in clips if clip.split != "supplemental"])
+    # A csv tells clips apart by their paths; only the official score files cannot.
+    problems += _same_names(clips, NOTICE if described else ERROR)
+    return folder, clips, problems
+
+
+def leave_out(clips: Iterable[Clip], problems: Iterable[Problem]) -> list[Clip]:
+    """Clips that no error concerns, neither their own nor one of their section."""
+    wrong = {problem.file for problem in problems if problem.is_error}
+    return [clip for clip in clips if clip.path not in wrong and _section(clip) not in wrong]
+
+
+def _section(clip: Clip) -> str:
+    return f"{clip.machine_type} section {clip.section}"
 
 
 def _problem(error: DataError) -> Problem:
@@ -110,7 +124,7 @@ def _problem(error: DataError) -> Problem:
 
 def _folders(root: Path) -> Iterator[Problem]:
     """Empty folders, and files that look like recordings and are not read."""
-    for prefix, folders, names in dcase.visible(root):
+    for prefix, folders, names in dcase.visible(root, lambda error: None):  # said already
         audio = [name for name in names if name.lower().endswith(AUDIO_SUFFIXES)]
         if prefix and not audio and not folders:
             here = prefix.rstrip("/")
@@ -198,25 +212,59 @@ def _contradiction(place: str, row: AttributeRow, clip: Clip) -> Iterator[Proble
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Heard:
+    """What a recording turns out to be."""
+
+    info: features.AudioInfo
+    frames: int
+    constant: bool
+    digest: bytes
+
+
+def _listen(file: Path, settings: features.FeatureSettings) -> _Heard | DataError:
+    try:
+        audio, info = features.decode(file)
+        samples = info.samples_at(settings.sample_rate)
+        if samples < settings.n_fft:
+            raise features.too_short(file, samples, settings)
+    except DataError as error:
+        return error
+    digest = hashlib.blake2b(audio.data, digest_size=16).digest()
+    return _Heard(info, settings.frames(samples), features.is_constant(audio), digest)
+
+
 def _recordings(
     root: Path, clips: list[Clip], settings: features.FeatureSettings
 ) -> Iterator[Problem]:
-    """What the headers say: damaged, short, other rates and channels, lengths that differ."""
+    """What only the recordings say: damaged, short, silent, copies, other rates and lengths."""
     rates: dict[str, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
     channels: dict[str, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
     lengths: dict[str, dict[float, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for clip in clips:
-        try:
-            info = features.audio_info(root / clip.path)
-            samples = info.samples_at(settings.sample_rate)
-            if samples < settings.n_fft:
-                raise features.too_short(clip.path, samples, settings)
-        except DataError as error:
-            yield dataclasses.replace(_problem(error), file=clip.path)
-            continue
-        rates[clip.machine_type][info.sample_rate].append(clip.path)
-        channels[clip.machine_type][info.channels].append(clip.path)
-        lengths[clip.machine_type][round(info.seconds, 1)].append(clip.path)
+    frames: dict[str, int] = {}
+    alike: dict[bytes, list[Clip]] = defaultdict(list)
+    with ThreadPoolExecutor(_READERS) as pool:
+        found = pool.map(lambda clip: _listen(root / clip.path, settings), clips)
+        for clip, heard in zip(clips, found, strict=True):
+            if isinstance(heard, DataError):
+                yield dataclasses.replace(_problem(heard), file=clip.path)
+                continue
+            if heard.constant:
+                yield Problem(
+                    clip.path,
+                    features.CONSTANT,
+                    "a recording that moves",
+                    "Nothing to do if it is silence; else check the microphone.",
+                    NOTICE,
+                )
+            else:  # silence is no copy of silence
+                alike[heard.digest].append(clip)
+            frames[clip.path] = heard.frames
+            rates[clip.machine_type][heard.info.sample_rate].append(clip.path)
+            channels[clip.machine_type][heard.info.channels].append(clip.path)
+            lengths[clip.machine_type][round(heard.info.seconds, 1)].append(clip.path)
+    yield from padded(frames)
+    yield from copies(alike)
     for machine_type in sorted(rates):
         mixed = rates[machine_type]
         for rate, paths in sorted(mixed.items()):
@@ -268,8 +316,8 @@ def _labels(clips: list[Clip]) -> Iterator[Problem]:
                 "normal recordings only",
                 "Move it to the test split, or correct its label.",
             )
-    for (machine_type, section), group in sorted(groups.items()):
-        where = f"{machine_type} section {section}"
+    for _, group in sorted(groups.items()):
+        where = _section(group[0])
         count = Counter((clip.split, clip.domain) for clip in group)
         train = sum(number for (split, _), number in count.items() if split == "train")
         test = len(group) - train
@@ -301,10 +349,19 @@ def _labels(clips: list[Clip]) -> Iterator[Problem]:
                     + (f", though {tested} test clips are of that domain" if tested else ""),
                     f"training clips of both domains, as of {other}",
                     f"Add {domain} training clips, or check the domain in the names.",
-                    ERROR if tested else NOTICE,
+                    NOTICE,
                 )
-        labeled = Counter(clip.state for clip in group if clip.split == "test" and clip.state)
-        if len(labeled) == 1:
+        labeled = Counter(clip.state for clip in group if clip.split == "test")
+        without = labeled.pop("", 0)
+        if without:
+            yield Problem(
+                where,
+                f"{without} of {test} test clips not labeled normal or anomaly",
+                "labels for all, to compute metrics",
+                "Nothing to do: all test clips get scores, but no metrics are computed.",
+                NOTICE,
+            )
+        elif len(labeled) == 1:
             state = next(iter(labeled))
             yield Problem(
                 where,
@@ -331,34 +388,37 @@ def _same_names(clips: list[Clip], severity: str) -> Iterator[Problem]:
         seen.setdefault(key, clip.path)
 
 
-def _same_sound(root: Path, clips: list[Clip]) -> Iterator[Problem]:
-    """Recordings that are copies of each other, byte for byte."""
-    alike: dict[tuple[int, int], list[Clip]] = defaultdict(list)
-    for clip in clips:
-        try:
-            with open(root / clip.path, "rb") as stream:
-                size = os.fstat(stream.fileno()).st_size
-                stream.seek(max(0, size // 2 - _PROBE // 2))
-                alike[size, zlib.crc32(stream.read(_PROBE))].append(clip)
-        except OSError:
-            continue  # said by the headers
-    for group in alike.values():
-        if len(group) == 1:
-            continue
-        first: dict[bytes, Clip] = {}
-        for clip in group:
-            with open(root / clip.path, "rb") as stream:
-                digest = hashlib.file_digest(stream, "blake2b").digest()
-            original = first.setdefault(digest, clip)
-            if original is not clip and os.path.getsize(root / clip.path):
-                across = original.split != clip.split
-                yield Problem(
-                    clip.path,
-                    f"a copy of {original.path}" + (", across the splits" if across else ""),
-                    "each recording once",
-                    "Remove one of the two.",
-                    ERROR if across else NOTICE,
-                )
+def copies(alike: Mapping[Any, list[Clip]]) -> Iterator[Problem]:
+    """Recordings that hold the same samples.
+
+    Args:
+      alike: Lists of clips that are the same.
+    """
+    for original, *others in alike.values():
+        for clip in others:
+            across = original.split != clip.split
+            yield Problem(
+                clip.path,
+                f"a copy of {original.path}" + (", across the splits" if across else ""),
+                "each recording once",
+                "Remove one of the two.",
+                ERROR if across else NOTICE,
+            )
+
+
+def padded(frames: Mapping[str, int]) -> Iterator[Problem]:
+    """Clips that are too long to stand in one store with the others.
+
+    Args:
+      frames: Length of each clip.
+    """
+    for path in overlong(frames):
+        yield Problem(
+            path,
+            f"{frames[path]} frames, much longer than the other clips",
+            f"lengths that padding makes at most {MOST_PADDED} times as much of",
+            "Cut it into clips, or remove it.",
+        )
 
 
 def _count(paths: list[str]) -> str:

@@ -313,11 +313,9 @@ def features_of(
     if (data / "manifest.json").is_file() and (data / "features.npy").is_file():
         return open_store(data, expect=settings)
     if main:
-        from asdproto.data.extract import build_store
-        from asdproto.data.table import load_collection
+        from asdproto.data.extract import extract_collection
 
-        root, clips = load_collection(data)
-        store = build_store(clips, root, folder, settings, progress=console is not None)
+        store = extract_collection(data, folder, settings, progress=console is not None)
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 

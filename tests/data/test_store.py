@@ -2,14 +2,17 @@ import dataclasses
 import json
 import os
 import stat
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from asdproto.data.dcase import Clip
-from asdproto.data.store import open_store, write_store
+from asdproto.data.store import FeatureStore, open_store, overlong, write_store
 from asdproto.errors import StoreError
 from asdproto.features import FeatureSettings
+from asdproto.files import write_atomically
 
 SETTINGS = FeatureSettings(n_mels=8)
 
@@ -91,41 +94,100 @@ def test_verify_names_the_damaged_clip(tmp_path, index):
         byte = stream.read(1)
         stream.seek(offset + 3)
         stream.write(bytes([byte[0] ^ 1]))
-    open_store(tmp_path / "s")
+    assert len(open_store(tmp_path / "s", verify=False)) == 3
     with pytest.raises(StoreError, match=f"damage in 1 of 3 clips: a/ü,{index}.wav;"):
-        open_store(tmp_path / "s", verify=True)
+        open_store(tmp_path / "s")
 
 
-def test_damage_to_the_other_files_shows_at_once(tmp_path):
+BINARY = bytes(range(256)) * 40
+
+
+def change(**fields):
+    """The manifest with other fields, and a checksum that fits them."""
+
+    def changed(content):
+        manifest = {**json.loads(content), **fields}
+        del manifest["crc32"]
+        return json.dumps(manifest).encode()
+
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "words"),
+    [
+        ("table.csv", lambda b: b.replace(b"normal", b"anomal", 1), "a table that was changed"),
+        ("table.csv", lambda b: b"", "a table that was changed"),
+        ("table.csv", lambda b: b[:-9], "a table that was changed"),
+        ("table.csv", lambda b: BINARY, "a table that was changed"),
+        ("table.csv", None, "No such file"),
+        ("features.npy", lambda b: b[:-10], "whole features"),
+        ("features.npy", lambda b: b[:30], "whole features"),
+        ("features.npy", lambda b: b"", "whole features"),
+        ("features.npy", lambda b: BINARY, "whole features"),
+        ("features.npy", lambda b: b"PK\3\4" + b[4:], "whole features"),
+        ("features.npy", lambda b: b.replace(b"False", b"True "), "damage in 3 of 3 clips"),
+        ("features.npy", lambda b: b.replace(b"(3, 9, 8)", b"(9, 3, 8)"), r"float16 \(9, 3, 8\)"),
+        ("features.npy", lambda b: b[:-1] + bytes([b[-1] ^ 64]), None),  # padding, never read
+        ("features.npy", lambda b: b[:-8300] + BINARY[:32] + b[-8268:], "whole features"),
+        ("features.npy", None, "No such file"),
+        ("manifest.json", lambda b: b[:50], "text that is not json"),
+        ("manifest.json", lambda b: b"", "text that is not json"),
+        ("manifest.json", lambda b: BINARY, "text that is not json"),
+        ("manifest.json", lambda b: b"[" * 100_000, "text that is not json"),
+        ("manifest.json", lambda b: b"[]", "a json list"),
+        ("manifest.json", lambda b: b"{}", "KeyError"),
+        ("manifest.json", lambda b: b.replace(b"float16", b"float32"), "a manifest that was ch"),
+        ("manifest.json", change(format=99), "found format 99; expected format 1"),
+        ("manifest.json", change(shape=[3, 9, 7]), r"expected float16 \(3, 9, 7\)"),
+        ("manifest.json", change(shape=7), "TypeError"),
+        ("manifest.json", change(dtype=5), "expected 5"),
+    ],
+)
+def test_damage_is_named_in_one_line_with_its_file(tmp_path, name, damage, words):
     root = tmp_path / "s"
     write_store(root, arrays(), clips(3), settings={})
-    files = {file: file.read_bytes() for file in root.iterdir()}
+    file = root / name
+    if damage is None:
+        file.unlink()
+    else:
+        file.write_bytes(damage(file.read_bytes()))
+    if words is None:
+        open_store(root)
+        return
+    with pytest.raises(StoreError, match=words) as caught:
+        open_store(root)
+    disagree = words.startswith("expected")  # one of two files is wrong, and the array is named
+    assert caught.value.file == str(root / "features.npy" if disagree else file)
+    assert len(str(caught.value).splitlines()) == 1
+    assert len(str(caught.value)) < 500
+    assert "extract it again" in caught.value.remedy
 
-    def spoil(name, content):
-        for file, whole in files.items():
-            file.write_bytes(whole)
-        (root / name).write_bytes(content)
 
-    table, array = files[root / "table.csv"], files[root / "features.npy"]
-    spoil("table.csv", table.replace(b"normal", b"anomal", 1))
-    with pytest.raises(StoreError, match="a table that was changed"):
-        open_store(root)
-    spoil("features.npy", array[:-10])
-    with pytest.raises(StoreError, match="expected a whole store"):
-        open_store(root)
-    spoil("manifest.json", files[root / "manifest.json"][:50])
-    with pytest.raises(StoreError, match="expected a whole store"):
-        open_store(root)
-    manifest = json.loads(files[root / "manifest.json"])
-    spoil("manifest.json", json.dumps({**manifest, "format": 99}).encode())
-    with pytest.raises(StoreError, match="found format 99; expected format 1"):
-        open_store(root)
-    spoil("manifest.json", json.dumps({**manifest, "shape": [3, 9, 7]}).encode())
-    with pytest.raises(StoreError, match=r"expected float16 \(3, 9, 7\)"):
-        open_store(root)
+def test_pickles_are_refused(tmp_path):
+    root = tmp_path / "s"
+    write_store(root, arrays(), clips(3), settings={})
     np.save(root / "features.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(StoreError, match="whole store"):
+    with pytest.raises(StoreError, match="whole features"):
         open_store(root)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 3.5])
+def test_other_values_are_never_used(tmp_path, value):
+    store = write_store(tmp_path / "s", arrays(), clips(3), settings={})
+    open_store(tmp_path / "s")
+    array = np.lib.format.open_memmap(store.root / "features.npy", mode="r+")
+    array[1, 4:, 3] = value
+    array.flush()
+    del array
+    with pytest.raises(StoreError, match="damage in 1 of 3 clips"):
+        open_store(tmp_path / "s")
+
+
+def test_a_store_is_verified_once_in_a_process(tmp_path, monkeypatch):
+    write_store(tmp_path / "s", arrays(), clips(3), settings={})
+    monkeypatch.setattr(FeatureStore, "verify", lambda self: pytest.fail("a second time"))
+    assert open_store(tmp_path / "s").dtype == np.float16
 
 
 def test_no_store(tmp_path):
@@ -168,3 +230,67 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk on fire"):
         write_store(tmp_path / "s", arrays(), clips(3), settings={})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("frames", "found"),
+    [
+        ({}, []),
+        ({"a": 10}, []),
+        ({"a": 10, "b": 1}, []),
+        ({**{str(i): 10 for i in range(9)}, "long": 1000}, ["long"]),
+        ({**{str(i): 10 for i in range(9)}, "long": 50}, []),
+        ({**{str(i): 10 for i in range(50)}, "a": 900, "b": 9000}, ["b", "a"]),
+    ],
+)
+def test_clips_much_longer_than_the_others(frames, found):
+    assert overlong(frames) == found
+    kept = {name: count for name, count in frames.items() if name not in found}
+    assert not kept or max(kept.values()) * len(kept) <= 4 * sum(kept.values())
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of half a MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_is_said_with_file_and_missing_space(small_disk):
+    with pytest.raises(
+        OSError, match=r"No space left on device; 4,096,128 bytes are needed, 3,"
+    ) as e:
+        write_store(small_disk / "s", np.ones((8, 2000, 128)), clips(8), settings={})
+    assert e.value.filename.endswith("features.npy")
+    assert list(small_disk.iterdir()) == []
+    write_store(small_disk / "s", np.ones((1, 1000, 128)), clips(1), settings={})
+
+
+def test_a_limit_on_file_sizes_is_said(tmp_path):
+    code = (
+        "import resource, sys, numpy as np\n"
+        "from pathlib import Path\n"
+        "from asdproto.files import write_atomically\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try:\n"
+        "    write_atomically(Path(sys.argv[1]), bytes(5000))\n"
+        "except OSError as error:\n"
+        "    print(error)\n"
+    )
+    path = tmp_path / "file"
+    done = subprocess.run(
+        [sys.executable, "-c", code, path], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"[Errno 27] File too large; 5,000 bytes are needed: '{path}'\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(OSError, match="No such file") as caught:
+        write_atomically(tmp_path / "absent/file", b"x")
+    assert caught.value.filename == str(tmp_path / "absent/file")  # not the temporary name
