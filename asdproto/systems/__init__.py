@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 KINDS = {
     "prototype": ("asdproto.systems.prototype", "PrototypeSystem"),
     "autoencoder": ("asdproto.systems.autoencoder", "AutoEncoderSystem"),
+    "mobilenet": ("asdproto.systems.mobilenet", "MobileNetSystem"),
+    "stgram": ("asdproto.systems.stgram", "STgramSystem"),
+    "dgmix": ("asdproto.systems.dgmix", "DGMixSystem"),
+    "disentangled": ("asdproto.systems.disentangled", "DisentangledSystem"),
+    "adacos": ("asdproto.systems.adacos", "AdaCosSystem"),
     "gmm": ("asdproto.systems.gmm", "GmmSystem"),
     "spectral-knn": ("asdproto.systems.spectral_knn", "SpectralKnnSystem"),
 }

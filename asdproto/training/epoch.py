@@ -97,7 +97,8 @@ def scan_steps(
         batch = take_batch(task, index, plan.steps, turn, axis_name)
         return train_step(task, state, batch, plan.key, hyper, axis_name)
 
-    state = pack_state(state, getattr(task.model, "dtype", jnp.float32))
+    dtype = getattr(task.model, "dtype", jnp.float32)
+    state = pack_state(state, dtype, join=task.stage.optimizer != "lars")
     state, losses = lax.scan(body, state, None, length=task.steps_per_epoch, unroll=unroll)
     return unpack_state(state), losses
 

@@ -85,7 +85,7 @@ def unpack(tree: Any) -> Any:
     )
 
 
-def pack_state(state: TrainState, dtype: Any) -> TrainState:
+def pack_state(state: TrainState, dtype: Any, *, join: bool = True) -> TrainState:
     """The state with its parameters, and what the optimizer keeps for each, packed.
 
     Args:
@@ -93,12 +93,14 @@ def pack_state(state: TrainState, dtype: Any) -> TrainState:
       dtype: Of the encoder's arithmetic. The state gets ``weights``: the parameters with the large
         kernels of the encoder in this dtype. A module casts its kernel at every use; a loop that
         carries these writes them where it writes the parameters.
+      join: Whether small parameters become one vector; not where the optimizer looks at a parameter
+        as a whole.
 
     Returns:
       The state for a loop.
     """
     leaves, treedef = jax.tree.flatten(state.params)
-    small = tuple(x.size <= LIMIT and x.dtype == jnp.float32 for x in leaves)
+    small = tuple(join and x.size <= LIMIT and x.dtype == jnp.float32 for x in leaves)
     layout = Layout(treedef, tuple(x.shape for x in leaves), small)
 
     def is_like_params(tree: Any) -> bool:

@@ -5,6 +5,7 @@ here; any other loss becomes one more :class:`Objective`.
 """
 
 import dataclasses
+import typing
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -16,6 +17,7 @@ from asdproto import prototypes as proto
 from asdproto.losses import multi_prototype_loss, negative_prototype_loss, prototypical_loss
 
 Sampler = Literal["random", "episodes"]
+Optimizer = Literal["sgd", "adam", "lars"]
 
 
 class Hyper(NamedTuple):
@@ -50,8 +52,14 @@ class StageConfig:
         sampler and to the nearest whole number, at least 1, for episodes.
       learning_rates: Pairs (rate, epochs). A schedule of other length than ``epochs`` is
         stretched to it.
-      momentum: Of stochastic gradient descent.
-      weight_decay: Added to the gradient, for all parameters.
+      warmup: Epochs over which the rate rises linearly, from the first epoch's share of it.
+      cosine_to: Rate that the last pair's falls to along half a cosine over its epochs; ``None``
+        keeps it.
+      optimizer: ``"sgd"``, with momentum; ``"adam"``; ``"lars"``, layerwise adapted rates with
+        momentum.
+      momentum: Of stochastic gradient descent and LARS.
+      weight_decay: Added to the gradient, for all parameters; Adam's is decoupled from its moments,
+        times the rate.
       temperature: Divides the similarities.
       sub_prototypes: Sub-prototypes per class (MPE); 0 switches MPE off.
       mpe_ratio: Share of a class that a sub-prototype averages.
@@ -68,6 +76,9 @@ class StageConfig:
     shots: int = 10
     steps_per_epoch: int = 0
     learning_rates: tuple[tuple[float, int], ...] = ((0.1, 50), (0.01, 40), (0.001, 30))
+    warmup: int = 0
+    cosine_to: float | None = None
+    optimizer: Optimizer = "sgd"
     momentum: float = 0.9
     weight_decay: float = 5e-5
     temperature: float = 0.07
@@ -85,6 +96,12 @@ class StageConfig:
             "ways": (self.ways >= 2, "at least 2, or there is nothing to tell apart"),
             "shots": (self.shots >= 1, "at least 1"),
             "steps_per_epoch": (self.steps_per_epoch >= 0, "at least 0"),
+            "warmup": (self.warmup >= 0, "at least 0"),
+            "cosine_to": (self.cosine_to is None or self.cosine_to >= 0, "None or at least 0"),
+            "optimizer": (
+                self.optimizer in typing.get_args(Optimizer),
+                f"one of {', '.join(typing.get_args(Optimizer))}",
+            ),
             "temperature": (self.temperature > 0, "positive"),
             "sub_prototypes": (self.sub_prototypes >= 0, "at least 0"),
             "mpe_ratio": (0 < self.mpe_ratio <= 1, "in (0, 1]"),
@@ -126,6 +143,14 @@ class StageConfig:
         ):
             boundary += epochs
             rate = jnp.where(epoch >= round(boundary * stretch), jnp.float32(following), rate)
+        if self.cosine_to is not None:
+            first, last = self.learning_rates[-1][0], self.cosine_to
+            start = round(boundary * stretch)
+            done = (epoch - start) / max(self.total_epochs - start, 1)
+            fallen = last + (first - last) * (1 + jnp.cos(jnp.pi * done)) / 2
+            rate = jnp.where(epoch >= start, fallen, rate)
+        if self.warmup:
+            rate *= jnp.minimum(1, (epoch + 1) / (self.warmup + 1))
         return rate
 
     @property
@@ -175,6 +200,9 @@ class Objective:
       epoch_prototypes: Whether the loss compares with means over all training clips, which are
         renewed before each epoch and fixed during it.
       sub_prototypes: Random sub-prototypes per class beside each of these means (MPE).
+      augment: ``(batch, **keywords) -> (crops, where)``, pure: what the encoder embeds in the place
+        of the batch's crops, such as mixtures of them, and which of it are real. ``None`` leaves
+        crops alone.
     """
 
     name: str
@@ -182,6 +210,7 @@ class Objective:
     init: Callable[[jax.Array, int, int], tuple[Any, Any]] = _no_parameters
     epoch_prototypes: bool = False
     sub_prototypes: int = 0
+    augment: Callable[..., tuple[jax.Array, jax.Array | None]] | None = None
 
 
 def mpe_objective(config: StageConfig) -> Objective:

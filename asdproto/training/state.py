@@ -151,14 +151,22 @@ class Task:
         return 1 + self.objective.sub_prototypes if self.objective.epoch_prototypes else 0
 
     def optimizer(self, learning_rate: jax.Array | float = 0.0) -> optax.GradientTransformation:
-        """Stochastic gradient descent at a learning rate, which may be traced.
+        """The stage's optimizer at a learning rate, which may be traced.
 
-        Weight decay joins the gradient before the momentum, for every parameter, and the rate
-        comes after it: the update of the framework that the paper used.
+        In stochastic gradient descent, weight decay joins the gradient before the momentum, for
+        every parameter, and the rate comes after it: the update of the framework that the paper
+        used.
         """
+        stage = self.stage
+        if stage.optimizer == "adam":
+            return optax.adamw(learning_rate, weight_decay=stage.weight_decay)
+        if stage.optimizer == "lars":
+            return optax.lars(
+                learning_rate, weight_decay=stage.weight_decay, momentum=stage.momentum
+            )
         return optax.chain(
-            optax.add_decayed_weights(self.stage.weight_decay),
-            optax.trace(decay=self.stage.momentum),
+            optax.add_decayed_weights(stage.weight_decay),
+            optax.trace(decay=stage.momentum),
             optax.scale_by_learning_rate(learning_rate),
         )
 

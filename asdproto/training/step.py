@@ -205,21 +205,24 @@ def train_step(
     if task.global_batch_size == stage.batch:  # no padding to leave out
         batch = batch._replace(where=None)
 
+    keywords: dict[str, Any] = {
+        "key": jax.random.fold_in(key, state.step),
+        "hyper": hyper,
+        "num_classes": task.num_classes,
+        "axis_name": axis_name,
+    }
+    crops, where = batch.crops, batch.where
+    if task.objective.augment is not None:
+        crops, where = task.objective.augment(batch, **keywords)
+
     def loss_fn(params: Any) -> tuple[jax.Array, tuple[Any, Any]]:
         params = unpack(params)
         variables = {"params": params["encoder"], "batch_stats": state.batch_stats}
         embeddings, updated = task.model.apply(
-            variables, batch.crops, train=True, where=batch.where, mutable=["batch_stats"]
+            variables, crops, train=True, where=where, mutable=["batch_stats"]
         )
         losses, loss_state = task.objective.loss(
-            params["loss"],
-            state,
-            embeddings,
-            batch,
-            key=jax.random.fold_in(key, state.step),
-            hyper=hyper,
-            num_classes=task.num_classes,
-            axis_name=axis_name,
+            params["loss"], state, embeddings, batch, **keywords
         )
         if batch.where is not None:
             losses = jnp.where(batch.where, losses, 0)

@@ -1,0 +1,315 @@
+"""The DG-mix row of Table 1: VICReg whose two views are clips, and a mixture of them.
+
+Log-mel -> crops of 2 s -> narrow MobileNetV2 -> distance to the nearest training clip of the
+section. One network a machine type: first VICReg on mixed crops, then mixed section labels.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from asdproto.data.dataset import ClipArrays, Dataset, section_keys
+from asdproto.data.dcase import Clip
+from asdproto.features import FeatureSettings
+from asdproto.losses import softmax_loss, vicreg_loss
+from asdproto.models.convolution import Lowering
+from asdproto.models.mobilenet import MobileNetV2
+from asdproto.models.normalization import BatchNorm
+from asdproto.scoring.backends import Scorer, fit_scorer, held_out_scores
+from asdproto.systems.encoders import (
+    EncoderSystem,
+    Part,
+    PartFit,
+    part_of,
+    section_label,
+    with_backend,
+)
+from asdproto.systems.members import Comparison, RunOptions, Section
+from asdproto.training.stage import Objective, StageConfig, draw_mix
+from asdproto.training.state import TrainState
+
+
+def _pretrain(epochs: int, **changes: Any) -> StageConfig:
+    paper = StageConfig(
+        epochs=epochs,
+        batch_size=2048,
+        learning_rates=((0.8, 100),),
+        warmup=epochs // 10,
+        cosine_to=0.0,
+        optimizer="lars",
+        weight_decay=1e-4,
+        mix_range=(0.0, 1.0),
+    )
+    return dataclasses.replace(paper, **changes)
+
+
+def _finetune(epochs: int, **changes: Any) -> StageConfig:
+    paper = StageConfig(
+        epochs=epochs,
+        batch_size=64,
+        learning_rates=((1e-4, 20),),
+        optimizer="adam",
+        weight_decay=0.01,
+        mix_range=(0.0, 1.0),
+    )
+    return dataclasses.replace(paper, **changes)
+
+
+@dataclasses.dataclass(frozen=True)
+class DGMixSystem(EncoderSystem):
+    r"""The system, after its abstract and an unofficial reproduction.
+
+    For pairs x, y of a batch, :math:`z = \lambda x + (1 - \lambda) y` with :math:`\lambda` of
+    Beta(1/2, 1/2), and h the network with its projector, pre-training minimizes
+
+    .. math::
+       25 \, \mathrm{MSE}(h(z), \lambda h(x) + (1 - \lambda) h(y))
+       + 25 \cdot \tfrac12 [v(h(x)) + v(h(y))] + c(h(x)) + c(h(y))
+
+    with VICReg's variance v and covariance c. Fine-tuning keeps the first term, on embeddings, and
+    adds the cross entropy of the section labels mixed alike. The score is the distance to the
+    nearest training clip of the section. Network: 320 numbers, 532,000 parameters without
+    projector, 30 million floating-point operations a crop of 2 s.
+
+    Inferred are how narrow the network is (alpha 0.5, and 320 instead of 1,280 channels in the
+    end), one network a machine type, the two terms' weights in fine-tuning, and unit length before
+    distances. An epoch here is one crop of every clip; theirs is counted as the five that fit.
+
+    Attributes:
+      stage: Numbers of pre-training.
+      finetune: Numbers of fine-tuning; 0 epochs leave it out.
+      alpha: Factor on the network's channels.
+      dim: Length of an embedding.
+      projector: Widths of the projector.
+      momentum: Share of the running statistics that an update keeps.
+
+    References:
+      Nejjar et al., DG-Mix: Domain Generalization for Anomalous Sound Detection Based on
+      Self-Supervised Learning, DCASE Workshop 2022.
+    """
+
+    features: FeatureSettings = dataclasses.field(
+        default_factory=lambda: FeatureSettings(scale="mel")
+    )
+    stage: StageConfig = dataclasses.field(default_factory=lambda: _pretrain(500))
+    finetune: StageConfig = dataclasses.field(default_factory=lambda: _finetune(100))
+    crop: int = 63
+    per_machine: bool = True
+    alpha: float = 0.5
+    dim: int = 320
+    projector: tuple[int, ...] = (1280, 1280, 1280)
+    momentum: float = 0.9
+
+    kind: ClassVar[str] = "dgmix"
+
+    def module(self, lowering: Lowering, axis_name: str | None) -> nn.Module:
+        """See :class:`EncoderSystem`."""
+        return MobileNetV2(
+            alpha=self.alpha,
+            head=self.dim,
+            momentum=self.momentum,
+            lowering=lowering,
+            dtype=jnp.dtype(self.dtype),  # type: ignore[arg-type]
+            axis_name=axis_name,
+        )
+
+    def label(self, clip: Clip) -> Section:
+        """See :class:`EncoderSystem`."""
+        return section_label(clip)
+
+    def objective(self, classes: Sequence[Any]) -> Objective:
+        """VICReg of mixed pairs; fine-tuning has an objective of its own."""
+        del classes
+        return Objective("vicreg_mixup", _vicreg, augment=add_mixed)
+
+    def train_part(
+        self, data: Dataset, options: RunOptions, seed: int, label: str
+    ) -> tuple[Part, TrainState]:
+        """See :class:`EncoderSystem`."""
+        objective = self.objective(data.classes)
+        projected = self.run_stage(
+            self.stage,
+            objective,
+            data,
+            options,
+            seed,
+            f"{label}-pretrain",
+            wrap=lambda encoder: Projected(encoder, self.projector, encoder.axis_name),
+        )
+        inner = projected.params["encoder"]["encoder"]
+        state = projected._replace(
+            params={"encoder": inner}, batch_stats=projected.batch_stats["encoder"]
+        )
+        if self.finetune.total_epochs:
+            mixed = Objective("mixed_sections", _mixed_sections, _init, augment=add_mixed)
+            state = self.run_stage(
+                self.finetune, mixed, data, options, seed, f"{label}-finetune", before=state
+            )
+        return part_of(state, data), state
+
+    def fit(self, part: Part, state: TrainState, data: Dataset) -> PartFit:
+        """See :class:`EncoderSystem`."""
+        del state
+        embeddings, sections = self.embed(part, data.train), section_keys(data.train_clips)
+        arguments = embeddings, np.zeros(len(embeddings), int), sections
+        scorer = fit_scorer(*arguments, kind="knn", neighbors=1)
+        held_out = held_out_scores(*arguments, kind="knn", neighbors=1)
+        return PartFit(with_backend(part, scorer.to_arrays()), held_out, embeddings)
+
+    def compare(self, part: Part, clips: ClipArrays, sections: Sequence[Section]) -> Comparison:
+        """See :class:`EncoderSystem`."""
+        embeddings = self.embed(part, clips)
+        scores = Scorer.from_arrays(part.backend).score(embeddings, sections)
+        return Comparison(scores, None, embeddings)
+
+
+class Projected(nn.Module):
+    """An encoder with a projector behind it in training.
+
+    Attributes:
+      encoder: The encoder.
+      widths: Of the projector's layers: batch normalization and ReLU follow all but the last,
+        which has no bias.
+      axis_name: Mapped axis over which batch statistics are averaged.
+    """
+
+    encoder: nn.Module
+    widths: tuple[int, ...]
+    axis_name: str | None = None
+
+    @property
+    def embedding_dim(self) -> int:
+        """Length of a projection."""
+        return self.widths[-1]
+
+    @nn.compact
+    def __call__(
+        self, crops: jax.Array, *, train: bool, where: jax.Array | None = None
+    ) -> jax.Array:
+        """Projections, float32 ``[batch, widths[-1]]``."""
+        x = self.encoder(crops, train=train, where=where)
+        for layer, width in enumerate(self.widths[:-1], start=1):
+            norm = BatchNorm(train, relu=True, axis_name=self.axis_name, name=f"norm{layer}")
+            x = norm(nn.Dense(width, name=f"dense{layer}")(x), where)
+        return nn.Dense(self.widths[-1], use_bias=False, name=f"dense{len(self.widths)}")(x)
+
+
+def mixup_vicreg_loss(
+    first: jax.Array,
+    second: jax.Array,
+    mixed: jax.Array,
+    mix: jax.Array,
+    *,
+    where: jax.Array | None = None,
+    axis_name: str | None = None,
+) -> jax.Array:
+    """VICReg with mixup as its transformation; the formula is in :class:`DGMixSystem`.
+
+    Args:
+      first: float32, shape ``[pairs, dim]``: h(x).
+      second: float32, same shape: h(y).
+      mixed: float32, same shape: h(z).
+      mix: float32, shape ``[pairs]``: the share of x in z.
+      where: Boolean, shape ``[pairs]``; other pairs count nowhere.
+      axis_name: Mapped axis that pairs are spread over.
+
+    Returns:
+      float32, shape ``[pairs]``; their mean is the loss.
+    """
+    terms = vicreg_loss(first, second, where=where, axis_name=axis_name)
+    constraint = 25 * geometric_constraint(first, second, mixed, mix)
+    losses = constraint + terms.variance + terms.covariance
+    return losses if where is None else jnp.where(where, losses, 0)
+
+
+def geometric_constraint(
+    first: jax.Array, second: jax.Array, mixed: jax.Array, mix: jax.Array
+) -> jax.Array:
+    """Mean squared distance of h(z) from the mixture of h(x) and h(y), float32 ``[pairs]``."""
+    expected = mix[:, None] * first + (1 - mix[:, None]) * second
+    return jnp.mean(jnp.square(mixed - expected), axis=-1)
+
+
+def add_mixed(batch, *, key, hyper, axis_name, **_):
+    """The crops, then the mixture of each pair of neighbors: ``[1.5 batch, crop, columns]``."""
+    if len(batch.crops) % 2:
+        raise ValueError(
+            f"pairs are mixed, found {len(batch.crops)} crops a device; choose a batch size and a "
+            "number of devices that leave an even number on each"
+        )
+    mix = _pair_mix(batch, key, hyper, axis_name)[:, None, None]
+    mixed = mix * batch.crops[::2] + (1 - mix) * batch.crops[1::2]
+    where = None
+    if batch.where is not None:
+        where = jnp.concatenate([batch.where, _pairs_where(batch)])
+    return jnp.concatenate([batch.crops, mixed]), where
+
+
+def _pair_mix(batch, key, hyper, axis_name):
+    """Beta(1/2, 1/2) by its inverse distribution function, one a pair, float32 ``[pairs]``."""
+    uniform = draw_mix(key, hyper, len(batch.labels), 1, axis_name)[::2, 0]
+    return jnp.square(jnp.sin(jnp.pi / 2 * uniform))
+
+
+def _pairs_where(batch):
+    return None if batch.where is None else batch.where[::2] & batch.where[1::2]
+
+
+def _three(embeddings, batch):
+    """h(x), h(y), h(z) of each pair."""
+    size = len(batch.labels)
+    return embeddings[:size:2], embeddings[1:size:2], embeddings[size:]
+
+
+def _vicreg(params, state, embeddings, batch, *, key, hyper, axis_name, **_):
+    del params
+    first, second, mixed = _three(embeddings, batch)
+    losses = mixup_vicreg_loss(
+        first,
+        second,
+        mixed,
+        _pair_mix(batch, key, hyper, axis_name),
+        where=_pairs_where(batch),
+        axis_name=axis_name,
+    )
+    return jnp.repeat(losses, 2), state.loss_state
+
+
+def _init(key: jax.Array, num_classes: int, dim: int) -> tuple[Any, Any]:
+    kernel = nn.initializers.glorot_uniform()(key, (num_classes, dim), jnp.float32)
+    return {"kernel": kernel, "bias": jnp.zeros(num_classes)}, {}
+
+
+def _mixed_sections(params, state, embeddings, batch, *, key, hyper, axis_name, **_):
+    first, second, mixed = _three(embeddings, batch)
+    mix = _pair_mix(batch, key, hyper, axis_name)
+
+    def entropy(labels):
+        return softmax_loss(mixed, params["kernel"], labels, temperature=1.0, bias=params["bias"])
+
+    losses = mix * entropy(batch.labels[::2]) + (1 - mix) * entropy(batch.labels[1::2])
+    losses += geometric_constraint(first, second, mixed, mix)
+    return jnp.repeat(losses, 2), state.loss_state
+
+
+# quick and small are for a few hundred clips on a CPU, where batches of 2,048 would be one step.
+_SMALL = {"batch_size": 32, "optimizer": "adam", "weight_decay": 0.0}
+_QUICK = DGMixSystem(
+    stage=_pretrain(15, learning_rates=((1e-3, 1),), **_SMALL),
+    finetune=_finetune(5, learning_rates=((1e-3, 1),), **_SMALL),
+    projector=(256, 256, 256),
+)
+PRESETS = {
+    "quick": _QUICK,
+    "small": dataclasses.replace(
+        _QUICK,
+        stage=_pretrain(60, learning_rates=((1e-3, 1),), **_SMALL),
+        finetune=_finetune(20, learning_rates=((1e-3, 1),), **_SMALL),
+    ),
+    "paper": DGMixSystem(),
+}

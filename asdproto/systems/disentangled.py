@@ -1,0 +1,228 @@
+"""The Disent_Wt row of Table 1: one part of the embedding tells sections, the others attributes.
+
+Log-mel -> ResNet -> embedding in blocks -> one softmax a block -> nearest training clip, block by
+block, as one weighted sum. One network a machine type.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from asdproto.data.attributes import attribute_pairs
+from asdproto.data.dataset import ClipArrays, Dataset, section_keys
+from asdproto.losses import softmax_loss
+from asdproto.models.convolution import Lowering
+from asdproto.models.resnet import ResNet
+from asdproto.scoring.backends import Scorer, fit_scorer, held_out_scores
+from asdproto.systems.encoders import EncoderSystem, Part, PartFit, with_backend
+from asdproto.systems.members import Comparison, Section
+from asdproto.training.stage import Objective, StageConfig
+from asdproto.training.state import TrainState
+
+# Of every softmax: parts of unit embeddings hardly differ under a temperature of 1.
+TEMPERATURE = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class DisentangledSystem(EncoderSystem):
+    r"""The system; known from its abstract, so all but the idea is inferred.
+
+    Fixed masks cut the embedding into blocks: the first half for the section, which both domains
+    share, and an equal part of the other half for each attribute of the machine type (each key of
+    its attribute strings), which differ between domains. Each block is classified by a softmax of
+    its own, :math:`L = L_{section} + \sum_k w_k L_k`; clips without an attribute do not count in
+    its loss. The score is the weighted sum over blocks of the distance of the block, at unit
+    length, to the nearest training clip of the section.
+
+    Inferred are the network (this project's ResNet18: 11.2 million parameters, 0.46 billion
+    floating-point operations a crop), the sizes of blocks, all weights and the distance.
+
+    Attributes:
+      width: Channels of the network's first stage; 64 is ResNet18.
+      attribute_weight: w, the weight of the attributes together, in the loss and in the score.
+
+    References:
+      Venkatesh et al., Improved Domain Generalization via Disentangled Multi-Task Learning in
+      Unsupervised Anomalous Sound Detection, DCASE Workshop 2022.
+    """
+
+    stage: StageConfig = dataclasses.field(default_factory=lambda: _stage(100))
+    per_machine: bool = True
+    width: int = 64
+    attribute_weight: float = 1.0
+
+    kind: ClassVar[str] = "disentangled"
+
+    def module(self, lowering: Lowering, axis_name: str | None) -> nn.Module:
+        """See :class:`EncoderSystem`."""
+        return ResNet(
+            width=self.width,
+            attention="mean",
+            lowering=lowering,
+            dtype=jnp.dtype(self.dtype),  # type: ignore[arg-type]
+            axis_name=axis_name,
+        )
+
+    def objective(self, classes: Sequence[Any]) -> Objective:
+        """The sum of the blocks' cross entropies."""
+        values, sizes = task_labels(classes)
+        dims = block_sizes(self.module("native", None).embedding_dim, len(sizes))
+        weights = self.task_weights(len(sizes))
+
+        def init(key: jax.Array, num_classes: int, dim: int) -> tuple[Any, Any]:
+            del num_classes
+            if dim != sum(dims):
+                raise ValueError(f"blocks {dims} must cover embeddings of {dim}")
+            draw = nn.initializers.glorot_uniform()
+            keys = jax.random.split(key, len(sizes))
+            params = {
+                f"task{task}": {"kernel": draw(keys[task], (size, width)), "bias": jnp.zeros(size)}
+                for task, (size, width) in enumerate(zip(sizes, dims, strict=True))
+            }
+            return params, {}
+
+        def loss(params, state, embeddings, batch, **_):
+            labels = jnp.asarray(values)[batch.labels]
+            total = multi_task_loss(embeddings, params, labels, weights, dims, where=batch.where)
+            return total, state.loss_state
+
+        return Objective("disentangled", loss, init)
+
+    def task_weights(self, tasks: int) -> tuple[float, ...]:
+        """1 for the section, the attributes' weight in equal parts for each attribute."""
+        return (1.0,) + (self.attribute_weight / max(tasks - 1, 1),) * (tasks - 1)
+
+    def fit(self, part: Part, state: TrainState, data: Dataset) -> PartFit:
+        """See :class:`EncoderSystem`."""
+        del state
+        tasks = len(task_labels(data.classes)[1])
+        embeddings, sections = self.embed(part, data.train), section_keys(data.train_clips)
+        backend: dict[str, Any] = {"tasks": np.array(tasks)}
+        held_out = np.zeros(len(embeddings))
+        for task, (block, weight) in enumerate(self._blocks(embeddings, tasks)):
+            arguments = block, np.zeros(len(block), int), sections
+            scorer = fit_scorer(*arguments, kind="knn", neighbors=1)
+            backend[f"task{task}"] = scorer.to_arrays()
+            held_out += weight * held_out_scores(*arguments, kind="knn", neighbors=1)
+        return PartFit(with_backend(part, backend), held_out, embeddings)
+
+    def compare(self, part: Part, clips: ClipArrays, sections: Sequence[Section]) -> Comparison:
+        """See :class:`EncoderSystem`."""
+        embeddings = self.embed(part, clips)
+        scores = np.zeros(len(embeddings))
+        for task, (block, weight) in enumerate(
+            self._blocks(embeddings, int(part.backend["tasks"]))
+        ):
+            scorer = Scorer.from_arrays(part.backend[f"task{task}"])
+            scores += weight * scorer.score(block, sections)
+        return Comparison(scores, None, embeddings)
+
+    def _blocks(self, embeddings: np.ndarray, tasks: int) -> list[tuple[np.ndarray, float]]:
+        """Blocks at unit length, and their weights."""
+        ends = np.cumsum(block_sizes(embeddings.shape[1], tasks))[:-1]
+        blocks = np.split(np.asarray(embeddings, np.float64), ends, axis=1)
+        lengths = [np.linalg.norm(block, axis=1, keepdims=True) for block in blocks]
+        units = [b / np.maximum(n, 1e-12) for b, n in zip(blocks, lengths, strict=True)]
+        return list(zip(units, self.task_weights(tasks), strict=True))
+
+
+def _stage(epochs: int) -> StageConfig:
+    return StageConfig(
+        epochs=epochs,
+        batch_size=64,
+        learning_rates=((1e-3, epochs),),
+        optimizer="adam",
+        weight_decay=0.0,
+    )
+
+
+def task_labels(classes: Sequence[tuple[str, str, str, str]]) -> tuple[np.ndarray, list[int]]:
+    """What each attribute class is to each task.
+
+    Args:
+      classes: Machine type, section, domain and attribute string of each class.
+
+    Returns:
+      int32, shape ``[classes, tasks]``: the section, then the value of each attribute key in
+      sorted order, -1 where a class has no such attribute; and the number of values of each task.
+      Keys of one value tell nothing apart and make no task.
+    """
+    pairs = [dict(attribute_pairs(attributes)) for *_, attributes in classes]
+    columns: list[list[Any]] = [[(machine, section) for machine, section, *_ in classes]]
+    for key in sorted({key for found in pairs for key in found}):
+        column = [found.get(key) for found in pairs]
+        if len({value for value in column if value is not None}) > 1:
+            columns.append(column)
+    tables = [sorted({value for value in column if value is not None}) for column in columns]
+    labels = np.array(
+        [
+            [-1 if value is None else table.index(value) for value in column]
+            for column, table in zip(columns, tables, strict=True)
+        ],
+        np.int32,
+    ).T
+    return labels, [len(table) for table in tables]
+
+
+def block_sizes(dim: int, tasks: int) -> tuple[int, ...]:
+    """Dimensions of each task's block: the first half for the section, the rest in equal parts."""
+    if tasks == 1:
+        return (dim,)
+    rest = dim - dim // 2
+    if rest < tasks - 1:
+        raise ValueError(f"embeddings of {dim} are too short for {tasks} tasks")
+    ends = [round(rest * n / (tasks - 1)) for n in range(tasks)]
+    return (dim // 2, *(end - start for start, end in itertools.pairwise(ends)))
+
+
+def multi_task_loss(
+    embeddings: jax.Array,
+    params: Any,
+    labels: jax.Array,
+    weights: Sequence[float],
+    dims: Sequence[int],
+    *,
+    where: jax.Array | None = None,
+) -> jax.Array:
+    """Weighted sum of one cross entropy a block of the embedding.
+
+    Args:
+      embeddings: float32, shape ``[batch, dim]``.
+      params: ``{"task0": {"kernel": [values, block], "bias": [values]}, ...}``.
+      labels: int32, shape ``[batch, tasks]``; -1 leaves a task out.
+      weights: Of each task.
+      dims: Dimensions of each task's block, in order.
+      where: Boolean, shape ``[batch]``; excluded examples give 0.
+
+    Returns:
+      float32, shape ``[batch]``.
+    """
+    total = jnp.zeros(embeddings.shape[0])
+    start = 0
+    for task, (weight, size) in enumerate(zip(weights, dims, strict=True)):
+        head = params[f"task{task}"]
+        block = jax.lax.slice_in_dim(embeddings, start, start + size, axis=1)
+        start += size
+        total += weight * softmax_loss(
+            block,
+            head["kernel"],
+            labels[:, task],
+            temperature=TEMPERATURE,
+            bias=head["bias"],
+            where=where,
+        )
+    return total
+
+
+# quick and small are for a few hundred clips on a CPU.
+PRESETS = {
+    "quick": DisentangledSystem(width=16, stage=_stage(15)),
+    "small": DisentangledSystem(width=16, stage=_stage(60)),
+    "paper": DisentangledSystem(),
+}

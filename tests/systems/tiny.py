@@ -1,0 +1,82 @@
+"""Systems with one encoder, small enough for tests, and clips for them."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from asdproto.data.dcase import Clip
+from asdproto.data.store import write_store
+from asdproto.features import FeatureSettings
+from asdproto.systems import preset
+
+FEATURES = FeatureSettings(n_mels=8, n_fft=16, hop_length=8, waveform=True)
+FRAMES = 20
+KINDS = ("mobilenet", "stgram", "dgmix", "disentangled", "adacos")
+
+
+def clips():
+    """Two machine types of two sections; source and target differ in their attributes."""
+    made = []
+    for machine in ("fan", "valve"):
+        for section in ("00", "01"):
+            train = [("source", "train", "normal", f"spd_{i % 2}_n_{i % 3}") for i in range(10)]
+            train += [("target", "train", "normal", f"spd_{2 + i % 2}") for i in range(4)]
+            test = [
+                (domain, "test", state, "")
+                for domain in ("source", "target")
+                for state in ("normal", "anomaly")
+                for _ in range(2)
+            ]
+            for number, (domain, split, state, attributes) in enumerate(train + test):
+                path = f"{machine}/{split}/{section}_{number:02}_{state}.wav"
+                made.append(Clip(path, machine, section, domain, split, state, attributes))
+    return made
+
+
+def make_store(folder):
+    """Noise with a level of its own in every section; anomalies have one band raised."""
+    rng = np.random.default_rng(0)
+    made = clips()
+    features = rng.standard_normal((len(made), FRAMES, FEATURES.columns))
+    for row, clip in zip(features, made, strict=True):
+        level = 2 * (clip.machine_type == "fan") + (clip.section == "00")
+        row[:, : FEATURES.n_mels] *= 3
+        row[:, level : level + 2] += 12 - 4 * (clip.domain == "target")
+        row[:, 6] += 15 * (clip.state == "anomaly")
+        row[:, FEATURES.n_mels :] *= 0.1
+    return write_store(folder, features, made, settings=FEATURES, dtype="float32")
+
+
+def system(kind, **changes):
+    """A kind of system at a few epochs."""
+    made = preset(kind, "quick")
+    stage = dataclasses.replace(made.stage, epochs=4, batch_size=8)
+    if kind == "dgmix":
+        changes = {"finetune": dataclasses.replace(stage, epochs=2), "projector": (8, 8), **changes}
+    size = {"width": 8} if hasattr(made, "width") else {}
+    crop = FRAMES if kind == "stgram" else 16
+    return dataclasses.replace(
+        made, features=FEATURES, stage=stage, crop=crop, hop=4, **size, **changes
+    )
+
+
+@pytest.fixture
+def one_block(monkeypatch):
+    """Compiling networks of many blocks is most of what a run of four epochs does."""
+    from asdproto.systems import adacos, dgmix, disentangled, mobilenet, stgram
+
+    blocks = {
+        adacos.AdaCosSystem: {"stages": (1,)},
+        disentangled.DisentangledSystem: {"stages": (1,)},
+        mobilenet.MobileNetSystem: {"stages": ((2, 16, 1, 2),), "head": 16},
+        dgmix.DGMixSystem: {"stages": ((2, 16, 1, 2),), "head": 16},
+        stgram.STgramSystem: {"stages": ((1, 16, 1, 2),), "head": 16, "n_mels": FEATURES.n_mels},
+    }
+    for kind, changes in blocks.items():
+        build = kind.module
+
+        def module(self, lowering, axis_name, build=build, changes=changes):
+            return build(self, lowering, axis_name).clone(**changes)
+
+        monkeypatch.setattr(kind, "module", module)
