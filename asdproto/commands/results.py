@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +122,7 @@ def add_summarize(subparsers: Any) -> None:
 def summarize(arguments: argparse.Namespace) -> int:
     """Mean and standard deviation over runs that differ in their seed alone."""
     from asdproto.errors import DataError
+    from asdproto.files import read_json
     from asdproto.results.result_files import read_results, write_results
     from asdproto.results.tables import HEADLINE, percent, print_table
     from asdproto.scoring.metrics import paired_difference
@@ -140,7 +140,7 @@ def summarize(arguments: argparse.Namespace) -> int:
                 )
         runs.append(read_results(folder / "results.json"))
         # Not read_results: of null it makes nan, which equals nothing.
-        configs.append(json.loads((folder / "config.json").read_text()))
+        configs.append(read_json(folder / "config.json", remedy="Repeat the run's command."))
     first = {name: value for name, value in configs[0].items() if name != "seeds"}
     for folder, config in zip(arguments.workdirs, configs, strict=True):
         different = [name for name, value in first.items() if config.get(name) != value]

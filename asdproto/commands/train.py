@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -213,11 +212,14 @@ def finish(workdir: Path, results: dict[str, Any], console: Console) -> None:
 
 def only_reports(workdir: Path, console: Console) -> bool:
     """Whether the work folder holds a finished run; if so, shows it."""
+    from asdproto.files import read_json
+
     finished = workdir / "results.json"
     if not finished.exists():
         return False
     console.print(f"{workdir} is finished; this only reports", highlight=False, soft_wrap=True)
-    show(workdir, json.loads(finished.read_text()), console)
+    remedy = "Remove it; the same command then makes it again."
+    show(workdir, read_json(finished, remedy=remedy), console)
     return True
 
 

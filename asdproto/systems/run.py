@@ -24,7 +24,7 @@ from asdproto.config import to_dict
 from asdproto.data.dataset import Dataset, prepare, section_keys
 from asdproto.data.store import FeatureStore
 from asdproto.errors import DataError
-from asdproto.files import write_arrays, write_atomically
+from asdproto.files import read_json, write_arrays, write_atomically
 from asdproto.results.result_files import write_result_csv, write_results
 from asdproto.results.score_files import write_scores
 from asdproto.results.tables import HEADLINE
@@ -270,7 +270,7 @@ def check_same_run(workdir: Path, asked: dict[str, Any]) -> None:
     path = workdir / "config.json"
     if not path.exists():
         return
-    found = json.loads(path.read_text())
+    found = read_json(path, remedy="Choose another folder for the run, or delete this one.")
     different = [
         f"{name} is {there!r} there, {here!r} here"
         for name, here, there in _differences(asked, {name: found.get(name) for name in asked})

@@ -18,10 +18,11 @@ from asdproto.features import FeatureSettings
 from asdproto.files import write_arrays
 from asdproto.results import clips as report_clips
 from asdproto.results import page, plots, tables
+from asdproto.results.clips import most_anomalous
 from asdproto.results.result_files import write_results
 from asdproto.results.run_folder import read_run
 from asdproto.results.score_files import write_scores
-from asdproto.results.system_folder import infer_thresholds, threshold_effects
+from asdproto.results.system_folder import ScoredClip, infer_thresholds, threshold_effects
 from asdproto.results.windows import read_windows, write_windows
 from asdproto.scoring import metrics
 from asdproto.scoring.backends import fit_scorer
@@ -251,6 +252,24 @@ def test_everything_from_files_is_escaped(tmp_path):
     parse(text)
 
 
+def test_machine_types_take_turns_as_their_scores_do_not_compare():
+    scores = {"fan": [100.0, 300.0, 200.0, 100.0], "valve": [1.0], "pump": [2.0, 3.0]}
+    clips = [
+        ScoredClip(f"{number}.wav", "", machine, "00", "", "", score, None, "")
+        for machine, group in scores.items()
+        for number, score in enumerate(group)
+    ]
+    chosen = [(rank, clip.machine_type, clip.score) for rank, clip in most_anomalous(clips, 5)]
+    assert chosen == [
+        (1, "fan", 300.0),
+        (2, "fan", 200.0),
+        (1, "pump", 3.0),
+        (2, "pump", 2.0),
+        (1, "valve", 1.0),
+    ]
+    assert [clip.file for _, clip in most_anomalous(clips, 99)][2:4] == ["0.wav", "3.wav"]
+
+
 def test_clips_are_shown_with_what_is_known_of_them(finished, finished_page):
     run = read_run(finished)
     system = run.systems["finetune"]
@@ -276,24 +295,24 @@ def test_clips_are_shown_with_what_is_known_of_them(finished, finished_page):
     assert text.count("<audio") == len(heard)
 
 
-def test_the_nearest_class_is_that_of_the_back_end(finished):
-    run = read_run(finished)
-    with np.load(finished / "scores" / "finetune" / "embeddings.npz") as arrays:
+def test_nearest_classes_and_similarities_are_those_of_the_back_end(finished):
+    folder = finished / "scores" / "finetune"
+    with np.load(folder / "embeddings.npz") as arrays:
         embeddings = dict(zip(map(str, arrays["test_files"]), arrays["test"], strict=True))
-    similarity = run.systems["finetune"].similarity
-    names = [
-        f"{group} {name.split()[-1]}"
-        for group, name in zip(similarity.groups, similarity.classes, strict=True)
-    ]
-    assert names == similarity.classes == ["fan 00 a", "fan 00 b", "fan 01 a", "valve 00 a"]
-    assert {clip.nearest for clip in run.systems["finetune"].clips} == set(names)
-    assert all(
-        clip.nearest.startswith(f"{clip.machine_type} {clip.section}")
-        for clip in run.systems["finetune"].clips
-    )
-    assert len(embeddings) == len(run.systems["finetune"].clips)
-    np.testing.assert_allclose(np.diag(similarity.cosine), 1.0)
-    assert similarity.cosine.min() < 0.9
+    with np.load(folder / "member_0.npz") as arrays:
+        prototypes = np.concatenate([arrays[f"scorer/references_{n}"] for n in range(3)])
+    names = ["fan 00 a", "fan 00 b", "fan 01 a", "valve 00 a"]
+    system = read_run(finished).systems["finetune"]
+    for clip in system.clips:
+        key = f"{clip.machine_type} {clip.section} "
+        cosines = prototypes @ embeddings[clip.path]
+        own = [index for index, name in enumerate(names) if name.startswith(key)]
+        assert clip.nearest == names[max(own, key=lambda index: cosines[index])]
+    assert len({clip.nearest for clip in system.clips}) == 4
+    similarity = system.similarity
+    assert similarity.classes == names
+    assert similarity.groups == ["fan 00", "fan 00", "fan 01", "valve 00"]
+    np.testing.assert_allclose(similarity.cosine, prototypes @ prototypes.T, atol=1e-12)
 
 
 def test_the_excerpt_is_around_the_highest_window(finished, tmp_path):
