@@ -32,6 +32,7 @@ KINDS = {
     "dgmix": ("asdproto.systems.dgmix", "DGMixSystem"),
     "disentangled": ("asdproto.systems.disentangled", "DisentangledSystem"),
     "adacos": ("asdproto.systems.adacos", "AdaCosSystem"),
+    "baseline": ("asdproto.systems.baseline", "BaselineSystem"),
     "gmm": ("asdproto.systems.gmm", "GmmSystem"),
     "spectral-knn": ("asdproto.systems.spectral_knn", "SpectralKnnSystem"),
 }

@@ -182,8 +182,9 @@ class PrototypeSystem:
         """Of the training scores, for decision thresholds."""
         return self.score.quantile
 
-    def objective(self, stage: str) -> Objective:
-        """The loss of a stage."""
+    def objective(self, stage: str, classes: Sequence[tuple] = ()) -> Objective:
+        """The loss of a stage; the paper's do not depend on what the classes are."""
+        del classes
         if stage == "pretrain":
             return mpe_objective(self.pretrain)
         return npe_objective(self.finetune)
@@ -300,7 +301,7 @@ def make_task(
     return Task(
         model=system.encoder.build(devices, loop),
         stage=config,
-        objective=system.objective(stage),
+        objective=system.objective(stage, data.classes),
         num_classes=num_classes,
         num_clips=len(data.labels),
         largest_class=int(np.bincount(data.labels).max()),
