@@ -18,7 +18,7 @@ from typing import TextIO
 
 from asdproto import __version__, commands
 from asdproto.arguments import Parser
-from asdproto.commands import data, results, score, train
+from asdproto.commands import data, results, runs, score, train
 
 _RESUMABLE = ("features", "train")
 
@@ -95,6 +95,8 @@ def _parser() -> argparse.ArgumentParser:
         data.add_features,
         train.add,
         score.add,
+        runs.add_rescore,
+        runs.add_fuse,
         results.add_evaluate,
         results.add_report,
         results.add_summarize,

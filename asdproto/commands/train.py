@@ -150,7 +150,11 @@ def run(arguments: argparse.Namespace) -> int:
         devices = start_devices(arguments)
         name = "small" if devices.local[0].platform == "cpu" else "paper"
     system = override(preset(kind, name), arguments.overrides)
-    check_same_run(arguments.workdir, asked(system, arguments.seeds, arguments.machines))
+    command = asked(system, arguments.seeds, arguments.machines)
+    changed = check_same_run(arguments.workdir, command, but=("system.score.",))
+    if changed and (arguments.workdir / "results.json").exists():
+        _rescore(arguments.workdir, system, console)
+        return 0
     if only_reports(arguments.workdir, console):
         return 0
     devices = devices or start_devices(arguments)
@@ -179,6 +183,19 @@ def run(arguments: argparse.Namespace) -> int:
     if devices.is_main:
         finish(arguments.workdir, {**results, "preset": name}, console)
     return 0
+
+
+def _rescore(workdir: Path, system: Any, console: Console) -> None:
+    """Fits another back-end to a finished run."""
+    from asdproto.systems.after import rescore
+
+    console.print(
+        f"{workdir} is trained; this fits the new back-end and scores again",
+        highlight=False,
+        soft_wrap=True,
+    )
+    texts = [f"score.{name}={value}" for name, value in vars(system.score).items()]
+    finish(workdir, rescore(workdir, texts), console)
 
 
 def _choose(data: Path, machines: list[str] | None, console: Console) -> str:

@@ -243,6 +243,10 @@ class PrototypeSystem:
             for stage in self.stages
         }
 
+    def refit(self, member: "PrototypeMember", data: Dataset) -> Fitted:
+        """The back-end of this system on a trained member's encoder, without training."""
+        return fit_backend(self, data, member.variables, member.mean, member.scale)
+
     def restore(
         self, arrays: Mapping[str, np.ndarray], classes: Sequence[tuple]
     ) -> "PrototypeMember":

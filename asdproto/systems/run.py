@@ -22,6 +22,7 @@ from rich.console import Console
 
 from asdproto.config import to_dict
 from asdproto.data.dataset import Dataset, prepare, section_keys
+from asdproto.data.dcase import Clip
 from asdproto.data.store import FeatureStore
 from asdproto.errors import DataError
 from asdproto.files import read_json, write_arrays, write_atomically
@@ -35,6 +36,8 @@ from asdproto.systems import YARDSTICKS, preset
 from asdproto.systems.members import Comparison, Fitted, RunOptions
 from asdproto.systems.trained import TrainedDetector, make_detector
 
+# Scores of the test clips by every member: what fusing takes.
+MEMBER_SCORES = "member_scores.npz"
 # Clips whose scores are followed through time.
 _WINDOWED = 60
 
@@ -201,10 +204,14 @@ def score_fitted(
     found = []
     if data.test_clips:
         found = detector.compare([data.test], section_keys(data.test_clips))
+    folder.mkdir(parents=True, exist_ok=True)
     detector.save(folder)
     if fitted[0].embeddings is not None and found:
         _save_embeddings(folder, data, fitted[0].embeddings, found[0])
-    figures = save_scores(folder, data, detector, [one.scores for one in found])
+    scores = [one.scores for one in found]
+    figures = save_scores(folder, data.test_clips, detector, scores)
+    if scores:
+        _save_windows(folder, data, detector, scores)
     if figures is None or len(found) == 1:
         return figures, []
     alone = [evaluate(group_scores(data.test_clips, one.scores)) for one in found]
@@ -215,20 +222,24 @@ def score_fitted(
 
 
 def save_scores(
-    folder: Path, data: Dataset, detector: TrainedDetector, scores: Sequence[np.ndarray]
+    folder: Path,
+    clips: Sequence[Clip],
+    detector: TrainedDetector,
+    scores: Sequence[np.ndarray],
 ) -> dict[str, Any] | None:
     """Writes the members' scores of the test clips as one; evaluates where there are labels."""
-    if not data.test_clips:
+    if not clips:
         return None
-    combined = detector.combine(scores, section_keys(data.test_clips))
+    files = np.array([clip.path for clip in clips])
+    write_arrays(folder / MEMBER_SCORES, {"files": files, "scores": np.stack(scores)})
+    combined = detector.combine(scores, section_keys(clips))
     thresholds = detector.thresholds()
-    limits = np.array([thresholds[clip.machine_type] for clip in data.test_clips])
+    limits = np.array([thresholds[clip.machine_type] for clip in clips])
     decisions = decide(combined, limits)
-    write_scores(folder, data.test_clips, combined, decisions)
-    _save_windows(folder, data, detector, combined)
-    if any(clip.state == "" for clip in data.test_clips):
+    write_scores(folder, clips, combined, decisions)
+    if any(clip.state == "" for clip in clips):
         return None
-    figures = evaluate(group_scores(data.test_clips, combined, decisions))
+    figures = evaluate(group_scores(clips, combined, decisions))
     write_result_csv(folder / "result.csv", figures)
     write_results(folder / "results.json", figures)
     return figures
@@ -249,10 +260,11 @@ def _save_embeddings(folder: Path, data: Dataset, train: np.ndarray, found: Comp
 
 
 def _save_windows(
-    folder: Path, data: Dataset, detector: TrainedDetector, scores: np.ndarray
+    folder: Path, data: Dataset, detector: TrainedDetector, scores: Sequence[np.ndarray]
 ) -> None:
     """Where in time the highest scores come from: reports show it of those clips."""
-    rows = np.sort(np.argsort(-scores, kind="stable")[:_WINDOWED])
+    combined = detector.combine(scores, section_keys(data.test_clips))
+    rows = np.sort(np.argsort(-combined, kind="stable")[:_WINDOWED])
     clips = dataclasses.replace(data.test, rows=data.test.rows[rows], frames=data.test.frames[rows])
     chosen = [data.test_clips[row] for row in rows]
     found = detector.windows(clips, section_keys(chosen))
@@ -261,19 +273,30 @@ def _save_windows(
         write_windows(folder, files, found.clips, found.starts, found.seconds, found.scores)
 
 
-def check_same_run(workdir: Path, asked: dict[str, Any]) -> None:
+def check_same_run(workdir: Path, asked: dict[str, Any], *, but: tuple[str, ...] = ()) -> list[str]:
     """Refuses a work folder that belongs to other settings.
 
+    Args:
+      workdir: The folder.
+      asked: What :func:`asked` says of the command.
+      but: Beginnings of dotted fields that may differ.
+
+    Returns:
+      The fields that may differ and do.
+
     Raises:
-      DataError: It does; the message names what differs.
+      DataError: Others differ; the message names them.
     """
     path = workdir / "config.json"
     if not path.exists():
-        return
+        return []
     found = read_json(path, remedy="Choose another folder for the run, or delete this one.")
+    differences = _differences(asked, {name: found.get(name) for name in asked})
+    allowed = [name for name, _, _ in differences if name.startswith(but)]
     different = [
         f"{name} is {there!r} there, {here!r} here"
-        for name, here, there in _differences(asked, {name: found.get(name) for name in asked})
+        for name, here, there in differences
+        if name not in allowed
     ]
     if different:
         raise DataError(
@@ -282,6 +305,7 @@ def check_same_run(workdir: Path, asked: dict[str, Any]) -> None:
             "the settings of this command",
             "Choose another folder for the run, or repeat that run's settings.",
         )
+    return allowed
 
 
 def _differences(asked: Any, found: Any, name: str = "") -> list[tuple[str, Any, Any]]:

@@ -3,18 +3,20 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 import soundfile
 
-from asdproto.config import override
+from asdproto.config import ConfigError, override
 from asdproto.data.dataset import ClipArrays, prepare
 from asdproto.data.dcase import Clip
 from asdproto.data.extract import build_store
 from asdproto.data.store import write_store
 from asdproto.errors import DataError
 from asdproto.features import FeatureSettings
-from asdproto.systems import YARDSTICKS
+from asdproto.results.result_files import write_results
+from asdproto.systems import YARDSTICKS, after
 from asdproto.systems.embedding import embed_clips, window_starts
 from asdproto.systems.members import RunOptions
 from asdproto.systems.prototype import PrototypeSystem
@@ -119,6 +121,7 @@ def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
     with pytest.warns(UserWarning, match="undefined"):  # there is no target domain
         results = train_run(system, store, RunOptions(workdir, use_devices(1)), seeds=[0])
+    write_results(workdir / "results.json", results)
     return root, clips, workdir, results
 
 
@@ -173,6 +176,70 @@ def test_a_run_that_is_not_finished_or_damaged_is_refused(finished, tmp_path):
             load_run(workdir)
     finally:
         path.write_text(saved)
+
+
+@pytest.mark.filterwarnings("ignore:undefined figures")  # there is no target domain
+def test_another_back_end_needs_no_training(finished, tmp_path):
+    root, clips, workdir, _ = finished
+    out = tmp_path / "again"
+    results = after.rescore(workdir, ["score.kind=knn", "score.hop=4"], out)
+    assert set(results["systems"]) == {"pretrain", "finetune", *YARDSTICKS}
+    config = json.loads((out / "config.json").read_text())
+    assert (config["system"]["score"]["kind"], config["system"]["score"]["hop"]) == ("knn", 4)
+    old, new = load_run(workdir), load_run(out)
+    assert new.members[0].scorer.kind == "knn"
+    jax.tree.map(np.testing.assert_array_equal, old.members[0].variables, new.members[0].variables)
+    test = [clip for clip in clips if clip.split == "test" and clip.section == "00"]
+    rows = new.score_files([root / clip.path for clip in test])
+    file = out / "scores" / "finetune" / "anomaly_score_fan_section_00_test.csv"
+    written = [float(line.rsplit(",", 1)[1]) for line in file.read_text().splitlines()]
+    assert [row["score"] for row in rows] == written
+    with pytest.raises(ConfigError, match=r"pretrain.epochs=3 asks for training"):
+        after.rescore(workdir, ["pretrain.epochs=3"], out)
+    # The same settings give the same scores as training did.
+    after.rescore(workdir, ["score.hop=8"], tmp_path / "same")
+    for name in ("anomaly_score_fan_section_01_test.csv", "thresholds.json", "result.csv"):
+        here, there = (run / "scores" / "finetune" / name for run in (tmp_path / "same", workdir))
+        assert here.read_bytes() == there.read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore:undefined figures")
+def test_fused_detectors_score_as_one(finished, tmp_path):
+    root, clips, workdir, _ = finished
+    out = tmp_path / "fused"
+    knn = workdir / "scores" / "spectral-knn"
+    results = after.fuse(out, [workdir, knn], [3, 1])
+    assert set(results["systems"]) == {
+        "fused",
+        f"{workdir.name}/finetune",
+        f"{workdir.name}/spectral-knn",
+    }
+    fused = load_run(out)
+    test = [clip for clip in clips if clip.split == "test"]
+    rows = fused.score_files([root / clip.path for clip in test])
+    parts = [load_run(workdir), load_run(workdir, "spectral-knn")]
+    logs = []
+    for part in parts:
+        scores = np.array([r["score"] for r in part.score_files([root / c.path for c in test])])
+        sections = np.array([section for _, section in part.train_sections])
+        own = [np.median(part.held_out[0][sections == clip.section]) for clip in test]
+        logs.append(np.log(scores / own))
+    # Sums of two float64 logarithms.
+    np.testing.assert_allclose(
+        [row["score"] for row in rows], 0.75 * logs[0] + 0.25 * logs[1], rtol=1e-9, atol=1e-12
+    )
+    written = {}
+    for file in (out / "scores" / "fused").glob("anomaly_score_*_test.csv"):
+        written.update(line.rsplit(",", 1) for line in file.read_text().splitlines())
+    assert [float(written[clip.name]) for clip in test] == [row["score"] for row in rows]
+    # Fused again with a part of its own: the weights are shared out.
+    again = after.fuse(tmp_path / "twice", [out, knn], [1, 1])
+    assert load_run(tmp_path / "twice").weights == pytest.approx([0.375, 0.125, 0.5])
+    assert sum(after.fuse(tmp_path / "balanced", [workdir, knn])["weights"]) == pytest.approx(1)
+    assert again["systems"]["fused"]["machines"]
+    for weights, message in (([1], "expected 2"), ([-1, 1], "none below 0"), ([0, 0], "one above")):
+        with pytest.raises(ConfigError, match=message):
+            after.fuse(tmp_path / "no", [workdir, knn], weights)
 
 
 def test_presets_differ_where_they_say():

@@ -1,0 +1,89 @@
+"""``rescore`` and ``fuse``: detectors from finished runs, without training."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from asdproto.commands import add_command
+
+
+def add_rescore(subparsers: Any) -> None:
+    """Adds the command."""
+    parser = add_command(
+        subparsers,
+        "rescore",
+        rescore,
+        "fit another back-end to a trained run and score its test clips again",
+        "Fits the back-end of a finished run again, without training: score.kind=knn,\n"
+        "score.shrinkage=0.01, score.full_clip=true and so on.",
+    )
+    parser.add_argument("workdir", type=Path, metavar="run", help="folder of a finished run")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="run folder for the result (default: the run)"
+    )
+    parser.add_overrides(_fields)
+
+
+def _fields() -> str:
+    from asdproto.config import describe_fields
+    from asdproto.systems.prototype import ScoreConfig
+
+    return "\n  ".join(["", *describe_fields(ScoreConfig(), "score.")])
+
+
+def rescore(arguments: argparse.Namespace) -> int:
+    """Scores a run again."""
+    from rich.console import Console
+
+    from asdproto.commands.train import finish
+    from asdproto.systems.after import rescore
+
+    results = rescore(arguments.workdir, arguments.overrides, arguments.out)
+    finish(arguments.out or arguments.workdir, results, Console())
+    return 0
+
+
+def add_fuse(subparsers: Any) -> None:
+    """Adds the command."""
+    parser = add_command(
+        subparsers,
+        "fuse",
+        fuse,
+        "make one detector of several runs",
+        "Makes a run folder whose detector averages the log-normalized scores of several runs.\n"
+        "No test clip has a say in the weights.",
+    )
+    parser.add_argument("out", type=Path, help="run folder to make")
+    parser.add_argument(
+        "runs",
+        type=Path,
+        nargs="+",
+        metavar="run",
+        help="finished run, whose result is taken, or one of its detectors: RUN/scores/NAME",
+    )
+    parser.add_argument(
+        "--weights",
+        type=float,
+        nargs="+",
+        metavar="W",
+        help="one a run (default: so that held-out scores of normal clips spread alike)",
+    )
+
+
+def fuse(arguments: argparse.Namespace) -> int:
+    """Fuses runs."""
+    from rich.console import Console
+
+    from asdproto.commands.train import finish
+    from asdproto.errors import DataError
+    from asdproto.systems.after import fuse
+
+    if (arguments.out / "config.json").exists():
+        raise DataError(arguments.out, "a run there already", "a new folder", "Choose another.")
+    results = fuse(arguments.out, arguments.runs, arguments.weights)
+    weights = ", ".join(f"{weight:.3f}" for weight in results["weights"])
+    print(f"Weights:  {weights}")
+    finish(arguments.out, results, Console())
+    return 0
