@@ -157,7 +157,9 @@ def decode(path: str | os.PathLike) -> tuple[np.ndarray, AudioInfo]:
             # The same numbers as reading float32, three times as fast.
             sixteen = info.subtype == "PCM_16"
             try:
-                audio = file.read(dtype="int16" if sixteen else "float32", always_2d=True)[:, 0]
+                dtype = "int16" if sixteen else "float32"
+                # The count is said, as some codings cannot be sought in.
+                audio = file.read(info.samples, dtype=dtype, always_2d=True)[:, 0]
             except soundfile.SoundFileError as error:
                 found = f"decoding ends early ({_reason(error)})"
                 raise _truncated(path, found, f"{info.samples} samples") from None
@@ -168,7 +170,10 @@ def decode(path: str | os.PathLike) -> tuple[np.ndarray, AudioInfo]:
         raise DataError(path, found, "a wav or flac file", remedy) from None
     if len(audio) != info.samples:
         raise _truncated(path, f"{len(audio)} samples", f"{info.samples} samples")
-    samples = np.multiply(audio, np.float32(2**-15 if sixteen else 1), dtype=np.float32)
+    if sixteen:
+        samples = np.multiply(audio, np.float32(2**-15), dtype=np.float32)
+    else:
+        samples = np.ascontiguousarray(audio)
     if not sixteen and not np.abs(samples).max() < _LOUDEST:  # also where it is not a number
         found = "samples that are not finite, or far beyond full scale"
         raise DataError(path, found, "finite samples", "Replace or repair the file.")

@@ -128,7 +128,7 @@ def _header_and_rows(
         and near[0] not in header
     }
     if missing or misspelt or twice:
-        hints = [f"'{wrong}' should read '{right}'." for wrong, right in misspelt.items()]
+        hints = [f"{quoted(wrong)} should read '{right}'." for wrong, right in misspelt.items()]
         hints += [f"Keep one column {column}." for column in twice]
         if len(header) == 1 and (";" in header[0] or "\t" in header[0]):
             hints = ["Separate the columns by commas."]

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 
@@ -113,10 +115,80 @@ def test_headers_that_cannot_be_used(tmp_path, text, words):
         read_table(table(tmp_path, text))
 
 
+ROW = "a.wav,fan,00,source,train,normal,\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "place", "words"),
+    [
+        ("file\tmachine_type\tsplit\na.wav\tfan\ttrain\n", "row 1", "Separate the columns by com"),
+        ("file;machine_type;split\na.wav;fan;train\n", "row 1", "Separate the columns by commas"),
+        (HEADER + ROW + '"b.wav,fan,00,source,train,normal,\n' * 9, "row 3", "never closed|csv"),
+        (HEADER + '"b.wav,fan\n' + ROW * 5000, "row 2", "more than 131,072 characters"),
+        (HEADER + '"b.wav,fan\n' + ROW * 9, "row 2", "never closed"),
+        (HEADER + '"b"c.wav,fan,00,,train,,\n', "row 2", "Close the quotation marks"),
+        (HEADER + f"{'x' * 140_000}.wav,fan,00,,train,,\n", "row 2", "131,072 characters"),
+        (HEADER + f"{'x' * 90_000}.mp3,fan,00,,train,,\n", "row 2, column file", "90004 char"),
+        (HEADER + 'a.wav,"fa\nn",00,,train,,\n', "row 3, column machine_type", "without control"),
+        (HEADER + 'a.wav,fan,00,,train,,"v\n1"\n', "row 3, column attributes", "without control"),
+        (HEADER + "a\0.wav,fan,00,,train,,\n", "row 2, column file", "without control"),
+        (HEADER + "a\x1b[2J.wav,fan,00,,train,,\n", "row 2, column file", r"\\x1b\[2J"),
+        (HEADER + ROW + HEADER, "row 3", "the header a second time"),
+        ("file," + HEADER + ROW, "row 1", "Keep one column file"),
+        (HEADER + "a.wav,..,00,,train,,\n", "row 2, column machine_type", "'..'"),
+        (HEADER + "a.wav,.,00,,train,,\n", "row 2, column machine_type", "'.'"),
+        (HEADER + "a.wav,fan,..,,train,,\n", "row 2, column section", "'..'"),
+        (HEADER + "a\\..\\..\\b.wav,fan,00,,train,,\n", "row 2, column file", "without '..'"),
+        (HEADER + "a/../../b.wav,fan,00,,train,,\n", "row 2, column file", "without '..'"),
+        (HEADER + "\\\\host\\a.wav,fan,00,,train,,\n", "row 2, column file", "relative"),
+        (HEADER + "C:\\a.wav,fan,00,,train,,\n", "row 2, column file", "relative"),
+        (HEADER + ROW + "./a.wav,fan,00,,test,,\n", "row 3, column file", "a second time"),
+        (HEADER + ROW + ".//a.wav,fan,00,,test,,\n", "row 3, column file", "a second time"),
+        (HEADER + "x/a.wav,fan,00,,test,,\nx//./a.wav,fan,00,,test,,\n", "row 3", "row 2 already"),
+    ],
+)
+def test_a_csv_that_is_wrong_is_named_in_one_short_line(tmp_path, content, place, words):
+    path = table(tmp_path, content)
+    with pytest.raises(TableError, match=words) as caught:
+        read_table(path)
+    assert caught.value.file.startswith(f"{path}: {place}")
+    assert len(str(caught.value).splitlines()) == 1
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 700
+
+
+@pytest.mark.parametrize(
+    ("plain", "cell"),
+    [
+        ("=1+1.wav", "'=1+1.wav"),
+        ("+1.wav", "'+1.wav"),
+        ("-1.wav", "'-1.wav"),
+        ("@SUM(A1).wav", "'@SUM(A1).wav"),
+        ("'=1.wav", "''=1.wav"),
+        ("'quoted'.wav", "'quoted'.wav"),
+        ("a=1.wav", "a=1.wav"),
+    ],
+)
+def test_no_cell_is_a_formula(tmp_path, plain, cell):
+    clip = Clip(plain, plain, "00", "", "train", "", plain)
+    write_table(tmp_path / "clips.csv", [clip])
+    lines = (tmp_path / "clips.csv").read_text().splitlines()
+    assert lines[1] == f"{cell},{cell},00,,train,,{cell}"
+    assert read_table(tmp_path / "clips.csv") == [clip]
+
+
+def test_a_csv_that_is_a_pipe_or_may_not_be_read(tmp_path):
+    os.mkfifo(tmp_path / "clips.csv")
+    with pytest.raises(DataError, match="found a file"):  # and does not wait for a writer
+        load_collection(tmp_path / "clips.csv")
+    with pytest.raises(DataError, match=r"no \.wav or \.flac file"):
+        load_collection(tmp_path)
+
+
 def test_files_that_are_no_csv(tmp_path):
     with pytest.raises(TableError, match="no such file"):
         read_table(tmp_path / "absent.csv")
-    with pytest.raises(TableError, match="Save it again as csv in UTF-8"):
+    with pytest.raises(TableError, match=r"UTF-8, after line 0; .* Save it again as csv"):
         read_table(table(tmp_path, HEADER + "ü.wav,fan,00,source,train,normal,\n", "latin-1"))
 
 
