@@ -87,23 +87,32 @@ def read_run(workdir: str | os.PathLike) -> Run:
         with noting(run.notes, "The feature store"):
             run.store = open_store(features)
     run.recordings = [folder for folder in (data, data / "dev_data") if folder.is_dir()]
-    for folder in sorted((workdir / "scores").glob("*/")):
+    # The run's own systems come last and in their order, as they do among its figures.
+    names = run.config.get("names")
+    order = [str(name) for name in names] if isinstance(names, list) else []
+    folders = sorted((workdir / "scores").glob("*/"))
+    for folder in sorted(folders, key=lambda x: order.index(x.name) if x.name in order else -1):
         figures = run.systems[folder.name].figures if folder.name in run.systems else {}
         classes = run.config.get("classes")
         system = read_system(folder, figures, classes, run.store, run.notes)
         if system.figures or system.clips:
             run.systems[folder.name] = system
     if not (run.config or run.training or run.systems):
-        found = "none of config.json, metrics.jsonl, results.json and scores/ that can be read"
-        raise DataError(workdir, "; ".join(run.notes) or found, expected, remedy)
+        for path in (config, results):
+            if path.exists():
+                read_json(path, remedy="Train again.")
+        found = "none of config.json, metrics.jsonl, results.json and scores/"
+        raise DataError(workdir, found, expected, remedy)
     for name, system in run.systems.items():
         run.notes += [f"Undefined for {name}: {x}." for x in system.figures.get("undefined", ())]
     return run
 
 
 def _place(workdir: Path, config: Mapping[str, Any], name: str) -> Path:
+    """Where the configuration says that something is; in the run folder if it is not there."""
     place = config.get(name)
-    return workdir / (place if isinstance(place, str) and place else name)
+    known = workdir / place if isinstance(place, str) else workdir / name
+    return known if known.exists() else workdir / name
 
 
 def _figures(path: Path) -> dict[str, dict[str, Any]]:

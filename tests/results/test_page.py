@@ -19,7 +19,7 @@ from asdproto.files import write_arrays
 from asdproto.results import clips as report_clips
 from asdproto.results import page, plots, tables
 from asdproto.results.clips import most_anomalous
-from asdproto.results.result_files import write_results
+from asdproto.results.result_files import largest_difference, write_results
 from asdproto.results.run_folder import read_run
 from asdproto.results.score_files import write_scores
 from asdproto.results.system_folder import ScoredClip, infer_thresholds, threshold_effects
@@ -406,6 +406,9 @@ def test_without_ground_truth_the_decisions_are_shown(tmp_path):
 
 def test_a_run_that_was_interrupted_can_be_looked_at(workdir):
     (workdir / "results.json").unlink()
+    config = json.loads((workdir / "config.json").read_text())
+    config |= {"names": ["pretrain", "finetune"], "data": "/moved/elsewhere"}
+    (workdir / "config.json").write_text(json.dumps(config))
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     # Epoch 3 was trained twice, the second time after a resume; then the run died mid-line.
     again = json.dumps({**json.loads(lines[2]), "loss": 0.125})
@@ -415,7 +418,8 @@ def test_a_run_that_was_interrupted_can_be_looked_at(workdir):
     assert [row["loss"] for row in run.training["pretrain"]] == [2.0, 1.0, 0.125]
     assert run.notes == ["Line 6 of metrics.jsonl is cut short and left out."]
     # Without results.json the figures come from the scores.
-    assert list(run.systems) == ["finetune", "pretrain"]
+    assert list(run.systems) == ["pretrain", "finetune"]
+    assert run.recordings == [workdir / "data"]
     assert all(system.figures["overall"] > 0.5 for system in run.systems.values())
     text = page.render(run)
     assert "The loss of finetune is not finite in 1 of 1 epochs." in text
@@ -466,7 +470,7 @@ def test_nothing_but_damage_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"none of config\.json"):
         page.write_report(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(DataError, match=r"config\.json is left out: .* not json"):
+    with pytest.raises(DataError, match=r"config\.json: found text that is not json"):
         page.write_report(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
     (tmp_path / "config.json").write_text("{}")
@@ -525,6 +529,19 @@ def test_windows_come_back_by_clip_and_time(tmp_path):
         write_arrays(tmp_path / "windows.npz", {**good, name: np.array(value)})
         with pytest.raises(DataError, match=r"windows\.npz: found arrays that do not fit"):
             read_windows(tmp_path)
+
+
+def test_an_undefined_figure_differs_from_any_number():
+    section = dict.fromkeys(metrics.AUC_METRICS, 0.5)
+    undefined = {**section, "pauc": float("nan")}
+
+    def difference(ours, theirs):
+        results = {"machines": {"fan": {"sections": {"00": ours}}}}
+        return largest_difference(results, {"fan": {"00": theirs}})
+
+    assert difference(undefined, undefined) == (0.0, "")
+    for pair in ((section, undefined), (undefined, section)):
+        assert difference(*pair) == (float("inf"), "fan section 00 pauc")
 
 
 def test_long_lists_of_the_configuration_are_cut(tmp_path):
