@@ -1,0 +1,327 @@
+"""A table of systems and seeds as a grid of cells, filled by one process or several.
+
+A finished cell is skipped, so the same command continues where it stopped, and more seeds or
+systems may be added. A cell in work is locked: other processes on the same file system take the
+next. A cell that fails leaves its traceback in ``failures/``, does not stop the others, and makes
+the command end with exit code 1. Whoever ends last has written the whole table.
+"""
+
+import argparse
+import contextlib
+import csv
+import io
+import json
+import math
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from asdproto.arguments import Parser
+from asdproto.config import ConfigError
+from asdproto.data.store import FeatureStore
+from asdproto.errors import DataError
+from asdproto.features import FeatureSettings
+from asdproto.files import locked, write_atomically
+from asdproto.results.result_files import read_results, write_results
+from asdproto.results.tables import HEADLINE, TITLES, percent
+from asdproto.scoring.metrics import summarize
+from asdproto.systems import PRESETS
+from experiments import common
+
+LOCK = "lock"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table.
+
+    Attributes:
+      key: For files and the command line.
+      name: As the paper writes it.
+      results: ``seed -> results.json`` of one run.
+      paper: What the paper reports on DCASE 2022, in percent: by figure, and by machine type in
+        lower case; empty for rows of our own.
+    """
+
+    key: str
+    name: str
+    results: Callable[[int], Path]
+    paper: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is trained and scored at a stretch.
+
+    Attributes:
+      name: For files and messages.
+      results: The files that make it finished.
+      run: Writes them.
+    """
+
+    name: str
+    results: tuple[Path, ...]
+    run: Callable[[], None]
+
+    @property
+    def finished(self) -> bool:
+        """Whether all its results are there."""
+        return all(path.exists() for path in self.results)
+
+
+def run_cells(cells: Sequence[Cell], workdir: Path, console: Console | None) -> list[str]:
+    """Runs the cells that are neither finished nor in another process's hands.
+
+    Args:
+      cells: The cells.
+      workdir: Folder of locks and failures.
+      console: Where progress goes.
+
+    Returns:
+      Names of the cells that failed; their tracebacks are in ``workdir/failures``.
+    """
+    failed = []
+    for cell in cells:
+        with claimed(workdir / "cells" / cell.name) as mine:
+            if not mine or cell.finished:
+                continue
+            failure = workdir / "failures" / f"{cell.name}.txt"
+            if console is not None:
+                console.print(f"Cell:     {cell.name}", highlight=False)
+            try:
+                cell.run()
+            except Exception as error:  # one broken cell must not cost the others
+                failed.append(cell.name)
+                failure.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(failure, traceback.format_exc().encode())
+                if console is not None:
+                    console.print(
+                        f"failed: {cell.name}: {error}", style="red", highlight=False, markup=False
+                    )
+            else:
+                failure.unlink(missing_ok=True)
+    return failed
+
+
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[bool]:
+    """Whether this process holds a folder, for the time of the block."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder, LOCK))
+            mine = True
+        except DataError:
+            mine = False
+        yield mine
+
+
+def features_of(
+    data: Path, folder: Path, settings: FeatureSettings, console: Console | None
+) -> FeatureStore:
+    """Feature store of a collection; waits for another process that is extracting it."""
+    while True:
+        with claimed(folder.with_name(f"{folder.name}.claim")) as mine:
+            if mine:
+                return common.features_of(data, folder, settings, console)
+        time.sleep(1)
+
+
+def make_parser(name: str, description: str | None) -> Parser:
+    """The command line that all tables share."""
+    parser = Parser(prog=f"python -m experiments.{name}", description=description)
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="collection, or feature store")
+    add("--workdir", type=Path, required=True, help="folder for all results")
+    add("--preset", choices=PRESETS, default="paper", help="size of the systems (default: paper)")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="S", help="(default: 0 1 2)")
+    add("--machines", nargs="+", metavar="TYPE", help="machine types to keep (default: all)")
+    add("--features", type=Path, metavar="DIR", help="where features go (default: in WORKDIR)")
+    add(
+        "--together",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="train runs of the paper's system side by side as one program, in one cell (default: "
+        "on accelerators)",
+    )
+    parser.add_overrides()
+    return parser
+
+
+def start(args: argparse.Namespace, **asked: Any) -> None:
+    """Makes the work folder, or refuses one of other settings.
+
+    Raises:
+      ConfigError: A seed is given twice.
+      DataError: The folder belongs to other settings.
+    """
+    if len(set(args.seeds)) != len(args.seeds):
+        raise ConfigError(f"--seeds: a seed is given twice; found {args.seeds}")
+    asked |= {name: getattr(args, name) for name in ("preset", "machines", "overrides")}
+    common.check_same_run(args.workdir, asked)
+    args.workdir.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(asked, indent=1) + "\n"
+    write_atomically(args.workdir / "config.json", text.encode())
+
+
+def finish(
+    title: str,
+    rows: Sequence[Row],
+    args: argparse.Namespace,
+    failed: Sequence[str],
+    console: Console,
+    **more: Any,
+) -> dict[str, Any]:
+    """Writes the table as json, csv, markdown and picture, and prints it.
+
+    Args:
+      title: Of the table.
+      rows: Its rows; those without a finished run are left out.
+      args: The command line's.
+      failed: Cells that failed.
+      console: Where to.
+      **more: Goes into ``results.json``.
+
+    Returns:
+      What ``results.json`` holds.
+
+    Raises:
+      SystemExit: Cells failed; everything else is written before.
+    """
+    found = {row.key: collect(row, args.seeds) for row in rows}
+    found = {key: one for key, one in found.items() if one["seeds"]}
+    missing = [
+        f"{row.key}-{seed}"
+        for row in rows
+        for seed in args.seeds
+        if not row.results(seed).exists() and row.key not in failed
+    ]
+    result = {**more, "preset": args.preset, "machines": args.machines, "rows": found}
+    result |= {"overrides": args.overrides, "failed": list(failed)}
+    workdir = args.workdir
+    write_results(workdir / "results.json", result)
+    if found:
+        text = f"# {title}\n\n{markdown(found)}"
+        write_atomically(workdir / "table.md", text.encode())
+        write_atomically(workdir / "table.csv", as_csv(found).encode())
+        plot(workdir / "table.png", title, found)
+        console.print(
+            f"{title}\n\n{markdown(found)}", highlight=False, markup=False, soft_wrap=True
+        )
+        console.print(f"Table:   {workdir / 'table.md'}, .csv, .png", highlight=False)
+    console.print(f"Figures: {workdir / 'results.json'}", highlight=False, soft_wrap=True)
+    if missing and not failed:
+        console.print(f"not finished, in other processes: {', '.join(missing)}", highlight=False)
+    if failed:
+        console.print(
+            f"{len(failed)} failed: {', '.join(failed)}; see {workdir / 'failures'}. The same "
+            "command tries them again.",
+            style="red",
+            highlight=False,
+            soft_wrap=True,
+        )
+        raise SystemExit(1)
+    return result
+
+
+def collect(row: Row, seeds: Sequence[int]) -> dict[str, Any]:
+    """A row's figures over the seeds that are finished.
+
+    Returns:
+      ``{"name", "seeds", "values": {figure: [one a seed]}, "figures": {figure: {"mean", "std",
+      "count"}}, "paper": {figure: percent}}``. Figures in [0, 1]: the headline ones, and machine
+      types by name, their harmonic mean over sections and metrics.
+    """
+    done = [seed for seed in seeds if row.results(seed).exists()]
+    flat = []
+    for seed in done:
+        found = read_results(row.results(seed))
+        machines = {name: one["overall"] for name, one in found["machines"].items()}
+        flat.append({**machines, **{name: found[name] for name in HEADLINE}})
+    names = list(flat[0]) if flat else []
+    paper = {name: row.paper[name.lower()] for name in names if name.lower() in row.paper}
+    return {
+        "name": row.name,
+        "seeds": done,
+        "values": {name: [one[name] for one in flat] for name in names},
+        "figures": summarize(flat) if flat else {},
+        "paper": paper,
+    }
+
+
+def markdown(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """The table as markdown: mean ± std over seeds in percent, the paper's figure in brackets."""
+    names = _columns(rows)
+    lines = [
+        ["system", *(TITLES.get(name, name) for name in names), "seeds"],
+        ["---", *["---:"] * len(names), "---:"],
+    ]
+    for row in rows.values():
+        cells = [_cell(row, name) for name in names]
+        lines.append([row["name"], *cells, str(len(row["seeds"]))])
+    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    if any(row["paper"] for row in rows.values()):
+        table += (
+            "\nMean ± standard deviation over seeds, %; in brackets the paper's, on DCASE 2022.\n"
+        )
+    return table
+
+
+def _cell(row: Mapping[str, Any], name: str) -> str:
+    published = f" ({row['paper'][name]:.2f})" if name in row["paper"] else ""
+    return percent(row["figures"].get(name), 1) + published
+
+
+def _columns(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Machine types, then the headline figures."""
+    machines = dict.fromkeys(name for row in rows.values() for name in row["figures"])
+    return [*(name for name in machines if name not in HEADLINE), *HEADLINE]
+
+
+def as_csv(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """The table as csv, one line a figure; fractions, the paper's too."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["system", "figure", "mean", "std", "seeds", "paper"])
+    for key, row in rows.items():
+        for name in _columns({key: row}):
+            one = row["figures"][name]
+            std = "" if math.isnan(one["std"]) else f"{one['std']:.6f}"
+            paper = f"{row['paper'][name] / 100:.4f}" if name in row["paper"] else ""
+            writer.writerow([key, name, f"{one['mean']:.6f}", std, one["count"], paper])
+    return stream.getvalue()
+
+
+def plot(path: Path, title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
+    """Draws mean and standard deviation of the headline figures, every seed, and the paper's."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    height = 0.42 * len(rows) + 1.6
+    figure, axes = pyplot.subplots(
+        1, len(HEADLINE), figsize=(13, height), sharey=True, layout="constrained"
+    )
+    for axis, name in zip(axes, HEADLINE, strict=True):
+        for place, row in enumerate(rows.values()):
+            values = [100 * value for value in row["values"][name]]
+            axis.plot(values, [place] * len(values), "o", color="tab:blue", alpha=0.4)
+            one = row["figures"][name]
+            std = 0 if math.isnan(one["std"]) else 100 * one["std"]
+            axis.errorbar(100 * one["mean"], place, xerr=std, fmt="|", color="black", capsize=4)
+            if name in row["paper"]:
+                axis.plot(row["paper"][name], place, "D", color="tab:red", fillstyle="none")
+        axis.axvline(50, color="black", linewidth=0.8, linestyle=":")
+        axis.set_xlabel(TITLES[name] + ", %")
+        axis.grid(axis="x", alpha=0.3)
+    axes[0].set_yticks(range(len(rows)), [row["name"] for row in rows.values()])
+    axes[0].invert_yaxis()
+    figure.suptitle(f"{title}: points are seeds, bars mean ± std, diamonds the paper's figures")
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

@@ -1,0 +1,185 @@
+"""Variants of the paper's system over seeds, each stage trained once, side by side where faster.
+
+Variants that share their pre-training share the very weights. Where runs differ only in what
+compiled code takes as arguments (seed, MPE ratio, mixing range), an accelerator trains them as one
+program, spread over its devices; a CPU trains them one after the other, which is faster there.
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+
+from asdproto.data.dataset import Dataset
+from asdproto.systems import prototype
+from asdproto.systems.prototype import PrototypeSystem
+from asdproto.training.devices import Devices, use_devices
+from asdproto.training.epoch import Loop, default_loop
+from asdproto.training.loop import StageRun, train_stage, train_sweep
+from asdproto.training.stage import StageConfig
+from asdproto.training.state import Task, TrainState
+from experiments.comparison import score_run
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """Stages of a run.
+
+    Attributes:
+      key: For files.
+      pretrain: Stage 1; ``None`` trains from scratch.
+      finetune: Stage 2; ``None`` ends with stage 1.
+    """
+
+    key: str
+    pretrain: StageConfig | None
+    finetune: StageConfig | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A stage to be trained once.
+
+    Attributes:
+      name: For files; of the first variant that needs it.
+      stage: ``"pretrain"`` or ``"finetune"``.
+      config: The stage.
+      seed: Of everything random.
+      before: The stage that it goes on from, or ``None``.
+    """
+
+    name: str
+    stage: str
+    config: StageConfig
+    seed: int
+    before: "Job | None" = None
+
+    @property
+    def label(self) -> str:
+        """Name of its files."""
+        return f"{self.name}-{self.stage}-{self.seed}"
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """What makes two jobs the same training."""
+        before = self.before and self.before.identity
+        return self.stage, self.config, self.seed, before
+
+    @property
+    def program(self) -> StageConfig:
+        """The stage without what compiled code takes as arguments."""
+        mix = None if self.config.mix_range is None else (0.0, 1.0)
+        return dataclasses.replace(self.config, temperature=1.0, mpe_ratio=1.0, mix_range=mix)
+
+
+def plan(variants: Sequence[Variant], seeds: Sequence[int]) -> tuple[list[Job], dict[Any, Job]]:
+    """Every training that variants need, once, pre-training first; and the last of each run."""
+    jobs: dict[Any, Job] = {}
+    last: dict[Any, Job] = {}
+    for seed in seeds:
+        for variant in variants:
+            job: Job | None = None
+            for stage in prototype.STAGES:
+                config = getattr(variant, stage)
+                if config is not None:
+                    job = Job(variant.key, stage, config, seed, job)
+                    job = jobs.setdefault(job.identity, job)
+            assert job is not None
+            last[variant.key, seed] = job
+    order = sorted(jobs.values(), key=lambda job: prototype.STAGES.index(job.stage))
+    return order, last
+
+
+class Trainer:
+    """Trains jobs, each once, and keeps their final states."""
+
+    def __init__(
+        self,
+        system: PrototypeSystem,
+        data: Dataset,
+        workdir: Path,
+        devices: Devices,
+        together: bool,
+        console: Console | None,
+    ):
+        self.system, self.data, self.workdir = system, data, workdir
+        self.devices, self.together, self.console = devices, together, console
+        kind = devices.local[0].platform
+        self.loop: Loop = "scan" if together else default_loop(kind)
+        self.final: dict[Any, TrainState] = {}
+
+    def task(self, job: Job) -> Task:
+        """Static description; runs of a sweep take a device each, a single run all of them."""
+        system = dataclasses.replace(self.system, **{job.stage: job.config})  # type: ignore[arg-type]
+        devices = use_devices(1) if self.together else self.devices
+        return prototype.make_task(system, job.stage, self.data, devices, self.loop)
+
+    def start(self, job: Job, task: Task) -> tuple[TrainState, jax.Array]:
+        """State and key that a run of ``two_stage`` starts the stage with."""
+        key = jax.random.key(job.seed)
+        stage_key = jax.random.fold_in(key, 1 + prototype.STAGES.index(job.stage))
+        if job.before is None:
+            mels = self.data.train.features.shape[2]
+            return task.init(jax.random.fold_in(key, 0), mels), stage_key
+        before = self.final[job.before.identity]
+        return task.start(before.params["encoder"], before.batch_stats, key), stage_key
+
+    def train(self, jobs: Sequence[Job]) -> None:
+        """Trains all; those that others go on from come first."""
+        if not self.together:
+            for job in jobs:
+                self._alone(job)
+            return
+        groups: dict[Any, list[Job]] = {}
+        for job in jobs:
+            groups.setdefault((job.stage, job.program), []).append(job)
+        for group in groups.values():
+            self._side_by_side(group)
+
+    def _run(self, name: str, jobs: Sequence[Job], checkpoints: Any) -> StageRun:
+        return StageRun(
+            name=name,
+            checkpoints=checkpoints,
+            metadata={"runs": [job.label for job in jobs]},
+            metrics=self.workdir / "metrics.jsonl",
+            console=self.console,
+            loop=self.loop,
+        )
+
+    def _alone(self, job: Job) -> None:
+        task = self.task(job)
+        state, key = self.start(job, task)
+        with prototype.open_checkpoints(self.workdir, job.label) as checkpoints:
+            run = self._run(job.label, [job], checkpoints)
+            self.final[job.identity] = train_stage(task, self.data, self.devices, state, key, run)
+
+    def _side_by_side(self, jobs: Sequence[Job]) -> None:
+        tasks = [self.task(job) for job in jobs]
+        states, keys = zip(*map(self.start, jobs, tasks), strict=True)
+        labels = ",".join(job.label for job in jobs)
+        name = f"{jobs[0].stage}-{zlib.crc32(labels.encode()):08x}"
+        with prototype.open_checkpoints(self.workdir, name) as checkpoints:
+            found = train_sweep(
+                tasks[0],
+                self.data,
+                self.devices,
+                list(states),
+                list(keys),
+                [task.stage.hyper() for task in tasks],
+                self._run(name, jobs, checkpoints),
+            )
+        self.final |= {job.identity: state for job, state in zip(jobs, found, strict=True)}
+
+    def measure(self, variants: Sequence[Variant], seeds: Sequence[int]) -> None:
+        """Trains and scores variants with every seed, into ``WORKDIR/scores/KEY-SEED``."""
+        jobs, last = plan(variants, seeds)
+        self.train(jobs)
+        for variant in variants:
+            for seed in seeds:
+                state = self.final[last[variant.key, seed].identity]
+                folder = self.workdir / "scores" / f"{variant.key}-{seed}"
+                score_run(folder, self.system, self.data, state, self.devices)

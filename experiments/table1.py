@@ -1,0 +1,224 @@
+"""Table 1 of the paper: every system on a data set, per machine type and overall.
+
+    python -m experiments.table1 --data DCASE2022_ROOT --workdir runs/table1 --seeds 0 1 2
+
+``--systems`` takes some of them. Beside the paper's rows stand sub-cluster AdaCos, TWFR-GMM and the
+nearest mean spectrum. Each system's numbers are its preset's; overrides begin with its kind:
+
+    ... --systems mobilenet finetune mobilenet.stage.epochs=100 prototype.encoder.dtype=bfloat16
+
+The grid is resumable and shared by processes, see :mod:`experiments.grid`. Each run of a system is
+a run folder in ``WORKDIR/runs`` that scores recordings and has a report. The paper's own rows are
+trained side by side on accelerators, see :mod:`experiments.side_by_side`.
+"""
+
+import functools
+import json
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from asdproto.config import ConfigError, override
+from asdproto.data.dataset import prepare
+from asdproto.results.result_files import write_results
+from asdproto.systems import KINDS, preset
+from asdproto.systems.members import RunOptions
+from asdproto.systems.run import train_run
+from asdproto.training.devices import Devices, use_compilation_cache, use_devices
+from experiments import common, grid
+from experiments.side_by_side import Trainer, Variant
+
+FIGURES = (
+    "toycar",
+    "toytrain",
+    "bearing",
+    "fan",
+    "gearbox",
+    "slider",
+    "valve",
+    "source_auc",
+    "target_auc",
+    "pauc",
+    "overall",
+)
+# Kind of system, or the paper's own variant: name and figures in percent, as the paper has them.
+PAPER = {
+    "autoencoder": (
+        "AutoEncoder",
+        (51.30, 39.77, 60.64, 58.50, 63.07, 58.00, 50.60, 70.55, 42.27, 54.51, 53.40),
+    ),
+    "mobilenet": (
+        "MobileNetV2",
+        (54.40, 51.55, 60.64, 57.53, 60.17, 51.68, 62.13, 64.61, 50.98, 55.77, 56.58),
+    ),
+    "baseline": (
+        "Baseline",
+        (74.67, 58.68, 67.84, 57.20, 74.30, 80.12, 90.45, 78.78, 69.45, 64.04, 70.25),
+    ),
+    "stgram": (
+        "STgram-MFN",
+        (68.38, 62.25, 59.54, 63.36, 62.75, 73.84, 60.44, 71.21, 64.32, 57.97, 64.05),
+    ),
+    "dgmix": (
+        "DG-mix",
+        (79.80, 53.70, 70.70, 76.60, 80.28, 75.11, 79.13, 77.55, 74.08, 66.34, 72.35),
+    ),
+    "disentangled": (
+        "Disent_Wt",
+        (76.95, 59.74, 72.07, 63.91, 81.38, 85.14, 94.50, 86.09, 71.65, 68.21, 74.57),
+    ),
+    "pretrain": (
+        "Pre-train",
+        (74.81, 62.03, 71.32, 58.16, 74.25, 82.69, 92.23, 84.75, 69.70, 64.64, 72.09),
+    ),
+    "scratch": (
+        "Fine-tune (w/o pre-train)",
+        (77.40, 59.71, 67.19, 57.75, 70.80, 83.24, 76.02, 74.52, 71.74, 62.52, 69.20),
+    ),
+    "finetune": (
+        "Fine-tune (w/ pre-train)",
+        (79.08, 62.95, 78.53, 61.34, 76.50, 85.34, 93.71, 85.41, 76.03, 66.63, 75.25),
+    ),
+    "adacos": ("Sub-cluster AdaCos", ()),
+    "gmm": ("TWFR-GMM", ()),
+    "spectral-knn": ("k-NN on mean spectra", ()),
+}
+VARIANTS = ("pretrain", "scratch", "finetune")
+
+
+def get_systems(args: Any) -> dict[str, Any]:
+    """The system of each kind that the chosen rows need, at its preset, overridden.
+
+    Raises:
+      ConfigError: An override names no kind of the table, or no field of it.
+    """
+    kinds = ["prototype" if key in VARIANTS else key for key in args.systems]
+    systems = {kind: preset(kind, args.preset) for kind in dict.fromkeys(kinds)}
+    every = {"prototype", *PAPER} - set(VARIANTS)
+    for text in args.overrides:
+        kind, dot, rest = text.partition(".")
+        if not dot or kind not in every:
+            raise ConfigError(
+                f"override {text!r}: found no system {kind!r}; expected KIND.FIELD=VALUE with one "
+                f"of {', '.join(sorted(every))}"
+            )
+        if kind in systems:
+            systems[kind] = override(systems[kind], [rest])
+    return systems
+
+
+def variants(system: Any) -> dict[str, Variant]:
+    """The paper's own rows."""
+    return {
+        "pretrain": Variant("pretrain", system.pretrain),
+        "scratch": Variant("scratch", None, system.finetune),
+        "finetune": Variant("finetune", system.pretrain, system.finetune),
+    }
+
+
+def train_cell(
+    system: Any, args: Any, folder: Path, seed: int, devices: Devices, console: Console
+) -> None:
+    """Trains, scores and evaluates one system with one seed, as a run folder."""
+    store = store_of(system, args, console)
+    options = RunOptions(workdir=folder, devices=devices, console=console)
+    results = train_run(system, store, options, seeds=[seed], machines=args.machines)
+    if not results["systems"]:
+        raise ConfigError("--data: the test clips carry no labels; there is nothing to compare")
+    write_results(folder / "results.json", results)
+
+
+def store_of(system: Any, args: Any, console: Console) -> Any:
+    """Features of a system; systems of one kind of features share them."""
+    settings = system.features
+    described = json.dumps(settings.as_dict(), sort_keys=True).encode()
+    name = f"{settings.scale}-{zlib.crc32(described):08x}"
+    folder = (args.features or args.workdir / "features") / name
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return grid.features_of(args.data, folder, settings, console)
+
+
+def variant_cells(
+    system: Any,
+    chosen: Sequence[Variant],
+    args: Any,
+    devices: Devices,
+    console: Console,
+) -> list[grid.Cell]:
+    """Cells of variants of the paper's system: one a seed, or one of all that run side by side."""
+    together = args.together
+    if together is None:
+        together = devices.local[0].platform != "cpu"
+
+    def files(seeds: Sequence[int]) -> tuple[Path, ...]:
+        return tuple(scores_of(args.workdir, one.key, seed) for one in chosen for seed in seeds)
+
+    def run(seeds: Sequence[int]) -> None:
+        data = prepare(store_of(system, args, console), system.crop, args.machines)
+        trainer = Trainer(system, data, args.workdir, devices, together, console)
+        trainer.measure(
+            chosen, [seed for seed in seeds if not all(p.exists() for p in files([seed]))]
+        )
+
+    if not chosen:
+        return []
+    if together:
+        return [grid.Cell("paper", files(args.seeds), functools.partial(run, args.seeds))]
+    return [
+        grid.Cell(f"paper-{seed}", files([seed]), functools.partial(run, [seed]))
+        for seed in args.seeds
+    ]
+
+
+def scores_of(workdir: Path, key: str, seed: int) -> Path:
+    """Figures of a variant's run."""
+    return workdir / "scores" / f"{key}-{seed}" / "results.json"
+
+
+def run_of(workdir: Path, kind: str, seed: int) -> Path:
+    """Figures of a system's run."""
+    name = preset(kind, "quick").names[-1]
+    return workdir / "runs" / f"{kind}-{seed}" / "scores" / name / "results.json"
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    parser = grid.make_parser("table1", __doc__)
+    known = [key for key in PAPER if key in KINDS or key in VARIANTS]
+    parser.add_argument(
+        "--systems", nargs="+", choices=known, default=known, metavar="SYSTEM",
+        help=f"rows, of {', '.join(known)} (default: all)",
+    )  # fmt: skip
+    args = parser.parse_args(argv)
+    systems = get_systems(args)
+    grid.start(args, table=1)
+    console = Console()
+    use_compilation_cache()
+    devices = use_devices()
+    rows, cells = [], []
+    for key in args.systems:
+        name, figures = PAPER[key]
+        paper = dict(zip(FIGURES, figures, strict=bool(figures)))
+        place = scores_of if key in VARIANTS else run_of
+        rows.append(grid.Row(key, name, functools.partial(place, args.workdir, key), paper))
+        if key in VARIANTS:
+            continue
+        for seed in args.seeds:
+            folder = args.workdir / "runs" / f"{key}-{seed}"
+            run = functools.partial(train_cell, systems[key], args, folder, seed, devices, console)
+            cells.append(grid.Cell(f"{key}-{seed}", (folder / "results.json",), run))
+    if "prototype" in systems:
+        own = variants(systems["prototype"])
+        chosen = [own[key] for key in args.systems if key in own]
+        cells += variant_cells(systems["prototype"], chosen, args, devices, console)
+    failed = grid.run_cells(cells, args.workdir, console)
+    title = f"Table 1, preset {args.preset}"
+    return grid.finish(
+        title, rows, args, failed, console, table=1, device=devices.local[0].device_kind
+    )
+
+
+if __name__ == "__main__":
+    common.run_main(main)

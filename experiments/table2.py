@@ -1,0 +1,76 @@
+"""Table 2 of the paper: the share of a class that a sub-prototype averages (MPE).
+
+    python -m experiments.table2 --data DCASE2022_ROOT --workdir runs/table2 --seeds 0 1 2
+
+Presets and overrides are those of ``two_stage``; the grid is resumable and shared by processes, see
+:mod:`experiments.grid`. On accelerators all ratios and seeds are one program, see
+:mod:`experiments.side_by_side`.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+from rich.console import Console
+
+from asdproto.config import override
+from asdproto.systems import preset
+from asdproto.systems.prototype import PrototypeSystem
+from asdproto.training.devices import use_compilation_cache, use_devices
+from experiments import common, grid, table1
+from experiments.side_by_side import Variant
+
+# Key: name and figures in percent: source AUC, target AUC, pAUC, overall.
+PAPER = {
+    "without": ("w/o MPE", (83.53, 68.60, 63.53, 70.94)),
+    "half": ("50%", (84.54, 70.02, 63.31, 71.59)),
+    "quarter": ("25%", (84.75, 69.70, 64.64, 72.09)),
+    "eighth": ("12.5%", (83.98, 68.49, 64.58, 71.44)),
+}
+
+
+def variants(system: PrototypeSystem) -> list[Variant]:
+    """The rows: pre-training alone."""
+
+    def mpe(**changes: Any) -> Any:
+        return dataclasses.replace(system.pretrain, **changes)
+
+    return [
+        Variant("without", mpe(sub_prototypes=0)),
+        Variant("half", mpe(mpe_ratio=0.5)),
+        Variant("quarter", mpe(mpe_ratio=0.25)),
+        Variant("eighth", mpe(mpe_ratio=0.125)),
+    ]
+
+
+def run_table(table: int, paper: Any, make_variants: Any, doc: str | None, argv: Any) -> Any:
+    """A table of variants of the paper's system."""
+    args = grid.make_parser(f"table{table}", doc).parse_args(argv)
+    system = override(preset("prototype", args.preset), args.overrides)
+    grid.start(args, table=table)
+    console = Console()
+    use_compilation_cache()
+    devices = use_devices()
+    rows = [
+        grid.Row(
+            key,
+            name,
+            functools.partial(table1.scores_of, args.workdir, key),
+            dict(zip(table1.FIGURES[-4:], figures, strict=True)),
+        )
+        for key, (name, figures) in paper.items()
+    ]
+    cells = table1.variant_cells(system, make_variants(system), args, devices, console)
+    failed = grid.run_cells(cells, args.workdir, console)
+    title = f"Table {table}, preset {args.preset}"
+    return grid.finish(
+        title, rows, args, failed, console, table=table, device=devices.local[0].device_kind
+    )
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    return run_table(2, PAPER, variants, __doc__, argv)
+
+
+if __name__ == "__main__":
+    common.run_main(main)

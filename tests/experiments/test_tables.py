@@ -1,0 +1,259 @@
+"""The paper's tables: what is shared is trained once, what is there is not again."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from asdproto.config import ConfigError
+from asdproto.errors import DataError
+from asdproto.files import locked
+from asdproto.systems import preset
+from asdproto.systems.prototype import EncoderConfig
+from experiments import grid, side_by_side, table1, table2, table3, two_stage
+from tests.experiments.collection import write_collection
+
+SMALL = (
+    "encoder.width=4",
+    "encoder.crop=32",
+    "pretrain.epochs=2",
+    "pretrain.batch_size=4",
+    "finetune.epochs=1",
+    "finetune.ways=2",
+    "finetune.shots=2",
+)
+
+
+@pytest.fixture(autouse=True)
+def one_block(monkeypatch):
+    """Compiling eight blocks is most of what a run of two epochs does."""
+    build = EncoderConfig.build
+    monkeypatch.setattr(EncoderConfig, "build", lambda *args: build(*args).clone(stages=(1,)))
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    root = tmp_path_factory.mktemp("tables")
+    write_collection(root / "clips")
+    return root
+
+
+def _arguments(places, workdir, *more):
+    data = ("--data", places / "clips", "--features", places / "features")
+    given = (*data, "--workdir", places / workdir, "--preset", "quick", *more)
+    return [str(word) for word in given]
+
+
+def test_variants_that_share_their_pre_training_share_it():
+    system = preset("prototype", "paper")
+    jobs, last = side_by_side.plan(table3.variants(system), [0, 1])
+    assert [job.stage for job in jobs] == ["pretrain"] * 2 + ["finetune"] * 10
+    assert last["pretrain", 1] in jobs
+    assert all(job.before in jobs for job in jobs[2:])
+    assert {job.seed for job in jobs[2:] if job.before is jobs[1]} == {1}
+    # Four ranges of one program and a program without mixing; every ratio of MPE is one program.
+    assert len({job.program for job in jobs}) == 3
+    jobs, _ = side_by_side.plan(table2.variants(system), [0])
+    assert len(jobs) == 4
+    assert len({job.program for job in jobs}) == 2
+    jobs, last = side_by_side.plan(list(table1.variants(system).values()), [0])
+    assert len(jobs) == 3
+    assert last["scratch", 0].before is None
+
+
+@pytest.mark.parametrize("figures", [one for _, one in table1.PAPER.values() if one])
+def test_the_papers_figures_are_harmonic_means_of_each_other(figures):
+    machines, metrics, overall = figures[:7], figures[7:10], figures[10]
+    for part in (machines, metrics):
+        # Printed with two decimals.
+        assert len(part) / sum(1 / f for f in part) == pytest.approx(overall, abs=0.011)
+
+
+@pytest.mark.parametrize("table", [table2, table3])
+def test_figures_of_ablations_are_harmonic_means(table):
+    for _, (source, target, pauc, overall) in table.PAPER.values():
+        assert 3 / (1 / source + 1 / target + 1 / pauc) == pytest.approx(overall, abs=0.011)
+
+
+def _cells(folder, log, broken=()):
+    def run(name):
+        log.append(name)
+        if name in broken:
+            raise ValueError(f"no {name} today")
+        (folder / name).write_text("done")
+
+    return [grid.Cell(name, (folder / name,), lambda name=name: run(name)) for name in "abc"]
+
+
+def test_a_broken_cell_stops_no_other_and_is_tried_again(tmp_path):
+    log = []
+    assert grid.run_cells(_cells(tmp_path, log, broken=["b"]), tmp_path, None) == ["b"]
+    assert log == ["a", "b", "c"]
+    assert "no b today" in (tmp_path / "failures" / "b.txt").read_text()
+    assert grid.run_cells(_cells(tmp_path, log), tmp_path, None) == []
+    assert log == ["a", "b", "c", "b"]
+    assert not (tmp_path / "failures" / "b.txt").exists()
+
+
+def test_a_cell_in_other_hands_is_left_to_them(tmp_path):
+    log = []
+    (tmp_path / "cells" / "b").mkdir(parents=True)
+    with locked(tmp_path / "cells" / "b", grid.LOCK):
+        assert grid.run_cells(_cells(tmp_path, log), tmp_path, None) == []
+    assert log == ["a", "c"]
+
+
+def test_a_cell_finished_by_another_process_meanwhile_is_not_done_again(tmp_path):
+    log = []
+    cells = _cells(tmp_path, log)
+    first = grid.Cell("a", cells[0].results, lambda: (tmp_path / "b").write_text("theirs"))
+    grid.run_cells([first, *cells[1:]], tmp_path, None)
+    assert log == ["c"]
+
+
+def _results(folder, seed, scale):
+    figures = {"source_auc": 0.5 * scale, "target_auc": 0.4, "pauc": 0.6, "overall": 0.48 * scale}
+    machine = {"overall": 0.7 * scale, "sections": {}}
+    path = folder / f"{seed}.json"
+    path.write_text(json.dumps({**figures, "machines": {"ToyCar": machine}, "undefined": []}))
+
+
+def test_figures_stand_beside_the_papers(tmp_path):
+    for seed, scale in ((0, 1.0), (1, 1.2)):
+        _results(tmp_path, seed, scale)
+    paper = dict(zip(table1.FIGURES, table1.PAPER["mobilenet"][1], strict=True))
+    row = grid.Row("mobilenet", "MobileNetV2", lambda seed: tmp_path / f"{seed}.json", paper)
+    found = grid.collect(row, [0, 1, 2])
+    assert found["seeds"] == [0, 1]
+    assert found["paper"]["ToyCar"] == 54.40
+    assert "fan" not in found["paper"]
+    np.testing.assert_allclose(found["figures"]["overall"]["mean"], 0.48 * 1.1)
+    std = 0.48 * 0.2 / np.sqrt(2)  # of two, divisor 1
+    np.testing.assert_allclose(found["figures"]["overall"]["std"], std)
+    text = grid.markdown({"mobilenet": found})
+    head, rule, line, *_ = text.splitlines()
+    assert head == "| system | ToyCar | source AUC | target AUC | pAUC | overall | seeds |"
+    assert rule.count("---:") == 6
+    assert "77.0 ± 9.9 (54.40)" in line
+    assert f"52.8 ± {100 * std:.1f} (56.58) | 2 |" in line
+    rows = list(csv.DictReader(grid.as_csv({"mobilenet": found}).splitlines()))
+    assert next(r["figure"] for r in rows) == "ToyCar"
+    assert rows[-1] == {
+        "system": "mobilenet",
+        "figure": "overall",
+        "mean": "0.528000",
+        "std": f"{std:.6f}",
+        "seeds": "2",
+        "paper": "0.5658",
+    }
+    one = grid.collect(row, [0])
+    assert "± " not in grid.markdown({"m": one}).splitlines()[2]
+    assert grid.as_csv({"m": one}).splitlines()[1].split(",")[3] == ""
+    grid.plot(tmp_path / "table.png", "Table", {"mobilenet": found, "one": one})
+    assert (tmp_path / "table.png").stat().st_size > 10_000
+
+
+def test_overrides_name_their_system(places):
+    args = table1.grid.make_parser("table1", None).parse_args(
+        _arguments(places, "x", "mobilenet.stage.epochs=3", "gmm.quantile=0.8")
+    )
+    args.systems = ["mobilenet", "finetune"]
+    systems = table1.get_systems(args)
+    assert list(systems) == ["mobilenet", "prototype"]
+    assert systems["mobilenet"].stage.epochs == 3
+    args.overrides = ["stage.epochs=3"]
+    with pytest.raises(ConfigError, match=r"no system 'stage'; expected KIND\.FIELD=VALUE"):
+        table1.get_systems(args)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::asdproto.scoring.thresholds.ThresholdWarning")
+def test_table1_runs_and_reports_what_fails(places, monkeypatch, capsys):
+    epochs = ("autoencoder.epochs=1", "prototype.encoder.width=4", "prototype.encoder.crop=32")
+    stages = tuple(f"prototype.{change}" for change in SMALL[2:])
+    command = ("--seeds", "1", "--systems", "autoencoder", "spectral-knn", "pretrain", "finetune")
+    arguments = _arguments(places, "one", *command, *epochs, *stages)
+    train = table1.train_run
+
+    def broken(system, *args, **kwargs):
+        if system.kind == "autoencoder":
+            raise ValueError("the autoencoder is ill")
+        return train(system, *args, **kwargs)
+
+    monkeypatch.setattr(table1, "train_run", broken)
+    with pytest.raises(SystemExit) as caught:
+        table1.main(arguments)
+    assert caught.value.code == 1
+    assert "1 failed: autoencoder-1" in capsys.readouterr().out
+    found = json.loads((places / "one" / "results.json").read_text())
+    assert list(found["rows"]) == ["spectral-knn", "pretrain", "finetune"]
+    assert found["failed"] == ["autoencoder-1"]
+
+    monkeypatch.setattr(table1, "train_run", train)
+    metrics = (places / "one" / "metrics.jsonl").read_text()
+    result = table1.main(arguments)
+    assert list(result["rows"]) == ["autoencoder", "spectral-knn", "pretrain", "finetune"]
+    assert (places / "one" / "metrics.jsonl").read_text() == metrics
+    assert "| AutoEncoder |" in (places / "one" / "table.md").read_text()
+    with pytest.raises(DataError, match=r"preset is 'quick' there, 'small' here"):
+        table1.main([*arguments, "--preset", "small"])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::asdproto.scoring.thresholds.ThresholdWarning")
+def test_a_row_is_the_run_of_the_paper_and_nothing_is_trained_twice(places, capsys):
+    store = places / "features-inverted"
+    result = table3.main(_arguments(places, "three", "--seeds", "1", *SMALL))
+    assert "Pre-train" in capsys.readouterr().out
+    assert list(result["rows"]) == list(table3.PAPER)
+    assert json.loads((places / "three" / "results.json").read_text())["rows"].keys() == (
+        result["rows"].keys()
+    )
+    assert (places / "three" / "table.png").stat().st_size > 10_000
+
+    run = _arguments(places, "run", "--seeds", "1", "--", *SMALL)
+    run[run.index("--features") + 1] = str(store)
+    two_stage.main(run)
+    for system, row in (("pretrain", "pretrain-1"), ("finetune", "second-1")):
+        for score in (places / "run" / "scores" / system).glob("anomaly_score_*.csv"):
+            same = places / "three" / "scores" / row / score.name
+            assert same.read_text() == score.read_text()
+
+    name = "anomaly_score_fan_section_00_test.csv"
+    rows = [path / name for path in (places / "three" / "scores").iterdir()]
+    assert len({path.read_text() for path in rows}) == len(rows) == 6  # no two rows are the same
+
+    lines = (places / "three" / "metrics.jsonl").read_text()
+    more = table3.main(_arguments(places, "three", "--seeds", "1", "2", *SMALL))
+    added = (places / "three" / "metrics.jsonl").read_text()
+    assert added.startswith(lines)
+    stages = {json.loads(line)["stage"] for line in added[len(lines) :].splitlines()}
+    assert {stage.rpartition("-")[2] for stage in stages} == {"2"}
+    for key, found in more["rows"].items():
+        assert found["values"]["overall"][0] == result["rows"][key]["values"]["overall"][0]
+
+    with pytest.raises(DataError, match="table is 3 there, 2 here"):
+        table2.main(_arguments(places, "three", *SMALL))
+    with pytest.raises(ConfigError, match="given twice"):
+        table3.main(_arguments(places, "three", "--seeds", "1", "1", *SMALL))
+
+
+@pytest.mark.slow
+def test_side_by_side_gives_the_same_losses(places):
+    command = ("--seeds", "0", *SMALL)
+    table2.main(_arguments(places, "apart", *command))
+    table2.main(_arguments(places, "together", *command, "--together"))
+
+    def losses(workdir):
+        found = {}
+        for line in (places / workdir / "metrics.jsonl").read_text().splitlines():
+            epoch = json.loads(line)
+            found.setdefault(epoch["stage"], []).append(epoch.get("losses", [epoch["loss"]]))
+        return list(found.values())
+
+    without, *ratios = (np.ravel(one) for one in losses("apart"))
+    program_without, program_ratios = losses("together")
+    np.testing.assert_allclose(program_without, np.transpose([without]), rtol=1e-3)
+    np.testing.assert_allclose(program_ratios, np.transpose(ratios), rtol=1e-3)
+    assert np.shape(program_ratios) == (2, 3)
