@@ -179,23 +179,42 @@ def test_drawn_coefficients_are_uniform_and_bounds_may_be_traced():
     np.testing.assert_allclose(draw(0.5, 0.5), 0.5)
 
 
-def test_class_coefficients_do_not_depend_on_how_they_are_cut():
+def test_coefficients_do_not_depend_on_how_they_are_cut():
     key = jax.random.key(3)
-    whole = prototypes.sample_class_mix(key, (6, 2), 10, 0.2, 0.9, per_class=3)
-    assert whole.shape == (6, 2, 10, 3)
-    parts = [
-        prototypes.sample_class_mix(key, (6, 2), 5, 0.2, 0.9, per_class=3, first=first)
-        for first in (0, 5)
-    ]
-    np.testing.assert_array_equal(jnp.concatenate(parts, axis=-2), whole)
-    assert (whole >= 0.2).all()
-    assert (whole < 0.9).all()
-    other = prototypes.sample_class_mix(jax.random.key(4), (6, 2), 10, 0.2, 0.9, per_class=3)
+    whole = prototypes.sample_mix(key, (6, 2, 10), 0.2, 0.9)
+    parts = [prototypes.sample_mix(key, (6, 2, 5), 0.2, 0.9, first=first) for first in (0, 5)]
+    np.testing.assert_array_equal(jnp.concatenate(parts, axis=-1), whole)
+    other = prototypes.sample_mix(jax.random.key(4), (6, 2, 10), 0.2, 0.9)
     assert (whole != other).mean() > 0.99
 
 
-def test_class_coefficients_are_uniform_and_uncorrelated():
-    values = np.asarray(prototypes.sample_class_mix(jax.random.key(0), (1000,), 100, 0, 1))[..., 0]
+def test_devices_draw_the_same_unless_the_key_is_folded():
+    def run(draw):
+        devices = jax.devices()[:4]
+        return jax.pmap(lambda _: draw(jax.random.key(0)), axis_name="d", devices=devices)(
+            jnp.arange(4)
+        )
+
+    same = run(lambda key: prototypes.sample_mix(key, (3, 5)))
+    np.testing.assert_array_equal(
+        same, jnp.stack([prototypes.sample_mix(jax.random.key(0), (3, 5))] * 4)
+    )
+    folded = run(
+        lambda key: prototypes.sample_mix(jax.random.fold_in(key, jax.lax.axis_index("d")), (3, 5))
+    )
+    assert len(np.unique(folded)) == folded.size
+    # The rows of one device's draw for the anchors of all.
+    rows = run(
+        lambda key: jax.lax.dynamic_slice_in_dim(
+            prototypes.sample_mix(key, (12, 5)), 3 * jax.lax.axis_index("d"), 3
+        )
+    )
+    whole = prototypes.sample_mix(jax.random.key(0), (12, 5))
+    np.testing.assert_array_equal(rows.reshape(12, 5), whole)
+
+
+def test_coefficients_are_uniform_and_uncorrelated():
+    values = np.asarray(prototypes.sample_mix(jax.random.key(0), (1000, 100), 0, 1))
     counts = np.bincount((values * 20).astype(int).ravel(), minlength=20)
     # Chi-square of 20 bins: mean 19, standard deviation 6.2.
     assert ((counts - 5000) ** 2 / 5000).sum() < 50

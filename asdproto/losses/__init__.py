@@ -21,14 +21,26 @@ from asdproto.losses._adacos import (
     sub_cluster_adacos_loss,
 )
 from asdproto.losses._contrastive import nt_xent_loss, supervised_contrastive_loss
-from asdproto.losses._distance import center_loss, prototypical_network_loss
-from asdproto.losses._margin import arcface_loss, cosface_loss, softmax_loss
+from asdproto.losses._distance import (
+    center_loss,
+    prototypical_network_logits,
+    prototypical_network_loss,
+)
+from asdproto.losses._margin import (
+    arcface_logits,
+    arcface_loss,
+    cosface_logits,
+    cosface_loss,
+    proxy_softmax_logits,
+    proxy_softmax_loss,
+)
 from asdproto.losses._numerics import masked_mean
 from asdproto.losses._prototypical import (
     multi_negative_prototype_loss,
     multi_prototype_loss,
+    negative_prototype_logits,
     negative_prototype_loss,
-    negative_prototype_loss_by_definition,
+    prototypical_logits,
     prototypical_loss,
 )
 from asdproto.losses._vicreg import VICRegTerms, covariance_loss, variance_loss, vicreg_loss
@@ -39,19 +51,24 @@ __all__ = [
     "adacos_init",
     "adacos_loss",
     "adaproj_loss",
+    "arcface_logits",
     "arcface_loss",
     "center_loss",
+    "cosface_logits",
     "cosface_loss",
     "covariance_loss",
     "masked_mean",
     "multi_negative_prototype_loss",
     "multi_prototype_loss",
+    "negative_prototype_logits",
     "negative_prototype_loss",
-    "negative_prototype_loss_by_definition",
     "nt_xent_loss",
+    "prototypical_logits",
     "prototypical_loss",
+    "prototypical_network_logits",
     "prototypical_network_loss",
-    "softmax_loss",
+    "proxy_softmax_logits",
+    "proxy_softmax_loss",
     "sub_cluster_adacos_loss",
     "supervised_contrastive_loss",
     "variance_loss",

@@ -8,14 +8,17 @@ loss(second labels)`` is the cross entropy of soft labels. Keep the new state of
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from asdproto.losses import _checks, _compare, _numerics
+from asdproto.losses import _checks
+from asdproto.losses._classes import Compared, compare, negative_log_likelihood
+from asdproto.losses._numerics import dots, gram, masked_logsumexp
 
 # Below this the softmax is so flat that the loss has hardly a gradient. The formulas give 0 for
 # two classes and nothing for one.
@@ -95,8 +98,8 @@ def adacos_loss(
       where: Boolean, broadcastable to ``[...]``; excluded examples give 0 and move nothing.
       class_where: Boolean, broadcastable to ``[..., classes]``; see :func:`prototypical_loss`.
       axis_name: Mapped axis that examples are spread over; the scale is that of all of them.
-      chunk_size: Classes to compare with at a time; see :func:`prototypical_loss`.
-      class_axis_name: Mapped axis that classes are spread over; see :func:`prototypical_loss`.
+      chunk_size: See :func:`prototypical_loss`.
+      class_axis_name: See :func:`prototypical_loss`.
 
     Returns:
       Loss per example, shape ``[...]``, float32 (float64 if an argument is), and the new state.
@@ -116,18 +119,15 @@ def adacos_loss(
       (['0.693', '0.693'], '1.099')
     """
     embeddings, prototypes, labels = _checks.check_prototypes(embeddings, prototypes, labels)
-    shape = (*labels.shape, prototypes.shape[0])
-    class_where = _checks.check_mask("class_where", class_where, shape)
     return _adaptive_softmax(
+        _cosines,
         embeddings,
-        prototypes[:, None, :],
+        prototypes,
         labels,
         state,
         adaptive=adaptive,
-        count_own=False,
-        subspaces=False,
         where=where,
-        prototype_where=None if class_where is None else class_where[..., None],
+        class_where=class_where,
         axis_name=axis_name,
         chunk_size=chunk_size,
         class_axis_name=class_axis_name,
@@ -169,8 +169,8 @@ def sub_cluster_adacos_loss(
       prototype_where: Boolean, broadcastable to ``[..., classes, sub_clusters]``; excluded
         prototypes occur nowhere.
       axis_name: Mapped axis that examples are spread over; the scale is that of all of them.
-      chunk_size: Classes to compare with at a time; see :func:`prototypical_loss`.
-      class_axis_name: Mapped axis that classes are spread over; see :func:`prototypical_loss`.
+      chunk_size: See :func:`prototypical_loss`.
+      class_axis_name: See :func:`prototypical_loss`.
 
     Returns:
       Loss per example, shape ``[...]``, float32 (float64 if an argument is), and the new state.
@@ -195,13 +195,13 @@ def sub_cluster_adacos_loss(
         embeddings, prototypes, labels, ndim=3
     )
     return _adaptive_softmax(
+        _cosines,
         embeddings,
         prototypes,
         labels,
         state,
         adaptive=adaptive,
         count_own=True,
-        subspaces=False,
         where=where,
         prototype_where=prototype_where,
         axis_name=axis_name,
@@ -245,8 +245,8 @@ def adaproj_loss(
       where: Boolean, broadcastable to ``[...]``; excluded examples give 0 and move nothing.
       class_where: Boolean, broadcastable to ``[..., classes]``; see :func:`prototypical_loss`.
       axis_name: Mapped axis that examples are spread over; the scale is that of all of them.
-      chunk_size: Classes to compare with at a time; see :func:`prototypical_loss`.
-      class_axis_name: Mapped axis that classes are spread over; see :func:`prototypical_loss`.
+      chunk_size: See :func:`prototypical_loss`.
+      class_axis_name: See :func:`prototypical_loss`.
 
     Returns:
       Loss per example, shape ``[...]``, float32 (float64 if an argument is), and the new state.
@@ -267,94 +267,72 @@ def adaproj_loss(
       (['0.313'], '1.000')
     """
     embeddings, bases, labels = _checks.check_prototypes(embeddings, bases, labels, ndim=3)
-    shape = (*labels.shape, bases.shape[0])
-    class_where = _checks.check_mask("class_where", class_where, shape)
     return _adaptive_softmax(
+        _subspace_cosines,
         embeddings,
         bases,
         labels,
         state,
         adaptive=adaptive,
-        count_own=False,
-        subspaces=True,
         where=where,
-        prototype_where=None if class_where is None else class_where[..., None],
+        class_where=class_where,
         axis_name=axis_name,
         chunk_size=chunk_size,
         class_axis_name=class_axis_name,
     )
 
 
-def _products(bases: jax.Array) -> jax.Array:
-    """Products of a class's vectors among themselves, ``[C, M, D]`` to ``[C, M, M]``."""
-    return jnp.einsum(
-        "cmd,cnd->cmn",
-        bases,
-        bases,
-        preferred_element_type=_checks.accumulator(bases),
-        precision=lax.Precision.HIGHEST,
-    )
+def _cosines(z: jax.Array, prototypes: jax.Array) -> jax.Array:
+    """Of an embedding ``[D]``: ``[C]`` or ``[C * M]``."""
+    return dots(z, prototypes.reshape(-1, z.shape[-1]))
 
 
-def _subspace_cosine(scores: jax.Array, products: jax.Array) -> jax.Array:
-    """z.q / |q| from scores z.w ``[..., C, M]`` and products ``[C, M, M]``; ``[..., C, 1]``."""
-    along = jnp.einsum("...cm,cmn->...cn", scores, products, precision=lax.Precision.HIGHEST)
-    length2 = jnp.sum(along * scores, axis=-1, keepdims=True)
+def _subspace_cosines(z: jax.Array, bases: jax.Array) -> jax.Array:
+    """z.q / |q| of an embedding ``[D]`` and bases ``[C, M, D]``, shape ``[C]``."""
+    scores = dots(z, bases)
+    # q.q takes the products of a class's vectors among themselves, the same for all embeddings.
+    products = jax.vmap(gram)(bases)
+    along = jnp.einsum("cm,cmn->cn", scores, products, precision=lax.Precision.HIGHEST)
+    length2 = jnp.sum(along * scores, axis=-1)
     # An embedding orthogonal to the subspace has no projection: its cosine is 0.
     zero = length2 <= 1e-12  # and not "> 1e-12": nan must stay nan
-    dot = jnp.sum(jnp.square(scores), axis=-1, keepdims=True)
+    dot = jnp.sum(jnp.square(scores), axis=-1)  # z.q
     return jnp.where(zero, 0, dot * lax.rsqrt(jnp.where(zero, 1, length2)))
 
 
 def _adaptive_softmax(
+    cosines: Callable[[jax.Array, jax.Array], jax.Array],
     embeddings: jax.Array,
     prototypes: jax.Array,
     labels: jax.Array,
     state: AdaCosState,
     *,
     adaptive: bool,
-    count_own: bool,
-    subspaces: bool,
-    where: ArrayLike | None,
-    prototype_where: ArrayLike | None,
+    count_own: bool = False,
     axis_name: str | None,
-    chunk_size: int | None,
-    class_axis_name: str | None,
+    **options: Any,
 ) -> tuple[jax.Array, AdaCosState]:
-    where = _checks.check_mask("where", where, labels.shape)
-    per_class = 1 if subspaces else prototypes.shape[1]
-    shape = (*labels.shape, prototypes.shape[0], per_class)
-    prototype_where = _checks.check_mask("prototype_where", prototype_where, shape)
-    embeddings = _numerics.keep(embeddings, where)
+    """Softmax of scaled cosines, renewing the scale first."""
     dtype = _checks.accumulator(embeddings, prototypes)
-
-    def compare(
-        embeddings: jax.Array, prototypes: jax.Array, scale: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        return _compare.compare(
-            embeddings,
-            prototypes,
-            labels,
-            scale=scale.astype(dtype),
-            where=prototype_where,
-            prepare=_products if subspaces else None,
-            project=_subspace_cosine if subspaces else None,
-            chunk_size=chunk_size,
-            class_axis_name=class_axis_name,
-        )
-
     scale = lax.stop_gradient(state.scale)
+
+    def logits(z: jax.Array, prototypes: jax.Array, scale: jax.Array) -> jax.Array:
+        return scale * cosines(z, prototypes)
+
+    def at(scale: jax.Array, embeddings: jax.Array, prototypes: jax.Array) -> Compared:
+        hyper = {"scale": scale.astype(dtype)}
+        return compare(logits, embeddings, prototypes, labels, hyper=hyper, **options)
+
     if adaptive:
-        own, counted, others = compare(*lax.stop_gradient((embeddings, prototypes)), scale)
-        valid = counted.any(axis=-1) if where is None else where & counted.any(axis=-1)
-        own = jnp.where(counted, own, -jnp.inf)
+        found = at(scale, *lax.stop_gradient((embeddings, prototypes)))
+        own = jnp.where(found.counted, found.own, -jnp.inf)
+        sums = found.others
         if count_own:
-            scaled = _numerics.masked_logsumexp([own * scale], counted)
-            others = jnp.logaddexp(others, scaled)
-        scale = _next_scale(scale, own.max(axis=-1), others, valid, axis_name)
-    own, counted, others = compare(embeddings, prototypes, scale)
-    loss = _compare.negative_log_likelihood(own * scale, counted, others, where, clusters=True)
-    return loss, AdaCosState(scale)
+            sums = jnp.logaddexp(sums, jax.nn.logsumexp(own, axis=-1))
+        cosine = own.max(axis=-1) / scale
+        scale = _next_scale(scale, cosine, sums, found.counted.any(axis=-1), axis_name)
+    found = at(scale, embeddings, prototypes)
+    return negative_log_likelihood(found, clusters=True), AdaCosState(scale)
 
 
 def _next_scale(
@@ -373,7 +351,7 @@ def _next_scale(
     if not valid.size:
         return scale
     count = jnp.sum(valid)
-    log_mean = _numerics.masked_logsumexp([log_sums], valid) - jnp.log(jnp.maximum(count, 1))
+    log_mean = masked_logsumexp(log_sums, valid) - jnp.log(jnp.maximum(count, 1))
     # The median of what is counted: excluded angles sort behind all others.
     angles = jnp.sort(jnp.where(valid, jnp.arccos(jnp.clip(cosine, -1, 1)), jnp.inf))
     last = jnp.maximum(count - 1, 0)

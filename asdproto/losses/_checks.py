@@ -35,10 +35,10 @@ def scalar(name: str, value: ArrayLike, dtype: Any) -> jax.Array:
     return array
 
 
-def check_prototypes(
-    embeddings: ArrayLike, prototypes: ArrayLike, labels: ArrayLike, *, ndim: int = 2
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Asserts ``[..., dim]``, ``[classes, (per_class,) dim]`` and ``[...]``; returns arrays."""
+def check_vectors(
+    embeddings: ArrayLike, prototypes: ArrayLike, *, ndim: int = 2
+) -> tuple[jax.Array, jax.Array]:
+    """Asserts ``[..., dim]`` and ``[classes, (per_class,) dim]``; returns arrays."""
     embeddings = as_float("embeddings", embeddings)
     prototypes = as_float("prototypes", prototypes)
     expected = "[classes, dim]" if ndim == 2 else "[classes, per_class, dim]"
@@ -52,7 +52,27 @@ def check_prototypes(
             "the last dimensions of embeddings and prototypes must be equal; found embeddings "
             f"{embeddings.shape} and prototypes {prototypes.shape}"
         )
+    return embeddings, prototypes
+
+
+def check_prototypes(
+    embeddings: ArrayLike, prototypes: ArrayLike, labels: ArrayLike, *, ndim: int = 2
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """As :func:`check_vectors`, and labels of shape ``[...]``."""
+    embeddings, prototypes = check_vectors(embeddings, prototypes, ndim=ndim)
     return embeddings, prototypes, check_labels(embeddings, labels)
+
+
+def check_mix(mix: ArrayLike, labels: jax.Array, prototypes: jax.Array) -> jax.Array:
+    """Asserts a coefficient for every example and prototype."""
+    mix = as_float("mix", mix)
+    shape = (*labels.shape, *prototypes.shape[:-1])
+    if mix.shape != shape:
+        names = ("classes", "per_class")[: prototypes.ndim - 1]
+        raise ValueError(
+            f"mix must have shape [..., {', '.join(names)}] = {shape}, found {mix.shape}"
+        )
+    return mix
 
 
 def check_labels(embeddings: jax.Array, labels: ArrayLike) -> jax.Array:

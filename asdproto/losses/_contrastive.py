@@ -8,10 +8,10 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from asdproto.losses import _checks, _numerics
+from asdproto.losses._numerics import masked_logsumexp, softplus
 
-Rows = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-# Embeddings, labels, which count, and their places in the whole batch.
-Batch = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+# One anchor's logits [N], which of them are positives and which are negatives, to its loss.
+Anchor = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def supervised_contrastive_loss(
@@ -61,13 +61,12 @@ def supervised_contrastive_loss(
       ['0.263', '0.913', '0.000']
     """
 
-    def rows(scores: jax.Array, positive: jax.Array, negative: jax.Array) -> jax.Array:
-        everything = _numerics.masked_logsumexp([scores], positive | negative)
-        count = jnp.sum(positive, axis=-1)
-        mean = jnp.sum(jnp.where(positive, scores, 0), axis=-1) / jnp.maximum(count, 1)
-        return jnp.where(count > 0, everything - mean, 0)
+    def anchor(logits: jax.Array, positive: jax.Array, negative: jax.Array) -> jax.Array:
+        count = jnp.sum(positive)
+        mean = jnp.sum(jnp.where(positive, logits, 0)) / jnp.maximum(count, 1)
+        return jnp.where(count > 0, masked_logsumexp(logits, positive | negative) - mean, 0)
 
-    return _in_batch(rows, embeddings, labels, temperature, where, axis_name, chunk_size)
+    return _in_batch(anchor, embeddings, labels, temperature, where, axis_name, chunk_size)
 
 
 def nt_xent_loss(
@@ -118,17 +117,16 @@ def nt_xent_loss(
       ['0.263', '0.913', '0.000']
     """
 
-    def rows(scores: jax.Array, positive: jax.Array, negative: jax.Array) -> jax.Array:
-        others = _numerics.masked_logsumexp([scores], negative)[..., None]
-        each = _numerics.softplus(others - jnp.where(positive, scores, 0))
-        count = jnp.sum(positive, axis=-1)
-        return jnp.sum(jnp.where(positive, each, 0), axis=-1) / jnp.maximum(count, 1)
+    def anchor(logits: jax.Array, positive: jax.Array, negative: jax.Array) -> jax.Array:
+        negatives = masked_logsumexp(logits, negative)
+        each = softplus(negatives - jnp.where(positive, logits, 0))
+        return jnp.sum(jnp.where(positive, each, 0)) / jnp.maximum(jnp.sum(positive), 1)
 
-    return _in_batch(rows, embeddings, labels, temperature, where, axis_name, chunk_size)
+    return _in_batch(anchor, embeddings, labels, temperature, where, axis_name, chunk_size)
 
 
 def _in_batch(
-    rows: Rows,
+    anchor: Anchor,
     embeddings: ArrayLike,
     labels: ArrayLike,
     temperature: ArrayLike,
@@ -136,7 +134,7 @@ def _in_batch(
     axis_name: str | None,
     chunk_size: int | None,
 ) -> jax.Array:
-    """Scores every anchor against all examples of all devices and hands the rows on."""
+    """Compares every anchor with all examples of all devices."""
     embeddings, labels = _checks.check_batch(embeddings, labels)
     where = _checks.check_mask("where", where, labels.shape)
     if chunk_size is not None and chunk_size < 1:
@@ -146,32 +144,28 @@ def _in_batch(
     counted = jnp.broadcast_to(True if where is None else where, labels.shape)
     embeddings = _numerics.keep(embeddings, where)
     place = jnp.arange(examples, dtype=jnp.int32)
-    everyone = (embeddings, labels, counted, place)
     if axis_name is not None:
-        place = place + lax.axis_index(axis_name) * examples
-        everyone = lax.all_gather((embeddings, labels, counted, place), axis_name, tiled=True)
+        place += lax.axis_index(axis_name) * examples
+    anchors = everyone = (labels, counted, place)
+    contrasts = embeddings
+    if axis_name is not None:
+        contrasts, everyone = lax.all_gather((embeddings, everyone), axis_name, tiled=True)
 
-    def block(scores: jax.Array, anchors: Batch, everyone: Batch) -> jax.Array:
-        labels, counted, place = (x[:, None] for x in anchors[1:])
-        _, contrast_labels, contrast_counted, contrast_place = everyone
-        pair = counted & contrast_counted & (place != contrast_place)
-        same = (labels == contrast_labels) & (labels >= 0)
+    def one(scores: jax.Array, label: jax.Array, counted: jax.Array, place: jax.Array) -> jax.Array:
+        labels, all_counted, places = everyone
+        pair = counted & all_counted & (place != places)
+        same = (label == labels) & (label >= 0)
         # An anchor without a class has no positives, and so, counted or not, gives 0.
-        return rows(scores * scale, pair & same, pair & ~same)
+        return anchor(scores * scale, pair & same, pair & ~same)
 
-    def scored_block(anchors: Batch, everyone: Batch) -> jax.Array:
-        return block(_numerics.dots(anchors[0], everyone[0]), anchors, everyone)
-
-    anchors = (embeddings, labels, counted, place)
     if chunk_size is None or chunk_size >= examples:
-        if axis_name is None:
-            return block(_numerics.gram(embeddings), anchors, everyone)
-        return scored_block(anchors, everyone)
-    scored_block = jax.checkpoint(scored_block)
-    whole = examples // chunk_size * chunk_size
-    head = jax.tree.map(lambda x: x[:whole].reshape(-1, chunk_size, *x.shape[1:]), anchors)
-    losses = lax.map(lambda anchors: scored_block(anchors, everyone), head).reshape(-1)
-    if whole == examples:
-        return losses
-    rest = scored_block(jax.tree.map(lambda x: x[whole:], anchors), everyone)
-    return jnp.concatenate([losses, rest])
+        together = axis_name is None
+        scores = _numerics.gram(embeddings) if together else _numerics.dots(embeddings, contrasts)
+        return jax.vmap(one)(scores, *anchors)
+
+    # The scores of a block of anchors are computed again for its gradient instead of kept.
+    @jax.checkpoint
+    def scored(z: jax.Array, *anchor: jax.Array) -> jax.Array:
+        return one(_numerics.dots(z, contrasts), *anchor)
+
+    return lax.map(lambda x: scored(*x), (embeddings, *anchors), batch_size=chunk_size)

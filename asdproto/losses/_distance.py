@@ -4,7 +4,43 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from asdproto.losses import _checks, _compare, _numerics
+from asdproto.losses import _checks
+from asdproto.losses._classes import compare, negative_log_likelihood
+from asdproto.losses._numerics import dots, squared_length
+
+
+def _nearness(z: jax.Array, prototypes: jax.Array, temperature: jax.Array) -> jax.Array:
+    """(-|z - p|^2 + |z|^2) / t of an embedding ``[D]``."""
+    return (2 * dots(z, prototypes) - squared_length(prototypes)) / temperature
+
+
+def prototypical_network_logits(
+    embeddings: ArrayLike, prototypes: ArrayLike, *, temperature: ArrayLike = 1.0
+) -> jax.Array:
+    r"""Negative squared distances, :math:`(-\lVert z - p_c \rVert^2 + \lVert z \rVert^2) / \tau`.
+
+    The embedding's own length, the same for all classes, is left out: no softmax sees it.
+
+    Args:
+      embeddings: Floating, shape ``[..., dim]``, any length.
+      prototypes: Floating, shape ``[classes, dim]``, any length.
+      temperature: Positive scalar; may be traced.
+
+    Returns:
+      Shape ``[..., classes]``, float32 (float64 if an argument is).
+
+    Raises:
+      ValueError: Shapes do not fit; the message names both.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> print(prototypical_network_logits(jnp.array([0.0, 1.0]), jnp.eye(2)))
+      [-1.  1.]
+    """
+    embeddings, prototypes = _checks.check_vectors(embeddings, prototypes)
+    dtype = _checks.accumulator(embeddings, prototypes)
+    temperature = _checks.positive("temperature", temperature, dtype)
+    return _nearness(embeddings, prototypes, temperature)
 
 
 def prototypical_network_loss(
@@ -35,8 +71,8 @@ def prototypical_network_loss(
       temperature: Positive scalar; may be traced.
       where: Boolean, broadcastable to ``[...]``; excluded examples give 0.
       class_where: Boolean, broadcastable to ``[..., classes]``; see :func:`prototypical_loss`.
-      chunk_size: Classes to compare with at a time; see :func:`prototypical_loss`.
-      class_axis_name: Mapped axis that classes are spread over; see :func:`prototypical_loss`.
+      chunk_size: See :func:`prototypical_loss`.
+      class_axis_name: See :func:`prototypical_loss`.
 
     Returns:
       Loss per example, shape ``[...]``, float32 (float64 if an argument is).
@@ -54,28 +90,20 @@ def prototypical_network_loss(
       ['0.313']
     """
     embeddings, prototypes, labels = _checks.check_prototypes(embeddings, prototypes, labels)
-    where = _checks.check_mask("where", where, labels.shape)
-    shape = (*labels.shape, prototypes.shape[0])
-    class_where = _checks.check_mask("class_where", class_where, shape)
     dtype = _checks.accumulator(embeddings, prototypes)
-    scale = 1 / _checks.positive("temperature", temperature, dtype)
-    own, counted, others = _compare.compare(
-        _numerics.keep(embeddings, where),
-        prototypes[:, None, :],
+    temperature = _checks.positive("temperature", temperature, dtype)
+    found = compare(
+        _nearness,
+        embeddings,
+        prototypes,
         labels,
-        scale=scale,
-        where=None if class_where is None else class_where[..., None],
-        prepare=_numerics.squared_length,
-        project=_nearness,
+        hyper={"temperature": temperature},
+        where=where,
+        class_where=class_where,
         chunk_size=chunk_size,
         class_axis_name=class_axis_name,
     )
-    return _compare.negative_log_likelihood(own * scale, counted, others, where)
-
-
-def _nearness(scores: jax.Array, prototype_squared: jax.Array) -> jax.Array:
-    """-|z - p|^2 + |z|^2."""
-    return 2 * scores - prototype_squared
+    return negative_log_likelihood(found)
 
 
 def center_loss(
@@ -129,4 +157,4 @@ def center_loss(
         valid &= where
     dtype = _checks.accumulator(embeddings, prototypes)
     apart = embeddings.astype(dtype) - prototypes.astype(dtype)[index]
-    return _numerics.squared_length(jnp.where(valid[..., None], apart, 0)) / 2
+    return squared_length(jnp.where(valid[..., None], apart, 0)) / 2

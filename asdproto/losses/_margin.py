@@ -5,16 +5,59 @@ as cosines: bring embeddings and prototypes to unit length first, with
 :func:`asdproto.prototypes.l2_normalize`, which is the only part of these losses that is not here.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from asdproto.losses import _checks, _compare, _numerics
+from asdproto.losses import _checks
+from asdproto.losses._classes import compare, negative_log_likelihood
+from asdproto.losses._numerics import dots
 
 
-def softmax_loss(
+def _proxy_logits(
+    z: jax.Array, prototypes: jax.Array, bias: ArrayLike = 0, *, temperature: jax.Array
+) -> jax.Array:
+    return dots(z, prototypes) / temperature + bias
+
+
+def _scaled_cosines(z: jax.Array, prototypes: jax.Array, scale: jax.Array) -> jax.Array:
+    return scale * dots(z, prototypes)
+
+
+def proxy_softmax_logits(
+    embeddings: ArrayLike,
+    prototypes: ArrayLike,
+    *,
+    temperature: ArrayLike = 0.05,
+    bias: ArrayLike | None = None,
+) -> jax.Array:
+    r"""Logits of the softmax over learned prototypes, :math:`z \cdot w_c / \tau + b_c`.
+
+    Args:
+      embeddings: Floating, shape ``[..., dim]``.
+      prototypes: Floating, shape ``[classes, dim]``.
+      temperature: Positive scalar; may be traced.
+      bias: Floating, shape ``[classes]``.
+
+    Returns:
+      Shape ``[..., classes]``, float32 (float64 if an argument is).
+
+    Raises:
+      ValueError: Shapes do not fit; the message names both.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> print(proxy_softmax_logits(jnp.array([1.0, 0.0]), jnp.eye(2), temperature=0.5))
+      [2. 0.]
+    """
+    embeddings, prototypes = _checks.check_vectors(embeddings, prototypes)
+    dtype = _checks.accumulator(embeddings, prototypes)
+    temperature = _checks.positive("temperature", temperature, dtype)
+    bias = 0 if bias is None else _check_bias(bias, prototypes)
+    return _proxy_logits(embeddings, prototypes, bias, temperature=temperature)
+
+
+def proxy_softmax_loss(
     embeddings: ArrayLike,
     prototypes: ArrayLike,
     labels: ArrayLike,
@@ -43,8 +86,8 @@ def softmax_loss(
       where: Boolean, broadcastable to ``[...]``; excluded examples give 0.
       class_where: Boolean, broadcastable to ``[..., classes]``; excluded classes do not occur in
         the sum, and examples of them give 0.
-      chunk_size: Classes to compare with at a time; see :func:`prototypical_loss`.
-      class_axis_name: Mapped axis that classes are spread over; see :func:`prototypical_loss`.
+      chunk_size: See :func:`prototypical_loss`.
+      class_axis_name: See :func:`prototypical_loss`.
 
     Returns:
       Loss per example, shape ``[...]``, float32 (float64 if an argument is).
@@ -59,32 +102,64 @@ def softmax_loss(
     Examples:
       >>> import jax.numpy as jnp
       >>> embeddings, labels = jnp.array([[1.0, 0.0], [0.0, 1.0]]), jnp.array([0, 1])
-      >>> loss = softmax_loss(embeddings, jnp.eye(2), labels, temperature=1.0)
+      >>> loss = proxy_softmax_loss(embeddings, jnp.eye(2), labels, temperature=1.0)
       >>> [f"{x:.3f}" for x in loss]
       ['0.313', '0.313']
     """
     embeddings, prototypes, labels = _checks.check_prototypes(embeddings, prototypes, labels)
     dtype = _checks.accumulator(embeddings, prototypes)
     temperature = _checks.positive("temperature", temperature, dtype)
-    if bias is not None:
-        bias = _checks.as_float("bias", bias).astype(dtype)
-        if bias.shape != prototypes.shape[:1]:
-            raise ValueError(
-                f"bias must have shape [classes]; found bias {bias.shape} and prototypes "
-                f"{prototypes.shape}"
-            )
-    return _scaled_softmax(
+    found = compare(
+        _proxy_logits,
         embeddings,
         prototypes,
         labels,
-        None,
-        scale=1 / temperature,
-        bias=bias,
+        hyper={"temperature": temperature},
+        bias=None if bias is None else _check_bias(bias, prototypes),
         where=where,
         class_where=class_where,
         chunk_size=chunk_size,
         class_axis_name=class_axis_name,
     )
+    return negative_log_likelihood(found)
+
+
+def arcface_logits(
+    embeddings: ArrayLike,
+    prototypes: ArrayLike,
+    labels: ArrayLike,
+    *,
+    margin: ArrayLike = 0.5,
+    scale: ArrayLike = 64.0,
+) -> jax.Array:
+    r"""Scaled cosines with the own class's angle widened (ArcFace).
+
+    .. math:: s \cos(\theta_y + m), \quad s \cos\theta_c \text{ for } c \ne y
+
+    Args:
+      embeddings: Floating, shape ``[..., dim]``, unit length.
+      prototypes: Floating, shape ``[classes, dim]``, unit length.
+      labels: Integer, shape ``[...]``; outside ``[0, classes)`` no class is widened.
+      margin: Radians, in ``[0, pi)``; may be traced. See :func:`arcface_loss`.
+      scale: Positive scalar; may be traced.
+
+    Returns:
+      Shape ``[..., classes]``, float32 (float64 if an argument is).
+
+    Raises:
+      ValueError: Shapes do not fit; the message names both.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> z, y = jnp.array([0.8, 0.6]), jnp.array(0)
+      >>> [f"{x:.2f}" for x in arcface_logits(z, jnp.eye(2), y, margin=0.3, scale=4.0)]
+      ['2.35', '2.40']
+    """
+    cosine, labels = _cosines(embeddings, prototypes, labels)
+    margin = _checks.scalar("margin", margin, cosine.dtype)
+    scale = _checks.positive("scale", scale, cosine.dtype)
+    own = _is_own(labels, cosine)
+    return scale * jnp.where(own, _widen(cosine, margin), cosine)
 
 
 def arcface_loss(
@@ -117,8 +192,8 @@ def arcface_loss(
       scale: Positive scalar; may be traced.
       where: Boolean, broadcastable to ``[...]``; excluded examples give 0.
       class_where: Boolean, broadcastable to ``[..., classes]``; see :func:`prototypical_loss`.
-      chunk_size: Classes to compare with at a time; see :func:`prototypical_loss`.
-      class_axis_name: Mapped axis that classes are spread over; see :func:`prototypical_loss`.
+      chunk_size: See :func:`prototypical_loss`.
+      class_axis_name: See :func:`prototypical_loss`.
 
     Returns:
       Loss per example, shape ``[...]``, float32 (float64 if an argument is).
@@ -140,27 +215,56 @@ def arcface_loss(
     dtype = _checks.accumulator(embeddings, prototypes)
     margin = _checks.scalar("margin", margin, dtype)
 
-    def widen(cosine: jax.Array) -> jax.Array:
-        sine2 = 1 - jnp.square(cosine)
-        # cos(a + m) by the addition theorem: arccos has no gradient at +-1, and the sine's own
-        # infinite one there is only reached by rounding, where its square is noise.
-        inside = sine2 > 4 * jnp.finfo(dtype).eps
-        sine = jnp.where(inside, jnp.sqrt(jnp.where(inside, sine2, 1)), 0)
-        widened = cosine * jnp.cos(margin) - sine * jnp.sin(margin)
-        beyond = cosine < -jnp.cos(margin)
-        return jnp.where(beyond, cosine - margin * jnp.sin(margin), widened)
-
-    return _scaled_softmax(
+    scale = _checks.positive("scale", scale, dtype)
+    found = compare(
+        _scaled_cosines,
         embeddings,
         prototypes,
         labels,
-        widen,
-        scale=_checks.positive("scale", scale, dtype),
+        hyper={"scale": scale},
         where=where,
         class_where=class_where,
         chunk_size=chunk_size,
         class_axis_name=class_axis_name,
     )
+    return negative_log_likelihood(found._replace(own=scale * _widen(found.own / scale, margin)))
+
+
+def cosface_logits(
+    embeddings: ArrayLike,
+    prototypes: ArrayLike,
+    labels: ArrayLike,
+    *,
+    margin: ArrayLike = 0.35,
+    scale: ArrayLike = 64.0,
+) -> jax.Array:
+    r"""Scaled cosines less a margin on the own class (CosFace).
+
+    .. math:: s (\cos\theta_y - m), \quad s \cos\theta_c \text{ for } c \ne y
+
+    Args:
+      embeddings: Floating, shape ``[..., dim]``, unit length.
+      prototypes: Floating, shape ``[classes, dim]``, unit length.
+      labels: Integer, shape ``[...]``; outside ``[0, classes)`` no class has a margin.
+      margin: Scalar, of the cosine; may be traced.
+      scale: Positive scalar; may be traced.
+
+    Returns:
+      Shape ``[..., classes]``, float32 (float64 if an argument is).
+
+    Raises:
+      ValueError: Shapes do not fit; the message names both.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> z, y = jnp.array([0.8, 0.6]), jnp.array(0)
+      >>> [f"{x:.2f}" for x in cosface_logits(z, jnp.eye(2), y, margin=0.2, scale=4.0)]
+      ['2.40', '2.40']
+    """
+    cosine, labels = _cosines(embeddings, prototypes, labels)
+    margin = _checks.scalar("margin", margin, cosine.dtype)
+    scale = _checks.positive("scale", scale, cosine.dtype)
+    return scale * (cosine - margin * _is_own(labels, cosine))
 
 
 def cosface_loss(
@@ -190,8 +294,8 @@ def cosface_loss(
       scale: Positive scalar; may be traced.
       where: Boolean, broadcastable to ``[...]``; excluded examples give 0.
       class_where: Boolean, broadcastable to ``[..., classes]``; see :func:`prototypical_loss`.
-      chunk_size: Classes to compare with at a time; see :func:`prototypical_loss`.
-      class_axis_name: Mapped axis that classes are spread over; see :func:`prototypical_loss`.
+      chunk_size: See :func:`prototypical_loss`.
+      class_axis_name: See :func:`prototypical_loss`.
 
     Returns:
       Loss per example, shape ``[...]``, float32 (float64 if an argument is).
@@ -212,46 +316,49 @@ def cosface_loss(
     embeddings, prototypes, labels = _checks.check_prototypes(embeddings, prototypes, labels)
     dtype = _checks.accumulator(embeddings, prototypes)
     margin = _checks.scalar("margin", margin, dtype)
-    return _scaled_softmax(
+    scale = _checks.positive("scale", scale, dtype)
+    found = compare(
+        _scaled_cosines,
         embeddings,
         prototypes,
         labels,
-        lambda cosine: cosine - margin,
-        scale=_checks.positive("scale", scale, dtype),
+        hyper={"scale": scale},
         where=where,
         class_where=class_where,
         chunk_size=chunk_size,
         class_axis_name=class_axis_name,
     )
+    return negative_log_likelihood(found._replace(own=found.own - scale * margin))
 
 
-def _scaled_softmax(
-    embeddings: jax.Array,
-    prototypes: jax.Array,
-    labels: jax.Array,
-    own_score: Callable[[jax.Array], jax.Array] | None,
-    *,
-    scale: jax.Array,
-    bias: jax.Array | None = None,
-    where: ArrayLike | None,
-    class_where: ArrayLike | None,
-    chunk_size: int | None,
-    class_axis_name: str | None,
-) -> jax.Array:
-    """Cross entropy of scaled scores, the own one of which is replaced by a function of it."""
-    where = _checks.check_mask("where", where, labels.shape)
-    shape = (*labels.shape, prototypes.shape[0])
-    class_where = _checks.check_mask("class_where", class_where, shape)
-    own, counted, others = _compare.compare(
-        _numerics.keep(embeddings, where),
-        prototypes[:, None, :],
-        labels,
-        scale=scale,
-        where=None if class_where is None else class_where[..., None],
-        bias=bias,
-        chunk_size=chunk_size,
-        class_axis_name=class_axis_name,
-    )
-    if own_score is not None:
-        own = own_score(own)
-    return _compare.negative_log_likelihood(own * scale, counted, others, where)
+def _widen(cosine: jax.Array, margin: jax.Array) -> jax.Array:
+    """cos(a + m) from cos(a), continued beyond pi."""
+    sine2 = 1 - jnp.square(cosine)
+    # By the addition theorem: arccos has no gradient at +-1, and the sine's own infinite one there
+    # is only reached by rounding, where its square is noise.
+    inside = sine2 > 4 * jnp.finfo(cosine.dtype).eps
+    sine = jnp.where(inside, jnp.sqrt(jnp.where(inside, sine2, 1)), 0)
+    widened = cosine * jnp.cos(margin) - sine * jnp.sin(margin)
+    beyond = cosine < -jnp.cos(margin)
+    return jnp.where(beyond, cosine - margin * jnp.sin(margin), widened)
+
+
+def _cosines(
+    embeddings: ArrayLike, prototypes: ArrayLike, labels: ArrayLike
+) -> tuple[jax.Array, jax.Array]:
+    embeddings, prototypes, labels = _checks.check_prototypes(embeddings, prototypes, labels)
+    return dots(embeddings, prototypes), labels
+
+
+def _is_own(labels: jax.Array, logits: jax.Array) -> jax.Array:
+    return labels[..., None] == jnp.arange(logits.shape[-1])
+
+
+def _check_bias(bias: ArrayLike, prototypes: jax.Array) -> jax.Array:
+    bias = _checks.as_float("bias", bias).astype(_checks.accumulator(prototypes))
+    if bias.shape != prototypes.shape[:1]:
+        raise ValueError(
+            f"bias must have shape [classes]; found bias {bias.shape} and prototypes "
+            f"{prototypes.shape}"
+        )
+    return bias

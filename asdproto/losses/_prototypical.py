@@ -1,17 +1,83 @@
 """Losses against class prototypes: Eq. 1 (PL), Eq. 3 (MPE), Eq. 6 (NPE), and the last two together.
 
-All four are one formula with more or fewer prototypes a class and with or without mixed negatives,
-so one private function computes them; the public ones name the paper's equations.
+The equations stand in :func:`_scores` and :func:`_scores_and_mixed`, for one embedding as in the
+paper. All four losses are ``-log softmax`` of their logits.
 """
+
+import functools
+import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike
 
-from asdproto.losses import _checks, _compare, _numerics
-from asdproto.prototypes import mix_negatives
+from asdproto.losses import _checks
+from asdproto.losses._classes import compare, negative_log_likelihood, over_batch
+from asdproto.losses._numerics import LOG_ZERO, dots, keep, squared_length
+from asdproto.prototypes import sample_mix
 
 Range = tuple[ArrayLike, ArrayLike]
+
+
+def _scores(z: jax.Array, prototypes: jax.Array, temperature: jax.Array) -> jax.Array:
+    """Logits of Eq. 1 and 3 for one embedding ``[D]``, ``[C]`` or ``[C * M]``."""
+    return dots(z, prototypes.reshape(-1, z.shape[-1])) / temperature
+
+
+def _scores_and_mixed(
+    z: jax.Array,
+    prototypes: jax.Array,
+    mix: jax.Array,
+    temperature: jax.Array,
+    normalize_mixed: bool,
+) -> tuple[jax.Array, jax.Array]:
+    """Logits of Eq. 6 for one embedding ``[D]``: of prototypes, and of negatives mixed from them.
+
+    The vectors of Eq. 5 are never made: z.m = z.(l z + (1-l) p) = l z.z + (1-l) z.p.
+    """
+    prototypes, mix = prototypes.reshape(-1, z.shape[-1]), mix.reshape(-1)
+    scores = dots(z, prototypes)
+    mixed = mix * squared_length(z) + (1 - mix) * scores
+    if normalize_mixed:  # m.m = l z.m + (1-l) p.m
+        length2 = mix * mixed + (1 - mix) * (mix * scores + (1 - mix) * squared_length(prototypes))
+        # Below this the sum is rounding error of float32: the mixed vector counts as zero.
+        zero = length2 <= 1e-8
+        mixed = jnp.where(zero, 0, mixed * lax.rsqrt(jnp.where(zero, 1, length2)))
+    return scores / temperature, mixed / temperature
+
+
+def prototypical_logits(
+    embeddings: ArrayLike, prototypes: ArrayLike, *, temperature: ArrayLike = 0.07
+) -> jax.Array:
+    r"""Logits of Eq. 1, :math:`z \cdot p_c / \tau`, for a cross entropy of one's own.
+
+    Args:
+      embeddings: Floating, shape ``[..., dim]``, unit length.
+      prototypes: Floating, shape ``[classes, dim]`` or ``[classes, per_class, dim]``, unit length.
+      temperature: Positive scalar; may be traced.
+
+    Returns:
+      Shape ``[..., classes]`` or ``[..., classes, per_class]``, float32 (float64 if an argument
+      is).
+
+    Raises:
+      ValueError: Shapes do not fit; the message names both.
+
+    References:
+      Zeng et al., Robust Prototype Learning for Anomalous Sound Detection, 2023, Eq. 1 and 3.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> print(prototypical_logits(jnp.array([1.0, 0.0]), jnp.eye(2), temperature=0.5))
+      [2. 0.]
+    """
+    ndim = 3 if jnp.ndim(prototypes) == 3 else 2
+    embeddings, prototypes = _checks.check_vectors(embeddings, prototypes, ndim=ndim)
+    dtype = _checks.accumulator(embeddings, prototypes)
+    logits = _scores(embeddings, prototypes, _checks.positive("temperature", temperature, dtype))
+    return logits.reshape(*embeddings.shape[:-1], *prototypes.shape[:-1])
 
 
 def prototypical_loss(
@@ -43,12 +109,14 @@ def prototypical_loss(
       where: Boolean, broadcastable to ``[...]``; excluded examples give 0, whatever they hold.
       class_where: Boolean, broadcastable to ``[..., classes]``; excluded classes do not occur in
         the sum, and examples of them give 0. For classes without a prototype: ``counts > 0``.
-      chunk_size: Classes to compare with at a time. Values and gradients are the same; memory is
-        ``[..., chunk_size]`` instead of ``[..., classes]``, and scores are computed twice.
+      chunk_size: Most classes to compare with at a time. Values and gradients are the same; memory
+        is ``[..., chunk_size]`` instead of ``[..., classes]``, and scores are computed twice. Where
+        it does not divide their number, the prototypes are copied once.
       class_axis_name: Mapped axis that the prototypes are spread over, in order: each device holds
         ``[classes / devices, dim]``, and the embeddings and labels of all. Every device returns
         all losses. Gradients are of the mean over devices of what is made of the losses: whole
         for the embeddings, and for each device's own prototypes; neither is to be summed again.
+        They are for reverse mode only.
 
     Returns:
       Loss per example, shape ``[...]``, float32 (float64 if an argument is).
@@ -68,19 +136,23 @@ def prototypical_loss(
       ['0.371', '1.784']
     """
     embeddings, prototypes, labels = _checks.check_prototypes(embeddings, prototypes, labels)
-    shape = (*labels.shape, prototypes.shape[0])
-    class_where = _checks.check_mask("class_where", class_where, shape)
-    return _negative_log_likelihood(
+    dtype = _checks.accumulator(embeddings, prototypes)
+    temperature = _checks.positive("temperature", temperature, dtype)
+    found = compare(
+        _scores,
         embeddings,
-        prototypes[:, None, :],
+        prototypes,
         labels,
-        temperature=temperature,
-        own_prototypes=own_prototypes,
+        hyper={"temperature": temperature},
         where=where,
-        prototype_where=None if class_where is None else class_where[..., None],
+        class_where=class_where,
         chunk_size=chunk_size,
         class_axis_name=class_axis_name,
     )
+    if own_prototypes is not None:
+        own = _own_scores(embeddings, own_prototypes, temperature, where)
+        found = found._replace(own=own)
+    return negative_log_likelihood(found)
 
 
 def multi_prototype_loss(
@@ -109,8 +181,8 @@ def multi_prototype_loss(
       where: Boolean, broadcastable to ``[...]``; excluded examples give 0.
       prototype_where: Boolean, broadcastable to ``[..., classes, per_class]``; excluded prototypes
         occur in neither sum, and an example with none of its own left gives 0.
-      chunk_size: Classes to compare with at a time; see :func:`prototypical_loss`.
-      class_axis_name: Mapped axis that classes are spread over; see :func:`prototypical_loss`.
+      chunk_size: See :func:`prototypical_loss`.
+      class_axis_name: See :func:`prototypical_loss`.
 
     Returns:
       Loss per example, shape ``[...]``, float32 (float64 if an argument is).
@@ -132,16 +204,73 @@ def multi_prototype_loss(
     embeddings, prototypes, labels = _checks.check_prototypes(
         embeddings, prototypes, labels, ndim=3
     )
-    return _negative_log_likelihood(
+    dtype = _checks.accumulator(embeddings, prototypes)
+    temperature = _checks.positive("temperature", temperature, dtype)
+    found = compare(
+        _scores,
         embeddings,
         prototypes,
         labels,
-        temperature=temperature,
+        hyper={"temperature": temperature},
         where=where,
         prototype_where=prototype_where,
         chunk_size=chunk_size,
         class_axis_name=class_axis_name,
     )
+    return negative_log_likelihood(found)
+
+
+def negative_prototype_logits(
+    embeddings: ArrayLike,
+    prototypes: ArrayLike,
+    labels: ArrayLike,
+    mix: ArrayLike,
+    *,
+    normalize_mixed: bool = False,
+    temperature: ArrayLike = 0.07,
+) -> jax.Array:
+    r"""Logits of Eq. 6: of every class's prototype, then of every class's mixed negative.
+
+    The paper mixes no negative from the own class. Its place holds -1e30, which no softmax sees;
+    unlike minus infinity it may be multiplied by a soft label of 0.
+
+    Args:
+      embeddings: Floating, shape ``[..., dim]``, unit length.
+      prototypes: Floating, shape ``[classes, dim]``, unit length.
+      labels: Integer, shape ``[...]``.
+      mix: Coefficients in ``[0, 1]``, shape ``[..., classes]``; see
+        :func:`asdproto.prototypes.sample_mix`.
+      normalize_mixed: Whether mixed vectors are scaled to unit length; the paper does not say.
+      temperature: Positive scalar; may be traced.
+
+    Returns:
+      Shape ``[..., 2 * classes]``, float32 (float64 if an argument is).
+
+    Raises:
+      ValueError: Shapes do not fit; the message names both.
+
+    References:
+      Zeng et al., Robust Prototype Learning for Anomalous Sound Detection, 2023, Eq. 5 and 6.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> z, mix = jnp.array([1.0, 0.0]), jnp.array([0.0, 0.25])
+      >>> prototypes = jnp.array([[1.0, 0.0], [0.6, 0.8]])
+      >>> logits = negative_prototype_logits(z, prototypes, jnp.array(0), mix, temperature=0.5)
+      >>> [f"{x:.1f}" for x in logits[jnp.array([0, 1, 3])]]
+      ['2.0', '1.2', '1.4']
+    """
+    embeddings, prototypes, labels = _checks.check_prototypes(embeddings, prototypes, labels)
+    mix = _checks.check_mix(mix, labels, prototypes)
+    dtype = _checks.accumulator(embeddings, prototypes)
+    temperature = _checks.positive("temperature", temperature, dtype)
+
+    def one(z: jax.Array, label: jax.Array, mix: jax.Array) -> jax.Array:
+        scores, mixed = _scores_and_mixed(z, prototypes, mix, temperature, normalize_mixed)
+        own = jnp.arange(prototypes.shape[0]) == label
+        return jnp.concatenate([scores, jnp.where(own, LOG_ZERO, mixed)])
+
+    return over_batch(one, labels.ndim)(embeddings, labels, mix)
 
 
 def negative_prototype_loss(
@@ -169,8 +298,7 @@ def negative_prototype_loss(
 
     The mixed vectors are never made: :math:`z \cdot \hat z_j = \lambda_j z \cdot z + (1 -
     \lambda_j) z \cdot p_j`. The first product is 1 for unit embeddings but is computed, so that
-    value and gradient equal the definition's (:func:`negative_prototype_loss_by_definition`) for
-    embeddings of any length.
+    value and gradient are the definition's for embeddings of any length.
 
     Args:
       embeddings: Floating, shape ``[..., dim]``, unit length.
@@ -178,9 +306,9 @@ def negative_prototype_loss(
       labels: Integer, shape ``[...]``; an example whose label is outside ``[0, classes)`` gives 0.
       mix: Coefficients in ``[0, 1]``, shape ``[..., classes]``; those of the own class are not
         used. :func:`asdproto.prototypes.sample_mix` draws them.
-      key: Random key in place of ``mix``: coefficients are drawn here, uniformly in ``mix_range``,
-        and never kept. They are those of ``sample_class_mix(key, [...], classes, *mix_range)``,
-        for any ``chunk_size`` and number of devices.
+      key: Random key in place of ``mix``: coefficients are drawn here and never kept. They are
+        those of ``sample_mix(key, (*labels.shape, classes), *mix_range)``, for any ``chunk_size``
+        and number of devices.
       mix_range: Bounds of coefficients drawn with ``key``; may be traced.
       normalize_mixed: Whether mixed vectors are scaled to unit length; the paper does not say.
       temperature: Positive scalar; may be traced.
@@ -188,8 +316,8 @@ def negative_prototype_loss(
       where: Boolean, broadcastable to ``[...]``; excluded examples give 0.
       class_where: Boolean, broadcastable to ``[..., classes]``; excluded classes give neither
         prototypes nor mixed negatives, and examples of them give 0.
-      chunk_size: Classes to compare with at a time; see :func:`prototypical_loss`. With ``mix``
-        the coefficients themselves are ``[..., classes]``; with ``key`` nothing is.
+      chunk_size: See :func:`prototypical_loss`. With ``mix`` the coefficients themselves are
+        ``[..., classes]``, and are copied; with ``key`` nothing is.
       class_axis_name: Mapped axis that classes (and the last axis of ``mix``) are spread over; see
         :func:`prototypical_loss`.
 
@@ -215,25 +343,24 @@ def negative_prototype_loss(
       (1,)
     """
     embeddings, prototypes, labels = _checks.check_prototypes(embeddings, prototypes, labels)
-    shape = (*labels.shape, prototypes.shape[0])
-    class_where = _checks.check_mask("class_where", class_where, shape)
-    if mix is not None:
-        mix = _checks.as_float("mix", mix)
-        if mix.shape != shape:
-            raise ValueError(f"mix must have shape [..., classes] = {shape}, found {mix.shape}")
-        mix = mix[..., None]
-    return _negative_log_likelihood(
+    dtype = _checks.accumulator(embeddings, prototypes)
+    temperature = _checks.positive("temperature", temperature, dtype)
+    found = compare(
+        functools.partial(_scores_and_mixed, normalize_mixed=normalize_mixed),
         embeddings,
-        prototypes[:, None, :],
+        prototypes,
         labels,
-        mixing=_Mixing(mix, key, mix_range, normalize_mixed),
-        temperature=temperature,
-        own_prototypes=own_prototypes,
+        hyper={"temperature": temperature},
+        **_mix_or_draw(mix, key, mix_range, labels, prototypes),
         where=where,
-        prototype_where=None if class_where is None else class_where[..., None],
+        class_where=class_where,
         chunk_size=chunk_size,
         class_axis_name=class_axis_name,
     )
+    if own_prototypes is not None:
+        own = _own_scores(embeddings, own_prototypes, temperature, where)
+        found = found._replace(own=own)
+    return negative_log_likelihood(found)
 
 
 def multi_negative_prototype_loss(
@@ -264,16 +391,16 @@ def multi_negative_prototype_loss(
       prototypes: Floating, shape ``[classes, per_class, dim]``, unit length.
       labels: Integer, shape ``[...]``; an example whose label is outside ``[0, classes)`` gives 0.
       mix: Coefficients in ``[0, 1]``, shape ``[..., classes, per_class]``.
-      key: Random key in place of ``mix``: coefficients are those of ``sample_class_mix(key, [...],
-        classes, *mix_range, per_class=per_class)``.
+      key: Random key in place of ``mix``: coefficients are those of ``sample_mix(key,
+        (*labels.shape, classes * per_class), *mix_range)``, reshaped.
       mix_range: Bounds of coefficients drawn with ``key``; may be traced.
       normalize_mixed: Whether mixed vectors are scaled to unit length.
       temperature: Positive scalar; may be traced.
       where: Boolean, broadcastable to ``[...]``; excluded examples give 0.
       prototype_where: Boolean, broadcastable to ``[..., classes, per_class]``; excluded prototypes
         occur nowhere, and an example with none of its own left gives 0.
-      chunk_size: Classes to compare with at a time; see :func:`prototypical_loss`.
-      class_axis_name: Mapped axis that classes are spread over; see :func:`prototypical_loss`.
+      chunk_size: See :func:`negative_prototype_loss`.
+      class_axis_name: See :func:`prototypical_loss`.
 
     Returns:
       Loss per example, shape ``[...]``, float32 (float64 if an argument is).
@@ -299,154 +426,61 @@ def multi_negative_prototype_loss(
     embeddings, prototypes, labels = _checks.check_prototypes(
         embeddings, prototypes, labels, ndim=3
     )
-    if mix is not None:
-        mix = _checks.as_float("mix", mix)
-        shape = (*labels.shape, *prototypes.shape[:2])
-        if mix.shape != shape:
-            raise ValueError(
-                f"mix must have shape [..., classes, per_class] = {shape}, found {mix.shape}"
-            )
-    return _negative_log_likelihood(
+    dtype = _checks.accumulator(embeddings, prototypes)
+    temperature = _checks.positive("temperature", temperature, dtype)
+    found = compare(
+        functools.partial(_scores_and_mixed, normalize_mixed=normalize_mixed),
         embeddings,
         prototypes,
         labels,
-        mixing=_Mixing(mix, key, mix_range, normalize_mixed),
-        temperature=temperature,
+        hyper={"temperature": temperature},
+        **_mix_or_draw(mix, key, mix_range, labels, prototypes),
         where=where,
         prototype_where=prototype_where,
         chunk_size=chunk_size,
         class_axis_name=class_axis_name,
     )
+    return negative_log_likelihood(found)
 
 
-def negative_prototype_loss_by_definition(
-    embeddings: ArrayLike,
-    prototypes: ArrayLike,
-    labels: ArrayLike,
-    mix: ArrayLike,
-    *,
-    normalize_mixed: bool = False,
-    temperature: ArrayLike = 0.07,
-    where: ArrayLike | None = None,
-    class_where: ArrayLike | None = None,
-) -> jax.Array:
-    """Eq. 6 as the paper writes it: one anchor at a time, every mixed negative made as a vector.
-
-    To read and to test against. It needs ``batch * classes * dim`` numbers;
-    :func:`negative_prototype_loss` gives the same values and gradients without them.
-
-    Args:
-      embeddings: Floating, shape ``[..., dim]``.
-      prototypes: Floating, shape ``[classes, dim]``.
-      labels: Integer in ``[0, classes)``, shape ``[...]``.
-      mix: Coefficients in ``[0, 1]``, shape ``[..., classes]``.
-      normalize_mixed: Whether mixed vectors are scaled to unit length.
-      temperature: Positive scalar; may be traced.
-      where: Boolean, broadcastable to ``[...]``.
-      class_where: Boolean, broadcastable to ``[..., classes]``.
-
-    Returns:
-      Loss per example, shape ``[...]``.
-
-    Raises:
-      ValueError: Shapes do not fit; the message names both.
-
-    References:
-      Zeng et al., Robust Prototype Learning for Anomalous Sound Detection, 2023, Eq. 5 and 6.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> embeddings = jnp.array([[1.0, 0.0]])
-      >>> prototypes = jnp.array([[1.0, 0.0], [0.6, 0.8]])
-      >>> labels, mix = jnp.array([0]), jnp.array([[0.0, 0.25]])
-      >>> loss = negative_prototype_loss_by_definition(
-      ...     embeddings, prototypes, labels, mix, temperature=0.5)
-      >>> [f"{x:.3f}" for x in loss]
-      ['0.692']
-    """
-    embeddings, prototypes, labels = _checks.check_prototypes(embeddings, prototypes, labels)
-    mix = jnp.asarray(mix)
-    present = jnp.broadcast_to(True if class_where is None else class_where, mix.shape)
-    valid = jnp.broadcast_to(True if where is None else where, labels.shape)
-
-    def one(
-        anchor: jax.Array, label: jax.Array, mix: jax.Array, present: jax.Array, valid: jax.Array
-    ) -> jax.Array:
-        others = present & (jnp.arange(prototypes.shape[0]) != label)
-        mixed = mix_negatives(anchor, prototypes, mix, normalize_mixed)
-        scores = jnp.concatenate([prototypes @ anchor, mixed @ anchor]) / temperature
-        counted = jnp.concatenate([present, others])
-        loss = jax.nn.logsumexp(scores, where=counted) - scores[label]
-        return jnp.where(valid & present[label], loss, 0)
-
-    for _ in range(labels.ndim):
-        one = jax.vmap(one)
-    return one(embeddings, labels, mix, present, valid)
-
-
-class _Mixing:
-    """Coefficients of mixed negatives, or the key and range to draw them with."""
-
-    def __init__(
-        self,
-        mix: jax.Array | None,
-        key: jax.Array | None,
-        mix_range: Range,
-        normalize: bool,
-    ):
-        if (mix is None) == (key is None):
-            raise ValueError("exactly one of mix (coefficients) and key (to draw them) is needed")
-        self.mix, self.key, self.normalize = mix, key, normalize
-        low, high = mix_range
-        self.range = (
-            _checks.scalar("mix_range", low, jnp.float32),
-            _checks.scalar("mix_range", high, jnp.float32),
-        )
-
-
-def _negative_log_likelihood(
-    embeddings: jax.Array,
-    prototypes: jax.Array,
+def _mix_or_draw(
+    mix: ArrayLike | None,
+    key: jax.Array | None,
+    mix_range: Range,
     labels: jax.Array,
-    *,
-    temperature: ArrayLike,
-    mixing: _Mixing | None = None,
-    own_prototypes: ArrayLike | None = None,
+    prototypes: jax.Array,
+) -> dict[str, Any]:
+    """What :func:`compare` is given: coefficients, or how to draw those of some classes."""
+    if (mix is None) == (key is None):
+        raise ValueError("exactly one of mix (coefficients) and key (to draw them) is needed")
+    if mix is not None:
+        return {"mix": _checks.check_mix(mix, labels, prototypes)}
+    assert key is not None
+    several = prototypes.shape[1:-1]
+
+    def draw(first: jax.Array | int, size: int, low: jax.Array, high: jax.Array) -> jax.Array:
+        each = math.prod(several)
+        drawn = sample_mix(key, (*labels.shape, size * each), low, high, first=first * each)
+        return drawn.reshape(*labels.shape, size, *several)
+
+    bounds = [_checks.scalar("mix_range", bound, jnp.float32) for bound in mix_range]
+    return {"draw": draw, "mix_range": bounds}
+
+
+def _own_scores(
+    embeddings: jax.Array,
+    own_prototypes: ArrayLike,
+    temperature: jax.Array,
     where: ArrayLike | None,
-    prototype_where: ArrayLike | None,
-    chunk_size: int | None,
-    class_axis_name: str | None,
 ) -> jax.Array:
-    """Mean over own prototypes of -log softmax; ``prototypes`` is ``[classes, per_class, dim]``."""
-    where = _checks.check_mask("where", where, labels.shape)
-    shape = (*labels.shape, *prototypes.shape[:2])
-    prototype_where = _checks.check_mask("prototype_where", prototype_where, shape)
-    dtype = _checks.accumulator(embeddings, prototypes)
-    scale = 1 / _checks.positive("temperature", temperature, dtype)
-    embeddings = _numerics.keep(embeddings, where)
-    mix = None if mixing is None else mixing.mix
-    if mix is not None and where is not None:
-        mix = jnp.where(where[..., None, None], mix, 0)
-    own, counted, others = _compare.compare(
-        embeddings,
-        prototypes,
-        labels,
-        scale=scale,
-        where=prototype_where,
-        mix=mix,
-        key=None if mixing is None else mixing.key,
-        mix_range=None if mixing is None else mixing.range,
-        normalize_mixed=mixing is not None and mixing.normalize,
-        chunk_size=chunk_size,
-        class_axis_name=class_axis_name,
-    )
-    if own_prototypes is not None:
-        own_prototypes = _checks.as_float("own_prototypes", own_prototypes)
-        if own_prototypes.shape != embeddings.shape:
-            raise ValueError(
-                "own_prototypes must have the shape of embeddings; found own_prototypes "
-                f"{own_prototypes.shape} and embeddings {embeddings.shape}"
-            )
-        own_prototypes = _numerics.keep(own_prototypes, where)
-        own = jnp.sum(embeddings.astype(dtype) * own_prototypes.astype(dtype), axis=-1)[..., None]
-    return _compare.negative_log_likelihood(own * scale, counted, others, where)
+    """Logits ``[..., 1]`` of what stands for each example's own prototype."""
+    own_prototypes = _checks.as_float("own_prototypes", own_prototypes)
+    if own_prototypes.shape != embeddings.shape:
+        raise ValueError(
+            "own_prototypes must have the shape of embeddings; found own_prototypes "
+            f"{own_prototypes.shape} and embeddings {embeddings.shape}"
+        )
+    where = _checks.check_mask("where", where, embeddings.shape[:-1])
+    embeddings, own_prototypes = keep(embeddings, where), keep(own_prototypes, where)
+    own = jnp.sum(embeddings.astype(temperature.dtype) * own_prototypes, axis=-1, keepdims=True)
+    return own / temperature

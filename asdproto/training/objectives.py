@@ -171,7 +171,7 @@ def _softmax_center(stage: StageConfig) -> Objective:
         return {"prototypes": _random_units(one, shape), "centers": _random_units(other, shape)}, {}
 
     def loss(params, state, embeddings, batch, *, hyper, **_):
-        softmax = losses.softmax_loss(
+        softmax = losses.proxy_softmax_loss(
             embeddings,
             proto.l2_normalize(params["prototypes"]),
             batch.labels,
@@ -224,7 +224,7 @@ def _mixing(stage: StageConfig, **changes: Any) -> StageConfig:
 
 
 OBJECTIVES: dict[str, Callable[[StageConfig], Objective]] = {
-    "softmax": lambda stage: _fixed_scale("softmax", losses.softmax_loss, temperature=True),
+    "softmax": lambda stage: _fixed_scale("softmax", losses.proxy_softmax_loss, temperature=True),
     "arcface": lambda stage: _fixed_scale("arcface", losses.arcface_loss, temperature=False),
     "cosface": lambda stage: _fixed_scale("cosface", losses.cosface_loss, temperature=False),
     "adacos": lambda stage: _adaptive("adacos", losses.adacos_loss),

@@ -16,6 +16,7 @@ import numpy as np
 
 from asdproto import losses
 from asdproto.prototypes import l2_normalize as unit
+from asdproto.prototypes import mix_negatives, sample_mix
 
 SUB_PROTOTYPES = 4
 MIX_KEY = jax.random.key(17)
@@ -82,10 +83,26 @@ def ours_negative(z: jax.Array, p: jax.Array, y: jax.Array, **keywords: Any) -> 
 
 
 def naive_negative(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
-    from asdproto.prototypes import sample_class_mix
+    """Eq. 6 with every mixed negative made as a vector."""
+    z, p = unit(z), unit(p)
+    mix = sample_mix(MIX_KEY, (len(z), len(p)))
+    mixed = jax.vmap(mix_negatives, (0, None, 0))(z, p, mix)
+    return naive_eq6(z @ p.T, jnp.einsum("bd,bcd->bc", z, mixed), y)
 
-    mix = sample_class_mix(MIX_KEY, z.shape[:1], p.shape[0])[..., 0]
-    return losses.negative_prototype_loss_by_definition(unit(z), unit(p), y, mix)
+
+def closed_negative(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
+    """Eq. 6 in closed form, and plain autodiff."""
+    z, p = unit(z), unit(p)
+    mix = sample_mix(MIX_KEY, (len(z), len(p)))
+    scores = z @ p.T
+    mixed = mix * jnp.sum(z * z, axis=1, keepdims=True) + (1 - mix) * scores
+    return naive_eq6(scores, mixed, y)
+
+
+def naive_eq6(scores: jax.Array, mixed: jax.Array, y: jax.Array) -> jax.Array:
+    own = jax.nn.one_hot(y, scores.shape[1], dtype=bool)
+    logits = jnp.concatenate([scores, jnp.where(own, -jnp.inf, mixed)], axis=1) / 0.07
+    return pick(jax.nn.log_softmax(logits), y)
 
 
 def naive_softmax(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
@@ -232,7 +249,7 @@ ENTRIES: Sequence[Entry] = (
     Entry(
         "softmax",
         ONE,
-        normalized(losses.softmax_loss),
+        normalized(losses.proxy_softmax_loss),
         naive_softmax,
         margin_rival("NormalizedSoftmaxLoss", temperature=0.05),
     ),

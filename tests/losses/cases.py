@@ -175,9 +175,9 @@ CASES = [
         class_mask="prototype_where",
     ),
     _prototypes(
-        losses.softmax_loss,
+        losses.proxy_softmax_loss,
         oracles.softmax,
-        name="softmax",
+        name="proxy_softmax",
         arrays={"bias": "C"},
         hyper={"temperature": 0.3},
         raw=True,

@@ -6,7 +6,11 @@ left out of ``present``; examples that do not count are taken away by the caller
 
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+
+from asdproto.prototypes import mix_negatives
 
 
 def log_sum_exp(values):
@@ -205,3 +209,29 @@ def vicreg(first, second, *, eps, weights=(25.0, 25.0, 1.0)):
                     entry = float(centered[:, d] @ centered[:, e]) / (count - 1)
                     covariance += entry**2 / dim
     return weights[0] * np.array(invariance), weights[1] * variance, weights[2] * covariance
+
+
+def negative_prototype_by_definition(
+    embeddings,
+    prototypes,
+    labels,
+    mix,
+    *,
+    temperature,
+    normalize_mixed=False,
+    where=None,
+    class_where=None,
+):
+    """Eq. 6 in JAX as the paper writes it: every mixed negative of Eq. 5 made as a vector."""
+    valid = jnp.broadcast_to(True if where is None else where, labels.shape)
+    present = jnp.broadcast_to(True if class_where is None else class_where, mix.shape)
+
+    def one(z, label, mix, valid, present):
+        others = present & (jnp.arange(len(prototypes)) != label)
+        mixed = mix_negatives(z, prototypes, mix, normalize_mixed)
+        scores = jnp.concatenate([prototypes @ z, mixed @ z]) / temperature
+        counted = jnp.concatenate([present, others])
+        loss = jax.nn.logsumexp(scores, where=counted) - scores[label]
+        return jnp.where(valid & present[label], loss, 0)
+
+    return jax.vmap(one)(embeddings, labels, mix, valid, present)

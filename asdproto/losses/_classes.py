@@ -1,0 +1,272 @@
+"""One embedding's equation, over a batch: with masks, by pieces of classes, over devices.
+
+A loss against prototypes is a function of two things: the logits of an embedding's own class, and
+the logsumexp of all others. Both are sums over classes in their own sense (plain, and of
+exponentials), so they can be taken piece by piece and device by device. A loss says what the logits
+of one embedding are, ``logits(z[D], prototypes[C, D]) -> [C]``; the rest is here, once for all.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from asdproto.losses import _checks, _numerics
+from asdproto.losses._numerics import LOG_ZERO, masked_logsumexp
+
+# Coefficients [..., classes(, M)], from the first of these classes, their number, and bounds.
+Draw = Callable[[jax.Array | int, int, jax.Array, jax.Array], jax.Array]
+Logits = Callable[..., jax.Array | tuple[jax.Array, jax.Array]]
+
+
+class Compared(NamedTuple):
+    """What embeddings have to do with their own class, and with all others.
+
+    Attributes:
+      own: Logits of the own class's M prototypes, shape ``[..., M]``; 0 where they do not count.
+      counted: Which of them count, shape ``[..., M]``; none for an example that gives 0.
+      others: Logsumexp of all other logits, shape ``[...]``.
+    """
+
+    own: jax.Array
+    counted: jax.Array
+    others: jax.Array
+
+
+def compare(
+    logits: Logits,
+    embeddings: jax.Array,
+    prototypes: jax.Array,
+    labels: jax.Array,
+    *,
+    hyper: dict[str, jax.Array],
+    bias: jax.Array | None = None,
+    mix: jax.Array | None = None,
+    draw: Draw | None = None,
+    mix_range: Sequence[jax.Array] = (),
+    where: ArrayLike | None = None,
+    class_where: ArrayLike | None = None,
+    prototype_where: ArrayLike | None = None,
+    chunk_size: int | None = None,
+    class_axis_name: str | None = None,
+) -> Compared:
+    """Compares every embedding of a batch with its own and with all other classes.
+
+    Args:
+      logits: From an embedding ``[D]``, the prototypes of some classes, their ``bias`` and ``mix``
+        where there are such, and the hyper-parameters, to logits ``[C]`` or ``[C, M]``; or to two
+        such arrays, the second of which holds further negatives. It closes over no array.
+      embeddings: ``[..., D]``.
+      prototypes: ``[C, D]`` or ``[C, M, D]``; this device's with ``class_axis_name``.
+      labels: ``[...]``, over the classes of all devices.
+      hyper: Scalars.
+      bias: ``[C]``.
+      mix: ``[..., C]`` or ``[..., C, M]``.
+      draw: In its place: draws the coefficients of some classes.
+      mix_range: Bounds that it is given.
+      where: Examples that count, broadcastable to ``[...]``.
+      class_where: Classes that count, broadcastable to ``[..., C]``.
+      prototype_where: In its place: prototypes that count, broadcastable to ``[..., C, M]``.
+      chunk_size: Most classes in a piece; all if None.
+      class_axis_name: Mapped axis that classes are spread over, in order.
+
+    Returns:
+      Own logits and the logsumexp of others.
+    """
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, found {chunk_size}")
+    batch, classes = labels.shape, prototypes.shape[0]
+    where = _checks.check_mask("where", where, batch)
+    mask = _checks.check_mask("class_where", class_where, (*batch, classes))
+    width = 1  # of the mask: of each class, or of each of its prototypes
+    if mask is not None:
+        mask = mask[..., None]
+    elif prototype_where is not None:
+        width = prototypes.shape[1]
+        mask = _checks.check_mask("prototype_where", prototype_where, (*batch, classes, width))
+    embeddings = _numerics.keep(embeddings, where)
+    offset: jax.Array | int = 0
+    if class_axis_name is not None:
+        offset = lax.axis_index(class_axis_name) * classes
+    # In int32: small or unsigned labels could not hold the difference.
+    place = labels.astype(jnp.int32) - offset
+    counted = ((place >= 0) & (place < classes))[..., None]
+    arrays = {"prototypes": prototypes, "bias": bias, "mix": mix}
+    # Where the classes are: mix has the axes of the batch before them.
+    axes = {"prototypes": 0, "bias": 0, "mix": len(batch), "mask": 0}
+    if where is not None and arrays["mix"] is not None:
+        example = jnp.broadcast_to(where, batch)
+        example = jnp.expand_dims(example, range(len(batch), arrays["mix"].ndim))
+        arrays["mix"] = jnp.where(example, arrays["mix"], 0)
+    if mask is not None and mask.ndim <= 2:
+        mask = jnp.broadcast_to(mask, (classes, width))
+        counted &= mask[jnp.clip(place, 0, classes - 1)]
+        # What is left out for all examples may hold anything.
+        arrays = {n: _clear(x, mask, axes[n]) for n, x in arrays.items()}
+    elif mask is not None:
+        axes["mask"] = len(batch)
+        mask = jnp.broadcast_to(mask, (*batch, classes, width))
+        index = jnp.clip(place, 0, classes - 1)[..., None, None]
+        counted &= jnp.take_along_axis(mask, index, axis=-2)[..., 0, :]
+    if where is not None:
+        counted &= where[..., None]
+    local = functools.partial(_local, logits, draw, axes, chunk_size, place, offset, mask)
+    shared = embeddings, hyper, tuple(mix_range)
+    if class_axis_name is None:
+        own, others = local(shared, arrays)
+    else:
+        own, others = _over_devices(local, class_axis_name, shared, arrays)
+        counted = lax.psum(counted.astype(jnp.int32), class_axis_name) > 0
+    counted = jnp.broadcast_to(counted, own.shape)
+    return Compared(jnp.where(counted, own, 0), counted, others)
+
+
+def over_batch(one: Callable[..., Any], ndim: int, in_axes: Any = 0) -> Callable[..., Any]:
+    """A function of one example over so many leading axes."""
+    for _ in range(ndim):
+        one = jax.vmap(one, in_axes)
+    return one
+
+
+def _clear(x: jax.Array | None, mask: jax.Array, axis: int) -> jax.Array | None:
+    """Zeros where a mask ``[C, M]`` of the axes from ``axis`` on is false."""
+    if x is None:
+        return None
+    further = x.ndim - axis - 1
+    mask = mask[:, 0] if further == 0 else mask.reshape(mask.shape + (1,) * (further - 1))
+    return jnp.where(mask, x, 0)
+
+
+def _local(
+    logits: Logits,
+    draw: Draw | None,
+    axes: dict[str, int],
+    chunk_size: int | None,
+    place: jax.Array,
+    offset: jax.Array | int,
+    mask: jax.Array | None,
+    shared: tuple[jax.Array, dict[str, jax.Array], tuple[jax.Array, ...]],
+    arrays: dict[str, Any],
+) -> tuple[jax.Array, jax.Array]:
+    """Own logits and logsumexp of others over this device's classes."""
+    embeddings, hyper, mix_range = shared
+    classes = arrays["prototypes"].shape[0]
+    # Wide outside of pieces, so that their gradients are summed in float32.
+    wide = embeddings.astype(_checks.accumulator(embeddings))
+
+    def piece(first: jax.Array | int, arrays: dict[str, Any]) -> Any:
+        size = arrays["prototypes"].shape[0]
+        if draw is not None:
+            arrays = arrays | {"mix": draw(offset + first, size, *mix_range)}
+        given = {name: x for name, x in arrays.items() if x is not None}
+        in_axes = {name: 0 if axes[name] else None for name in given}
+        end = classes - first if size < classes else None
+        one = functools.partial(_one, functools.partial(logits, **hyper), end)
+        run = over_batch(one, place.ndim, (0, 0, in_axes))
+        return run(wide.astype(embeddings.dtype), place - first, given)
+
+    arrays = arrays | {"mask": mask}
+    if chunk_size is None or chunk_size >= classes:
+        return piece(0, arrays)
+    pieces = -(-classes // chunk_size)
+    size = -(-classes // pieces)
+
+    def cut(x: jax.Array | None, axis: int) -> jax.Array | None:
+        if x is None:
+            return None
+        pad = [(0, 0)] * x.ndim
+        pad[axis] = (0, pieces * size - classes)
+        x = jnp.pad(x, pad).reshape(*x.shape[:axis], pieces, size, *x.shape[axis + 1 :])
+        return jnp.moveaxis(x, axis, 0)
+
+    first = jnp.arange(pieces, dtype=jnp.int32) * size
+    parts = first, {name: cut(x, axes[name]) for name, x in arrays.items()}
+    # The logits of a piece are computed again for its gradient instead of kept.
+    own, others = lax.map(lambda part: jax.checkpoint(piece)(*part), parts)
+    return own.sum(axis=0), masked_logsumexp(others, axis=0)
+
+
+def _one(
+    logits: Logits,
+    end: jax.Array | int | None,
+    z: jax.Array,
+    place: jax.Array,
+    arrays: dict[str, jax.Array],
+) -> tuple[jax.Array, jax.Array]:
+    """One embedding's own logits ``[M]``, and the logsumexp of its others."""
+    arrays = dict(arrays)
+    mask = arrays.pop("mask", None)
+    prototypes = arrays.pop("prototypes")
+    classes = prototypes.shape[0]
+    found = logits(z, prototypes, **arrays)
+    rows, *negatives = found if isinstance(found, tuple) else (found,)
+    each = len(rows) // classes
+    index = jnp.arange(len(rows), dtype=jnp.int32)
+    others = (index < place * each) | (index >= (place + 1) * each)
+    if end is not None:
+        others &= index < end * each  # the last piece is filled up with zeros
+    if mask is not None:
+        others &= mask.reshape(-1)
+    here = (place >= 0) & (place < classes)
+    own = lax.dynamic_slice_in_dim(rows, jnp.where(here, place * each, 0), each)
+    sums = [masked_logsumexp(x, others) for x in (rows, *negatives)]
+    return jnp.where(here, own, 0), functools.reduce(jnp.logaddexp, sums)
+
+
+def _over_devices(
+    local: Callable[[Any, Any], tuple[jax.Array, jax.Array]],
+    axis_name: str,
+    shared: Any,
+    arrays: Any,
+) -> tuple[jax.Array, jax.Array]:
+    """Adds up what devices find over their own classes.
+
+    The rule says what the transposition of a ``psum`` cannot know: every device returns the same
+    losses, and what counts is the mean over devices of what becomes of them.
+    """
+
+    def add(own: jax.Array, others: jax.Array) -> tuple[jax.Array, jax.Array]:
+        top = lax.pmax(others, axis_name)
+        total = lax.psum(jnp.exp(others - top), axis_name)
+        return lax.psum(own, axis_name), top + jnp.log(total)
+
+    @jax.custom_vjp
+    def run(shared: Any, arrays: Any) -> tuple[jax.Array, jax.Array]:
+        return add(*local(shared, arrays))
+
+    def forward(shared: Any, arrays: Any) -> Any:
+        # Marked as different on each device, so that no wrapper sums their gradients before us.
+        device = lax.axis_index(axis_name)
+        shared = jax.tree.map(lambda x: x + (0 * device).astype(x.dtype), shared)
+        part, pull = jax.vjp(local, shared, arrays)
+        found = add(*part)
+        return found, (pull, part[1] - found[1], device)
+
+    def backward(saved: Any, gradients: Any) -> Any:
+        pull, log_share, device = saved
+        of_own, of_others = lax.pmean(gradients, axis_name)
+        of_own += (0 * device).astype(of_own.dtype)
+        of_shared, of_arrays = pull((of_own, of_others * jnp.exp(log_share)))
+        return lax.psum(of_shared, axis_name), of_arrays
+
+    run.defvjp(forward, backward)
+    return run(shared, arrays)
+
+
+def negative_log_likelihood(found: Compared, *, clusters: bool = False) -> jax.Array:
+    """-log softmax of own logits; 0 where none counts.
+
+    Of several own logits it is the mean over each, or with ``clusters`` that of their joint
+    probability.
+    """
+    own = masked_logsumexp(jnp.where(found.counted, found.own, LOG_ZERO), axis=-1)
+    # log(1 + e^x) keeps every digit of a loss near 0.
+    loss = jax.nn.softplus(found.others - own)
+    if not clusters:
+        mean = jnp.sum(found.own, axis=-1) / jnp.maximum(jnp.sum(found.counted, axis=-1), 1)
+        loss += own - mean
+    return jnp.where(found.counted.any(axis=-1), loss, 0)
