@@ -16,7 +16,7 @@ import numpy as np
 from asdproto.data.dataset import ClipArrays, Dataset, section_keys
 from asdproto.data.dcase import Clip
 from asdproto.features import FeatureSettings
-from asdproto.losses import softmax_loss, vicreg_loss
+from asdproto.losses import proxy_softmax_loss, vicreg_loss
 from asdproto.models.convolution import Lowering
 from asdproto.models.mobilenet import MobileNetV2
 from asdproto.models.normalization import BatchNorm
@@ -290,7 +290,9 @@ def _mixed_sections(params, state, embeddings, batch, *, key, hyper, axis_name, 
     mix = _pair_mix(batch, key, hyper, axis_name)
 
     def entropy(labels):
-        return softmax_loss(mixed, params["kernel"], labels, temperature=1.0, bias=params["bias"])
+        return proxy_softmax_loss(
+            mixed, params["kernel"], labels, temperature=1.0, bias=params["bias"]
+        )
 
     losses = mix * entropy(batch.labels[::2]) + (1 - mix) * entropy(batch.labels[1::2])
     losses += geometric_constraint(first, second, mixed, mix)

@@ -16,7 +16,7 @@ import numpy as np
 
 from asdproto.data.attributes import attribute_pairs
 from asdproto.data.dataset import ClipArrays, Dataset, section_keys
-from asdproto.losses import softmax_loss
+from asdproto.losses import proxy_softmax_loss
 from asdproto.models.convolution import Lowering
 from asdproto.models.resnet import ResNet
 from asdproto.scoring.backends import Scorer, fit_scorer, held_out_scores
@@ -209,7 +209,7 @@ def multi_task_loss(
         head = params[f"task{task}"]
         block = jax.lax.slice_in_dim(embeddings, start, start + size, axis=1)
         start += size
-        total += weight * softmax_loss(
+        total += weight * proxy_softmax_loss(
             block,
             head["kernel"],
             labels[:, task],

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from asdproto.data.dataset import ClipArrays, Dataset
 from asdproto.data.dcase import Clip
 from asdproto.features import FeatureSettings
-from asdproto.losses import softmax_loss
+from asdproto.losses import proxy_softmax_loss
 from asdproto.models.convolution import Lowering
 from asdproto.models.mobilenet import MobileNetV2
 from asdproto.systems.encoders import (
@@ -111,7 +111,7 @@ def _init(key: jax.Array, num_classes: int, dim: int) -> tuple[Any, Any]:
 
 
 def _loss(params, state, embeddings, batch, **_):
-    losses = softmax_loss(
+    losses = proxy_softmax_loss(
         embeddings,
         params["kernel"],
         batch.labels,
