@@ -46,7 +46,7 @@ from asdproto.data.store import (
 )
 from asdproto.data.validate import Problem
 from asdproto.errors import DataError, StoreError, printable
-from asdproto.files import checksum, locked, write_atomically
+from asdproto.files import checksum, is_full, locked, write_atomically
 
 LOCK = ".lock"
 _SHARD = "shard-"
@@ -127,7 +127,7 @@ def extract_collection(
         every = validate.validate(source, settings=settings)
         raise ExtractionError(source, [problem for problem in every if problem.is_error], 0)
     return build_store(
-        validate.leave_out(clips, errors),
+        validate.leave_out(clips, {error.file for error in errors}),
         root,
         path,
         settings,
@@ -253,7 +253,7 @@ def _extract(
             initialize=features.share_filterbank,
             arguments=(settings, features.filterbank(settings)),
         )
-        with contextlib.closing(results):
+        with _naming_space(path, len(clips), done), contextlib.closing(results):
             for shard, failed in results:
                 errors += failed
                 fresh = {} if shard is None else dict(_read_shard(Path(shard), plan))
@@ -261,12 +261,16 @@ def _extract(
                 bar.advance(len(failed) + len(fresh))
         kept = [clip for clip in clips if clip.path in done]
         errors += [problem for problem in _compare(kept, done) if problem.is_error]
-        wrong = {error.file for error in errors}
-        kept = [clip for clip in kept if clip.path not in wrong]
+        kept = validate.leave_out(kept, {error.file for error in errors})
         if not kept or (errors and skipped is None):
             order = {clip.path: index for index, clip in enumerate(clips)}
             errors.sort(key=lambda error: order[error.file])
             raise ExtractionError(path, errors, len(done))
+        if errors:  # a section may have lost all of its training clips
+            before = {problem.file for problem in validate.labels(clips) if problem.is_error}
+            lost = [p for p in validate.labels(kept) if p.is_error and p.file not in before]
+            errors += lost
+            kept = validate.leave_out(kept, {problem.file for problem in lost})
         left_out = [_left_out(root, error) for error in [*(skipped or ()), *errors]]
         rows = [Row(clip, *done[clip.path][0]) for clip in kept]
         blocks = (done[clip.path][1] for clip in kept)
@@ -277,6 +281,20 @@ def _extract(
         names = _some([entry["file"] for entry in left_out])
         found = f"{_count(left_out, 'fault')} left out ({names}); {path / MANIFEST} lists all"
         warnings.warn(printable(found), stacklevel=3)
+
+
+@contextlib.contextmanager
+def _naming_space(path: Path, clips: int, done: dict[str, "_Done"]) -> Iterator[None]:
+    """Say on a full disk how much is needed for all that is left, not for one shard."""
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error) or not done:
+            raise
+        each = sum(block.nbytes for _, block in done.values()) / len(done)
+        needed = round(each * (2 * clips - len(done)))
+        found = f"{error.strerror}; all {clips} clips need about {needed:,} bytes more"
+        raise OSError(error.errno, found, str(path)) from None
 
 
 def _compare(clips: list[Clip], done: dict[str, "_Done"]) -> Iterator[Problem]:
@@ -457,7 +475,7 @@ def _open_same(
     store = open_store(path, expect=settings)
     _remove_shards(path)  # left by a process that was killed in its last step
     skipped = {entry["file"]: entry for entry in store.manifest.get("skipped", ())}
-    found = _clip_differences(store, [clip for clip in clips if clip.path not in skipped])
+    found = _clip_differences(store, validate.leave_out(clips, skipped))
     if store.dtype != dtype:
         found = f"{store.dtype} features, {dtype} asked for"
     if not found and skipped and on_error == "stop":

@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -102,16 +102,20 @@ def survey(
     described = folder != Path(root) or (folder / TABLE_NAME).is_file()
     if not described:
         problems += [*_folders(folder), *_attribute_files(folder, clips)]
-    problems += _labels([clip for clip in clips if clip.split != "supplemental"])
+    problems += labels([clip for clip in clips if clip.split != "supplemental"])
     # A csv tells clips apart by their paths; only the official score files cannot.
     problems += _same_names(clips, NOTICE if described else ERROR)
     return folder, clips, problems
 
 
-def leave_out(clips: Iterable[Clip], problems: Iterable[Problem]) -> list[Clip]:
-    """Clips that no error concerns, neither their own nor one of their section."""
-    wrong = {problem.file for problem in problems if problem.is_error}
-    return [clip for clip in clips if clip.path not in wrong and _section(clip) not in wrong]
+def leave_out(clips: Iterable[Clip], files: Collection[str]) -> list[Clip]:
+    """Clips that no error concerns.
+
+    Args:
+      clips: The clips.
+      files: :attr:`Problem.file` of the errors: clips' paths, and sections.
+    """
+    return [clip for clip in clips if clip.path not in files and _section(clip) not in files]
 
 
 def _section(clip: Clip) -> str:
@@ -304,7 +308,7 @@ def _recordings(
             )
 
 
-def _labels(clips: list[Clip]) -> Iterator[Problem]:
+def labels(clips: list[Clip]) -> Iterator[Problem]:
     """Anomalies in training data, and sections that cannot be trained or scored."""
     groups: dict[tuple[str, str], list[Clip]] = defaultdict(list)
     for clip in clips:

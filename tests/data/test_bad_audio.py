@@ -165,6 +165,13 @@ changed("no bits", REFUSED, "", field(34, "<H", 0))
 changed("an unknown coding", REFUSED, "do not decode", field(20, "<H", 0x1234))
 changed("other chunks", TAKEN, "", lambda b: b[:36] + b"LIST\3\0\0\0abc\0" + b[36:] + b"tail")
 changed("endless chunks", REFUSED, "do not decode", lambda b: b[:36] + b"junk\0\0\0\0" * 9999)
+changed(
+    "a signaling NaN",
+    REFUSED,
+    "not finite",
+    lambda b: b[:-4] + struct.pack("<I", 0x7FA00000),
+    subtype="FLOAT",
+)
 changed("flac cut", REFUSED, "truncated", lambda b: b[:2500], suffix=".flac", format="FLAC")
 changed("flac header", REFUSED, "", lambda b: b[:50], suffix=".flac", format="FLAC")
 changed(
@@ -352,6 +359,23 @@ def test_a_section_without_training_clips(template, tmp_path):
             root, tmp_path / "store", SETTINGS, on_error="skip", progress=False
         )
     assert {clip.section for clip in store.clips} == {"00"}
+
+
+def test_a_section_that_loses_its_training_clips_is_left_out(template, tmp_path):
+    root = tmp_path / "dev_data"
+    shutil.copytree(template, root)
+    (root / "fan/train/section_01_source_train_normal_0000.wav").write_bytes(b"x")
+    soundfile.write(root / "fan/test/section_01_source_test_normal_0000.wav", noise(), 16000)
+    for _ in range(2):  # made, and opened again
+        with contextlib.ExitStack() as stack:
+            if not (tmp_path / "store").exists():
+                stack.enter_context(pytest.warns(UserWarning, match="2 faults left out"))
+            store = extract_collection(
+                root, tmp_path / "store", SETTINGS, on_error="skip", progress=False
+            )
+        assert {clip.section for clip in store.clips} == {"00"}
+        files = [entry["file"] for entry in store.manifest["skipped"]]
+        assert files == ["fan/train/section_01_source_train_normal_0000.wav", "fan section 01"]
 
 
 def test_skipped_recordings_that_are_repaired_are_noticed(template, tmp_path):

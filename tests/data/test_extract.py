@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -290,6 +291,28 @@ def test_stopped_in_the_last_step(tmp_path, monkeypatch, last):
         "manifest.json",
         "table.csv",
     ]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk_keeps_what_is_done_and_says_what_is_needed(tmp_path, small_disk, workers):
+    clips = collection(tmp_path / "data", 60, 0.2)  # 25 KB each, in shards of 8 and more
+    settings = dataclasses.replace(SETTINGS, waveform=True)
+
+    def extract_to(store):
+        build_store(clips, tmp_path / "data", store, settings, workers=workers, progress=False)
+
+    with pytest.raises(OSError, match=r"No space left on device; .*") as caught:
+        extract_to(small_disk / "store")
+    words = str(caught.value)
+    assert caught.value.filename.startswith(str(small_disk / "store"))
+    assert "all 60 clips need about" in words or "of them are missing" in words
+    assert not [name for name in os.listdir(small_disk / "store") if name.startswith(".")]
+    kept = listed(small_disk / "store")
+    assert "all 60 clips" not in words or kept
+    # More room: only the rest is done.
+    shutil.copytree(small_disk / "store", tmp_path / "store")
+    extract_to(tmp_path / "store")
+    open_store(tmp_path / "store").verify()
 
 
 def test_one_process_at_a_time(tmp_path):

@@ -249,18 +249,6 @@ def test_clips_much_longer_than_the_others(frames, found):
     assert not kept or max(kept.values()) * len(kept) <= 4 * sum(kept.values())
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of half a MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(disk)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small file system needs root")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
-
-
 def test_a_full_disk_is_said_with_file_and_missing_space(small_disk):
     with pytest.raises(
         OSError, match=r"No space left on device; 4,096,128 bytes are needed, 3,"

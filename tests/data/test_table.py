@@ -133,6 +133,7 @@ ROW = "a.wav,fan,00,source,train,normal,\n"
         (HEADER + 'a.wav,fan,00,,train,,"v\n1"\n', "row 3, column attributes", "without control"),
         (HEADER + "a\0.wav,fan,00,,train,,\n", "row 2, column file", "without control"),
         (HEADER + "a\x1b[2J.wav,fan,00,,train,,\n", "row 2, column file", r"\\x1b\[2J"),
+        (HEADER.replace("split", "sp\u2028lit"), "row 1", r"'sp\\u2028lit' should read 'split'"),
         (HEADER + ROW + HEADER, "row 3", "the header a second time"),
         ("file," + HEADER + ROW, "row 1", "Keep one column file"),
         (HEADER + "a.wav,..,00,,train,,\n", "row 2, column machine_type", "'..'"),
