@@ -97,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         score.add,
         runs.add_rescore,
         runs.add_fuse,
+        runs.add_export,
         results.add_evaluate,
         results.add_report,
         results.add_summarize,

@@ -1,4 +1,4 @@
-"""``rescore`` and ``fuse``: detectors from finished runs, without training."""
+"""``rescore``, ``fuse`` and ``export``: what is made of finished runs, without training."""
 
 from __future__ import annotations
 
@@ -86,4 +86,34 @@ def fuse(arguments: argparse.Namespace) -> int:
     weights = ", ".join(f"{weight:.3f}" for weight in results["weights"])
     print(f"Weights:  {weights}")
     finish(arguments.out, results, Console())
+    return 0
+
+
+def add_export(subparsers: Any) -> None:
+    """Adds the command."""
+    parser = add_command(
+        subparsers,
+        "export",
+        export,
+        "write a trained detector as one file that jax alone can run",
+        "Writes the encoder and its back-end as one jax.export artifact, for CPUs and CUDA, with\n"
+        "prototypes, thresholds and a reader of one page beside it.",
+    )
+    parser.add_argument("workdir", type=Path, metavar="run", help="folder of a finished run")
+    parser.add_argument("out", type=Path, help="folder to make")
+    parser.add_argument(
+        "--detector",
+        metavar="NAME",
+        help="which of the run's detectors (default: the run's result)",
+    )
+
+
+def export(arguments: argparse.Namespace) -> int:
+    """Exports a detector."""
+    from asdproto.systems.export import export_detector
+    from asdproto.systems.trained import load_run
+
+    export_detector(load_run(arguments.workdir, arguments.detector), arguments.out)
+    size = (arguments.out / "model.jax").stat().st_size
+    print(f"written: {arguments.out}, {size / 1e6:.1f} MB; score with {arguments.out}/score.py")
     return 0

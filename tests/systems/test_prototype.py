@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 import soundfile
 
+from asdproto import cli
 from asdproto.config import ConfigError, override
 from asdproto.data.dataset import ClipArrays, prepare
 from asdproto.data.dcase import Clip
@@ -240,6 +243,51 @@ def test_fused_detectors_score_as_one(finished, tmp_path):
     for weights, message in (([1], "expected 2"), ([-1, 1], "none below 0"), ([0, 0], "one above")):
         with pytest.raises(ConfigError, match=message):
             after.fuse(tmp_path / "no", [workdir, knn], weights)
+
+
+# scipy and flatbuffers are jax's own.
+BLOCKED = """
+import sys
+for name in ("flax", "optax", "orbax", "librosa", "sklearn", "soundfile", "asdproto"):
+    sys.modules[name] = None
+"""
+
+
+@pytest.mark.filterwarnings("ignore:undefined figures")
+@pytest.mark.parametrize("change", [[], ["score.kind=knn", "score.neighbors=2"],
+                                    ["score.kind=cosine", "score.full_clip=true"]])  # fmt: skip
+def test_an_exported_detector_needs_jax_and_numpy_alone(finished, tmp_path, change):
+    root, clips, workdir, _ = finished
+    if change:
+        after.rescore(workdir, change, tmp_path / "run")
+        workdir = tmp_path / "run"
+    assert cli.main(["export", str(workdir), str(tmp_path / "out")]) == 0
+    test = [clip for clip in clips if clip.split == "test"]
+    code = (
+        f"{BLOCKED}\nsys.path.insert(0, {str(tmp_path / 'out')!r})\n"
+        "import json, wave, numpy as np\nfrom score import Exported\n"
+        f"exported, rows = Exported({str(tmp_path / 'out')!r}), []\n"
+        f"for path, section in {[(str(root / clip.path), clip.section) for clip in test]!r}:\n"
+        "    with wave.open(path) as file:\n"
+        "        data = np.frombuffer(file.readframes(file.getnframes()), np.int16)\n"
+        "    rows.append(exported.score(data / np.float32(32768), section=section))\n"
+        "print(json.dumps(rows))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    expected = load_run(workdir).score_files([root / clip.path for clip in test])
+    for row, other in zip(rows, expected, strict=True):
+        # float32 against float64 distances, and features from another FFT.
+        assert row["score"] == pytest.approx(other["score"], rel=1e-5)
+        assert row["threshold"] == other["threshold"]
+        assert tuple(row["nearest_class"]) == other["nearest_class"]
+
+
+def test_other_systems_are_not_exported(finished, tmp_path, capsys):
+    arguments = ["export", str(finished[2]), str(tmp_path), "--detector", "gmm"]
+    assert cli.main(arguments) == 1
+    assert "a detector of gmm; expected prototype members" in capsys.readouterr().err
 
 
 def test_presets_differ_where_they_say():
