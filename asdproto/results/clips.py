@@ -133,7 +133,7 @@ def _spectrogram(run: Run, row: int) -> Spectrogram | None:
         bank = filterbank(settings)
     except (TypeError, ValueError):  # features that somebody else computed
         return None
-    values = run.store.read(row)
+    values = run.store.read(row)[:, : settings.n_mels]  # samples may follow the bands
     pool = -(-len(values) // MOST_COLUMNS)
     columns = np.add.reduceat(values, np.arange(0, len(values), pool), axis=0)
     counts = np.diff(np.append(np.arange(0, len(values), pool), len(values)))

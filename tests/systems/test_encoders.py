@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,9 @@ import pytest
 
 from asdproto.config import from_dict, to_dict
 from asdproto.data.dataset import prepare, section_keys
+from asdproto.data.store import write_store
 from asdproto.errors import DataError
+from asdproto.results import clips as report_clips
 from asdproto.scoring.metrics import evaluate, group_scores
 from asdproto.systems import encoders, preset
 from asdproto.systems.encoders import ALL, Evidence, partners
@@ -142,6 +145,14 @@ def test_samples_share_one_scale_and_bands_have_their_own(store):
     # Noise of deviation 0.1.
     np.testing.assert_allclose(found.std[mels], 0.1, rtol=0.05)
     np.testing.assert_array_equal(found.mean[:mels], data.mean[:mels])
+
+
+def test_reports_show_the_bands_of_frames_that_hold_samples(tmp_path):
+    settings = dataclasses.replace(tiny.FEATURES, n_mels=4, n_fft=64)
+    features = np.arange(2 * 5 * settings.columns).reshape(2, 5, -1)
+    kept = write_store(tmp_path, features, tiny.clips()[:2], settings=settings, dtype="float32")
+    shown = report_clips._spectrogram(types.SimpleNamespace(store=kept), 1)
+    np.testing.assert_array_equal(shown.values, features[1, :, :4])
 
 
 @pytest.mark.parametrize(("batch", "expected"), [(4, [1, 0, 3, 2]), (5, [1, 0, 3, 2, 4])])
