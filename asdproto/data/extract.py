@@ -1,10 +1,9 @@
 """From a collection of recordings to a feature store, once, on every core.
 
-Workers leave what they finish as shards, files that are renamed into place when they are whole, and
-a store is put together from them at the end::
+Workers leave what they finish as shards, and a store is put together from them at the end::
 
     features/
-      shard-<random>   a line of json that says which clips these are, then their frames
+      shard-<random>   features of some clips; see asdproto.data.shards
       .lock            held by the one process that extracts
 
 An extraction that is interrupted, even killed, goes on where it stopped when it is run again. A
@@ -14,14 +13,10 @@ space as the store, until it is finished.
 
 import contextlib
 import hashlib
-import json
-import logging
 import os
-import secrets
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence, Sized
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +26,19 @@ from asdproto import features
 from asdproto.data import validate
 from asdproto.data.dcase import Clip
 from asdproto.data.pool import Bar, count_workers, run
+from asdproto.data.shards import (
+    SHARD,
+    Done,
+    Piece,
+    done_before,
+    extract_piece,
+    has_stamp,
+    names_in,
+    read_shard,
+    remove_shards,
+    split,
+    stamp_of,
+)
 from asdproto.data.store import (
     CLIP_FIELDS,
     FEATURES,
@@ -40,24 +48,17 @@ from asdproto.data.store import (
     Row,
     as_settings,
     check_dtype,
-    differences,
     open_store,
     save_store,
 )
 from asdproto.data.validate import Problem
-from asdproto.errors import DataError, StoreError, printable
-from asdproto.files import checksum, is_full, locked, write_atomically
+from asdproto.errors import StoreError, printable
+from asdproto.files import is_full, locked
 
 LOCK = ".lock"
-_SHARD = "shard-"
-# Clips of a shard: enough to hide the hand-over, little enough to lose; fewer towards the end, so
-# that all workers end together.
-_MOST, _FEWEST = 64, 8
 # Starting a pool costs about a second, in which one process extracts some 500 clips.
 _POOL_WORTH = 500
 _MOST_LISTED = 200  # faults in an error
-
-_log = logging.getLogger(__name__)
 
 
 class ExtractionError(StoreError):
@@ -210,8 +211,8 @@ def _check_folder(path: Path) -> None:
     """Refuse to extract into a folder that holds something else."""
     if path.exists() and not path.is_dir():
         raise StoreError(path, "a file", "a folder for the features", "Choose another path.")
-    ours = (".", _SHARD, FEATURES, TABLE)
-    found = sorted(name for name in _names(path) if not name.startswith(ours))
+    ours = (".", SHARD, FEATURES, TABLE)
+    found = sorted(name for name in names_in(path) if not name.startswith(ours))
     if found:
         raise StoreError(
             path,
@@ -219,10 +220,6 @@ def _check_folder(path: Path) -> None:
             "an empty folder, or a feature store",
             "Choose another folder.",
         )
-
-
-def _names(path: Path) -> list[str]:
-    return os.listdir(path) if path.is_dir() else []
 
 
 def _extract(
@@ -239,15 +236,15 @@ def _extract(
     Where ``skipped`` is a list, clips with errors are left out and added to it.
     """
     settings = features.FeatureSettings(**plan["settings"])
-    done = _done_before(path, plan, {clip.path for clip in clips}, root)
+    done = done_before(path, plan, {clip.path for clip in clips}, root)
     todo = [clip.path for clip in clips if clip.path not in done]
     if workers is None:
         workers = count_workers(len(todo), worth=_POOL_WORTH)
-    pieces = [_Piece(str(root), str(path), paths, plan) for paths in _split(todo, workers)]
+    pieces = [Piece(str(root), str(path), paths, plan) for paths in split(todo, workers)]
     errors: list[Any] = []
     with Bar(show, "Extracting features", len(clips), len(done)) as bar:
         results = run(
-            _extract_piece,
+            extract_piece,
             pieces,
             workers,
             initialize=features.share_filterbank,
@@ -256,7 +253,7 @@ def _extract(
         with _naming_space(path, len(clips), done), contextlib.closing(results):
             for shard, failed in results:
                 errors += failed
-                fresh = {} if shard is None else dict(_read_shard(Path(shard), plan))
+                fresh = {} if shard is None else dict(read_shard(Path(shard), plan))
                 done.update(fresh)
                 bar.advance(len(failed) + len(fresh))
         kept = [clip for clip in clips if clip.path in done]
@@ -275,7 +272,7 @@ def _extract(
         rows = [Row(clip, *done[clip.path][0]) for clip in kept]
         blocks = (done[clip.path][1] for clip in kept)
         save_store(path, rows, blocks, columns=settings.columns, skipped=left_out, **plan)
-        _remove_shards(path)
+        remove_shards(path)
         _say_notes(rows, bar)
     if left_out:
         names = _some([entry["file"] for entry in left_out])
@@ -284,7 +281,7 @@ def _extract(
 
 
 @contextlib.contextmanager
-def _naming_space(path: Path, clips: int, done: dict[str, "_Done"]) -> Iterator[None]:
+def _naming_space(path: Path, clips: int, done: dict[str, Done]) -> Iterator[None]:
     """Say on a full disk how much is needed for all that is left, not for one shard."""
     try:
         yield
@@ -297,7 +294,7 @@ def _naming_space(path: Path, clips: int, done: dict[str, "_Done"]) -> Iterator[
         raise OSError(error.errno, found, str(path)) from None
 
 
-def _compare(clips: list[Clip], done: dict[str, "_Done"]) -> Iterator[Problem]:
+def _compare(clips: list[Clip], done: dict[str, Done]) -> Iterator[Problem]:
     """What shows between clips: copies, and lengths that do not fit into one store."""
     yield from validate.padded({clip.path: done[clip.path][0][0] for clip in clips})
     same: dict[Any, list[Clip]] = defaultdict(list)
@@ -316,148 +313,10 @@ def _compare(clips: list[Clip], done: dict[str, "_Done"]) -> Iterator[Problem]:
 
 def _left_out(root: Path, error: Any) -> dict[str, Any]:
     try:
-        stamp = _stamp(root / error.file)
+        stamp = stamp_of(root / error.file)
     except (OSError, ValueError):  # a section, or a row of a csv
         stamp = (0, 0)
     return {"file": error.file, "found": error.found, "bytes": stamp[0], "modified_ns": stamp[1]}
-
-
-def _remove_shards(path: Path) -> None:
-    for name in _names(path):
-        if name.startswith(_SHARD):
-            (path / name).unlink()
-
-
-# --- shards
-
-# What the table will say of a clip (frames, checksum, bytes, modification time, note), and its
-# features.
-_Done = tuple[tuple[Any, ...], np.ndarray]
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """Clips that become one shard."""
-
-    root: str
-    folder: str
-    paths: list[str]
-    plan: dict[str, Any]
-
-
-def _split(paths: list[str], workers: int) -> Iterator[list[str]]:
-    first = 0
-    while first < len(paths):
-        last = first + min(_MOST, max(_FEWEST, -(-(len(paths) - first) // (4 * workers))))
-        yield paths[first:last]
-        first = last
-
-
-def _extract_piece(piece: _Piece) -> tuple[str | None, list[DataError]]:
-    """Extract some clips into a shard; where it is, and what is wrong with the others."""
-    settings = features.FeatureSettings(**piece.plan["settings"])
-    entries: list[list[Any]] = []
-    blocks: list[np.ndarray] = []
-    errors: list[DataError] = []
-    shard = Path(piece.folder, _SHARD + secrets.token_hex(8))
-    try:
-        for path in piece.paths:
-            file = Path(piece.root, path)
-            try:
-                before = _stamp(file)
-                array, notes = features.file_features(file, settings)
-                if _stamp(file) != before:
-                    raise DataError(
-                        file, "a file that changed meanwhile", "files at rest", "Run this again."
-                    )
-            except DataError as error:
-                errors.append(DataError(path, error.found, error.expected, error.remedy))
-                continue
-            except OSError as error:
-                found = error.strerror or str(error)
-                errors.append(DataError(path, found, "a readable file", "Check the collection."))
-                continue
-            block = array.astype(piece.plan["dtype"])
-            entries.append([path, len(block), checksum(block), *before, "; ".join(notes)])
-            blocks.append(block)
-    finally:  # also when interrupted
-        if blocks:
-            head = json.dumps({"plan": piece.plan, "clips": entries}).encode() + b"\n"
-            content = b"".join([head, *(block.tobytes() for block in blocks)])
-            write_atomically(shard, content, sync=False)
-    return str(shard) if blocks else None, errors
-
-
-def _stamp(file: Path) -> tuple[int, int]:
-    """Size in bytes and modification time in nanoseconds: how a changed file is recognized."""
-    status = os.stat(file)
-    return status.st_size, status.st_mtime_ns
-
-
-def _read_shard(shard: Path, plan: dict[str, Any]) -> Iterator[tuple[str, _Done]]:
-    """Clips of a shard, their features mapped, not read.
-
-    Raises:
-      ValueError: The file is not a whole shard.
-      StoreError: Its features are made with other settings.
-    """
-    with open(shard, "rb") as stream:
-        head = json.loads(stream.readline())
-        offset = stream.tell()
-    try:
-        found = {**head["plan"]["settings"], "dtype": head["plan"]["dtype"]}
-        different = differences(found, {**plan["settings"], "dtype": plan["dtype"]})
-        if different:
-            raise StoreError(
-                shard.parent,
-                "an unfinished extraction with other settings: " + "; ".join(different),
-                "the settings asked for",
-                "Choose another folder, or delete this one to begin again.",
-            )
-        columns = features.FeatureSettings(**plan["settings"]).columns
-        shape = (sum(entry[1] for entry in head["clips"]), columns)
-        frames = np.memmap(shard, plan["dtype"], "r", offset, shape)
-        first = 0
-        for path, length, *rest in head["clips"]:
-            yield path, ((length, *rest), frames[first : first + length])
-            first += length
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"no list of clips ({error!r})") from None
-
-
-def _done_before(
-    path: Path, plan: dict[str, Any], wanted: set[str], root: Path
-) -> dict[str, _Done]:
-    """What an earlier run has left that is whole and still of the recordings as they are."""
-    done: dict[str, _Done] = {}
-    for name in sorted(_names(path)):
-        file = path / name
-        if not name.startswith(_SHARD):
-            if name.startswith((f".{_SHARD}", f".{FEATURES}.")):
-                file.unlink()  # what a killed process was writing
-            continue
-        whole: dict[str, _Done] = {}
-        try:
-            for clip, (entry, block) in _read_shard(file, plan):
-                _, crc32, *stamp, _ = entry
-                if checksum(block) != crc32:
-                    raise ValueError(f"features of {clip} that do not match their checksum")
-                if clip in wanted and _has_stamp(root / clip, stamp):
-                    whole[clip] = entry, block
-            done.update(whole)
-        except StoreError:
-            raise
-        except ValueError as error:
-            _log.warning("%s is damaged (%s): its clips are extracted again", file, error)
-            file.unlink()
-    return done
-
-
-def _has_stamp(file: Path, stamp: Sequence[int]) -> bool:
-    try:
-        return _stamp(file) == tuple(stamp)
-    except OSError:
-        return False
 
 
 # --- a store that is there already
@@ -473,7 +332,7 @@ def _open_same(
 ) -> FeatureStore:
     """Open a finished store, if it is of these clips, settings and files."""
     store = open_store(path, expect=settings)
-    _remove_shards(path)  # left by a process that was killed in its last step
+    remove_shards(path)  # left by a process that was killed in its last step
     skipped = {entry["file"]: entry for entry in store.manifest.get("skipped", ())}
     found = _clip_differences(store, validate.leave_out(clips, skipped))
     if store.dtype != dtype:
@@ -486,7 +345,7 @@ def _open_same(
         changed = [
             file
             for file, stamp in stamps.items()
-            if stamp != (0, 0) and not _has_stamp(root / file, stamp)
+            if stamp != (0, 0) and not has_stamp(root / file, stamp)
         ]
         if changed:
             found = f"features of {_count(changed, 'recording')} changed since: {_some(changed)}"

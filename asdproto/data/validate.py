@@ -71,7 +71,7 @@ def validate(
     """
     settings = features.FeatureSettings() if settings is None else settings
     try:
-        root, clips, problems = survey(root, supplemental=True)
+        root, clips, problems = survey(root)
     except DataError as error:
         return [_problem(error)]
     problems += _recordings(root, clips, settings)
@@ -79,22 +79,20 @@ def validate(
     return sorted(unique, key=lambda problem: (not problem.is_error, problem.file, problem.found))
 
 
-def survey(
-    root: str | os.PathLike, *, supplemental: bool = False
-) -> tuple[Path, list[Clip], list[Problem]]:
+def survey(root: str | os.PathLike) -> tuple[Path, list[Clip], list[Problem]]:
     """Read a collection, and list what is wrong with names, folders, tables and labels.
 
     Args:
       root: As for :func:`validate`.
-      supplemental: As for :func:`asdproto.data.dcase.scan`.
 
     Returns:
-      The root that the clips' paths are relative to, the clips, and the problems.
+      The root that the clips' paths are relative to; the clips, without the supplemental ones,
+      which nothing reads; and the problems.
 
     Raises:
       DataError: Nothing can be read.
     """
-    folder, clips, errors = survey_collection(root, supplemental=supplemental)
+    folder, clips, errors = survey_collection(root, supplemental=True)
     problems = [_problem(error) for error in errors]
     if not clips and not errors:
         expected = "recordings, <machine type>/{train,test}/<name>.wav"
@@ -102,9 +100,10 @@ def survey(
     described = folder != Path(root) or (folder / TABLE_NAME).is_file()
     if not described:
         problems += [*_folders(folder), *_attribute_files(folder, clips)]
-    problems += labels([clip for clip in clips if clip.split != "supplemental"])
     # A csv tells clips apart by their paths; only the official score files cannot.
     problems += _same_names(clips, NOTICE if described else ERROR)
+    clips = [clip for clip in clips if clip.split != "supplemental"]
+    problems += labels(clips)
     return folder, clips, problems
 
 

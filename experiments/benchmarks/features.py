@@ -10,8 +10,8 @@ Three measurements on the same recordings (10 s of 16-bit noise at 16 kHz, or th
   turns on the same handful of files, in one process with one thread. The values of both are
   compared before anything is timed.
 - **Processes.** ``build_store`` with one worker and with several, in turns, each over a few and
-  over many clips. The difference of the two gives the rate of the going machinery (headers,
-  hand-over, writing and journal count); what starting the processes costs stands beside it. A
+  over many clips. The difference of the two gives the rate of the going machinery (hand-over
+  and writing count); what starting the processes costs stands beside it. A
   control says what the machine itself gives: the bare arithmetic, no file and no hand-over, in as
   many processes. Where that is not 1, other work shares the cores; the efficiency in CPU time
   (what a clip costs with one worker, over what it costs with several) is free of that.

@@ -243,6 +243,9 @@ def flip(content):
         lambda content: b"{}\n",
         lambda content: b"[1]\n",
         lambda content: content.replace(b'"clips": [[', b'"clips": [7, ['),
+        lambda content: content.replace(b'"clips": [[', b'"clips": [[[], '),
+        lambda content: content.replace(b'.wav", ', b'.wav", -'),
+        lambda content: content.replace(b'.wav", ', b'.wav", 99999999999999999999'),
         lambda content: bytes(range(256)) * 8,
     ],
 )
