@@ -302,8 +302,8 @@ def _mixed_sections(params, state, embeddings, batch, *, key, hyper, axis_name, 
 # quick and small are for a few hundred clips on a CPU, where batches of 2,048 would be one step.
 _SMALL = {"batch_size": 32, "optimizer": "adam", "weight_decay": 0.0}
 _QUICK = DGMixSystem(
-    stage=_pretrain(15, learning_rates=((1e-3, 1),), **_SMALL),
-    finetune=_finetune(5, learning_rates=((1e-3, 1),), **_SMALL),
+    stage=_pretrain(8, learning_rates=((1e-3, 1),), **_SMALL),
+    finetune=_finetune(3, learning_rates=((1e-3, 1),), **_SMALL),
     projector=(256, 256, 256),
 )
 PRESETS = {

@@ -125,7 +125,7 @@ def _loss(params, state, embeddings, batch, **_):
 # quick and small are for a few hundred clips on a CPU: a rate, a momentum and a number of windows
 # that belong to a few hundred steps.
 PRESETS = {
-    "quick": MobileNetSystem(stage=_stage(15, 1e-3), hop=32, momentum=0.9),
+    "quick": MobileNetSystem(stage=_stage(8, 1e-3), hop=32, momentum=0.9),
     "small": MobileNetSystem(stage=_stage(40, 1e-3), hop=16, momentum=0.9),
     "paper": MobileNetSystem(),
 }
