@@ -1,0 +1,47 @@
+"""Twenty steps of both stages on fixed data give the losses that stand here."""
+
+import dataclasses
+import json
+
+import numpy as np
+
+from asdproto.config import override
+from asdproto.systems.members import RunOptions
+from asdproto.systems.prototype import PrototypeSystem, train
+from asdproto.training.devices import use_devices
+from tests.training import tiny
+
+# Mean loss of every epoch of ten steps.
+GOLDEN = {"pretrain": [2.13229, 0.93309], "finetune": [0.16519, 0.20307]}
+
+WHEN = """The losses of a fixed run have moved: {found}.
+Update them only if what training computes was meant to change (a default, a formula, the order of
+random draws, the initial weights), in a commit that says so and by how much results change. A
+change of structure, speed or names must leave them as they are; then look for the mistake."""
+
+
+def test_losses_of_a_fixed_run(tmp_path):
+    system = override(
+        PrototypeSystem(),
+        [
+            "pretrain.epochs=2",
+            "pretrain.batch_size=8",
+            "pretrain.steps_per_epoch=10",
+            "finetune.epochs=2",
+            "finetune.ways=4",
+            "finetune.shots=2",
+            "finetune.steps_per_epoch=10",
+        ],
+    )
+    encoder = dataclasses.replace(system.encoder, module=tiny.Encoder(), crop=tiny.CROP)
+    system = dataclasses.replace(system, encoder=encoder)
+    options = RunOptions(tmp_path, use_devices(1), loop="dispatch")
+    train(system, tiny.make_data(), options, seed=3)
+    found: dict = {}
+    for line in map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines()):
+        found.setdefault(line["stage"], []).append(round(line["loss"], 5))
+    for stage, losses in GOLDEN.items():
+        # Machines differ in the last bits of a sum; twenty steps make 1e-4 of them.
+        np.testing.assert_allclose(
+            found[stage], losses, rtol=3e-4, err_msg=WHEN.format(found=found)
+        )
