@@ -356,15 +356,17 @@ def test_held_out_scores_set_thresholds_that_new_clips_keep():
 
 def test_held_out_scores_are_those_of_back_ends_without_the_clip():
     rng = np.random.default_rng(4)
-    embeddings, labels = rng.standard_normal((14, 3)), np.array([0, 1] * 5 + [2] * 4)
-    sections = ["00"] * 10 + ["01"] * 4
+    embeddings, labels = rng.standard_normal((19, 3)), np.array([0, 1] * 5 + [2] * 9)
+    sections = ["00"] * 10 + ["01"] * 9
     found = scoring.held_out_scores(embeddings, labels, sections, folds=5)
     everything = scoring.fit_scorer(embeddings, labels, sections)
     expected = everything.score(embeddings, sections, training=True)
     # Section 01 is too small to be parted; the first part holds the first clip of each class.
     np.testing.assert_array_equal(found[10:], expected[10:])
-    kept = [row for row in range(14) if row not in (0, 1)]
+    kept = [row for row in range(19) if row not in (0, 1)]
     without = scoring.fit_scorer(embeddings[kept], labels[kept], [sections[r] for r in kept])
     np.testing.assert_array_equal(found[:2], without.score(embeddings[:2], sections[:2]))
+    # Neighbors other than the clip itself, also where nothing is held out.
+    assert scoring.held_out_scores(embeddings, labels, sections, kind="knn").min() > 0.0
     with pytest.raises(ValueError, match="folds is 1"):
         scoring.held_out_scores(embeddings, labels, sections, folds=1)

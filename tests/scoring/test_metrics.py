@@ -248,12 +248,12 @@ def test_summarize_over_seeds():
 
 
 def test_paired_differences_are_taken_within_runs():
-    found = metrics.paired_difference([0.5, 0.9, 0.7], [0.6, 0.8, 0.9])
-    gains = np.array([0.1, -0.1, 0.2])
+    found = metrics.paired_difference([0.5, 0.9, 0.7, 0.5], [0.6, 0.8, 0.9, 0.5])
+    gains = np.array([0.1, -0.1, 0.2, 0.0])
     assert found == {
         "mean": pytest.approx(gains.mean()),
         "std": pytest.approx(gains.std(ddof=1)),
-        "count": 3,
+        "count": 4,
         "higher": 2,
     }
     with pytest.raises(ValueError, match="found 2 and 1"):
