@@ -1,11 +1,13 @@
 """Convolution with a choice of lowering: one operation, four ways to compile it.
 
-XLA's convolution is right on an accelerator, but for windows larger than the map: XLA's rewriting
-of their gradients for a GPU adds transposes and copies, which one matrix product over gathered
-patches does not need. On a CPU the convolution falls off cliffs: small maps and strided windows run
-tens of times slower than patches, and any convolution inside a loop body loses its threads. Under
-``vmap`` over models a convolution becomes a grouped one, where patches become a batched matrix
-product. All lowerings compute the same sums; only their order, and so the last bits, differ.
+XLA's convolution is right on an accelerator, but for windows larger than the map: its rewriting of
+their gradients for a GPU adds transposes and copies, which one matrix product over gathered patches
+does not need. For an H100 (experiments/benchmarks/program.py) patches there make 263 kernels and
+885 MB of a pre-training step's 271 and 870, 285 and 1,917 of a fine-tuning step's 298 and 1,859.
+On a CPU the convolution falls off cliffs: small maps and strided windows run tens of times slower
+than patches, and any convolution inside a loop body loses its threads. Under ``vmap`` over models a
+convolution becomes a grouped one, where patches become a batched matrix product. All lowerings
+compute the same sums; only their order, and so the last bits, differ.
 """
 
 import functools
@@ -16,7 +18,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-Lowering = Literal["native", "patches", "fitting", "mixed"]
+# "native": XLA's convolution. "patches": gathered patches and one matrix product. "native_if_fits":
+# XLA's where the window fits into the result, else patches. "native_if_large": XLA's on large maps
+# without strides, else patches.
+Lowering = Literal["native", "patches", "native_if_fits", "native_if_large"]
 
 # Output positions per example up to which patches beat XLA's CPU convolution: measured by
 # experiments/benchmarks/train.py --part lowering on 2 cores at widths 16 to 64.
@@ -31,13 +36,13 @@ def default_lowering(backend: str | None = None, *, in_loop: bool = False) -> Lo
       in_loop: Whether the steps run inside ``scan``, or under ``vmap`` over models.
 
     Returns:
-      ``"fitting"`` on GPU, ``"native"`` on TPU, ``"mixed"`` on CPU, ``"patches"`` on CPU inside a
-      loop.
+      ``"native_if_fits"`` on GPU, ``"native"`` on TPU, ``"native_if_large"`` on CPU, ``"patches"``
+      on CPU inside a loop.
     """
     backend = backend or jax.default_backend()
     if backend == "cpu":
-        return "patches" if in_loop else "mixed"
-    return "native" if backend == "tpu" else "fitting"
+        return "patches" if in_loop else "native_if_large"
+    return "native" if backend == "tpu" else "native_if_fits"
 
 
 @functools.cache
@@ -67,41 +72,39 @@ def compiler_options(backend: str | None = None) -> dict[str, str] | None:
     return options
 
 
-def convolve(x: jax.Array, kernel: jax.Array, *, stride: int, lowering: Lowering) -> jax.Array:
+def convolve(x: jax.Array, kernel: jax.Array, *, strides: int, lowering: Lowering) -> jax.Array:
     """Two-dimensional convolution with symmetric padding ``kernel // 2``.
 
     Args:
       x: Floating, shape ``[batch, rows, columns, channels]``.
       kernel: Same dtype, shape ``[size, size, channels, features]``, ``size`` odd.
-      stride: Step in both directions.
-      lowering: ``"native"``: XLA's convolution. ``"patches"``: gathered patches and one matrix
-        product. ``"fitting"``: XLA's convolution where the window fits into the result, else
-        patches. ``"mixed"``: patches where a CPU is faster with them, else XLA's convolution.
+      strides: Step in both directions.
+      lowering: How it is compiled, see :data:`Lowering`.
 
     Returns:
-      Shape ``[batch, ceil(rows / stride), ceil(columns / stride), features]``.
+      Shape ``[batch, ceil(rows / strides), ceil(columns / strides), features]``.
     """
     size = kernel.shape[0]
     pad = size // 2
-    rows, columns = (-(-n // stride) for n in x.shape[1:3])
-    if lowering == "fitting":
+    rows, columns = (-(-n // strides) for n in x.shape[1:3])
+    if lowering == "native_if_fits":
         lowering = "patches" if min(rows, columns) < size else "native"
-    elif lowering != "native" and stride == 2 and size > 3 and x.shape[-1] == 1:
+    elif lowering != "native" and strides == 2 and size > 3 and x.shape[-1] == 1:
         x, kernel = _space_to_depth(x, kernel, rows, columns)
-        size, stride, pad = kernel.shape[0], 1, 0
-        lowering = "native" if lowering == "mixed" else lowering
-    if lowering == "mixed":
-        lowering = "patches" if stride > 1 or rows * columns <= _CPU_SMALL_MAP else "native"
+        size, strides, pad = kernel.shape[0], 1, 0
+        lowering = "native" if lowering == "native_if_large" else lowering
+    if lowering == "native_if_large":
+        lowering = "patches" if strides > 1 or rows * columns <= _CPU_SMALL_MAP else "native"
     if lowering == "native":
         return lax.conv_general_dilated(
             x,
             kernel,
-            (stride, stride),
+            (strides, strides),
             [(pad, pad), (pad, pad)],
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
     x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    patches = _patches(x, size, stride, rows, columns)
+    patches = _patches(x, size, strides, rows, columns)
     return patches @ kernel.reshape(-1, kernel.shape[-1])
 
 
@@ -134,10 +137,14 @@ def _space_to_depth(
     return x.reshape(batch, height // 2, width // 2, 4), cut.reshape(half, half, 4, -1)
 
 
-def _patches(x: jax.Array, size: int, stride: int, rows: int, columns: int) -> jax.Array:
+def _patches(x: jax.Array, size: int, strides: int, rows: int, columns: int) -> jax.Array:
     """Windows of ``x`` laid side by side: ``[batch, rows, columns, size * size * channels]``."""
     windows = [
-        x[:, i : i + (rows - 1) * stride + 1 : stride, j : j + (columns - 1) * stride + 1 : stride]
+        x[
+            :,
+            i : i + (rows - 1) * strides + 1 : strides,
+            j : j + (columns - 1) * strides + 1 : strides,
+        ]
         for i in range(size)
         for j in range(size)
     ]
@@ -172,27 +179,27 @@ class Conv(nn.Module):
 
     Attributes:
       features: Output channels.
-      size: Window, odd.
-      stride: Step in both directions.
-      lowering: See :func:`convolve`.
+      kernel_size: Window, odd.
+      strides: Step in both directions.
+      lowering: See :data:`Lowering`.
       dtype: Dtype of the arithmetic; the kernel is stored in float32.
     """
 
     features: int
-    size: int = 3
-    stride: int = 1
+    kernel_size: int = 3
+    strides: int = 1
     lowering: Lowering = "native"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps ``[batch, rows, columns, channels]`` to ``[batch, rows', columns', features]``."""
-        shape = (self.size, self.size, x.shape[-1], self.features)
+        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         # He initialization by fan-out, as residual networks are usually started.
         kernel = self.param("kernel", nn.initializers.he_normal(), shape, jnp.float32)
         return convolve(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
-            stride=self.stride,
+            strides=self.strides,
             lowering=self.lowering,
         )

@@ -195,7 +195,7 @@ class MobileFaceNet(nn.Module):
 
         shape = (3, 3, images.shape[-1], self.stem)
         kernel = self.param("stem", _he_normal, shape, jnp.float32).astype(self.dtype)
-        x = convolve(images.astype(self.dtype), kernel, stride=2, lowering=self.lowering)
+        x = convolve(images.astype(self.dtype), kernel, strides=2, lowering=self.lowering)
         x = activate("stem", x)
         x = activate("stem_depthwise", depthwise(stride=1, name="stem_depthwise")(x))
         for stage, (expansion, channels, blocks, stride) in enumerate(self.stages, start=1):

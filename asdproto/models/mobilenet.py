@@ -45,8 +45,8 @@ class MobileNetV2(nn.Module):
       unit: Whether embeddings are brought to unit length. The baseline's are not: a softmax with
         bias classifies them.
       momentum: Share of the running statistics that one update keeps.
-      lowering: How depthwise convolutions are compiled: ``"native"`` and ``"fitting"`` are XLA's
-        grouped convolution, the others shifted products.
+      lowering: How depthwise convolutions are compiled: ``"native"`` and ``"native_if_fits"`` are
+        XLA's grouped convolution, the others shifted products.
       dtype: Dtype of activations; parameters, statistics and embeddings are float32.
       axis_name: Mapped axis over which batch statistics are averaged; ``None`` for per device.
 
@@ -145,7 +145,8 @@ class Depthwise(nn.Module):
       symmetric: See :func:`depthwise`.
       kernel_init: Draws the kernel, of shape ``[size, size, 1, channels]``.
       size: Window, odd.
-      lowering: ``"native"`` and ``"fitting"``: XLA's grouped convolution, else shifted products.
+      lowering: ``"native"`` and ``"native_if_fits"``: XLA's grouped convolution; the others:
+        shifted products.
       dtype: Dtype of the arithmetic; the kernel is stored in float32.
     """
 
@@ -181,13 +182,14 @@ def depthwise(
       stride: Step in both directions.
       symmetric: Whether ``size // 2`` zeros go before and after, as in PyTorch; otherwise as few as
         are needed, the odd one after, as in TensorFlow. They differ for strides above 1.
-      lowering: ``"native"`` and ``"fitting"``: XLA's grouped convolution, else shifted products.
+      lowering: ``"native"`` and ``"native_if_fits"``: XLA's grouped convolution; the others:
+        shifted products.
 
     Returns:
       Shape ``[batch, ceil(rows / stride), ceil(columns / stride), channels]``.
     """
     size = kernel.shape[0]
-    if lowering in ("native", "fitting"):
+    if lowering in ("native", "native_if_fits"):
         return lax.conv_general_dilated(
             x,
             kernel,

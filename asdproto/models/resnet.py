@@ -62,20 +62,22 @@ class ResNet(nn.Module):
         norm = functools.partial(BatchNorm, train=train, dtype=self.dtype, axis_name=self.axis_name)
 
         x = crops[..., None].astype(self.dtype)
-        x = conv(self.width, size=7, stride=2, name="stem")(x)
+        x = conv(self.width, kernel_size=7, strides=2, name="stem")(x)
         x = norm(relu=True, name="stem_norm")(x, where)
         x = max_pool_3x3(x)
         for stage, blocks in enumerate(self.stages):
             for block in range(blocks):
                 features = self.width * 2**stage
-                stride = 2 if stage > 0 and block == 0 else 1
+                strides = 2 if stage > 0 and block == 0 else 1
                 name = f"stage{stage + 1}_block{block + 1}"
                 shortcut = x
-                y = conv(features, stride=stride, name=f"{name}_conv1")(x)
+                y = conv(features, strides=strides, name=f"{name}_conv1")(x)
                 y = norm(relu=True, name=f"{name}_norm1")(y, where)
                 y = conv(features, name=f"{name}_conv2")(y)
                 if shortcut.shape != y.shape:
-                    shortcut = conv(features, size=1, stride=stride, name=f"{name}_project")(x)
+                    shortcut = conv(
+                        features, kernel_size=1, strides=strides, name=f"{name}_project"
+                    )(x)
                     shortcut = norm(name=f"{name}_project_norm")(shortcut, where)
                 x = norm(relu=True, name=f"{name}_norm2")(y, where, shortcut)
         pool = TimeFrequencyAttentionPooling(self.attention, dtype=self.dtype, name="pool")

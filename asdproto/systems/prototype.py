@@ -72,7 +72,7 @@ class EncoderConfig:
     attention: Attention = "time-frequency"
     dtype: Literal["float32", "bfloat16"] = "float32"
     crop: int = 64
-    lowering: Literal["auto", "native", "patches", "fitting", "mixed"] = "auto"
+    lowering: Literal["auto", "native", "patches", "native_if_fits", "native_if_large"] = "auto"
     sync_batch_stats: bool = True
     module: Any = dataclasses.field(default=None, metadata={"by_value": True})
 

@@ -242,7 +242,9 @@ def measure_sweep(bench: Bench) -> dict[str, Any]:
     )
     compiling = {}
     # Grouped convolutions in a loop take a CPU minutes.
-    for name in ("patches",) if bench.platform == "cpu" else ("native", "fitting", "patches"):
+    for name in (
+        ("patches",) if bench.platform == "cpu" else ("native", "native_if_fits", "patches")
+    ):
         varied = bench.task("pretrain", "scan", data=data, lowering=name)
         held = [stack_runs([bench.state(varied)] * runs)]
         program = Compiled.of(

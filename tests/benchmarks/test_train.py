@@ -69,7 +69,7 @@ def test_loops_lowering_sweep_and_host():
     parts = ["loops", "lowering", "sweep", "host"]
     result = bench_train.main([*TINY, "--rounds", "1", "--parts", *parts])
     assert {"dispatch", "scan, unroll 1", "scan, native convolution"} == set(result["loops"])
-    assert {"native", "patches", "fitting", "mixed", "default_options"} == set(
+    assert {"native", "patches", "native_if_fits", "native_if_large", "default_options"} == set(
         result["lowering"]["4"]
     )
     for found in (*result["loops"].values(), *result["lowering"]["4"].values()):

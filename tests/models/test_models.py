@@ -1,10 +1,13 @@
+import functools
+import typing
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from asdproto.models import convolution, normalization
+from asdproto.models import convolution, fused_norm
 from asdproto.models.normalization import BatchNorm
 from asdproto.models.pooling import TimeFrequencyAttentionPooling
 from asdproto.models.resnet import ResNet
@@ -37,23 +40,23 @@ def _convolve_by_loops(x, kernel, stride):
     )
 
 
-@pytest.mark.parametrize("lowering", ["native", "patches", "fitting", "mixed"])
+@pytest.mark.parametrize("lowering", typing.get_args(convolution.Lowering))
 @pytest.mark.parametrize(("size", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2), (7, 2)])
 @pytest.mark.parametrize("shape", [(2, 9, 6, 3), (2, 16, 12, 3), (3, 2, 4, 3)])
 def test_convolution_equals_loops(lowering, size, stride, shape):
     x, kernel = _random(*shape), _random(size, size, shape[-1], 5, seed=1)
-    found = convolution.convolve(x, kernel, stride=stride, lowering=lowering)
+    found = convolution.convolve(x, kernel, strides=stride, lowering=lowering)
     expected = _convolve_by_loops(x, kernel, stride)
     # Sums of at most 147 products of unit normals, in float32.
     np.testing.assert_allclose(found, expected, atol=5e-5)
 
 
-@pytest.mark.parametrize("lowering", ["patches", "mixed"])
+@pytest.mark.parametrize("lowering", ["patches", "native_if_large"])
 @pytest.mark.parametrize("shape", [(2, 16, 12, 1), (1, 15, 9, 1)])
 @pytest.mark.parametrize("size", [5, 7])
 def test_a_strided_stem_of_one_channel_equals_loops(lowering, shape, size):
     x, kernel = _random(*shape), _random(size, size, 1, 4, seed=1)
-    found = convolution.convolve(x, kernel, stride=2, lowering=lowering)
+    found = convolution.convolve(x, kernel, strides=2, lowering=lowering)
     np.testing.assert_allclose(found, _convolve_by_loops(x, kernel, 2), atol=5e-5)
 
 
@@ -63,7 +66,7 @@ def test_lowerings_have_equal_gradients(size, stride):
 
     def value(lowering):
         def loss(x, kernel):
-            y = convolution.convolve(x, kernel, stride=stride, lowering=lowering)
+            y = convolution.convolve(x, kernel, strides=stride, lowering=lowering)
             return jnp.sum(jnp.sin(y))
 
         return jax.grad(loss, argnums=(0, 1))(x, kernel)
@@ -178,8 +181,8 @@ def test_batch_norm_gradients_are_those_of_its_definition(devices, relu, with_sh
 def test_batch_norm_sums_are_the_same_in_both_forms(shape):
     first, second = _random(*shape), _random(*shape, seed=1)
     pairs = zip(
-        normalization._sum_of_pairs(first, second),
-        normalization._two_sums(first, second),
+        fused_norm._sum_of_pairs(first, second),
+        fused_norm._two_sums(first, second),
         strict=True,
     )
     for found, expected in pairs:
@@ -221,16 +224,30 @@ def test_unknown_pooling_is_an_error():
 
 
 def test_full_network_is_resnet18():
-    model = ResNet()
-    shapes = jax.eval_shape(
-        lambda key: model.init(key, jnp.zeros((1, 64, 128)), train=False), jax.random.key(0)
-    )
+    model, crops = ResNet(), jnp.zeros((3, 64, 128))
+    shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), crops)
     params = {k: v for k, v in shapes["params"].items() if k != "pool"}
     count = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(params))
     # ResNet18 has 11,689,512 parameters: less its classifier of 513,000, and less the two input
     # channels of the 7 x 7 stem that a spectrogram lacks.
     assert count == 11_689_512 - 513_000 - 2 * 49 * 64
-    assert model.embedding_dim == 512
+    # The pooling's two attentions: 512 x 128 and a bias of 128, then 128 x 1.
+    pool = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]["pool"]))
+    assert pool == 2 * (512 * 128 + 128 + 128)
+
+    apply = functools.partial(model.apply, train=False, capture_intermediates=True)
+    embeddings, captured = jax.eval_shape(apply, shapes, crops)
+    found = {
+        name: module["__call__"][0].shape
+        for name, module in captured["intermediates"].items()
+        if name.endswith(("stem", "norm2", "project_norm", "pool"))
+    }
+    # Crops of 64 frames x 128 bands end as maps of 2 x 4.
+    maps = {1: (3, 16, 32, 64), 2: (3, 8, 16, 128), 3: (3, 4, 8, 256), 4: (3, 2, 4, 512)}
+    blocks = {f"stage{s}_block{b}_norm2": maps[s] for s in maps for b in (1, 2)}
+    projections = {f"stage{s}_block1_project_norm": maps[s] for s in (2, 3, 4)}
+    assert found == {"stem": (3, 32, 64, 64), "pool": (3, 512), **blocks, **projections}
+    assert embeddings.shape == (3, 512) == (3, model.embedding_dim)
 
 
 def _small(**kwargs):
@@ -248,7 +265,7 @@ def test_embeddings_are_unit_float32_and_depend_on_each_crop_alone():
     np.testing.assert_allclose(z[2:3], alone, atol=1e-5)
 
 
-@pytest.mark.parametrize("lowering", ["patches", "fitting", "mixed"])
+@pytest.mark.parametrize("lowering", ["patches", "native_if_fits", "native_if_large"])
 def test_network_is_the_same_in_every_lowering(lowering):
     x = _random(4, 32, 24)
     variables = _small().init(jax.random.key(0), x, train=False)
@@ -275,7 +292,7 @@ def test_options_of_a_backend_change_no_results():
 
     def gradients(options):
         def value(x, kernel):
-            return jnp.sum(jnp.sin(convolution.convolve(x, kernel, stride=1, lowering="native")))
+            return jnp.sum(jnp.sin(convolution.convolve(x, kernel, strides=1, lowering="native")))
 
         return jax.jit(jax.grad(value, (0, 1)), compiler_options=options)(x, kernel)
 

@@ -18,7 +18,7 @@ DATA = tiny.make_data()
 KEY = jax.random.key(7)
 # Float32 sums in another order: 1e-6 of unit embeddings, divided by a temperature of 0.2.
 LOSS, UPDATE = {"rtol": 2e-5}, {"atol": 2e-6, "rtol": 2e-4}
-# A change of the rate (steps_per_epoch = 3) lies between the second and the third step.
+# Of two steps the first is the last of its epoch, and the rate changes after it.
 FIRST, RATES = 1, ((0.5, 1), (0.05, 2))
 
 
