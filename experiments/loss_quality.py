@@ -1,10 +1,18 @@
-"""The quality part of ``bench_losses``: one encoder, one schedule, one data set, every loss."""
+"""The quality part of the loss benchmark: one encoder, one schedule, one data set, every loss.
+
+A loss of one's own joins with a function from the stage's numbers to an
+:class:`asdproto.training.stage.Objective`, and an argument::
+
+    from experiments.benchmarks import losses
+
+    losses.main(["--part", "quality", "--data", "ROOT"], own={"mine": my_objective})
+"""
 
 import argparse
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +25,11 @@ from asdproto.data.dataset import Dataset, prepare
 from asdproto.files import write_atomically
 from asdproto.results.tables import percent
 from asdproto.systems import prototype
+from asdproto.systems.members import RunOptions
 from asdproto.systems.prototype import PrototypeSystem, ScoreConfig
-from asdproto.training.devices import Devices, use_compilation_cache, use_devices
-from asdproto.training.epoch import Loop, default_loop
-from asdproto.training.loop import StageRun, train_stage, train_sweep
-from asdproto.training.objectives import OBJECTIVES, make_objective
-from asdproto.training.stage import Hyper
-from asdproto.training.state import Task, TrainState
+from asdproto.training.devices import use_compilation_cache, use_devices
+from asdproto.training.stage import Objective, StageConfig, mpe_objective
+from asdproto.training.state import TrainState
 from experiments import common, two_stage
 from experiments.comparison import FIGURES, over_runs, plot_rows, print_rows, score_run
 
@@ -54,65 +60,52 @@ def get_config(preset: str) -> PrototypeSystem:
     return dataclasses.replace(system, pretrain=stage, score=ScoreConfig(shrinkage=0.03))
 
 
-def make_task(
-    system: PrototypeSystem, loss: str, data: Dataset, devices: Devices, loop: Loop
-) -> Task:
-    """Task of one loss; nothing but the objective differs between losses."""
-    task = prototype.make_task(system, "pretrain", data, devices, loop)
-    return dataclasses.replace(task, objective=make_objective(loss, task.stage))
+MakeObjective = Callable[[StageConfig], Objective]
+
+
+@dataclasses.dataclass(frozen=True)
+class OneStage(PrototypeSystem):
+    """The first stage of the paper's system, and a loss in the place of its own.
+
+    Attributes:
+      make_objective: The loss, from the stage's numbers.
+    """
+
+    make_objective: MakeObjective = mpe_objective
+
+    def objective(self, stage: str, classes: Sequence[tuple] = ()) -> Objective:
+        """The loss."""
+        del stage, classes
+        return self.make_objective(self.pretrain)
 
 
 def train(
     system: PrototypeSystem,
-    loss: str,
+    make_objective: MakeObjective,
     seeds: Sequence[int],
     data: Dataset,
-    folder: Path,
-    devices: Devices,
+    options: RunOptions,
     together: bool,
-    console: Console | None,
 ) -> list[TrainState]:
     """Final states of several seeds; as one program (``together``) or one after the other."""
-    kind = devices.local[0].platform
-    loop: Loop = "scan" if together else default_loop(kind)
-    # Runs of a sweep take a device each; a single run is spread over all.
-    task = make_task(system, loss, data, use_devices(1) if together else devices, loop)
-    mels = data.train.features.shape[2]
-    keys = [jax.random.key(seed) for seed in seeds]
-    states = [task.init(jax.random.fold_in(key, 0), mels) for key in keys]
-    stage_keys = [jax.random.fold_in(key, 1) for key in keys]
-
-    def describe(name: str, run_seeds: Sequence[int], checkpoints: Any) -> StageRun:
-        return StageRun(
-            name=name,
-            checkpoints=checkpoints,
-            metadata={"seeds": list(run_seeds), "loss": loss},
-            metrics=folder / "metrics.jsonl",
-            console=console,
-            loop=loop,
-        )
-
+    fields = {field.name: getattr(system, field.name) for field in dataclasses.fields(system)}
+    fields["stages"] = ("pretrain",)
+    one = OneStage(**fields, make_objective=make_objective)
     if together:
-        name = f"{loss}-{'-'.join(map(str, seeds))}"
-        hypers: list[Hyper] = [task.stage.hyper()] * len(seeds)
-        with prototype.open_checkpoints(folder, name) as checkpoints:
-            run = describe(name, seeds, checkpoints)
-            return train_sweep(task, data, devices, states, stage_keys, hypers, run)
-    final = []
-    for seed, state, key in zip(seeds, states, stage_keys, strict=True):
-        name = f"{loss}-{seed}"
-        with prototype.open_checkpoints(folder, name) as checkpoints:
-            run = describe(name, [seed], checkpoints)
-            final.append(train_stage(task, data, devices, state, key, run))
-    return final
+        found = prototype.train_together(one, data, options, seeds)
+    else:
+        found = [prototype.train(one, data, options, seed=seed, label=f"-{seed}") for seed in seeds]
+    return [final["pretrain"] for final in found]
 
 
-def measure(args: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Trains, scores and evaluates every loss with every seed; finished runs are read back."""
+def measure(
+    args: argparse.Namespace, objectives: Mapping[str, MakeObjective], console: Console
+) -> dict[str, Any]:
+    """Trains, scores and evaluates losses with every seed; finished runs are read back."""
     use_compilation_cache()
     devices = use_devices()
     system = override(get_config(args.preset), args.overrides)
-    names = args.loss or list(OBJECTIVES)
+    names = args.loss or list(objectives)
     folder = args.workdir
     # Losses and seeds may be added to a work folder; whatever else differs is another folder's.
     common.check_same_run(folder, {"system": to_dict(system), "machines": None})
@@ -145,7 +138,11 @@ def measure(args: argparse.Namespace, console: Console) -> dict[str, Any]:
         missing = [seed for seed in args.seeds if not (scores[seed] / "seconds.json").exists()]
         if missing:
             began = time.monotonic()
-            states = train(system, loss, missing, data, folder, devices, together, console)
+            # A folder for these seeds of this loss: more of them are another program.
+            run = folder / "runs" / "-".join([loss, *map(str, missing)])
+            run.mkdir(parents=True, exist_ok=True)
+            options = RunOptions(run, devices, console)
+            states = train(system, objectives[loss], missing, data, options, together)
             seconds = (time.monotonic() - began) / len(missing)
             for seed, state in zip(missing, states, strict=True):
                 score_run(scores[seed], system, data, state, devices)

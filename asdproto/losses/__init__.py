@@ -6,11 +6,36 @@ integer labels ``[...]``, and returns one unreduced number per example: average 
 that a sweep is one ``vmap``. Masks (``where``) exclude examples, classes or prototypes; what is
 excluded may hold anything, even nan, and gives 0. Sums run in float32 whatever the inputs, float64
 if an input is. Vectors are taken as they come: where a docstring says unit length, pass them
-through :func:`asdproto.prototypes.l2_normalize` first.
+through :func:`asdproto.prototypes.l2_normalize` first. Gradients of any order, in reverse and
+forward mode, are those of the formula.
 
-Gradients against prototypes are written out by hand, to keep one matrix of scores and no more. So
-they are for reverse mode (``grad``, ``vjp``), and their own derivatives for forward mode over it
-(Hessian-vector products); ``jvp`` of the loss itself is refused.
+========================= ==================== ============================ ========================
+loss (``_loss``)          source               compares with                differs
+========================= ==================== ============================ ========================
+prototypical              this paper, Eq. 1    ``prototypes[C, D]``
+multi_prototype           this paper, Eq. 3    ``prototypes[C, M, D]``
+negative_prototype        this paper, Eq. 6    ``prototypes[C, D]``         needs ``mix`` or ``key``
+multi_negative_prototype  Eq. 3 and 6          ``prototypes[C, M, D]``      needs ``mix`` or ``key``
+proxy_softmax             Zhai 2019            learned ``[C, D]``, a bias
+arcface                   Deng 2019            learned ``[C, D]``
+cosface                   Wang 2018            learned ``[C, D]``
+adacos                    Zhang 2019           learned ``[C, D]``           state in, state out
+sub_cluster_adacos        Wilkinghoff 2021     learned ``[C, M, D]``        state in, state out
+adaproj                   Wilkinghoff 2024     learned ``[C, M, D]``        state in, state out
+prototypical_network      Snell 2017           ``prototypes[C, D]``
+center                    Wen 2016             ``prototypes[C, D]``         no pieces, no shards
+supervised_contrastive    Khosla 2020          the batch                    ``[examples, dim]`` only
+nt_xent                   Chen 2020            the batch                    ``[examples, dim]`` only
+vicreg                    Bardes 2022          a second view of the batch   no labels; three terms
+========================= ==================== ============================ ========================
+
+Losses against prototypes, center aside, can be taken by pieces of classes (``chunk_size``) and with
+classes spread over devices (``class_axis_name``; reverse mode only). Functions that return logits
+(``prototypical_logits``, ``arcface_logits`` ...) are for people who bring their own cross entropy,
+such as optax's.
+
+Each loss against prototypes is an equation for one embedding, as the papers write it, and
+``_classes.py`` takes it over the batch.
 """
 
 from asdproto.losses._adacos import (

@@ -120,7 +120,7 @@ def adacos_loss(
     """
     embeddings, prototypes, labels = _checks.check_prototypes(embeddings, prototypes, labels)
     return _adaptive_softmax(
-        _cosines,
+        dots,
         embeddings,
         prototypes,
         labels,
@@ -195,7 +195,7 @@ def sub_cluster_adacos_loss(
         embeddings, prototypes, labels, ndim=3
     )
     return _adaptive_softmax(
-        _cosines,
+        dots,
         embeddings,
         prototypes,
         labels,
@@ -282,17 +282,12 @@ def adaproj_loss(
     )
 
 
-def _cosines(z: jax.Array, prototypes: jax.Array) -> jax.Array:
-    """Of an embedding ``[D]``: ``[C]`` or ``[C * M]``."""
-    return dots(z, prototypes.reshape(-1, z.shape[-1]))
-
-
 def _subspace_cosines(z: jax.Array, bases: jax.Array) -> jax.Array:
     """z.q / |q| of an embedding ``[D]`` and bases ``[C, M, D]``, shape ``[C]``."""
-    scores = dots(z, bases)
+    scores = dots(z, bases).reshape(bases.shape[:2])
     # q.q takes the products of a class's vectors among themselves, the same for all embeddings.
     products = jax.vmap(gram)(bases)
-    along = jnp.einsum("cm,cmn->cn", scores, products, precision=lax.Precision.HIGHEST)
+    along = jnp.einsum("cnm,cm->cn", products, scores, precision=lax.Precision.HIGHEST)
     length2 = jnp.sum(along * scores, axis=-1)
     # An embedding orthogonal to the subspace has no projection: its cosine is 0.
     zero = length2 <= 1e-12  # and not "> 1e-12": nan must stay nan

@@ -58,7 +58,7 @@ def compare(
 
     Args:
       logits: From an embedding ``[D]``, the prototypes of some classes, their ``bias`` and ``mix``
-        where there are such, and the hyper-parameters, to logits ``[C]`` or ``[C, M]``; or to two
+        where there are such, and the hyper-parameters, to logits ``[C]`` or ``[C * M]``; or to two
         such arrays, the second of which holds further negatives. It closes over no array.
       embeddings: ``[..., D]``.
       prototypes: ``[C, D]`` or ``[C, M, D]``; this device's with ``class_axis_name``.

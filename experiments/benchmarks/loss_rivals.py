@@ -1,7 +1,8 @@
-"""What ``bench_losses`` compares the losses with.
+"""What the loss benchmark compares the losses with.
 
 ``ENTRIES`` names every loss three ways: ours; the naive form, which is what the formula says when
-it is typed in; and, where there is one, the same loss of pytorch-metric-learning. All take raw
+it is typed in; and, where there is one, the same loss of pytorch-metric-learning. For Eq. 6 the
+formula may be typed in with mixed vectors, or in closed form. All take raw
 vectors and bring them to unit length themselves where the loss wants it, so that the same work is
 timed, and all give the mean over the batch.
 """
@@ -32,6 +33,7 @@ class Entry:
         "prototypes" [classes, dim], "several" [classes, SUB_PROTOTYPES, dim].
       ours: From those, labels and keywords to losses.
       naive: From those and labels to losses; None if nothing simpler can be written.
+      closed: As ``naive``, of a formula that is simplified first.
       rival: From the numpy arrays and torch's module to a pytorch-metric-learning loss, called
         with embeddings and labels (or the second view); None if it has none.
       group: Examples that share a label, for losses within a batch; 0 for random classes.
@@ -43,6 +45,7 @@ class Entry:
     ours: Callable[..., jax.Array]
     naive: Callable[..., jax.Array] | None = None
     rival: Callable[[dict[str, np.ndarray]], Any] | None = None
+    closed: Callable[..., jax.Array] | None = None
     group: int = 0
     chunk: bool = True
 
@@ -245,7 +248,7 @@ ENTRIES: Sequence[Entry] = (
     Entry(
         "multi_prototype", SEVERAL, normalized(losses.multi_prototype_loss), naive_multi_prototype
     ),
-    Entry("negative_prototype", ONE, ours_negative, naive_negative),
+    Entry("negative_prototype", ONE, ours_negative, naive_negative, closed=closed_negative),
     Entry(
         "softmax",
         ONE,

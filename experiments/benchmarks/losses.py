@@ -9,12 +9,13 @@ r"""The losses: speed and memory, and what each of them learns.
 
 **Speed.** For every loss and size (batch x classes x dimensions), the time of a value and its
 gradients in all vector arguments: ours, ours by pieces of 2,048 classes (or of 512 anchors), the
-naive form in JAX, and pytorch-metric-learning's same loss, where it is installed (``pip install -e
-'.[bench]'``). Values and gradients are compared before anything is timed; then all take turns in
-one process, so that what else the machine does slows all alike. Ratios are medians over rounds, of
-time on the clock and of CPU time; on one core (``--cores 1``) the latter is hardly disturbed by
-other work. Memory is what the compiled program takes beside its arguments and results, as the
-compiler says; what would not fit into ``--memory`` is compiled, reported and not run.
+naive form in JAX (of Eq. 6 its closed form typed in plainly, and its definition), and
+pytorch-metric-learning's same loss, where it is installed (``pip install -e '.[bench]'``). Values
+and gradients are compared before anything is timed; then all take turns in one process, so that
+what else the machine does slows all alike. Ratios are medians over rounds, of time on the clock and
+of CPU time; on one core (``--cores 1``) the latter is hardly disturbed by other work. Memory is
+what the compiled program takes beside its arguments and results, as the compiler says; what would
+not fit into ``--memory`` is compiled, reported and not run.
 
 **Quality.** One encoder, schedule, sampler, back-end and data set; only the loss differs. All train
 for the epochs of the preset's pre-training on balanced episodes of 8 classes x 4 clips, from the
@@ -30,7 +31,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from rich.console import Console
 from rich.table import Table
 
 from asdproto.files import write_atomically
+from asdproto.training.objectives import OBJECTIVES
 from experiments import common, loss_quality
 from experiments.benchmarks.features import spread
 from experiments.benchmarks.loss_rivals import ENTRIES, Entry
@@ -51,6 +53,13 @@ SEVERAL_SIZES = ((128, 147, 512), (512, 1024, 256), (1024, 2500, 512), (4096, 25
 IN_BATCH_SIZES = ((512, 0, 256), (1024, 0, 512), (4096, 0, 512))
 PIECES = {"classes": 2048, "anchors": 512}
 GIB = 2**30
+LABELS = {
+    "ours": "ours",
+    "pieces": "ours, chunked",
+    "closed": "closed form, plain autodiff",
+    "naive": "naive form",
+    "torch": "pytorch-metric-learning",
+}
 
 
 class Skipped(Exception):
@@ -151,6 +160,8 @@ def measure(
     whole, piece = (batch, "anchors") if entry.group else (classes, "classes")
     if entry.chunk and whole > PIECES[piece]:
         add("pieces", lambda *arguments: entry.ours(*arguments, chunk_size=PIECES[piece]))
+    if entry.closed is not None:
+        add("closed", entry.closed)
     if entry.naive is not None:
         add("naive", entry.naive)
     if entry.rival is not None and args.torch:
@@ -255,42 +266,33 @@ def show_size(size: Sequence[int]) -> str:
 
 def one_line(row: dict[str, Any]) -> str:
     """A row in words."""
-    parts = [f"{row['loss']} {show_size(row['size'])}:"]
-    for name in ("ours", "pieces", "naive", "torch"):
-        if (found := row.get(name)) is None:
-            continue
-        if "skipped" in found:
-            parts.append(f"{name} {found['skipped']};")
-            continue
-        ratio = ""
-        if name != "ours":
-            wall, cpu = (found[kind]["median"] for kind in ("times_ours", "cpu_times_ours"))
-            ratio = f" ({wall:.2f}x, {cpu:.2f}x in CPU time)"
-        memory = f" {found['temporary_mib']:,.1f} MiB" if "temporary_mib" in found else ""
-        parts.append(f"{name} {found['ms']['median']:,.2f} ms{ratio}{memory};")
-    return " ".join(parts).rstrip(";")
+    found = {LABELS[name]: cell(name, row[name]) for name in LABELS if name in row}
+    parts = "; ".join(f"{label} {text}" for label, text in found.items())
+    return f"{row['loss']} {show_size(row['size'])}: {parts}"
+
+
+def cell(name: str, found: dict[str, Any]) -> str:
+    """Time, time over ours (on the clock, and CPU time), and memory."""
+    if "skipped" in found:
+        return found["skipped"]
+    parts = [f"{found['ms']['median']:,.2f} ms"]
+    if name != "ours":
+        wall, cpu = (found[kind]["median"] for kind in ("times_ours", "cpu_times_ours"))
+        parts.append(f"({wall:.2f}x, CPU {cpu:.2f}x)")
+    if "temporary_mib" in found:
+        parts.append(f"{found['temporary_mib']:,.1f} MiB")
+    return " ".join(parts)
 
 
 def report(result: dict[str, Any], console: Console) -> None:
     """Prints the table."""
-    table = Table(title="Value and gradients, ms (times ours) and temporary MiB")
-    for name in ("loss", "batch x classes x dim", "ours", "by pieces", "naive", "torch", "agree"):
+    table = Table(title="Value and gradients: time (over ours) and temporary memory")
+    for name in ("loss", "batch x classes x dim", *LABELS.values(), "agree to"):
         table.add_column(name, justify="left" if name == "loss" else "right")
     for row in result["rows"]:
-        cells = [row["loss"], show_size(row["size"])]
-        worst = 0.0
-        for name in ("ours", "pieces", "naive", "torch"):
-            found = row.get(name)
-            if found is None:
-                cells.append("")
-            elif "skipped" in found:
-                cells.append(found["skipped"])
-            else:
-                ratio = "" if name == "ours" else f" ({found['times_ours']['median']:.2f})"
-                memory = f"\n{found['temporary_mib']:,.1f} MiB" if "temporary_mib" in found else ""
-                cells.append(f"{found['ms']['median']:,.2f}{ratio}{memory}")
-                worst = max(worst, *found.get("difference", {"": 0.0}).values())
-        table.add_row(*cells, f"{worst:.0e}")
+        cells = [cell(name, row[name]) if name in row else "" for name in LABELS]
+        worst = [x for name in LABELS for x in row.get(name, {}).get("difference", {}).values()]
+        table.add_row(row["loss"], show_size(row["size"]), *cells, f"{max(worst, default=0.0):.0e}")
     console.print(table)
 
 
@@ -305,18 +307,15 @@ def plot(result: dict[str, Any], path: Path) -> None:
     figure, (times, memory) = pyplot.subplots(
         1, 2, figsize=(13, 0.32 * len(rows) + 1.5), sharey=True, layout="constrained"
     )
-    marks = {"naive": ("o", "naive form in JAX"), "torch": ("s", "pytorch-metric-learning")}
-    for name, (mark, label) in marks.items():
+    for name, mark in {"closed": "^", "naive": "o", "torch": "s"}.items():
         timed = [(i, row[name]) for i, row in enumerate(rows) if "ms" in row.get(name, {})]
-        times.plot(
-            [x["times_ours"]["median"] for _, x in timed], [i for i, _ in timed], mark, label=label
-        )
-    known = [(i, row) for i, row in enumerate(rows) if "temporary_mib" in row.get("naive", {})]
-    memory.plot(
-        [r["naive"]["temporary_mib"] / max(r["ours"]["temporary_mib"], 0.01) for _, r in known],
-        [i for i, _ in known],
-        "o",
-    )
+        ratios = [found["times_ours"]["median"] for _, found in timed]
+        times.plot(ratios, [i for i, _ in timed], mark, label=LABELS[name])
+        known = [(i, row) for i, row in enumerate(rows) if "temporary_mib" in row.get(name, {})]
+        needs = [
+            row[name]["temporary_mib"] / max(row["ours"]["temporary_mib"], 0.01) for _, row in known
+        ]
+        memory.plot(needs, [i for i, _ in known], mark)
     times.set_yticks(range(len(rows)), [f"{r['loss']} {show_size(r['size'])}" for r in rows])
     times.set_xlabel("time, times ours")
     memory.set_xlabel("temporary memory, times ours")
@@ -338,7 +337,17 @@ def parse_size(text: str) -> tuple[int, int, int]:
     return int(parts[0]), int(parts[1]), int(parts[2])
 
 
-def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+def main(
+    arguments: Sequence[str] | None = None,
+    own: Mapping[str, loss_quality.MakeObjective] | None = None,
+) -> dict[str, Any]:
+    """The command line.
+
+    Args:
+      arguments: Those of the process if None.
+      own: Further losses for ``--part quality``, by name; see :mod:`experiments.loss_quality`.
+    """
+    objectives = {**OBJECTIVES, **(own or {})}
     parser = argparse.ArgumentParser(
         prog="experiments.benchmarks.losses",
         description=__doc__,
@@ -346,7 +355,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     )
     names = {
         "speed": [entry.name for entry in ENTRIES],
-        "quality": list(loss_quality.OBJECTIVES),
+        "quality": list(objectives),
     }
     parser.add_argument("--part", choices=tuple(names), default="speed", help="what to measure")
     parser.add_argument(
@@ -407,9 +416,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     else:
         if args.out is not None:
             args.out.parent.mkdir(parents=True, exist_ok=True)
-        result = (
-            speed(args, console) if args.part == "speed" else loss_quality.measure(args, console)
-        )
+        if args.part == "speed":
+            result = speed(args, console)
+        else:
+            result = loss_quality.measure(args, objectives, console)
     speedy = result["part"] == "speed"
     (report if speedy else loss_quality.report)(result, console)
     if args.plot is not None:

@@ -27,7 +27,8 @@ def test_losses_are_compared_and_timed(tmp_path, monkeypatch):
         entry = entries[row["loss"]]
         assert row["ours"]["rounds"] == 2
         assert ("pieces" in row) == entry.chunk
-        for name in ("pieces", "naive", "torch"):
+        assert ("closed" in row) == (row["loss"] == "negative_prototype")
+        for name in ("pieces", "closed", "naive", "torch"):
             if "difference" in row.get(name, {}):
                 # The rivals are independent: value and gradients are the same formula's.
                 assert row[name]["difference"]["value"] < 1e-5, (row["loss"], name)

@@ -3,8 +3,13 @@
 import json
 
 import numpy as np
+import optax
 import pytest
 
+from asdproto.losses import proxy_softmax_logits
+from asdproto.prototypes import l2_normalize
+from asdproto.training.objectives import make_objective
+from asdproto.training.stage import Objective
 from experiments.benchmarks import losses as bench_losses
 from tests.experiments.collection import write_collection
 
@@ -27,13 +32,14 @@ def places(tmp_path_factory):
     return root
 
 
-def _run(places, *more, workdir="one", losses=LOSSES):
+def _run(places, *more, workdir="one", losses=LOSSES, own=None):
     return bench_losses.main(
         [
             *("--part", "quality", "--data", str(places / "clips"), "--preset", "quick"),
             *("--features", str(places / "features"), "--workdir", str(places / workdir)),
             *("--loss", *losses, *more, "--set", *SMALL),
-        ]
+        ],
+        own=own,
     )
 
 
@@ -54,16 +60,37 @@ def test_losses_are_trained_and_compared(places, capsys):
     capsys.readouterr()
 
     # A third seed and a repeat: only what is missing is trained.
-    before = (places / "one" / "metrics.jsonl").read_text()
+    before = set((places / "one" / "runs").iterdir())
     more = _run(places, "--seeds", "0", "1", "2", losses=LOSSES[1:])
-    lines = (places / "one" / "metrics.jsonl").read_text()
-    assert lines.startswith(before)
-    stages = {json.loads(line)["stage"] for line in lines[len(before) :].splitlines()}
-    assert stages == {"multi_prototype-2"}
+    (added,) = set((places / "one" / "runs").iterdir()) - before
+    assert added.name == "multi_prototype-2"
     figures = more["losses"]["multi_prototype"]["overall"]["values"]
     assert figures[:2] == result["losses"]["multi_prototype"]["overall"]["values"]
     assert "multi_prototype" in capsys.readouterr().out
     bench_losses.main(["--plot-from", str(out), "--plot", str(picture)])
+
+
+def test_a_loss_of_ones_own_is_a_function_and_an_argument(places):
+    def my_objective(stage):
+        """Softmax over learned prototypes, of our logits and optax's cross entropy."""
+        theirs = make_objective("softmax", stage)
+
+        def loss(params, state, embeddings, batch, *, hyper, **_):
+            prototypes = l2_normalize(params["prototypes"])
+            logits = proxy_softmax_logits(embeddings, prototypes, temperature=hyper.temperature)
+            entropy = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+            return entropy, state.loss_state
+
+        return Objective("mine", loss, init=theirs.init)
+
+    own = {"mine": my_objective}
+    result = _run(places, "--seeds", "0", workdir="own", losses=("softmax", "mine"), own=own)
+    assert list(result["losses"]) == ["softmax", "mine"]
+    softmax, mine = (
+        [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+        for run in (places / "own" / "runs" / f"{name}-0" for name in ("softmax", "mine"))
+    )
+    np.testing.assert_allclose(mine, softmax, rtol=1e-3)  # rounding grows over two epochs
 
 
 def test_seeds_as_one_program_give_the_same_losses(places):
@@ -71,8 +98,8 @@ def test_seeds_as_one_program_give_the_same_losses(places):
     _run(places, "--seeds", "3", "4", "--together", workdir="together", losses=LOSSES[:1])
 
     def lines(workdir):
-        text = (places / workdir / "metrics.jsonl").read_text()
-        return [json.loads(line) for line in text.splitlines()]
+        (run,) = (places / workdir / "runs").iterdir()
+        return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
     apart = np.array([line["loss"] for line in lines("apart")]).reshape(2, 2)
     together = np.array([line["losses"] for line in lines("together")]).T

@@ -92,10 +92,11 @@ def test_gradients_equal_finite_differences(case):
             for s in (step, -step)
         )
         inner = jax.tree.map(lambda g, d: jnp.sum(g * d), gradient, direction)
+        inner = sum(jax.tree.leaves(inner))
         # Central differences: the third derivative times step^2, and rounding 1e-16 / step.
-        np.testing.assert_allclose(
-            sum(jax.tree.leaves(inner)), (ahead - behind) / (2 * step), rtol=1e-6, atol=1e-7
-        )
+        np.testing.assert_allclose(inner, (ahead - behind) / (2 * step), rtol=1e-6, atol=1e-7)
+        _, forward = jax.jit(lambda x, d: jax.jvp(total, x, d))(point, direction)
+        np.testing.assert_allclose(forward, inner, rtol=1e-9, atol=1e-9)
 
 
 @every_loss

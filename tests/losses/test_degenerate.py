@@ -6,6 +6,7 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from asdproto import losses
@@ -321,7 +322,6 @@ def test_masked_mean():
 
 
 def test_hessian_vector_products(batch):
-    """The gradient is written by hand; its own derivative must still be that of the loss."""
     z, p, y = batch
     mix = jnp.full((9, 5), 0.3)
     direction = jax.random.normal(jax.random.key(4), z.shape)
@@ -336,6 +336,52 @@ def test_hessian_vector_products(batch):
         rtol=1e-4,
         atol=1e-4,
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "hyper"),
+    [
+        ("prototypical", {"temperature": 0.3}),
+        ("proxy_softmax", {"temperature": 0.3, "bias": jnp.linspace(-1, 2, 5)}),
+        ("prototypical_network", {"temperature": 0.6}),
+        ("arcface", {"margin": 0.4, "scale": 5.0}),
+        ("cosface", {"margin": 0.3, "scale": 5.0}),
+        ("negative_prototype", {"temperature": 0.3}),
+        (
+            "negative_prototype",
+            {"temperature": 0.3, "normalize_mixed": True},
+        ),
+    ],
+)
+@pytest.mark.parametrize("leading", [(9,), (3, 3)])
+def test_cross_entropy_of_logits_is_the_loss(batch, name, hyper, leading):
+    z, p, y = batch
+    z, y = z.reshape(*leading, 6), y.reshape(leading)
+    more = ()
+    if name == "negative_prototype":
+        more = (jax.random.uniform(jax.random.key(1), (*leading, 5)),)
+    arguments = (z, p, y, *more)
+    function = getattr(losses, f"{name}_logits")
+    takes_labels = "labels" in inspect.signature(function).parameters
+    found = function(*(arguments if takes_labels else (z, p)), **hyper)
+    assert found.shape == (*leading, 10 if more else 5)
+    entropy = optax.softmax_cross_entropy_with_integer_labels(found, y)
+    expected = getattr(losses, f"{name}_loss")(*arguments, **hyper)
+    np.testing.assert_allclose(entropy, expected, rtol=1e-5, atol=1e-5)
+    if more:  # the own class's place may be multiplied by 0
+        soft = optax.softmax_cross_entropy(found, jax.nn.one_hot(y, 10))
+        np.testing.assert_allclose(soft, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_cross_entropy_of_several_prototypes_is_equation_3(batch):
+    z, p, y = batch
+    several = jnp.stack([p, l2_normalize(p + 0.5), -p], axis=1)
+    logits = losses.prototypical_logits(z, several, temperature=0.3)
+    assert logits.shape == (9, 5, 3)
+    each = jnp.repeat(jax.nn.one_hot(y, 5) / 3, 3, axis=1)
+    entropy = optax.softmax_cross_entropy(logits.reshape(9, 15), each)
+    expected = jitted.multi_prototype_loss(z, several, y, temperature=0.3)
+    np.testing.assert_allclose(entropy, expected, rtol=1e-5)
 
 
 def test_fixed_prototypes_cost_no_gradient(batch):
