@@ -2,11 +2,17 @@
 
 A checkpoint is a dictionary of named arrays and a small json of what they belong to, so that it
 can be read without the classes of this package, and on any number of devices. Orbax writes into
-a folder of another name and renames it when all is on disk: what has a step's name is whole.
+a folder of another name and renames it when all is on disk: what has a step's name was whole. That
+it still is, checksums tell before anything is used.
 """
 
+import functools
+import json
 import logging
 import os
+import sys
+import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +20,22 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from asdproto.errors import DataError
+from asdproto.files import checksum
 
-class CheckpointError(ValueError):
-    """A checkpoint is missing, or does not fit what is to be restored."""
+_REMEDY = "Delete the folder: the same command then starts this stage again."
+
+
+class CheckpointError(DataError):
+    """A checkpoint is missing or damaged, or does not fit what is to be restored."""
+
+
+class DamageWarning(UserWarning):
+    """A checkpoint was damaged; an earlier one was taken."""
+
+
+class _Damage(Exception):
+    """What is wrong with a checkpoint."""
 
 
 class Checkpoints:
@@ -28,9 +47,10 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | os.PathLike, keep: int = 2):
-        # Orbax reports every phase of every save at this level.
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        # Orbax logs every phase of every save, and what it cannot read, which is raised as well.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         self.folder = Path(folder).absolute()
+        self.folder.mkdir(parents=True, exist_ok=True)  # its errors name the path
         policy = ocp.checkpoint_managers
         self._manager = ocp.CheckpointManager(
             self.folder,
@@ -53,69 +73,124 @@ class Checkpoints:
           metadata: json-serializable description.
         """
         named = _named(state)
-        shapes = {name: list(np.shape(leaf)) for name, leaf in named.items()}
+        arrays = {name: [*_kind(leaf), checksum(leaf)] for name, leaf in named.items()}
+        about = {"arrays": arrays, "run": metadata}
         self._manager.save(
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(named),
-                about=ocp.args.JsonSave({"arrays": shapes, "run": metadata}),
+                about=ocp.args.JsonSave({**about, "checksum": _text_checksum(about)}),
             ),
         )
 
     def metadata(self, step: int | None = None) -> dict[str, Any]:
-        """Description saved with a checkpoint; the latest when ``step`` is ``None``."""
-        return self._about(self._existing(step))["run"]
+        """Description saved with a checkpoint; the latest when ``step`` is ``None``.
 
-    def _about(self, step: int) -> dict[str, Any]:
-        args = ocp.args.Composite(about=ocp.args.JsonRestore())
-        return dict(self._manager.restore(step, args=args)["about"])
+        Raises:
+          CheckpointError: There is none, or it is damaged.
+        """
+        step = self._existing(step)
+        try:
+            return self._about(step)["run"]
+        except _Damage as damage:
+            raise self._damaged({step: damage}) from None
 
     def restore(self, like: Any, step: int | None = None) -> Any:
         """Restores a state.
 
         Args:
           like: Tree of arrays (or of ``jax.ShapeDtypeStruct``) with the state's structure.
-          step: Which; the latest when ``None``.
+          step: Which; when ``None``, the latest that is not damaged. Damaged ones after it are
+            deleted with a :class:`DamageWarning`, so that training can save these steps again.
 
         Returns:
           Tree of NumPy arrays with the structure of ``like``.
 
         Raises:
-          CheckpointError: There is none, or its arrays are not those of ``like``; the message
-            names the first that differ.
+          CheckpointError: There is none, none is whole, or its arrays are not those of ``like``;
+            the message names the first that differ.
         """
-        step = self._existing(step)
+        latest = self._existing(step)
+        steps = sorted(self._manager.all_steps(), reverse=True) if step is None else [latest]
+        damages: dict[int, _Damage] = {}
+        for one in steps:
+            try:
+                state = self._restore(like, one)
+            except _Damage as damage:
+                damages[one] = damage
+                continue
+            for damaged, reason in damages.items():
+                warnings.warn(
+                    f"{self.folder}: the checkpoint of step {damaged} is damaged ({reason}); "
+                    f"going on from step {one}",
+                    DamageWarning,
+                    stacklevel=2,
+                )
+                self._manager.delete(damaged)
+            return state
+        raise self._damaged(damages)
+
+    def _restore(self, like: Any, step: int) -> Any:
+        """The state of a step; :class:`_Damage` where any of its bits are not those saved."""
         wanted = _named(like)
-        found = {name: tuple(shape) for name, shape in self._about(step)["arrays"].items()}
-        expected = {name: tuple(np.shape(leaf)) for name, leaf in wanted.items()}
+        about = self._about(step)["arrays"]
+        found = {name: (tuple(shape), dtype) for name, (shape, dtype, _) in about.items()}
+        expected = {name: _kind(leaf) for name, leaf in wanted.items()}
         odd = sorted(
             name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)
         )
         if odd:
             details = "; ".join(
-                f"{name}: found {found.get(name, 'nothing')}, expected "
-                f"{expected.get(name, 'nothing')}"
+                f"{name}: found {_described(found.get(name))}, "
+                f"expected {_described(expected.get(name))}"
                 for name in odd[:3]
             )
             raise CheckpointError(
-                f"{self.folder}: the checkpoint of step {step} was written by another "
-                f"configuration ({len(odd)} arrays differ: {details}). Use the configuration it "
-                "was written with, or another work folder"
+                self.folder,
+                f"a checkpoint of step {step} that was written by another configuration "
+                f"({len(odd)} arrays differ: {details})",
+                "one of this configuration",
+                "Use the configuration it was written with, or another work folder.",
             )
         # Arrays come back to the host, wherever they were written: the caller knows its devices.
-        abstract = {name: np.empty(np.shape(leaf), leaf.dtype) for name, leaf in wanted.items()}
-        restored = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        )["state"]
-        structure = jax.tree.structure(like)
-        return jax.tree.unflatten(structure, [restored[name] for name in wanted])
+        abstract = {name: np.empty(shape, dtype) for name, (shape, dtype) in expected.items()}
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        restored = self._read(step, args)["state"]
+        for name in wanted:
+            if checksum(restored[name]) != about[name][2]:
+                raise _Damage(f"the checksum of {name} differs")
+        return jax.tree.unflatten(jax.tree.structure(like), [restored[name] for name in wanted])
+
+    def _about(self, step: int) -> dict[str, Any]:
+        about = self._read(step, ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
+        if not isinstance(about, dict) or about.pop("checksum", None) != _text_checksum(about):
+            raise _Damage("the checksum of its description differs")
+        return about
+
+    def _read(self, step: int, args: Any) -> Any:
+        _silence_abandoned_reads()
+        try:
+            return self._manager.restore(step, args=args)
+        except MemoryError:
+            raise
+        except Exception as error:  # Orbax and TensorStore have dozens for damaged files
+            first = str(error).partition("\n")[0]
+            raise _Damage(first if len(first) < 200 else f"{first[:200]}...") from None
+
+    def _damaged(self, damages: dict[int, _Damage]) -> CheckpointError:
+        found = "; ".join(f"step {step}: {damage}" for step, damage in damages.items())
+        return CheckpointError(
+            self.folder, f"damaged checkpoints only ({found})", "one that is whole", _REMEDY
+        )
 
     def _existing(self, step: int | None) -> int:
         step = self._manager.latest_step() if step is None else step
         if step is None:
             raise CheckpointError(
-                f"{self.folder}: no checkpoint found; expected at least one. Train this stage "
-                "first, or name the work folder of a run that has"
+                self.folder,
+                "no checkpoint",
+                "at least one",
+                "Train this stage first, or name the work folder of a run that has.",
             )
         return step
 
@@ -128,7 +203,32 @@ class Checkpoints:
         self._manager.close()
 
 
+@functools.cache
+def _silence_abandoned_reads() -> None:
+    """Where a read fails, those beside it would each print a traceback into their closed loop."""
+    otherwise = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            otherwise(unraisable)
+
+    sys.unraisablehook = hook
+
+
 def _named(tree: Any) -> dict[str, Any]:
     """Leaves of a tree by their path, such as ``params/encoder/stem/kernel``."""
     paths, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
+
+
+def _kind(leaf: Any) -> tuple[tuple[int, ...], str]:
+    """Shape and dtype."""
+    return tuple(np.shape(leaf)), np.dtype(leaf.dtype).name
+
+
+def _described(kind: tuple[tuple[int, ...], str] | None) -> str:
+    return "nothing" if kind is None else f"{kind[1]} {kind[0]}"
+
+
+def _text_checksum(about: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(about, sort_keys=True).encode())

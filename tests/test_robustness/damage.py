@@ -1,0 +1,38 @@
+"""What can happen to a file."""
+
+import os
+import pathlib
+import shutil
+
+
+def cut(path: pathlib.Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def empty(path: pathlib.Path) -> None:
+    path.write_bytes(b"")
+
+
+def flip(path: pathlib.Path) -> None:
+    """One bit, in the middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    path.write_bytes(content)
+
+
+def binary(path: pathlib.Path) -> None:
+    path.write_bytes(bytes(range(256)) * 2)
+
+
+def missing(path: pathlib.Path) -> None:
+    path.unlink()
+
+
+def folder(path: pathlib.Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def folder_missing(path: pathlib.Path) -> None:
+    """The folder that the file lies in."""
+    shutil.rmtree(path.parent)
