@@ -2,14 +2,21 @@
 
 import dataclasses
 import functools
+import json
 
 import jax
 import numpy as np
 import pytest
 
+from asdproto.data.dataset import prepare
+from asdproto.data.dcase import Clip
+from asdproto.data.store import write_store
 from asdproto.models.autoencoder import AutoEncoder
-from asdproto.systems import autoencoder
-from asdproto.systems.autoencoder import PRESETS, AutoEncoderSystem, fit_machines, score_clips
+from asdproto.systems import reconstruction
+from asdproto.systems.autoencoder import PRESETS, AutoEncoderSystem
+from asdproto.systems.members import RunOptions
+from asdproto.systems.reconstruction import fit_machines, score_clips
+from asdproto.training.devices import use_devices
 
 MELS, CONTEXT = 8, 5
 CONFIG = AutoEncoderSystem(epochs=3, batch=64, held_out=0.0, standardize=True)
@@ -38,7 +45,7 @@ TEST, TEST_FRAMES = clips(6, 1, longest=36)
 
 @dataclasses.dataclass
 class Found:
-    network: autoencoder.Network
+    network: reconstruction.Network
     train_scores: np.ndarray
     test_scores: np.ndarray
 
@@ -249,9 +256,9 @@ def test_a_clip_scores_alike_in_any_company(result, monkeypatch):
 
 def test_an_epoch_is_compiled_once():
     config = dataclasses.replace(CONFIG, epochs=4, batch=50)
-    before = autoencoder._run_epoch._cache_size()
+    before = reconstruction._run_epoch._cache_size()
     run(config)
-    assert autoencoder._run_epoch._cache_size() == before + 1
+    assert reconstruction._run_epoch._cache_size() == before + 1
 
 
 # --- errors
@@ -298,3 +305,66 @@ def test_nan_features_stop_the_run_at_once():
 def test_settings_out_of_range_are_named(name, value):
     with pytest.raises(ValueError, match=name):
         dataclasses.replace(PRESETS["quick"], **{name: value})
+
+
+# --- as a system
+
+
+def test_an_interrupted_training_continues_with_the_same_bits(tmp_path, monkeypatch, result):
+    options = RunOptions(tmp_path, use_devices(1), save_seconds=0.0)
+
+    def interrupt(self, done, figures):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reconstruction.Meter, "epoch", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            fit_machines({"": (TRAIN, TRAIN_FRAMES)}, config=CONFIG, seed=0, options=options)
+    epochs = []
+    monkeypatch.setattr(reconstruction.Meter, "epoch", lambda self, done, _: epochs.append(done))
+    data = {"": (TRAIN, TRAIN_FRAMES)}
+    found = fit_machines(data, config=CONFIG, seed=0, options=options)[""]
+    assert epochs == [2, 3]  # the second was interrupted before it was saved
+    np.testing.assert_array_equal(found.losses, result.network.losses)
+    jax.tree.map(np.testing.assert_array_equal, found.variables, dict(result.network.variables))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Twelve normal clips of two machine types, and an odd one."""
+    odd, odd_frames = clips(1, 2, longest=36, odd=True)
+    features = [*(c[:n] for c, n in zip(TRAIN, TRAIN_FRAMES, strict=True)), odd[0, : odd_frames[0]]]
+    listed = [Clip(f"{i}.wav", "fan", "00", "", "train", "normal", "") for i in range(12)]
+    listed[6:] = [dataclasses.replace(clip, machine_type="pump") for clip in listed[6:]]
+    listed.append(Clip("odd.wav", "fan", "00", "", "test", "anomaly", ""))
+    folder = tmp_path_factory.mktemp("store") / "features"
+    return prepare(write_store(folder, features, listed, settings={"n_mels": MELS}), 5)
+
+
+def test_held_out_scores_come_from_networks_that_did_not_hear_the_clip(data, tmp_path):
+    options = RunOptions(tmp_path, use_devices(1))
+    system = dataclasses.replace(PRESETS["quick"], batch=64, epochs=20)
+    heard = system.train(data, options, [0])["autoencoder"][0]
+    folded = dataclasses.replace(system, folds=3).train(data, RunOptions(None, use_devices(1)), [0])
+    new = folded["autoencoder"][0]
+    assert np.mean(new.held_out) > np.mean(heard.held_out)
+    # The network that scores is the same, and its own errors are what it had without folds.
+    sections = [(clip.machine_type, clip.section) for clip in data.train_clips]
+    np.testing.assert_array_equal(new.member.compare(data.train, sections).scores, heard.held_out)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["stage"] for line in lines] == ["autoencoder fan"] * 20 + ["autoencoder pump"] * 20
+
+
+def test_a_member_comes_back_from_its_arrays(data):
+    system = dataclasses.replace(PRESETS["quick"], batch=64)
+    member = system.train(data, RunOptions(None, use_devices(1)), [0])["autoencoder"][0].member
+    again = system.restore(member.to_arrays(), data.classes)
+    scores = member.compare(data.test, [("fan", "00")]).scores
+    np.testing.assert_array_equal(again.compare(data.test, [("fan", "00")]).scores, scores)
+    windows = again.windows(data.test, [("fan", "00")])
+    assert windows.starts[0] == 0
+    # Half a second each, the last one shorter: their mean, by stacks, is the clip's score.
+    stacks = int(data.test.frames[0]) - CONTEXT + 1
+    counts = np.diff([*range(0, stacks, 15), stacks])
+    np.testing.assert_allclose(np.average(windows.scores, weights=counts), scores[0], rtol=1e-12)
