@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.synchronize import Event
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,7 +16,6 @@ from threadpoolctl import threadpool_limits
 from asdproto.errors import DataError
 
 _log = logging.getLogger(__name__)
-_stop: Event | None = None
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 
@@ -32,7 +30,7 @@ def run(
 ) -> Generator[Result, None, None]:
     """Apply a function to pieces of work, in this process or in several.
 
-    After an interrupt, the pieces in hand are finished and no other is begun.
+    After an interrupt the pieces that were handed over are finished, about two for each process.
 
     Args:
       function: Importable by name; does one piece of work with one thread.
@@ -54,15 +52,14 @@ def run(
         return
     # A fork of a process that holds a started accelerator backend may hang.
     context = multiprocessing.get_context("spawn")
-    stop = context.Event()
     pool = ProcessPoolExecutor(
         workers,
         mp_context=context,
         initializer=_start_worker,
-        initargs=(stop, initialize, arguments),
+        initargs=(initialize, arguments),
     )
     try:
-        waiting: set[Future] = {pool.submit(_work, function, piece) for piece in pieces}
+        waiting: set[Future] = {pool.submit(function, piece) for piece in pieces}
         while waiting:
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             for future in done:
@@ -76,23 +73,16 @@ def run(
             "script of your own must do its work under if __name__ == '__main__'.",
         ) from None
     finally:
-        stop.set()
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_worker(
-    stop: Event, initialize: Callable[..., object] | None, arguments: tuple[Any, ...]
-) -> None:
+def _start_worker(initialize: Callable[..., object] | None, arguments: tuple[Any, ...]) -> None:
     """Make a fresh process a worker: deaf to interrupts, gone when its parent is."""
-    global _stop
-    _stop = stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if initialize is not None:
         initialize(*arguments)
-    # glibc gives memory back when more than twice the largest freed block is unused, and clips'
-    # arrays are faulted in anew: synthesis then takes 1.5 times as long. A large block, never
-    # touched, raises that limit.
+    # As in asdproto.features: without, synthesis takes 1.5 times as long.
     np.empty(2**24, np.uint8)
     threadpool_limits(limits=1)
 
@@ -102,12 +92,6 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-def _work(function: Callable[[Piece], Result], piece: Piece) -> Result:
-    if _stop is not None and _stop.is_set():
-        raise InterruptedError  # read by nobody: the parent has stopped
-    return function(piece)
 
 
 def count_workers(jobs: int, *, worth: int) -> int:

@@ -125,6 +125,8 @@ def test_every_real_name_of_2022_parses_and_gives_the_published_class_counts(rea
             ("", "00", "source", "test", "normal", "0001", ""),
         ),
         ("C/Test/section_00_0005.wav", ("C", "00", "", "test", "", "0005", "")),
+        # No machine type is called so: scores are filed under its name.
+        ("../section_00_0005.wav", ("", "00", "", "", "", "0005", "")),
     ],
 )
 def test_grammar_of_every_year(path, expected):

@@ -229,6 +229,25 @@ def test_clips_that_changed_meanwhile_are_done_again(tmp_path, monkeypatch):
     np.testing.assert_array_equal(store.features, build(clips, tmp_path, "fresh").features)
 
 
+def test_a_file_that_changes_while_it_is_read_is_not_taken(tmp_path, monkeypatch):
+    clips = collection(tmp_path / "data")
+    real = features.file_features
+
+    def changing(path, settings):
+        found = real(path, settings)
+        if path.name == clips[3].name:
+            soundfile.write(path, np.full(9000, 0.3), 16000)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(features, "file_features", changing)
+        with pytest.raises(ExtractionError, match="a file that changed meanwhile") as caught:
+            build(clips, tmp_path)
+    assert [error.file for error in caught.value.errors] == [clips[3].path]
+    store = build(clips, tmp_path)
+    np.testing.assert_array_equal(store.features, build(clips, tmp_path, "fresh").features)
+
+
 def flip(content):
     return content[:-40] + bytes([content[-40] ^ 1]) + content[-39:]
 
