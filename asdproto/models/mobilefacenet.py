@@ -32,6 +32,7 @@ class STgramMFN(nn.Module):
       stages: See :class:`MobileFaceNet`; also the attributes after it.
       head: See :class:`MobileFaceNet`.
       dim: Length of an embedding.
+      stem: See :class:`MobileFaceNet`.
       lowering: See :class:`MobileFaceNet`.
       dtype: See :class:`MobileFaceNet`.
       axis_name: See :class:`MobileFaceNet`.
@@ -44,6 +45,7 @@ class STgramMFN(nn.Module):
     stages: tuple[tuple[int, int, int, int], ...] = STAGES
     head: int = 512
     dim: int = 128
+    stem: int = 64
     lowering: Lowering = "native"
     dtype: jnp.dtype = jnp.float32
     axis_name: str | None = None
@@ -77,6 +79,7 @@ class STgramMFN(nn.Module):
             self.stages,
             self.head,
             self.dim,
+            self.stem,
             lowering=self.lowering,
             dtype=self.dtype,
             axis_name=self.axis_name,
