@@ -10,7 +10,6 @@ import numpy as np
 from rich.console import Console
 
 from asdproto.data.dataset import ClipArrays
-from asdproto.training.checkpoint import Checkpoints
 from asdproto.training.devices import Devices
 from asdproto.training.epoch import Loop
 
@@ -44,6 +43,9 @@ def open_checkpoints(workdir: Path | None, stage: str) -> Iterator[Any]:
     if workdir is None:
         yield None
         return
+    # A library of its own, which scoring never needs.
+    from asdproto.training.checkpoint import Checkpoints
+
     checkpoints = Checkpoints(workdir / "checkpoints" / stage)
     try:
         yield checkpoints

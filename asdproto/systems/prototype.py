@@ -38,7 +38,6 @@ from asdproto.systems.members import (
     WindowScores,
     open_checkpoints,
 )
-from asdproto.training.checkpoint import Checkpoints
 from asdproto.training.devices import AXIS, Devices, use_devices
 from asdproto.training.epoch import Loop, default_loop
 from asdproto.training.loop import StageRun, train_stage, train_sweep
@@ -386,7 +385,7 @@ def stage_key(key: jax.Array, stage: str) -> jax.Array:
 
 
 def _stage_run(
-    name: str, options: RunOptions, checkpoints: Checkpoints | None, metadata: dict[str, Any]
+    name: str, options: RunOptions, checkpoints: Any, metadata: dict[str, Any]
 ) -> StageRun:
     return StageRun(
         name=name,
