@@ -42,6 +42,8 @@ FLOORS = {
     "asdproto.results.page": (2, NUMPY | {"jinja2", "markupsafe"}),
     "asdproto.results.plots": (2, NUMPY | {"matplotlib", "sklearn"}),
     "asdproto.systems": (3, NUMPY | {"jax", "flax", "optax", "rich", "sklearn", "threadpoolctl"}),
+    # Copied beside what it reads, where nothing of ours is installed.
+    "asdproto.systems.exported": (0, NUMPY | {"jax", "scipy"}),
     "asdproto.commands": (4, {"rich"}),
     "asdproto.cli": (5, set()),
     "asdproto.__main__": (5, set()),

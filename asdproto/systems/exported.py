@@ -1,4 +1,4 @@
-"""Scores recordings with an exported detector. Needs jax, its flatbuffers, and numpy.
+"""Scores recordings with an exported detector. Needs jax (with its scipy, flatbuffers) and numpy.
 
     python score.py recording.wav ...        # beside model.jax, arrays.npz and about.json
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from jax import export
+from scipy import fft
 
 
 class Exported:
@@ -33,7 +34,7 @@ class Exported:
         settings = self.about["features"]
         padded = np.pad(np.asarray(samples, np.float32), settings["n_fft"] // 2)
         frames = np.lib.stride_tricks.sliding_window_view(padded, settings["n_fft"])
-        spectrum = np.fft.rfft(frames[:: settings["hop_length"]] * self.window)
+        spectrum = fft.rfft(frames[:: settings["hop_length"]] * self.window)
         power = (spectrum.real**2 + spectrum.imag**2) ** np.float32(settings["power"] / 2)
         mel = 10 * np.log10(np.maximum(power @ self.filters.T, np.float32(settings["floor"])))
         # Rounded as the features were that the detector was trained on.

@@ -11,6 +11,8 @@ from sklearn.base import clone
 
 from asdproto import Detector
 from asdproto.errors import DataError
+from asdproto.systems.export import export_detector
+from asdproto.systems.exported import Exported
 from asdproto.systems.prototype import EncoderConfig, PrototypeSystem
 from asdproto.systems.trained import load_run
 from tests.training import tiny
@@ -185,6 +187,10 @@ def test_several_seeds_are_one_detector(tmp_path):
     logs = [np.log(scores / median) for scores, median in (found["0"], found["1"])]
     # One section: the mean over seeds of log(score / median held-out training score).
     np.testing.assert_allclose(found["[0, 1]"][0], np.mean(logs, axis=0), rtol=1e-12)
+    exported = Exported(export_detector(detector.trained_, tmp_path / "out"))
+    for audio, expected in zip(NEW, found["[0, 1]"][0], strict=True):
+        # Logarithms: the relative error of float32 distances is an absolute one here.
+        assert exported.score(audio)["score"] == pytest.approx(expected, abs=1e-5)
 
 
 def test_importing_the_package_loads_no_detector():
