@@ -2,12 +2,15 @@
 
 import dataclasses
 from collections.abc import Callable, Hashable, Sequence
+from typing import Literal
 
 import numpy as np
 
 from asdproto.data.dcase import Clip, assign_classes, class_key
 from asdproto.data.store import FeatureStore
 from asdproto.errors import DataError
+
+Standardization = Literal["global", "band"]
 
 
 def tile_to(frames: np.ndarray, length: int) -> np.ndarray:
@@ -118,11 +121,25 @@ class Dataset:
         """Attribute classes."""
         return len(self.classes)
 
-    @property
-    def scale(self) -> np.ndarray:
-        """float32, shape ``[mels]``, multiplies centered features; 1 for bands that never move."""
-        moves = self.std > 1e-6
-        return np.where(moves, 1 / np.where(moves, self.std, 1), 1).astype(np.float32)
+    def moments(self, standardization: Standardization = "band") -> tuple[np.ndarray, np.ndarray]:
+        """What standardizes features: ``(features - mean) * scale``.
+
+        Args:
+          standardization: ``"global"``: one mean and one standard deviation for all mel bands, so
+            that differences of level between bands stay and empty bands stay quiet. ``"band"``:
+            those of every band.
+
+        Returns:
+          Mean and scale, float32, shape ``[mels]``; the scale of what never moves is 1.
+        """
+        mean, std = self.mean, self.std
+        if standardization == "global":
+            # Every band has as many frames: the variance is that within bands and between them.
+            std = np.broadcast_to(np.sqrt(np.mean(std**2) + np.var(mean)), std.shape)
+            mean = np.broadcast_to(np.mean(mean), mean.shape)
+        moves = std > 1e-6
+        scale = np.where(moves, 1 / np.where(moves, std, 1), 1)
+        return mean.astype(np.float32), scale.astype(np.float32)
 
 
 def prepare(

@@ -372,8 +372,7 @@ def part_of(state: TrainState, data: Dataset) -> Part:
     """A trained network without a back-end."""
     return Part(
         {"params": state.params["encoder"], "batch_stats": state.batch_stats},
-        np.asarray(data.mean, np.float32),
-        data.scale,
+        *data.moments(),
         {},
     )
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from asdproto.data.dataset import ClipArrays, Dataset, section_keys
+from asdproto.data.dataset import ClipArrays, Dataset, Standardization, section_keys
 from asdproto.errors import DataError
 from asdproto.features import FeatureSettings
 from asdproto.models.convolution import default_lowering
@@ -58,6 +58,8 @@ class EncoderConfig:
       crop: Frames of a crop.
       lowering: How convolutions are compiled; ``"auto"`` takes what suits the backend.
       sync_batch_stats: Whether several devices share batch statistics.
+      standardization: ``"global"``: one mean and standard deviation for all mel bands. ``"band"``:
+        those of every band, which amplifies the noise of empty bands.
       module: An encoder of one's own instead of the ResNet; ``width``, ``attention``, ``dtype`` and
         ``lowering`` then mean nothing. A flax module with the attribute ``embedding_dim`` (int)
         and the call ``module(crops, *, train, where=None)``: crops float32 ``[batch, crop, mels]``,
@@ -73,6 +75,7 @@ class EncoderConfig:
     crop: int = 64
     lowering: Literal["auto", "native", "patches", "native_if_fits", "native_if_large"] = "auto"
     sync_batch_stats: bool = True
+    standardization: Standardization = "global"
     module: Any = dataclasses.field(default=None, metadata={"by_value": True})
 
     def build(self, devices: Devices, loop: Loop) -> nn.Module:
@@ -311,6 +314,7 @@ def make_task(
         crop=system.encoder.crop,
         chunk=128 if devices.local[0].platform == "cpu" else 512,
         num_devices=devices.count,
+        standardization=system.encoder.standardization,
     )
 
 
@@ -469,7 +473,7 @@ class PrototypeMember:
 def fit(system: PrototypeSystem, data: Dataset, state: TrainState, devices: Devices) -> Fitted:
     """Fits the back-end on the training clips' embeddings by a trained encoder."""
     variables = {"params": state.params["encoder"], "batch_stats": state.batch_stats}
-    return fit_backend(system, data, variables, data.mean, data.scale)
+    return fit_backend(system, data, variables, *data.moments(system.encoder.standardization))
 
 
 def fit_backend(

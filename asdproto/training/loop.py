@@ -97,7 +97,8 @@ def train_stage(
         loop = (run.loop or default_loop()) if resident else "dispatch"
         gather = None if resident else functools.partial(gather_crops, data.train)
         programs = Programs(task, devices)
-        inputs = devices.replicate((clip_index(data, resident=resident), key, task.stage.hyper()))
+        index = clip_index(data, resident=resident, standardization=task.standardization)
+        inputs = devices.replicate((index, key, task.stage.hyper()))
 
         def epoch(state: TrainState, done: int) -> Iterator[tuple[TrainState, int]]:
             # An epoch that another loop left in the middle is finished step by step.
@@ -166,7 +167,8 @@ def train_sweep(
 
     def start() -> Epoch:
         program = compile_sweep(task, devices)
-        index = devices.replicate(clip_index(data, resident=True))
+        index = clip_index(data, resident=True, standardization=task.standardization)
+        index = devices.replicate(index)
         dealt = deal(
             (jnp.stack([keys[i] for i in filled]), stack_runs([hypers[i] for i in filled]))
         )

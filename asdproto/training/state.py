@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from asdproto.data.dataset import Dataset
+from asdproto.data.dataset import Dataset, Standardization
 from asdproto.sampling import class_members
 from asdproto.training.stage import Objective, StageConfig
 
@@ -99,6 +99,7 @@ class Task:
       crop: Frames of a crop.
       chunk: Crops per device and call in the prototype pass.
       num_devices: Devices that share a batch.
+      standardization: Of the features, see :meth:`asdproto.data.dataset.Dataset.moments`.
     """
 
     model: nn.Module
@@ -110,6 +111,7 @@ class Task:
     crop: int = 64
     chunk: int = 256
     num_devices: int = 1
+    standardization: Standardization = "band"
 
     def __post_init__(self) -> None:
         if self.stage.sampler == "episodes" and self.stage.ways > self.num_classes:
@@ -216,12 +218,15 @@ class Task:
         )
 
 
-def clip_index(data: Dataset, *, resident: bool) -> ClipIndex:
+def clip_index(
+    data: Dataset, *, resident: bool, standardization: Standardization = "band"
+) -> ClipIndex:
     """Index of a data set's training clips, as NumPy arrays.
 
     Args:
       data: The data set.
       resident: Whether features belong to it.
+      standardization: Of the features.
 
     Returns:
       The index, to be put on the devices.
@@ -232,6 +237,7 @@ def clip_index(data: Dataset, *, resident: bool) -> ClipIndex:
     members = class_members(data.labels, data.num_classes)
     if not members.counts.all():
         raise ValueError(f"class {int(np.argmin(members.counts))} has no training clip")
+    mean, scale = data.moments(standardization)
     return ClipIndex(
         features=data.train.load() if resident else None,
         labels=np.asarray(data.labels, np.int32),
@@ -239,6 +245,6 @@ def clip_index(data: Dataset, *, resident: bool) -> ClipIndex:
         order=members.order,
         offsets=members.offsets,
         counts=members.counts,
-        mean=np.asarray(data.mean, np.float32),
-        scale=data.scale,
+        mean=mean,
+        scale=scale,
     )

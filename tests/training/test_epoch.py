@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from asdproto.data.dataset import ClipArrays, tile_to
 from asdproto.training import loop as loops
 from asdproto.training.checkpoint import CheckpointError, Checkpoints
 from asdproto.training.devices import Devices, start_distributed, use_devices
@@ -250,24 +249,6 @@ def test_a_loss_of_zero_warns():
         warnings.simplefilter("always")
         _train("finetune", mix_range=None, temperature=1e-4, leave_one_out=False, epochs=30)
     assert any("nothing is left to learn" in str(w.message) for w in caught)
-
-
-def test_clip_arrays_tile_short_clips_and_count_frames():
-    features = np.arange(2 * 6 * 2, dtype=np.float32).reshape(2, 6, 2)
-    clips = ClipArrays(features, np.array([1, 0]), np.array([3, 6]), crop=5)
-    assert clips.usable_frames.tolist() == [5, 6]
-    loaded = clips.load()
-    np.testing.assert_array_equal(loaded[0, :5], features[1, [0, 1, 2, 0, 1]])
-    crops = clips.crops(np.array([0, 1]), np.array([0, 1]))
-    np.testing.assert_array_equal(crops[0], loaded[0, :5])
-    np.testing.assert_array_equal(crops[1], loaded[1, 1:6])
-    mean, std = clips.statistics()
-    frames = np.concatenate([features[1, :3], features[0]]).astype(np.float64)
-    np.testing.assert_allclose(mean, frames.mean(axis=0), rtol=1e-12)
-    np.testing.assert_allclose(std, frames.std(axis=0), rtol=1e-12)
-    np.testing.assert_array_equal(tile_to(features[0], 4), features[0])
-    with pytest.raises(ValueError, match="clip 1 has no frames"):
-        ClipArrays(features, np.array([0, 1]), np.array([3, 0]), crop=5)
 
 
 def test_devices_are_counted_and_memory_is_asked_for():
