@@ -23,6 +23,9 @@ from jax import lax
 # without strides, else patches.
 Lowering = Literal["native", "patches", "native_if_fits", "native_if_large"]
 
+# As residual networks are usually started: the gradient keeps its size from layer to layer.
+he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
 # Output positions per example up to which patches beat XLA's CPU convolution: measured by
 # experiments/benchmarks/train.py --part lowering on 2 cores at widths 16 to 64.
 _CPU_SMALL_MAP = 16
@@ -182,6 +185,7 @@ class Conv(nn.Module):
       kernel_size: Window, odd.
       strides: Step in both directions.
       lowering: See :data:`Lowering`.
+      kernel_init: Distribution of the first weights.
       dtype: Dtype of the arithmetic; the kernel is stored in float32.
     """
 
@@ -189,14 +193,14 @@ class Conv(nn.Module):
     kernel_size: int = 3
     strides: int = 1
     lowering: Lowering = "native"
+    kernel_init: nn.initializers.Initializer = he_fan_out
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps ``[batch, rows, columns, channels]`` to ``[batch, rows', columns', features]``."""
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-        # He initialization by fan-out, as residual networks are usually started.
-        kernel = self.param("kernel", nn.initializers.he_normal(), shape, jnp.float32)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         return convolve(
             x.astype(self.dtype),
             kernel.astype(self.dtype),

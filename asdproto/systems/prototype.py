@@ -19,7 +19,7 @@ from asdproto.errors import DataError
 from asdproto.features import FeatureSettings
 from asdproto.models.convolution import default_lowering
 from asdproto.models.pooling import Attention
-from asdproto.models.resnet import ResNet
+from asdproto.models.resnet import Init, ResNet
 from asdproto.scoring.backends import (
     SHRINKAGE,
     Center,
@@ -56,16 +56,17 @@ class EncoderConfig:
       attention: Pooling variant.
       dtype: Dtype of the arithmetic; parameters are float32 always.
       crop: Frames of a crop.
+      init: First weights of convolutions, see :class:`asdproto.models.resnet.ResNet`.
       lowering: How convolutions are compiled; ``"auto"`` takes what suits the backend.
       sync_batch_stats: Whether several devices share batch statistics.
       standardization: ``"global"``: one mean and standard deviation for all mel bands. ``"band"``:
         those of every band, which amplifies the noise of empty bands.
-      module: An encoder of one's own instead of the ResNet; ``width``, ``attention``, ``dtype`` and
-        ``lowering`` then mean nothing. A flax module with the attribute ``embedding_dim`` (int)
-        and the call ``module(crops, *, train, where=None)``: crops float32 ``[batch, crop, mels]``,
-        ``where`` a boolean ``[batch]`` that is false for padding, result float32
-        ``[batch, embedding_dim]`` of unit length. It may keep ``batch_stats``; where it has an
-        attribute ``axis_name``, that is set to the axis over which several devices share them.
+      module: An encoder of one's own instead of the ResNet; ``width``, ``attention``, ``dtype``,
+        ``init`` and ``lowering`` then mean nothing. A flax module with the attribute
+        ``embedding_dim`` (int) and the call ``module(crops, *, train, where=None)``: crops float32
+        ``[batch, crop, mels]``, ``where`` a boolean ``[batch]`` that is false for padding, result
+        float32 ``[batch, embedding_dim]`` of unit length. It may keep ``batch_stats``; where it has
+        an attribute ``axis_name``, that is set to the axis over which several devices share them.
         A run keeps its parameters, not its code: whoever loads the run hands in the same module.
     """
 
@@ -73,6 +74,7 @@ class EncoderConfig:
     attention: Attention = "time-frequency"
     dtype: Literal["float32", "bfloat16"] = "float32"
     crop: int = 64
+    init: Init = "fan_out"
     lowering: Literal["auto", "native", "patches", "native_if_fits", "native_if_large"] = "auto"
     sync_batch_stats: bool = True
     standardization: Standardization = "global"
@@ -89,6 +91,7 @@ class EncoderConfig:
         return ResNet(
             width=self.width,
             attention=self.attention,
+            init_weights=self.init,
             lowering=lowering,
             dtype=jnp.dtype(self.dtype),  # type: ignore[arg-type]
             axis_name=axis_name,

@@ -206,7 +206,7 @@ def test_another_back_end_needs_no_training(finished, tmp_path):
         assert here.read_bytes() == there.read_bytes()
 
 
-@pytest.mark.filterwarnings("ignore:undefined figures")
+@pytest.mark.filterwarnings("ignore:undefined figures", "ignore:no gamma distribution")
 def test_fused_detectors_score_as_one(finished, tmp_path):
     root, clips, workdir, _ = finished
     out = tmp_path / "fused"
@@ -278,8 +278,9 @@ def test_an_exported_detector_needs_jax_and_numpy_alone(finished, tmp_path, chan
     rows = json.loads(done.stdout)
     expected = load_run(workdir).score_files([root / clip.path for clip in test])
     for row, other in zip(rows, expected, strict=True):
-        # float32 against float64 distances, and features from another FFT.
-        assert row["score"] == pytest.approx(other["score"], rel=1e-5)
+        # float32 against float64 distances, and features from another FFT: 1e-7 of unit embeddings
+        # that lie within 1e-2 of each other.
+        assert row["score"] == pytest.approx(other["score"], rel=1e-4)
         assert row["threshold"] == other["threshold"]
         assert tuple(row["nearest_class"]) == other["nearest_class"]
 
