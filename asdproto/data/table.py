@@ -10,6 +10,7 @@
 ``attributes`` are empty, where the column or the cell is missing.
 """
 
+import contextlib
 import csv
 import dataclasses
 import difflib
@@ -19,7 +20,16 @@ import posixpath
 from collections.abc import Iterable
 from pathlib import Path
 
-from asdproto.data.dcase import AUDIO_SUFFIXES, Clip, name_fault, path_fault, scan, survey
+from asdproto.data.dcase import (
+    AUDIO_SUFFIXES,
+    Clip,
+    audio_files,
+    name_fault,
+    parse_name,
+    path_fault,
+    scan,
+    survey,
+)
 from asdproto.data.store import MANIFEST
 from asdproto.errors import DataError, quoted
 from asdproto.files import read_csv, spreadsheet_cell, write_atomically
@@ -27,6 +37,10 @@ from asdproto.files import read_csv, spreadsheet_cell, write_atomically
 COLUMNS = ("file", "machine_type", "section", "domain", "split", "state", "attributes")
 REQUIRED = ("file", "machine_type", "split")
 TABLE_NAME = "clips.csv"
+# Names of folders that say what is in them, not of which machine.
+_NORMAL = ("normal", "train", "training")
+# Words in a name that keep a recording from being taken for a normal one.
+_FAULTY = ("abnormal", "anomal", "broken", "damage", "defect", "fault", "test")
 _VALUES = {
     "domain": ("source", "target", ""),
     "split": ("train", "test"),
@@ -198,6 +212,8 @@ def survey_collection(
     table = _table_of(path)
     if table is not None:
         return (table.parent, *survey_table(table))
+    if clips := plain_clips(path):
+        return path, clips, []
     return (path, *survey(path, supplemental=supplemental))
 
 
@@ -205,8 +221,8 @@ def load_collection(path: str | os.PathLike) -> tuple[Path, list[Clip]]:
     """Read a collection, however it is described.
 
     Args:
-      path: A csv of clips, a folder that holds ``clips.csv``, or a folder laid out as DCASE
-        Task 2 lays out its data.
+      path: A csv of clips, a folder that holds ``clips.csv``, a folder laid out as DCASE Task 2
+        lays out its data, or a folder of normal recordings; see :func:`plain_clips`.
 
     Returns:
       The root that the clips' paths are relative to, and the clips.
@@ -216,7 +232,35 @@ def load_collection(path: str | os.PathLike) -> tuple[Path, list[Clip]]:
     """
     path = Path(path)
     table = _table_of(path)
-    return (path, scan(path)) if table is None else (table.parent, read_table(table))
+    if table is not None:
+        return table.parent, read_table(table)
+    return path, plain_clips(path) or scan(path)
+
+
+def plain_clips(root: str | os.PathLike) -> list[Clip]:
+    """A folder of recordings whose names say nothing, as normal training clips of one machine.
+
+    Args:
+      root: The folder.
+
+    Returns:
+      Its clips, with the folder's name as machine type (that of the folder
+      above ``normal`` or ``train``); empty where recordings lie in folders of
+      their own, where a name follows the grammar of a DCASE set, or speaks of faults.
+    """
+    root = Path(root)
+    names = audio_files(root)
+    folder = root.resolve()
+    machine_type = (folder.parent if folder.name.lower() in _NORMAL else folder).name
+    if name_fault(machine_type) or any(path_fault(name) or "/" in name for name in names):
+        return []
+    for name in names:
+        if any(word in name.lower() for word in _FAULTY):
+            return []
+        with contextlib.suppress(DataError):
+            parse_name(name)
+            return []
+    return [Clip(name, machine_type, "00", "", "train", "normal", "") for name in names]
 
 
 def _table_of(path: Path) -> Path | None:

@@ -18,7 +18,7 @@ from asdproto.data import dcase
 from asdproto.data.attributes import AttributeRow, disagreement, read_attributes
 from asdproto.data.dcase import AUDIO_SUFFIXES, SPLIT_FOLDERS, Clip
 from asdproto.data.store import MOST_PADDED, overlong
-from asdproto.data.table import TABLE_NAME, survey_collection
+from asdproto.data.table import TABLE_NAME, plain_clips, survey_collection
 from asdproto.errors import DataError, describe
 
 ERROR, NOTICE = "error", "notice"
@@ -100,6 +100,12 @@ def survey(root: str | os.PathLike) -> tuple[Path, list[Clip], list[Problem]]:
     described = folder != Path(root) or (folder / TABLE_NAME).is_file()
     if not described:
         problems += [*_folders(folder), *_attribute_files(folder, clips)]
+        if plain_clips(folder):
+            found = f"{_count([clip.path for clip in clips])} whose names follow no layout"
+            expected = "names of DCASE Task 2, or a csv of clips"
+            machine = clips[0].machine_type
+            remedy = f"Nothing to do: they are taken as normal training clips of {machine}."
+            problems.append(Problem(str(folder), found, expected, remedy, NOTICE))
     # A csv tells clips apart by their paths; only the official score files cannot.
     problems += _same_names(clips, NOTICE if described else ERROR)
     clips = [clip for clip in clips if clip.split != "supplemental"]

@@ -8,6 +8,7 @@ from asdproto.data.store import write_store
 from asdproto.data.table import (
     TableError,
     load_collection,
+    plain_clips,
     read_table,
     survey_table,
     write_table,
@@ -208,6 +209,24 @@ def test_a_collection_however_it_is_described(tmp_path):
     root, clips = load_collection(tmp_path / "dcase")
     assert root == tmp_path / "dcase"
     assert [c.machine_type for c in clips] == ["fan"]
+
+    # Recordings whose names say nothing: normal ones of one machine.
+    plain = tmp_path / "pump" / "normal"
+    plain.mkdir(parents=True)
+    for name in ("b.wav", "a.flac"):
+        (plain / name).touch()
+    root, clips = load_collection(plain)
+    assert root == plain
+    assert clips == [
+        Clip(name, "pump", "00", "", "train", "normal", "") for name in ("a.flac", "b.wav")
+    ]
+    # Never where a name or a folder may speak of faults.
+    for name in ("abnormal_1.wav", "section_00_source_train_normal_0000.wav", "x/1.wav"):
+        (plain / name).parent.mkdir(exist_ok=True)
+        (plain / name).touch()
+        assert plain_clips(plain) == []
+        (plain / name).unlink()
+    assert plain_clips(plain) == clips
 
     write_store(tmp_path / "store", np.zeros((1, 4, 8)), [clip], settings={})
     with pytest.raises(DataError, match="a feature store"):
