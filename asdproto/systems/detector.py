@@ -113,7 +113,7 @@ class Detector:
         clips, sources = _clips_of(X, given)
         system = self._system(clips)
         features = [_features(source, sample_rate, system.features) for source in sources]
-        store = _store(clips, features, system.features)
+        store = memory_store(clips, features, system.features)
         data = prepare(store, system.crop)
         options = self._options()
         seeds = self._seeds()
@@ -359,7 +359,7 @@ def _features(source: Any, sample_rate: int | None, settings: FeatureSettings) -
     return audio_features(source, sample_rate, settings)
 
 
-def _store(
+def memory_store(
     clips: list[Clip], features: Sequence[np.ndarray], settings: FeatureSettings
 ) -> FeatureStore:
     """A feature store in memory."""

@@ -1,20 +1,29 @@
 """The Detector: sklearn's and PyOD's habits, an encoder of one's own, several seeds."""
 
+import functools
 import json
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 import soundfile
 from sklearn.base import clone
 
 from asdproto import Detector
+from asdproto.config import override
+from asdproto.data.dataset import prepare
+from asdproto.data.dcase import Clip
 from asdproto.errors import DataError
+from asdproto.features import audio_features
+from asdproto.systems.detector import memory_store
 from asdproto.systems.export import export_detector
 from asdproto.systems.exported import Exported
-from asdproto.systems.prototype import EncoderConfig, PrototypeSystem
+from asdproto.systems.members import RunOptions
+from asdproto.systems.prototype import EncoderConfig, PrototypeSystem, train, train_together
 from asdproto.systems.trained import load_run
+from asdproto.training.devices import use_devices
 from tests.training import tiny
 
 RATE = 16_000
@@ -201,3 +210,27 @@ def test_importing_the_package_loads_no_detector():
 
     with pytest.raises(AttributeError, match="nope"):
         _ = asdproto.nope
+
+
+def test_seeds_trained_as_one_program_are_those_trained_alone():
+    system = override(
+        PrototypeSystem(encoder=EncoderConfig(module=tiny.Encoder(embedding_dim=6))),
+        [f"{name.replace('__', '.')}={value}" for name, value in SMALL.items()],
+    )
+    clips = [
+        Clip(f"{index}.wav", "fan", "00", "", "train", "normal", speed)
+        for index, speed in enumerate(SPEEDS)
+    ]
+    features = [audio_features(audio, RATE, system.features) for audio in NORMAL]
+    data = prepare(memory_store(clips, features, system.features), system.crop)
+    options = RunOptions(None, use_devices(2))
+    together = train_together(system, data, options, [0, 1, 2])
+    for seed, states in zip([0, 1, 2], together, strict=True):
+        alone = train(system, data, RunOptions(None, use_devices(1)), seed=seed)
+        for stage in ("pretrain", "finetune"):
+            # vmap sums in another order, and training lets such differences grow.
+            jax.tree.map(
+                functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4),
+                states[stage].params["encoder"],
+                alone[stage].params["encoder"],
+            )
