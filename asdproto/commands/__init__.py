@@ -8,9 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 
-def add_command(subparsers: Any, name: str, run: Any, help_: str, description: str) -> Any:
+def add_command(
+    subparsers: Any, name: str, run: Any, help_: str, description: str, **options: Any
+) -> Any:
     """Adds a command that calls ``run`` with its arguments, and returns its parser."""
-    parser = subparsers.add_parser(name, help=help_, description=description)
+    parser = subparsers.add_parser(name, help=help_, description=description, **options)
     parser.set_defaults(run=run)
     return parser
 

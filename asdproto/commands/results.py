@@ -112,6 +112,7 @@ def add_summarize(subparsers: Any) -> None:
         "mean and standard deviation over runs with different seeds",
         "Reads finished runs that differ in their seed alone and prints their figures as\n"
         "mean ± standard deviation (divisor: runs - 1), and how systems differ within runs.",
+        aliases=["summarise"],
     )
     parser.add_argument("workdirs", type=Path, nargs="+", metavar="workdir", help="folder of a run")
     parser.add_argument(

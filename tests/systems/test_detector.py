@@ -2,8 +2,10 @@
 
 import functools
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -101,6 +103,17 @@ def test_a_saved_detector_is_a_run(knn, folder, tmp_path):
     rows = (tmp_path / "x.csv").read_text().splitlines()[1:]
     assert sorted(float(row.split(",")[3]) for row in rows) == sorted(expected)
     assert cli.main(["report", str(run)]) == 0
+
+
+def test_the_example_of_the_readme_runs(folder, tmp_path, monkeypatch, capsys):
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    code = re.search(r"<!-- example: detector -->\s*```python\n(.*?)```", text, re.DOTALL)[1]
+    (tmp_path / "recordings").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md: detector", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines] == ["normal", "normal", "anomaly", "anomaly"]
+    assert Detector.load("runs/knn").trained_.name == "spectral-knn"
 
 
 def test_contamination_sets_the_threshold(knn, folder):
