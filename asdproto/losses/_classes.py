@@ -164,7 +164,7 @@ def _local(
             arrays = arrays | {"mix": draw(offset + first, size, *mix_range)}
         given = {name: x for name, x in arrays.items() if x is not None}
         in_axes = {name: 0 if axes[name] else None for name in given}
-        end = classes - first if size < classes else None
+        end = classes - first if classes % size else None
         one = functools.partial(_one, functools.partial(logits, **hyper), end)
         run = over_batch(one, place.ndim, (0, 0, in_axes))
         return run(wide.astype(embeddings.dtype), place - first, given)
@@ -172,22 +172,38 @@ def _local(
     arrays = arrays | {"mask": mask}
     if chunk_size is None or chunk_size >= classes:
         return piece(0, arrays)
-    pieces = -(-classes // chunk_size)
-    size = -(-classes // pieces)
+    # Pieces of equal size, or the last one is filled up with zeros, for which arrays are copied.
+    whole = (n for n in range(chunk_size, chunk_size // 2, -1) if classes % n == 0)
+    size = next(whole, chunk_size)
+    pieces = -(-classes // size)
+    if classes % size:
+        arrays = {name: _pad(x, axes[name], pieces * size - classes) for name, x in arrays.items()}
 
-    def cut(x: jax.Array | None, axis: int) -> jax.Array | None:
-        if x is None:
-            return None
-        pad = [(0, 0)] * x.ndim
-        pad[axis] = (0, pieces * size - classes)
-        x = jnp.pad(x, pad).reshape(*x.shape[:axis], pieces, size, *x.shape[axis + 1 :])
-        return jnp.moveaxis(x, axis, 0)
+    # What is learned goes into the loop cut into pieces, because the gradient of a slice is an
+    # array of the whole's size; coefficients and masks are sliced in it, which copies nothing.
+    cut = {
+        name: arrays[name].reshape(pieces, size, *arrays[name].shape[1:])
+        for name in ("prototypes", "bias")
+        if arrays[name] is not None
+    }
+
+    # The logits of a piece are computed again for its gradient instead of kept.
+    @jax.checkpoint
+    def step(first: jax.Array, cut: dict[str, Any]) -> Any:
+        for name in ("mix", "mask"):
+            if arrays[name] is not None:
+                cut[name] = lax.dynamic_slice_in_dim(arrays[name], first, size, axes[name])
+        return piece(first, cut)
 
     first = jnp.arange(pieces, dtype=jnp.int32) * size
-    parts = first, {name: cut(x, axes[name]) for name, x in arrays.items()}
-    # The logits of a piece are computed again for its gradient instead of kept.
-    own, others = lax.map(lambda part: jax.checkpoint(piece)(*part), parts)
+    own, others = lax.map(lambda part: step(*part), (first, cut))
     return own.sum(axis=0), masked_logsumexp(others, axis=0)
+
+
+def _pad(x: jax.Array | None, axis: int, count: int) -> jax.Array | None:
+    if x is None:
+        return None
+    return jnp.pad(x, [(0, count if i == axis else 0) for i in range(x.ndim)])
 
 
 def _one(
@@ -205,10 +221,10 @@ def _one(
     found = logits(z, prototypes, **arrays)
     rows, *negatives = found if isinstance(found, tuple) else (found,)
     each = len(rows) // classes
-    index = jnp.arange(len(rows), dtype=jnp.int32)
-    others = (index < place * each) | (index >= (place + 1) * each)
+    index = jnp.arange(len(rows), dtype=jnp.int32) // each
+    others = index != place
     if end is not None:
-        others &= index < end * each  # the last piece is filled up with zeros
+        others &= index < end  # the last piece may be filled up
     if mask is not None:
         others &= mask.reshape(-1)
     here = (place >= 0) & (place < classes)

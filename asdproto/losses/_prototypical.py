@@ -111,7 +111,7 @@ def prototypical_loss(
         the sum, and examples of them give 0. For classes without a prototype: ``counts > 0``.
       chunk_size: Most classes to compare with at a time. Values and gradients are the same; memory
         is ``[..., chunk_size]`` instead of ``[..., classes]``, and scores are computed twice. Where
-        it does not divide their number, the prototypes are copied once.
+        no number between half and all of it divides the classes, prototypes are copied once.
       class_axis_name: Mapped axis that the prototypes are spread over, in order: each device holds
         ``[classes / devices, dim]``, and the embeddings and labels of all. Every device returns
         all losses. Gradients are of the mean over devices of what is made of the losses: whole
@@ -317,7 +317,7 @@ def negative_prototype_loss(
       class_where: Boolean, broadcastable to ``[..., classes]``; excluded classes give neither
         prototypes nor mixed negatives, and examples of them give 0.
       chunk_size: See :func:`prototypical_loss`. With ``mix`` the coefficients themselves are
-        ``[..., classes]``, and are copied; with ``key`` nothing is.
+        ``[..., classes]``, and their gradient, where it is taken, is slow; with ``key`` nothing is.
       class_axis_name: Mapped axis that classes (and the last axis of ``mix``) are spread over; see
         :func:`prototypical_loss`.
 

@@ -1,5 +1,6 @@
 """Where one loss must become another, and properties of single losses."""
 
+import functools
 import inspect
 import types
 
@@ -382,6 +383,46 @@ def test_cross_entropy_of_several_prototypes_is_equation_3(batch):
     entropy = optax.softmax_cross_entropy(logits.reshape(9, 15), each)
     expected = jitted.multi_prototype_loss(z, several, y, temperature=0.3)
     np.testing.assert_allclose(entropy, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 3])
+def test_every_example_may_have_a_mask_of_its_own(batch, chunk_size):
+    z, p, y = batch
+    several = jnp.stack([p, l2_normalize(p + 0.5)], axis=1)
+    masks = jax.random.bernoulli(jax.random.key(6), 0.6, (9, 5, 2))
+    one = functools.partial(jitted.prototypical_loss, chunk_size=chunk_size)
+    many = functools.partial(jitted.multi_prototype_loss, chunk_size=chunk_size)
+    found = one(z, p, y, class_where=masks[..., 0]), many(z, several, y, prototype_where=masks)
+    for i in range(9):
+        expected = (
+            jitted.prototypical_loss(z[i], p, y[i], class_where=masks[i, :, 0]),
+            jitted.multi_prototype_loss(z[i], several, y[i], prototype_where=masks[i]),
+        )
+        np.testing.assert_allclose([x[i] for x in found], expected, **CLOSE)
+    assert 0 < int((found[0] == 0).sum()) < 9
+
+
+def test_labels_of_small_integers_reach_every_class():
+    z = l2_normalize(jax.random.normal(jax.random.key(0), (300, 8)))
+    labels = np.arange(300) % 256
+    expected = jitted.prototypical_loss(z, z, labels)
+    found = jitted.prototypical_loss(z, z, labels.astype(np.uint8), chunk_size=70)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_of_pieces_add_up_in_float32():
+    z = jnp.ones((1, 4), jnp.bfloat16)
+    p = (1 + jax.random.uniform(jax.random.key(0), (600, 4))).astype(jnp.bfloat16)
+
+    def gradient(**keywords):
+        return jax.grad(lambda z: losses.prototypical_loss(z, p, np.array([7]), **keywords).sum())(
+            z
+        )
+
+    whole = gradient(temperature=100.0).astype(jnp.float32)
+    pieces = gradient(temperature=100.0, chunk_size=1).astype(jnp.float32)
+    # Results are rounded to 8 bits; sums in bfloat16 would stop growing at 256 of 600 terms.
+    np.testing.assert_allclose(pieces, whole, rtol=0.02, atol=0.02 * float(jnp.abs(whole).max()))
 
 
 def test_fixed_prototypes_cost_no_gradient(batch):
