@@ -164,20 +164,21 @@ def _local(
             arrays = arrays | {"mix": draw(offset + first, size, *mix_range)}
         given = {name: x for name, x in arrays.items() if x is not None}
         in_axes = {name: 0 if axes[name] else None for name in given}
-        end = classes - first if classes % size else None
-        one = functools.partial(_one, functools.partial(logits, **hyper), end)
+        one = functools.partial(_one, functools.partial(logits, **hyper))
         run = over_batch(one, place.ndim, (0, 0, in_axes))
         return run(wide.astype(embeddings.dtype), place - first, given)
 
     arrays = arrays | {"mask": mask}
     if chunk_size is None or chunk_size >= classes:
         return piece(0, arrays)
-    # Pieces of equal size, or the last one is filled up with zeros, for which arrays are copied.
+    # Pieces of equal size; or the last one is filled up with excluded zeros, for a copy of all.
     whole = (n for n in range(chunk_size, chunk_size // 2, -1) if classes % n == 0)
     size = next(whole, chunk_size)
     pieces = -(-classes // size)
-    if classes % size:
-        arrays = {name: _pad(x, axes[name], pieces * size - classes) for name, x in arrays.items()}
+    if rest := pieces * size - classes:
+        if mask is None:
+            arrays["mask"] = jnp.ones((classes, 1), bool)
+        arrays = {name: _fill_up(x, axes[name], rest) for name, x in arrays.items()}
 
     # What is learned goes into the loop cut into pieces, because the gradient of a slice is an
     # array of the whole's size; coefficients and masks are sliced in it, which copies nothing.
@@ -200,7 +201,8 @@ def _local(
     return own.sum(axis=0), masked_logsumexp(others, axis=0)
 
 
-def _pad(x: jax.Array | None, axis: int, count: int) -> jax.Array | None:
+def _fill_up(x: jax.Array | None, axis: int, count: int) -> jax.Array | None:
+    """So many zeros more at the end of an axis."""
     if x is None:
         return None
     return jnp.pad(x, [(0, count if i == axis else 0) for i in range(x.ndim)])
@@ -208,7 +210,6 @@ def _pad(x: jax.Array | None, axis: int, count: int) -> jax.Array | None:
 
 def _one(
     logits: Logits,
-    end: jax.Array | int | None,
     z: jax.Array,
     place: jax.Array,
     arrays: dict[str, jax.Array],
@@ -223,10 +224,8 @@ def _one(
     each = len(rows) // classes
     index = jnp.arange(len(rows), dtype=jnp.int32) // each
     others = index != place
-    if end is not None:
-        others &= index < end  # the last piece may be filled up
     if mask is not None:
-        others &= mask.reshape(-1)
+        others &= jnp.broadcast_to(mask, (classes, each)).reshape(-1)
     here = (place >= 0) & (place < classes)
     own = lax.dynamic_slice_in_dim(rows, jnp.where(here, place * each, 0), each)
     sums = [masked_logsumexp(x, others) for x in (rows, *negatives)]
