@@ -98,7 +98,8 @@ def train_stage(
         gather = None if resident else functools.partial(gather_crops, data.train)
         programs = Programs(task, devices)
         index = clip_index(data, resident=resident, standardization=task.standardization)
-        inputs = devices.replicate((index, key, task.stage.hyper()))
+        # Plain numbers: pmap over processes takes a typed key through the host at each call.
+        inputs = devices.replicate((index, jax.random.key_data(key), task.stage.hyper()))
 
         def epoch(state: TrainState, done: int) -> Iterator[tuple[TrainState, int]]:
             # An epoch that another loop left in the middle is finished step by step.
