@@ -17,7 +17,7 @@ import difflib
 import io
 import os
 import posixpath
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from asdproto.data.dcase import (
@@ -212,8 +212,9 @@ def survey_collection(
     table = _table_of(path)
     if table is not None:
         return (table.parent, *survey_table(table))
-    if clips := plain_clips(path):
-        return path, clips, []
+    errors: list[DataError] = []
+    if clips := plain_clips(path, errors.append):
+        return path, clips, errors
     return (path, *survey(path, supplemental=supplemental))
 
 
@@ -237,19 +238,25 @@ def load_collection(path: str | os.PathLike) -> tuple[Path, list[Clip]]:
     return path, plain_clips(path) or scan(path)
 
 
-def plain_clips(root: str | os.PathLike) -> list[Clip]:
+def plain_clips(
+    root: str | os.PathLike, unreadable: Callable[[DataError], object] | None = None
+) -> list[Clip]:
     """A folder of recordings whose names say nothing, as normal training clips of one machine.
 
     Args:
       root: The folder.
+      unreadable: As for :func:`asdproto.data.dcase.visible`.
 
     Returns:
       Its clips, with the folder's name as machine type (that of the folder
       above ``normal`` or ``train``); empty where recordings lie in folders of
       their own, where a name follows the grammar of a DCASE set, or speaks of faults.
+
+    Raises:
+      DataError: ``root`` is not a folder, or a folder in it cannot be read.
     """
     root = Path(root)
-    names = audio_files(root)
+    names = audio_files(root, unreadable)
     folder = root.resolve()
     machine_type = (folder.parent if folder.name.lower() in _NORMAL else folder).name
     if name_fault(machine_type) or any(path_fault(name) or "/" in name for name in names):

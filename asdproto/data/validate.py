@@ -100,7 +100,7 @@ def survey(root: str | os.PathLike) -> tuple[Path, list[Clip], list[Problem]]:
     described = folder != Path(root) or (folder / TABLE_NAME).is_file()
     if not described:
         problems += [*_folders(folder), *_attribute_files(folder, clips)]
-        if plain_clips(folder):
+        if plain_clips(folder, lambda error: None):  # said already
             found = f"{_count([clip.path for clip in clips])} whose names follow no layout"
             expected = "names of DCASE Task 2, or a csv of clips"
             machine = clips[0].machine_type

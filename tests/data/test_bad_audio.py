@@ -447,3 +447,20 @@ def test_a_store_in_a_folder_that_may_not_be_written(template, open_folder):
     with nobody(), pytest.raises(PermissionError) as caught:
         build_store(clips, template, open_folder / "locked/store", SETTINGS, progress=False)
     assert caught.value.filename == str(open_folder / "locked/store")
+
+
+def test_a_folder_without_layout_and_one_in_it_that_may_not_be_read(open_folder):
+    root = open_folder / "pump"
+    (root / "more").mkdir(parents=True)
+    os.chmod(root, 0o755)
+    for number in range(2):
+        soundfile.write(root / f"{number}.wav", noise(seed=number), 16000)
+    (root / "1.wav").write_bytes(b"x")
+    os.chmod(root / "1.wav", 0o644)
+    os.chmod(root / "more", 0)
+    with nobody():
+        problems = [problem for problem in validate(root) if problem.is_error]
+        with pytest.raises(DataError, match="a folder that cannot be read"):
+            load_collection(root)
+    assert [problem.file for problem in problems] == ["1.wav", "more"]
+    os.chmod(root / "more", 0o755)
