@@ -34,7 +34,7 @@ from sklearn.metrics import roc_auc_score
 
 from asdproto.arguments import Parser
 from asdproto.config import ConfigError, override
-from asdproto.data.dataset import prepare, section_keys
+from asdproto.data.dataset import section_keys
 from asdproto.data.dcase import Clip
 from asdproto.data.store import FeatureStore, open_store, write_store
 from asdproto.data.table import load_collection
@@ -43,7 +43,7 @@ from asdproto.files import read_json, write_atomically
 from asdproto.scoring.fusion import combine
 from asdproto.scoring.thresholds import ThresholdWarning
 from asdproto.systems import preset
-from asdproto.systems.members import Fitted, RunOptions
+from asdproto.systems.members import Fitted, RunOptions, prepare_for
 from asdproto.training.devices import use_compilation_cache, use_devices
 from experiments import common
 from experiments.perturb import PERTURBATIONS, perturb
@@ -230,7 +230,7 @@ class Bench:
             known = {clip.machine_type for clip in store.clips}
             here = [machine for machine in self.machines if machine in known] or None
         part, kinds = keep_out(store, cell.fold, self.folds, here)
-        return prepare(part, system.crop), kinds
+        return prepare_for(system, part), kinds
 
     def file(self, cell: Cell, setting: Setting) -> Path:
         """Where the scores of a setting are kept."""

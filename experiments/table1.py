@@ -22,10 +22,9 @@ from typing import Any
 from rich.console import Console
 
 from asdproto.config import ConfigError, override
-from asdproto.data.dataset import prepare
 from asdproto.results.result_files import write_results
 from asdproto.systems import KINDS, preset
-from asdproto.systems.members import RunOptions
+from asdproto.systems.members import RunOptions, prepare_for
 from asdproto.systems.run import train_run
 from asdproto.training.devices import Devices, use_compilation_cache, use_devices
 from experiments import common, grid
@@ -157,7 +156,7 @@ def variant_cells(
         return tuple(scores_of(args.workdir, one.key, seed) for one in chosen for seed in seeds)
 
     def run(seeds: Sequence[int]) -> None:
-        data = prepare(store_of(system, args, console), system.crop, args.machines)
+        data = prepare_for(system, store_of(system, args, console), args.machines)
         trainer = Trainer(system, data, args.workdir, devices, together, console)
         trainer.measure(
             chosen, [seed for seed in seeds if not all(p.exists() for p in files([seed]))]

@@ -142,6 +142,18 @@ class Dataset:
         return mean.astype(np.float32), scale.astype(np.float32)
 
 
+Classes = Literal["attributes", "conditions", "sections"]
+# What tells two classes apart. Each key has four parts, as :func:`class_key` does.
+CLASS_KEYS: dict[str, Callable[[Clip], Hashable]] = {
+    # Machine type, section, domain and attributes, as the paper.
+    "attributes": class_key,
+    # The same without domain: source and target recordings under equal attributes are one class.
+    "conditions": lambda clip: (clip.machine_type, clip.section, "", clip.attributes),
+    # Machine type, section and domain.
+    "sections": lambda clip: (clip.machine_type, clip.section, clip.domain, ""),
+}
+
+
 def prepare(
     store: FeatureStore,
     crop: int,

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from asdproto.config import ConfigError, from_dict, override, to_dict
-from asdproto.data.dataset import prepare
 from asdproto.data.dcase import Clip
 from asdproto.data.store import open_store
 from asdproto.errors import DataError
 from asdproto.files import read_arrays, read_json, write_atomically
 from asdproto.scoring.fusion import combine
 from asdproto.systems import system_class
+from asdproto.systems.members import prepare_for
 from asdproto.systems.run import MEMBER_SCORES, save_scores, score_fitted
 from asdproto.systems.trained import ABOUT, TrainedDetector, load_run
 
@@ -48,7 +48,7 @@ def rescore(run: Path, overrides: Sequence[str], out: Path | None = None) -> dic
             if wrong
             else f"a run of the system {config['kind']} has no back-end to fit again"
         )
-    data = prepare(open_store(config["features"]), system.crop, config["machines"])
+    data = prepare_for(system, open_store(config["features"]), config["machines"])
     target = run if out is None else out
     systems, members = dict(results["systems"]), {}
     for name in config["names"]:

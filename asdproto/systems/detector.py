@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from asdproto.config import ConfigError, override
-from asdproto.data.dataset import prepare
 from asdproto.data.dcase import Clip, parse_name
 from asdproto.data.store import FeatureStore
 from asdproto.errors import DataError
@@ -17,7 +16,7 @@ from asdproto.features import FeatureSettings, audio_features, file_features
 from asdproto.files import write_atomically
 from asdproto.scoring.thresholds import decide
 from asdproto.systems import choose, preset
-from asdproto.systems.members import RunOptions
+from asdproto.systems.members import RunOptions, prepare_for
 from asdproto.systems.run import asked, detector_of
 from asdproto.systems.trained import Recording, TrainedDetector, load_run, stack
 
@@ -114,7 +113,7 @@ class Detector:
         system = self._system(clips)
         features = [_features(source, sample_rate, system.features) for source in sources]
         store = memory_store(clips, features, system.features)
-        data = prepare(store, system.crop)
+        data = prepare_for(system, store)
         options = self._options()
         seeds = self._seeds()
         name = system.names[-1]

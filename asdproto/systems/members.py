@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from rich.console import Console
 
-from asdproto.data.dataset import ClipArrays
+from asdproto.data.dataset import CLASS_KEYS, ClipArrays, Dataset, prepare
+from asdproto.data.store import FeatureStore
 from asdproto.training.devices import Devices
 from asdproto.training.epoch import Loop
 
@@ -35,6 +36,12 @@ class RunOptions:
     loop: Loop | None = None
     resident: bool | None = None
     save_seconds: float = 60.0
+
+
+def prepare_for(system: Any, store: FeatureStore, machines: Sequence[str] | None = None) -> Dataset:
+    """A store as a system sees it: clips as long as its crop, labeled by the classes it learns."""
+    key = CLASS_KEYS[getattr(system, "classes", "attributes")]
+    return prepare(store, system.crop, machines, key=key)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from asdproto.data.dataset import ClipArrays, Dataset, Standardization, section_keys
+from asdproto.data.dataset import Classes, ClipArrays, Dataset, Standardization, section_keys
 from asdproto.errors import DataError
 from asdproto.features import FeatureSettings
 from asdproto.models.convolution import default_lowering
@@ -56,24 +56,27 @@ class EncoderConfig:
       attention: Pooling variant.
       dtype: Dtype of the arithmetic; parameters are float32 always.
       crop: Frames of a crop.
+      stem_strides: Of the first convolution, 1 or 2; 2 is ResNet18's.
       init: First weights of convolutions, see :class:`asdproto.models.resnet.ResNet`.
       lowering: How convolutions are compiled; ``"auto"`` takes what suits the backend.
       sync_batch_stats: Whether several devices share batch statistics.
       standardization: ``"global"``: one mean and standard deviation for all mel bands. ``"band"``:
         those of every band, which amplifies the noise of empty bands.
       module: An encoder of one's own instead of the ResNet; ``width``, ``attention``, ``dtype``,
-        ``init`` and ``lowering`` then mean nothing. A flax module with the attribute
-        ``embedding_dim`` (int) and the call ``module(crops, *, train, where=None)``: crops float32
-        ``[batch, crop, mels]``, ``where`` a boolean ``[batch]`` that is false for padding, result
-        float32 ``[batch, embedding_dim]`` of unit length. It may keep ``batch_stats``; where it has
-        an attribute ``axis_name``, that is set to the axis over which several devices share them.
-        A run keeps its parameters, not its code: whoever loads the run hands in the same module.
+        ``stem_strides``, ``init`` and ``lowering`` then mean nothing. A flax module with the
+        attribute ``embedding_dim`` (int) and the call ``module(crops, *, train, where=None)``:
+        crops float32 ``[batch, crop, mels]``, ``where`` a boolean ``[batch]`` that is false for
+        padding, result float32 ``[batch, embedding_dim]`` of unit length. It may keep
+        ``batch_stats``; where it has an attribute ``axis_name``, that is set to the axis over which
+        several devices share them. A run keeps its parameters, not its code: whoever loads the run
+        hands in the same module.
     """
 
     width: int = 64
     attention: Attention = "time-frequency"
     dtype: Literal["float32", "bfloat16"] = "float32"
     crop: int = 64
+    stem_strides: int = 2
     init: Init = "fan_out"
     lowering: Literal["auto", "native", "patches", "native_if_fits", "native_if_large"] = "auto"
     sync_batch_stats: bool = True
@@ -91,6 +94,7 @@ class EncoderConfig:
         return ResNet(
             width=self.width,
             attention=self.attention,
+            stem_strides=self.stem_strides,
             init_weights=self.init,
             lowering=lowering,
             dtype=jnp.dtype(self.dtype),  # type: ignore[arg-type]
@@ -114,6 +118,8 @@ class ScoreConfig:
       neighbors: Of the k-NN back-end.
       hop: Largest distance between the windows of a clip, in frames.
       full_clip: One window over the whole clip instead.
+      dtype: Dtype of the encoder's arithmetic when clips are scored, whatever it was in training:
+        an accelerator and a CPU then agree.
       batch_stats: ``"running"``: the encoder's statistics as training left them. ``"training"``:
         those of the finished encoder over all training clips alike.
       quantile: For decisions: of the gamma distribution of the training clips' scores by back-ends
@@ -127,6 +133,7 @@ class ScoreConfig:
     neighbors: int = 1
     hop: int = 32
     full_clip: bool = False
+    dtype: Literal["float32", "bfloat16"] = "float32"
     batch_stats: Literal["running", "training"] = "running"
     quantile: float = 0.9
 
@@ -148,7 +155,7 @@ def _finetune() -> StageConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PrototypeSystem:
-    """The paper's system; the defaults are section 4.2 to the letter.
+    """The paper's system; the defaults are section 4.2.
 
     Attributes:
       features: Feature settings.
@@ -156,6 +163,8 @@ class PrototypeSystem:
       pretrain: Stage 1.
       finetune: Stage 2.
       score: The back-end.
+      classes: What the encoder learns to tell apart, see
+        :data:`asdproto.data.dataset.CLASS_KEYS`.
       stages: Which are trained; ``("finetune",)`` starts from scratch, the paper's "w/o pre-train".
     """
 
@@ -164,6 +173,7 @@ class PrototypeSystem:
     pretrain: StageConfig = dataclasses.field(default_factory=StageConfig)
     finetune: StageConfig = dataclasses.field(default_factory=_finetune)
     score: ScoreConfig = dataclasses.field(default_factory=ScoreConfig)
+    classes: Classes = "attributes"
     stages: tuple[Literal["pretrain", "finetune"], ...] = STAGES  # type: ignore[assignment]
 
     kind: ClassVar[str] = "prototype"
@@ -503,7 +513,8 @@ def fit_backend(
 
 def evaluation_model(system: PrototypeSystem, devices: Devices) -> nn.Module:
     """The encoder for one device and calls from the host."""
-    return _with_axis(system.encoder.build(devices, "dispatch"), None)
+    encoder = dataclasses.replace(system.encoder, dtype=system.score.dtype)
+    return _with_axis(encoder.build(devices, "dispatch"), None)
 
 
 def _scoring_device() -> Devices:

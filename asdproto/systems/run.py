@@ -21,7 +21,7 @@ import numpy as np
 from rich.console import Console
 
 from asdproto.config import to_dict
-from asdproto.data.dataset import Dataset, prepare, section_keys
+from asdproto.data.dataset import Dataset, section_keys
 from asdproto.data.dcase import Clip
 from asdproto.data.store import FeatureStore
 from asdproto.errors import DataError
@@ -33,7 +33,7 @@ from asdproto.results.windows import write_windows
 from asdproto.scoring.metrics import evaluate, group_scores
 from asdproto.scoring.thresholds import decide
 from asdproto.systems import YARDSTICKS, preset
-from asdproto.systems.members import Comparison, Fitted, RunOptions
+from asdproto.systems.members import Comparison, Fitted, RunOptions, prepare_for
 from asdproto.systems.trained import TrainedDetector, make_detector
 
 # Scores of the test clips by every member: what fusing takes.
@@ -69,7 +69,7 @@ def train_run(
     """
     assert options.workdir is not None
     started = time.monotonic()
-    data = prepare(store, system.crop, machines)
+    data = prepare_for(system, store, machines)
     announce(system, data, options, seeds)
     if options.devices.is_main:
         options.workdir.mkdir(parents=True, exist_ok=True)
@@ -117,7 +117,7 @@ def train_beside(
     machines: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Trains another system into a run folder that exists; returns its figures by name."""
-    data = prepare(store, system.crop, machines)
+    data = prepare_for(system, store, machines)
     return _score_all(system, data, options, seeds, system.train(data, options, seeds))[0]
 
 

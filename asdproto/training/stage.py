@@ -63,6 +63,8 @@ class StageConfig:
       temperature: Divides the similarities.
       sub_prototypes: Sub-prototypes per class (MPE); 0 switches MPE off.
       mpe_ratio: Share of a class that a sub-prototype averages.
+      prototype_crops: Random crops of every clip that the pass over all clips averages; the paper
+        does not say, more make the prototypes of an epoch less noisy and the pass longer.
       mix_range: Bounds of the mixing coefficient (NPE); ``None`` switches NPE off.
       normalize_mixed: Whether mixed negatives are scaled to unit length.
       leave_one_out: Whether an anchor is left out of its own in-batch prototype.
@@ -84,6 +86,7 @@ class StageConfig:
     temperature: float = 0.07
     sub_prototypes: int = 1
     mpe_ratio: float = 0.25
+    prototype_crops: int = 1
     mix_range: tuple[float, float] | None = None
     normalize_mixed: bool = False
     leave_one_out: bool = False
@@ -104,6 +107,7 @@ class StageConfig:
             ),
             "temperature": (self.temperature > 0, "positive"),
             "sub_prototypes": (self.sub_prototypes >= 0, "at least 0"),
+            "prototype_crops": (self.prototype_crops >= 1, "at least 1"),
             "mpe_ratio": (0 < self.mpe_ratio <= 1, "in (0, 1]"),
             "sampler": (self.sampler in ("random", "episodes"), "'random' or 'episodes'"),
             "learning_rates": (

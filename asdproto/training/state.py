@@ -138,14 +138,19 @@ class Task:
         return self.device_batch * self.num_devices
 
     @property
+    def prototype_crops(self) -> int:
+        """Crops of the prototype pass over all devices, without padding."""
+        return self.num_clips * self.stage.prototype_crops
+
+    @property
     def device_chunk(self) -> int:
         """Crops per device and call in the prototype pass."""
-        return min(self.chunk, -(-self.num_clips // self.num_devices))
+        return min(self.chunk, -(-self.prototype_crops // self.num_devices))
 
     @property
     def chunks(self) -> int:
         """Calls of the prototype pass."""
-        return -(-self.num_clips // (self.device_chunk * self.num_devices))
+        return -(-self.prototype_crops // (self.device_chunk * self.num_devices))
 
     @property
     def prototypes_per_class(self) -> int:

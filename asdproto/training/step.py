@@ -92,7 +92,8 @@ def plan_epoch(
     turn = jnp.arange(task.steps_per_epoch) % plan.clips.shape[0]
     steps = Plan(*(jnp.take(x, turn, axis=0) for x in plan))
 
-    every = Plan(jnp.arange(task.num_clips), crop_starts(pass_key, index.frames, task.crop))
+    clips = jnp.tile(jnp.arange(task.num_clips), stage.prototype_crops)
+    every = Plan(clips, crop_starts(pass_key, jnp.asarray(index.frames)[clips], task.crop))
     chunks = _pad(every, task.chunks * task.device_chunk * task.num_devices)
     membership = jnp.ones((min(task.prototypes_per_class, 1), task.num_clips), jnp.float32)
     if task.prototypes_per_class > 1:

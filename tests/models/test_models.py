@@ -250,6 +250,14 @@ def test_full_network_is_resnet18():
     assert embeddings.shape == (3, 512) == (3, model.embedding_dim)
 
 
+def test_a_stem_without_strides_keeps_four_times_the_positions():
+    model, crops = ResNet(width=8, stages=(1, 1), stem_strides=1), jnp.zeros((1, 64, 128))
+    apply = functools.partial(model.apply, train=False, capture_intermediates=True)
+    shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), crops)
+    _, captured = jax.eval_shape(apply, shapes, crops)
+    assert captured["intermediates"]["stem"]["__call__"][0].shape == (1, 64, 128, 8)
+
+
 def test_first_weights_follow_their_fan():
     """The stem's window of 49 has one channel in and 64 out."""
 

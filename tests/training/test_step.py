@@ -80,6 +80,7 @@ def test_schedules_are_the_papers():
         ("mix_range", (0.5, 0.25)),
         ("learning_rates", ()),
         ("sampler", "balanced"),
+        ("prototype_crops", 0),
         ("ways", 1),
     ],
 )
@@ -119,6 +120,21 @@ def test_prototype_pass_equals_class_means_of_all_embeddings():
             assert len(members) == (len(rows) if which == 0 else -(-len(rows) // 2))
             mean = z[members].mean(axis=0)
             np.testing.assert_allclose(found[label, which], mean / np.linalg.norm(mean), atol=1e-5)
+
+
+def test_prototypes_average_as_many_crops_of_every_clip_as_asked():
+    task, index, state = _setup(prototype_crops=3)
+    plan = _plan(task, state.step, index, jax.random.key(1), task.stage.hyper())
+    clips, starts = np.ravel(plan.chunks.clips), np.ravel(plan.chunks.starts)
+    np.testing.assert_array_equal(np.bincount(clips[clips >= 0]), np.full(22, 3))
+    assert (np.asarray(index.frames)[clips[clips >= 0]] >= starts[clips >= 0] + task.crop).all()
+    crops_differ = [len(set(starts[clips == clip])) > 1 for clip in range(22)]
+    assert sum(crops_differ) > 10  # the others are about as short as a crop
+    sums = steps.empty_sums(task)
+    for _ in range(task.chunks):
+        batch = _take(task, index, plan.chunks, sums.chunk, None)
+        sums = _add_chunk(task, state, batch, plan.membership, sums)
+    np.testing.assert_array_equal(sums.counts[0], 3 * np.bincount(DATA.labels))
 
 
 def _gradient_size(**changes):
