@@ -74,6 +74,14 @@ class Setting:
 
 SETTINGS = {
     "base": Setting(),
+    "statistics of each band": Setting(overrides=("encoder.standardization=band",)),
+    "first weights by fan-in": Setting(overrides=("encoder.init=fan_in",)),
+    "stem without strides": Setting(overrides=("encoder.stem_strides=1",)),
+    "warm-up": Setting(overrides=("pretrain.warmup=5",)),
+    "3 sub-prototypes": Setting(overrides=("pretrain.sub_prototypes=3",)),
+    "4 crops a prototype": Setting(overrides=("pretrain.prototype_crops=4",)),
+    "attribute softmax": Setting("baseline"),
+    "attribute softmax, NPE": Setting("baseline", ("stages=('pretrain', 'finetune')",)),
     "cosine": Setting(overrides=("score.kind=cosine",)),
     "embedding k-NN": Setting(overrides=("score.kind=knn",)),
     "shrinkage 0.01": Setting(overrides=("score.shrinkage=0.01",)),
@@ -89,6 +97,7 @@ SETTINGS = {
     "gmm": Setting("gmm"),
     "knn and gmm": Setting("spectral-knn", beside=("gmm",)),
     "base and knn": Setting(beside=("knn",)),
+    "base and knn, level off, scaled": Setting(beside=("knn, level off, scaled",)),
     "base and gmm": Setting(beside=("gmm",)),
 }
 
