@@ -2,7 +2,7 @@
 
 Every command imports what it needs when it runs, so that help is instant and a machine without an
 audio library can still evaluate and report. Exit codes: 0 done, 1 problems found or an error, 2
-wrong usage, 130 interrupted.
+wrong usage, 130 interrupted, 143 ended by SIGTERM.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
-from asdproto import __version__, commands
+from asdproto import __version__, commands, signals
 from asdproto.arguments import Parser
 from asdproto.commands import data, results, runs, score, train
 
@@ -38,16 +38,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     _shown.clear()
     try:
-        with warnings.catch_warnings():
+        with signals.handled(), warnings.catch_warnings():
             warnings.simplefilter("default", UserWarning)
             warnings.showwarning = _show_warning
             code = arguments.run(arguments)
             sys.stdout.flush()
             return code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         later = "; the same command continues" if arguments.command in _RESUMABLE else ""
-        print(f"\ninterrupted: {arguments.command} is not finished{later}", file=sys.stderr)
-        return 130
+        text = f"{arguments.command} is not finished{later}"
+        print(f"\ninterrupted: {signals.kept(stop)}{text}", file=sys.stderr)
+        return signals.code(stop)
     except BrokenPipeError:
         # Whoever read our output has seen enough; the interpreter must not try to flush the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -55,26 +55,49 @@ def replacing(path: Path, size: int, *, sync: bool = True) -> Iterator[BinaryIO]
       OSError: Names ``path``; where the disk is full, also how much space is missing.
     """
     work = beside(path)
-    try:
-        with open(work, "xb") as stream:
-            _reserve(stream, size)
-            yield stream
-            stream.flush()
-            if sync:
-                os.fsync(stream.fileno())
-        os.replace(work, path)
-    except OSError as error:
-        work.unlink(missing_ok=True)  # before the free space is counted
-        if error.errno in _FULL:
-            raise OSError(error.errno, _space(error, path, size), str(path)) from None
-        if error.filename == str(work):
-            raise OSError(error.errno, error.strerror, str(path)) from None
-        raise
-    except BaseException:
-        work.unlink(missing_ok=True)
-        raise
+    with naming(path, size):
+        try:
+            with open(work, "xb") as stream:
+                _reserve(stream, size)
+                yield stream
+                stream.flush()
+                if sync:
+                    os.fsync(stream.fileno())
+            os.replace(work, path)
+        except BaseException:
+            work.unlink(missing_ok=True)  # before the free space is counted
+            raise
     if sync:
         sync_folder(path.parent)
+
+
+def append(path: Path, text: str) -> None:
+    """Add lines to the end of a file.
+
+    Raises:
+      OSError: Names ``path``; where the disk is full, also how much space is missing.
+    """
+    with naming(path, len(text)), open(path, "a", encoding="utf-8") as stream:
+        stream.write(text)
+
+
+@contextlib.contextmanager
+def naming(path: Path, size: int) -> Iterator[None]:
+    """Errors of writing say which file it is, and on a full disk how much space is missing.
+
+    Args:
+      path: The file, or the folder of what is written.
+      size: Bytes that are written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if is_full(error):
+            raise OSError(error.errno, _space(error, path, size), str(path)) from None
+        unnamed = error.filename is None or f".{path.name}." in str(error.filename)
+        if error.errno and unnamed:
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise
 
 
 def _reserve(stream: BinaryIO, size: int) -> None:

@@ -6,6 +6,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from asdproto import signals
+from asdproto.commands import message
 from asdproto.commands.train import (
     add_device_arguments,
     finish,
@@ -38,18 +40,18 @@ def plain_errors(resumes: bool = True) -> Iterator[None]:
 
     try:
         yield
-    except (DataError, ConfigError, CheckpointError, DivergedError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (DataError, ConfigError, CheckpointError, DivergedError, OSError) as error:
+        print(f"error: {message(error)}", file=sys.stderr)
         raise SystemExit(1) from None
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         after = "continues from the last checkpoint" if resumes else "trains from the start"
-        print(f"interrupted; the same command {after}", file=sys.stderr)
-        raise SystemExit(130) from None
+        print(f"interrupted: {signals.kept(stop)}the same command {after}", file=sys.stderr)
+        raise SystemExit(signals.code(stop)) from None
 
 
 def run_main(main: Callable[[list[str] | None], Any], *, resumes: bool = True) -> None:
     """Runs an experiment module as a command; ``resumes`` says whether it keeps checkpoints."""
-    with plain_errors(resumes):
+    with plain_errors(resumes), signals.handled():
         # One line a warning: the place in our code means nothing to the person who reads it.
         warnings.showwarning = _one_line
         main(None)

@@ -26,6 +26,7 @@ FLOORS = {
     # Plain Python and numpy.
     "asdproto.errors": (0, set()),
     "asdproto.files": (0, NUMPY),
+    "asdproto.signals": (0, set()),
     "asdproto.config": (0, set()),
     "asdproto.arguments": (0, set()),
     "asdproto.features": (0, NUMPY | {"librosa", "soundfile", "scipy"}),

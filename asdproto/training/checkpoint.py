@@ -6,13 +6,17 @@ a folder of another name and renames it when all is on disk: what has a step's n
 it still is, checksums tell before anything is used.
 """
 
+import contextlib
 import functools
 import json
 import logging
 import os
+import re
+import shutil
 import sys
 import warnings
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +25,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from asdproto.errors import DataError
-from asdproto.files import checksum
+from asdproto.files import checksum, naming
 
+_UNDER_WAY = ".orbax-checkpoint-tmp"
 _REMEDY = "Delete the folder: the same command then starts this stage again."
 
 
@@ -49,7 +54,7 @@ class Checkpoints:
     def __init__(self, folder: str | os.PathLike, keep: int = 2):
         # Orbax logs every phase of every save, and what it cannot read, which is raised as well.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
-        self.folder = Path(folder).absolute()
+        self.folder, self._size = Path(folder).absolute(), 0
         self.folder.mkdir(parents=True, exist_ok=True)  # its errors name the path
         policy = ocp.checkpoint_managers
         self._manager = ocp.CheckpointManager(
@@ -57,6 +62,7 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 save_decision_policy=policy.AnySavePolicy([policy.FixedIntervalPolicy(1)]),
                 preservation_policy=policy.LatestN(keep),
+                cleanup_tmp_directories=True,  # of saves that a kill has cut short
             ),
         )
 
@@ -71,17 +77,21 @@ class Checkpoints:
           step: Step of the state.
           state: Tree of arrays on the host.
           metadata: json-serializable description.
+
+        Raises:
+          OSError: Names the folder; where the disk is full, also how much space is missing. It may
+            be an earlier save that failed, whose checkpoint is not there; those before it are.
         """
         named = _named(state)
         arrays = {name: [*_kind(leaf), checksum(leaf)] for name, leaf in named.items()}
         about = {"arrays": arrays, "run": metadata}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(named),
-                about=ocp.args.JsonSave({**about, "checksum": _text_checksum(about)}),
-            ),
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(named),
+            about=ocp.args.JsonSave({**about, "checksum": _text_checksum(about)}),
         )
+        self._size = sum(np.asarray(leaf).nbytes for leaf in named.values())
+        with self._writing():
+            self._manager.save(step, args=args)
 
     def metadata(self, step: int | None = None) -> dict[str, Any]:
         """Description saved with a checkpoint; the latest when ``step`` is ``None``.
@@ -195,12 +205,29 @@ class Checkpoints:
         return step
 
     def wait(self) -> None:
-        """Returns when all saves under way are on disk."""
-        self._manager.wait_until_finished()
+        """Returns when all saves under way are on disk; raises as :meth:`save`."""
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits for saves under way and lets go of the folder."""
-        self._manager.close()
+        """Waits for saves under way and lets go of the folder; raises as :meth:`save`."""
+        with self._writing():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Makes what the disk has against a save an :class:`OSError` of one line."""
+        try:
+            yield
+        except Exception as error:  # TensorStore has its own, which say the system's number
+            code = re.search(r"os_error_code='(\d+)'", str(error))
+            number = int(code[1]) if code else getattr(error, "errno", None)
+            if not number:
+                raise
+            for cut in self.folder.glob(f"*{_UNDER_WAY}"):  # before the free space is counted
+                shutil.rmtree(cut, ignore_errors=True)
+            with naming(self.folder / "checkpoint", self._size):
+                raise OSError(number, os.strerror(number)) from None
 
 
 @functools.cache

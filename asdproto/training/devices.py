@@ -54,12 +54,18 @@ class Devices:
         """Whether other processes share the batch."""
         return len(self.local) < self.count
 
-    def agree(self, answer: bool) -> bool:
-        """Process 0's answer, on every process; all of them must ask at the same step."""
+    def agree(self, due: bool, stop: bool) -> tuple[bool, bool]:
+        """What every process does, since all must do the same; all must ask at the same step.
+
+        Args:
+          due: Whether this process would save; process 0's clock decides.
+          stop: Whether this process was asked to stop; any of them stops all.
+        """
         if not self.has_peers:
-            return answer
+            return due, stop
         with jax.transfer_guard("allow"):
-            return bool(multihost_utils.broadcast_one_to_all(np.int32(answer)))
+            answers = multihost_utils.process_allgather(np.array([due, stop], np.int32))
+        return bool(answers[0, 0]), bool(answers[:, 1].any())
 
     def compile(
         self,

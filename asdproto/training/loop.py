@@ -18,8 +18,9 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from asdproto import signals
 from asdproto.data.dataset import Dataset
-from asdproto.files import write_atomically
+from asdproto.files import append, write_atomically
 from asdproto.training.checkpoint import Checkpoints
 from asdproto.training.devices import Devices, stack_runs
 from asdproto.training.epoch import Loop, Programs, compile_sweep, default_loop
@@ -212,7 +213,7 @@ def _train(
     title = run.name if runs == 1 else f"{run.name} x {runs}"
     meter = Meter(title, task.stage.total_epochs, step // task.steps_per_epoch, run.console)
     saved = time.monotonic()
-    with meter.running():
+    with meter.running(), _asked_to_stop(run) as asked:
         while step < final:
             epoch, done = divmod(step, task.steps_per_epoch)
             started = time.monotonic()
@@ -220,9 +221,13 @@ def _train(
             with jax.transfer_guard("disallow"):
                 for after, steps in train_epoch(state, done):
                     state, step = after, step + steps
-                    if step % task.steps_per_epoch and _is_due(run, devices, saved, step):
-                        _save(run, fetch(state), step, epoch)
-                        saved = time.monotonic()
+                    if step % task.steps_per_epoch:
+                        due, stop = _due(run, devices, saved, asked(), step)
+                        if due:
+                            _save(run, fetch(state), step, epoch)
+                            saved = time.monotonic()
+                        if stop:
+                            _stop(run, step)
             losses = np.atleast_1d(fetch(state.loss_sum))[:runs] / task.steps_per_epoch
             seconds = time.monotonic() - started
             if not np.isfinite(losses).all():
@@ -230,11 +235,13 @@ def _train(
             figures = _figures(task, run, epoch, step, done, losses, seconds)
             # The line first: a resumed run drops lines beyond its checkpoint, and misses none.
             if run.metrics is not None and devices.is_main:
-                with open(run.metrics, "a") as file:
-                    file.write(json.dumps(figures) + "\n")
-            if (run.checkpoints is not None and step == final) or _is_due(run, devices, saved):
+                append(run.metrics, json.dumps(figures) + "\n")
+            due, stop = _due(run, devices, saved, asked())
+            if due or (run.checkpoints is not None and step == final):
                 _save(run, fetch(state), step, epoch)
                 saved = time.monotonic()
+            if stop:
+                _stop(run, step)
             meter.epoch(
                 epoch + 1,
                 f"loss {figures['loss']:.4f}  rate {figures['learning_rate']:g}  "
@@ -277,19 +284,27 @@ def _figures(
     }
 
 
-def _is_due(run: StageRun, devices: Devices, saved: float, step: int | None = None) -> bool:
-    """Whether it is time for a checkpoint; ``step`` is given in the middle of an epoch.
+def _asked_to_stop(run: StageRun) -> contextlib.AbstractContextManager[Callable[[], bool]]:
+    """Signals wait for the end of a step where it can be saved."""
+    return contextlib.nullcontext(lambda: False) if run.checkpoints is None else signals.deferred()
 
-    All processes must save together, and their clocks differ: process 0's decides. Asking it holds
-    the devices up, so that inside an epoch it is asked now and then only.
+
+def _due(
+    run: StageRun, devices: Devices, saved: float, asked: bool, step: int | None = None
+) -> tuple[bool, bool]:
+    """Whether it is time for a checkpoint, and whether it is the last one before a stop.
+
+    All processes must save together, and their clocks differ, and one alone may get a signal. To
+    agree holds the devices up, so that inside an epoch, where ``step`` is given, they do so now and
+    then only.
     """
     if run.checkpoints is None:
-        return False
-    if run.save_seconds <= 0:
-        return True
-    if step is not None and devices.has_peers and step % _ASK_EVERY:
-        return False
-    return devices.agree(time.monotonic() - saved > run.save_seconds)
+        return False, False
+    always = run.save_seconds <= 0
+    if step is not None and devices.has_peers and step % _ASK_EVERY and not always:
+        return False, False
+    due, stop = devices.agree(time.monotonic() - saved > run.save_seconds, asked)
+    return due or stop or always, stop
 
 
 def _save(run: StageRun, state: TrainState, step: int, epoch: int) -> None:
@@ -299,6 +314,13 @@ def _save(run: StageRun, state: TrainState, step: int, epoch: int) -> None:
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state)):
         raise _diverged(run, epoch, np.array([math.nan]))
     run.checkpoints.save(step, state, {"stage": run.name, "step": step, **run.metadata})
+
+
+def _stop(run: StageRun, step: int) -> None:
+    """Ends training once what was saved is on disk."""
+    assert run.checkpoints is not None
+    run.checkpoints.wait()
+    signals.stop(f"step {step} of {run.name} is saved")
 
 
 def _diverged(run: StageRun, epoch: int, losses: np.ndarray) -> DivergedError:
@@ -321,13 +343,13 @@ def truncate_metrics(path: Path, stage: str, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # cut short by a kill
-        if entry.get("stage") != stage or entry.get("step", 0) <= step:
-            kept.append(line)
+            if entry.get("stage") != stage or entry.get("step", 0) <= step:
+                kept.append(line)
+        except (ValueError, AttributeError, TypeError, RecursionError):
+            continue  # cut short by a kill, or damaged
     write_atomically(path, "".join(line + "\n" for line in kept).encode())
 
 

@@ -130,7 +130,7 @@ def final_state(workdir: Path, features: Path, stage: str) -> TrainState:
     task = prototype.make_task(system, stage, data, use_devices(1), "dispatch")
     checkpoints = Checkpoints(workdir / "checkpoints" / stage)
     try:
-        assert checkpoints.latest() == EPOCHS[stage] * task.steps
+        assert checkpoints.latest() == EPOCHS[stage] * task.steps_per_epoch
         return checkpoints.restore(task.init(jax.random.key(0), system.features.n_mels))
     finally:
         checkpoints.close()

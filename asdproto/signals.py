@@ -1,0 +1,106 @@
+"""Ctrl-C and SIGTERM: the first one ends work where nothing is lost, a second one at once."""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_NOTICE = b"\nstopping as soon as this is saved; a second signal stops at once\n"
+
+# Of the process, as signals are.
+_deferring = 0
+_noted: int | None = None
+
+
+class Stopped(KeyboardInterrupt):
+    """The process was asked to stop.
+
+    Attributes:
+      number: The signal.
+      kept: What is saved, for people; ``""`` where nothing was in the making.
+    """
+
+    def __init__(self, number: int, kept: str = ""):
+        self.number, self.kept = number, kept
+        super().__init__(kept)
+
+
+def code(stop: KeyboardInterrupt) -> int:
+    """Exit code of a process that was interrupted, as shells give it."""
+    return 128 + getattr(stop, "number", signal.SIGINT)
+
+
+def kept(stop: KeyboardInterrupt) -> str:
+    """What is saved, with a semicolon after it; ``""`` where it is not known."""
+    found = getattr(stop, "kept", "")
+    return f"{found}; " if found else ""
+
+
+@contextlib.contextmanager
+def handled() -> Iterator[None]:
+    """While inside, the first signal raises :class:`Stopped`; the second ends the process.
+
+    Signals that are ignored or have a handler of somebody else's stay as they are, and so do all
+    outside of the main thread.
+    """
+    global _noted
+    before = {}
+    if threading.current_thread() is threading.main_thread() and _noted is None:
+        for number in SIGNALS:
+            handler = signal.getsignal(number)
+            # None: of a library, such as the one that connects processes; it only takes notes.
+            if handler in (signal.SIG_DFL, signal.default_int_handler, None):
+                before[number] = handler or signal.SIG_DFL
+            elif handler is not _handle:
+                continue
+            signal.signal(number, _handle)  # again where a library has replaced it unseen
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if before:
+            _noted = None
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[Callable[[], bool]]:
+    """While inside, the first signal is noted only, so that work can be saved.
+
+    Yields:
+      Whether there was one; who works asks, saves and calls :func:`stop`.
+
+    Raises:
+      Stopped: There was one, and the work has come to its end instead.
+    """
+    global _deferring
+    with handled():
+        _deferring += 1
+        try:
+            yield lambda: _noted is not None
+        finally:
+            _deferring -= 1
+        if _noted is not None and not _deferring:
+            stop()
+
+
+def stop(kept: str = "") -> None:
+    """Raises :class:`Stopped`, for the signal that was noted or one that another process has."""
+    raise Stopped(_noted or signal.SIGTERM, kept)
+
+
+def _handle(number: int, frame: object) -> None:
+    global _noted
+    del frame
+    for (
+        one
+    ) in SIGNALS:  # now the system itself ends the process, in the middle of compiled code too
+        if signal.getsignal(one) is _handle:
+            signal.signal(one, signal.SIG_DFL)
+    if not _deferring:
+        raise Stopped(number)
+    _noted = number
+    with contextlib.suppress(OSError):
+        os.write(2, _NOTICE)  # print may be what was interrupted
