@@ -319,15 +319,15 @@ def _adaptive_softmax(
         return compare(logits, embeddings, prototypes, labels, hyper=hyper, **options)
 
     if adaptive:
-        found = at(scale, *lax.stop_gradient((embeddings, prototypes)))
-        own = jnp.where(found.counted, found.own, -jnp.inf)
-        sums = found.others
+        compared = at(scale, *lax.stop_gradient((embeddings, prototypes)))
+        own = jnp.where(compared.counted, compared.own, -jnp.inf)
+        sums = compared.others
         if count_own:
             sums = jnp.logaddexp(sums, jax.nn.logsumexp(own, axis=-1))
         cosine = own.max(axis=-1) / scale
-        scale = _next_scale(scale, cosine, sums, found.counted.any(axis=-1), axis_name)
-    found = at(scale, embeddings, prototypes)
-    return negative_log_likelihood(found, clusters=True), AdaCosState(scale)
+        scale = _next_scale(scale, cosine, sums, compared.counted.any(axis=-1), axis_name)
+    compared = at(scale, embeddings, prototypes)
+    return negative_log_likelihood(compared, clusters=True), AdaCosState(scale)
 
 
 def _next_scale(

@@ -1,9 +1,15 @@
-"""One embedding's equation, over a batch: with masks, by pieces of classes, over devices.
+"""Takes one embedding's equation over a batch: with masks, by pieces of classes, over devices.
 
-A loss against prototypes is a function of two things: the logits of an embedding's own class, and
-the logsumexp of all others. Both are sums over classes in their own sense (plain, and of
-exponentials), so they can be taken piece by piece and device by device. A loss says what the logits
-of one embedding are, ``logits(z[D], prototypes[C, D]) -> [C]``; the rest is here, once for all.
+A loss against prototypes needs two things of an embedding z: the logits of its own class, and the
+logsumexp of all other logits. :func:`compare` computes both, and :func:`negative_log_likelihood`
+makes the loss of them, since ::
+
+    -log(exp(own) / (exp(own) + sum(exp(others)))) = softplus(logsumexp(others) - own)
+
+Both are sums over classes, so they can be computed for a part of the classes at a time, in a loop
+or on several devices, and added up. A loss gives the logits of one embedding,
+``logits(z[D], prototypes[C, D]) -> [C]``; everything else is here, once for all losses. To follow
+the computation without masks, pieces and devices, read :func:`_one`.
 """
 
 import functools
@@ -24,11 +30,12 @@ Logits = Callable[..., jax.Array | tuple[jax.Array, jax.Array]]
 
 
 class Compared(NamedTuple):
-    """What embeddings have to do with their own class, and with all others.
+    """Embeddings compared with their own class and with all others.
 
     Attributes:
       own: Logits of the own class's M prototypes, shape ``[..., M]``; 0 where they do not count.
-      counted: Which of them count, shape ``[..., M]``; none for an example that gives 0.
+      counted: Which of these prototypes count, shape ``[..., M]``; none does for an example whose
+        loss is 0.
       others: Logsumexp of all other logits, shape ``[...]``.
     """
 
@@ -54,23 +61,24 @@ def compare(
     chunk_size: int | None = None,
     class_axis_name: str | None = None,
 ) -> Compared:
-    """Compares every embedding of a batch with its own and with all other classes.
+    """Compares every embedding of a batch with its own class and with all others.
 
     Args:
-      logits: From an embedding ``[D]``, the prototypes of some classes, their ``bias`` and ``mix``
-        where there are such, and the hyper-parameters, to logits ``[C]`` or ``[C * M]``; or to two
-        such arrays, the second of which holds further negatives. It closes over no array.
+      logits: Takes an embedding ``[D]``, the prototypes of some classes, their ``bias`` and ``mix``
+        where they are given, and the hyper-parameters; returns logits ``[C]`` or ``[C * M]``, or
+        two such arrays, the second of which holds further negatives. It closes over no array.
       embeddings: ``[..., D]``.
       prototypes: ``[C, D]`` or ``[C, M, D]``; this device's with ``class_axis_name``.
       labels: ``[...]``, over the classes of all devices.
       hyper: Scalars.
       bias: ``[C]``.
       mix: ``[..., C]`` or ``[..., C, M]``.
-      draw: In its place: draws the coefficients of some classes.
-      mix_range: Bounds that it is given.
+      draw: In the place of ``mix``: draws the coefficients of some classes.
+      mix_range: Bounds that ``draw`` is given.
       where: Examples that count, broadcastable to ``[...]``.
       class_where: Classes that count, broadcastable to ``[..., C]``.
-      prototype_where: In its place: prototypes that count, broadcastable to ``[..., C, M]``.
+      prototype_where: In the place of ``class_where``: prototypes that count, broadcastable to
+        ``[..., C, M]``.
       chunk_size: Most classes in a piece; all if None.
       class_axis_name: Mapped axis that classes are spread over, in order.
 
@@ -82,7 +90,7 @@ def compare(
     batch, classes = labels.shape, prototypes.shape[0]
     where = _checks.check_mask("where", where, batch)
     mask = _checks.check_mask("class_where", class_where, (*batch, classes))
-    width = 1  # of the mask: of each class, or of each of its prototypes
+    width = 1  # the mask's numbers per class: one, or one for each of its prototypes
     if mask is not None:
         mask = mask[..., None]
     elif prototype_where is not None:
@@ -96,7 +104,7 @@ def compare(
     place = labels.astype(jnp.int32) - offset
     counted = ((place >= 0) & (place < classes))[..., None]
     arrays = {"prototypes": prototypes, "bias": bias, "mix": mix}
-    # Where the classes are: mix has the axes of the batch before them.
+    # The axis of classes in each array: mix has the axes of the batch before it.
     axes = {"prototypes": 0, "bias": 0, "mix": len(batch), "mask": 0}
     if where is not None and arrays["mix"] is not None:
         example = jnp.broadcast_to(where, batch)
@@ -105,7 +113,7 @@ def compare(
     if mask is not None and mask.ndim <= 2:
         mask = jnp.broadcast_to(mask, (classes, width))
         counted &= mask[jnp.clip(place, 0, classes - 1)]
-        # What is left out for all examples may hold anything.
+        # A class excluded for all examples may hold anything, even nan.
         arrays = {n: _clear(x, mask, axes[n]) for n, x in arrays.items()}
     elif mask is not None:
         axes["mask"] = len(batch)
@@ -126,14 +134,14 @@ def compare(
 
 
 def over_batch(one: Callable[..., Any], ndim: int, in_axes: Any = 0) -> Callable[..., Any]:
-    """A function of one example over so many leading axes."""
+    """A function of one example, mapped over ``ndim`` leading axes."""
     for _ in range(ndim):
         one = jax.vmap(one, in_axes)
     return one
 
 
 def _clear(x: jax.Array | None, mask: jax.Array, axis: int) -> jax.Array | None:
-    """Zeros where a mask ``[C, M]`` of the axes from ``axis`` on is false."""
+    """``x`` with zeros where a mask ``[C, M]`` is false; ``axis`` is the axis of classes."""
     if x is None:
         return None
     further = x.ndim - axis - 1
@@ -155,7 +163,7 @@ def _local(
     """Own logits and logsumexp of others over this device's classes."""
     embeddings, hyper, mix_range = shared
     classes = arrays["prototypes"].shape[0]
-    # Wide outside of pieces, so that their gradients are summed in float32.
+    # Cast here and back within a piece, so that the gradients of pieces are summed in float32.
     wide = embeddings.astype(_checks.accumulator(embeddings))
 
     def piece(first: jax.Array | int, arrays: dict[str, Any]) -> Any:
@@ -171,17 +179,18 @@ def _local(
     arrays = arrays | {"mask": mask}
     if chunk_size is None or chunk_size >= classes:
         return piece(0, arrays)
-    # Pieces of equal size; or the last one is filled up with excluded zeros, for a copy of all.
-    whole = (n for n in range(chunk_size, chunk_size // 2, -1) if classes % n == 0)
-    size = next(whole, chunk_size)
+    # Pieces of equal size, where a divisor is near; else excluded zeros fill up the last one, which
+    # copies all arrays.
+    divisors = (n for n in range(chunk_size, chunk_size // 2, -1) if classes % n == 0)
+    size = next(divisors, chunk_size)
     pieces = -(-classes // size)
     if rest := pieces * size - classes:
         if mask is None:
             arrays["mask"] = jnp.ones((classes, 1), bool)
         arrays = {name: _fill_up(x, axes[name], rest) for name, x in arrays.items()}
 
-    # What is learned goes into the loop cut into pieces, because the gradient of a slice is an
-    # array of the whole's size; coefficients and masks are sliced in it, which copies nothing.
+    # The loop gets prototypes and biases cut into pieces, because the gradient of a slice has the
+    # size of the whole; it slices coefficients and masks itself, which copies nothing.
     cut = {
         name: arrays[name].reshape(pieces, size, *arrays[name].shape[1:])
         for name in ("prototypes", "bias")
@@ -202,7 +211,7 @@ def _local(
 
 
 def _fill_up(x: jax.Array | None, axis: int, count: int) -> jax.Array | None:
-    """So many zeros more at the end of an axis."""
+    """``x`` with ``count`` zeros appended along an axis."""
     if x is None:
         return None
     return jnp.pad(x, [(0, count if i == axis else 0) for i in range(x.ndim)])
@@ -214,21 +223,23 @@ def _one(
     place: jax.Array,
     arrays: dict[str, jax.Array],
 ) -> tuple[jax.Array, jax.Array]:
-    """One embedding's own logits ``[M]``, and the logsumexp of its others."""
+    """Own logits ``[M]`` of one embedding, and the logsumexp of its other logits.
+
+    ``place`` is the own class among these classes; outside of them there is none.
+    """
     arrays = dict(arrays)
     mask = arrays.pop("mask", None)
     prototypes = arrays.pop("prototypes")
     classes = prototypes.shape[0]
-    found = logits(z, prototypes, **arrays)
-    rows, *negatives = found if isinstance(found, tuple) else (found,)
-    each = len(rows) // classes
-    index = jnp.arange(len(rows), dtype=jnp.int32) // each
-    others = index != place
+    scores = logits(z, prototypes, **arrays)
+    scores, *mixed = scores if isinstance(scores, tuple) else (scores,)
+    per_class = len(scores) // classes
+    others = jnp.arange(len(scores), dtype=jnp.int32) // per_class != place
     if mask is not None:
-        others &= jnp.broadcast_to(mask, (classes, each)).reshape(-1)
+        others &= jnp.broadcast_to(mask, (classes, per_class)).reshape(-1)
     here = (place >= 0) & (place < classes)
-    own = lax.dynamic_slice_in_dim(rows, jnp.where(here, place * each, 0), each)
-    sums = [masked_logsumexp(x, others) for x in (rows, *negatives)]
+    own = lax.dynamic_slice_in_dim(scores, jnp.where(here, place * per_class, 0), per_class)
+    sums = [masked_logsumexp(x, others) for x in (scores, *mixed)]
     return jnp.where(here, own, 0), functools.reduce(jnp.logaddexp, sums)
 
 
@@ -238,10 +249,10 @@ def _over_devices(
     shared: Any,
     arrays: Any,
 ) -> tuple[jax.Array, jax.Array]:
-    """Adds up what devices find over their own classes.
+    """Adds up what each device computes over its own classes.
 
-    The rule says what the transposition of a ``psum`` cannot know: every device returns the same
-    losses, and what counts is the mean over devices of what becomes of them.
+    The gradient has a rule of its own, because the transposition of a ``psum`` cannot know that
+    every device returns the same losses, and that the mean over devices is differentiated.
     """
 
     def add(own: jax.Array, others: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -254,12 +265,12 @@ def _over_devices(
         return add(*local(shared, arrays))
 
     def forward(shared: Any, arrays: Any) -> Any:
-        # Marked as different on each device, so that no wrapper sums their gradients before us.
+        # Makes them differ between devices, or a wrapper would sum their gradients before we do.
         device = lax.axis_index(axis_name)
         shared = jax.tree.map(lambda x: x + (0 * device).astype(x.dtype), shared)
         part, pull = jax.vjp(local, shared, arrays)
-        found = add(*part)
-        return found, (pull, part[1] - found[1], device)
+        total = add(*part)
+        return total, (pull, part[1] - total[1], device)
 
     def backward(saved: Any, gradients: Any) -> Any:
         pull, log_share, device = saved
@@ -272,16 +283,16 @@ def _over_devices(
     return run(shared, arrays)
 
 
-def negative_log_likelihood(found: Compared, *, clusters: bool = False) -> jax.Array:
+def negative_log_likelihood(compared: Compared, *, clusters: bool = False) -> jax.Array:
     """-log softmax of own logits; 0 where none counts.
 
-    Of several own logits it is the mean over each, or with ``clusters`` that of their joint
-    probability.
+    Of several own logits it is the mean over each, as in Eq. 3; with ``clusters`` it is that of
+    their joint probability.
     """
-    own = masked_logsumexp(jnp.where(found.counted, found.own, LOG_ZERO), axis=-1)
+    own, counted, others = compared
+    log_sum = masked_logsumexp(jnp.where(counted, own, LOG_ZERO), axis=-1)
     # log(1 + e^x) keeps every digit of a loss near 0.
-    loss = jax.nn.softplus(found.others - own)
+    loss = jax.nn.softplus(others - log_sum)
     if not clusters:
-        mean = jnp.sum(found.own, axis=-1) / jnp.maximum(jnp.sum(found.counted, axis=-1), 1)
-        loss += own - mean
-    return jnp.where(found.counted.any(axis=-1), loss, 0)
+        loss += log_sum - jnp.sum(own, axis=-1) / jnp.maximum(jnp.sum(counted, axis=-1), 1)
+    return jnp.where(counted.any(axis=-1), loss, 0)

@@ -92,7 +92,7 @@ def prototypical_network_loss(
     embeddings, prototypes, labels = _checks.check_prototypes(embeddings, prototypes, labels)
     dtype = _checks.accumulator(embeddings, prototypes)
     temperature = _checks.positive("temperature", temperature, dtype)
-    found = compare(
+    compared = compare(
         _nearness,
         embeddings,
         prototypes,
@@ -103,7 +103,7 @@ def prototypical_network_loss(
         chunk_size=chunk_size,
         class_axis_name=class_axis_name,
     )
-    return negative_log_likelihood(found)
+    return negative_log_likelihood(compared)
 
 
 def center_loss(

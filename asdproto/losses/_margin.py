@@ -109,7 +109,7 @@ def proxy_softmax_loss(
     embeddings, prototypes, labels = _checks.check_prototypes(embeddings, prototypes, labels)
     dtype = _checks.accumulator(embeddings, prototypes)
     temperature = _checks.positive("temperature", temperature, dtype)
-    found = compare(
+    compared = compare(
         _proxy_logits,
         embeddings,
         prototypes,
@@ -121,7 +121,7 @@ def proxy_softmax_loss(
         chunk_size=chunk_size,
         class_axis_name=class_axis_name,
     )
-    return negative_log_likelihood(found)
+    return negative_log_likelihood(compared)
 
 
 def arcface_logits(
@@ -214,9 +214,8 @@ def arcface_loss(
     embeddings, prototypes, labels = _checks.check_prototypes(embeddings, prototypes, labels)
     dtype = _checks.accumulator(embeddings, prototypes)
     margin = _checks.scalar("margin", margin, dtype)
-
     scale = _checks.positive("scale", scale, dtype)
-    found = compare(
+    compared = compare(
         _scaled_cosines,
         embeddings,
         prototypes,
@@ -227,7 +226,8 @@ def arcface_loss(
         chunk_size=chunk_size,
         class_axis_name=class_axis_name,
     )
-    return negative_log_likelihood(found._replace(own=scale * _widen(found.own / scale, margin)))
+    own = scale * _widen(compared.own / scale, margin)
+    return negative_log_likelihood(compared._replace(own=own))
 
 
 def cosface_logits(
@@ -317,7 +317,7 @@ def cosface_loss(
     dtype = _checks.accumulator(embeddings, prototypes)
     margin = _checks.scalar("margin", margin, dtype)
     scale = _checks.positive("scale", scale, dtype)
-    found = compare(
+    compared = compare(
         _scaled_cosines,
         embeddings,
         prototypes,
@@ -328,7 +328,7 @@ def cosface_loss(
         chunk_size=chunk_size,
         class_axis_name=class_axis_name,
     )
-    return negative_log_likelihood(found._replace(own=found.own - scale * margin))
+    return negative_log_likelihood(compared._replace(own=compared.own - scale * margin))
 
 
 def _widen(cosine: jax.Array, margin: jax.Array) -> jax.Array:

@@ -138,7 +138,7 @@ def prototypical_loss(
     embeddings, prototypes, labels = _checks.check_prototypes(embeddings, prototypes, labels)
     dtype = _checks.accumulator(embeddings, prototypes)
     temperature = _checks.positive("temperature", temperature, dtype)
-    found = compare(
+    compared = compare(
         _scores,
         embeddings,
         prototypes,
@@ -151,8 +151,8 @@ def prototypical_loss(
     )
     if own_prototypes is not None:
         own = _own_scores(embeddings, own_prototypes, temperature, where)
-        found = found._replace(own=own)
-    return negative_log_likelihood(found)
+        compared = compared._replace(own=own)
+    return negative_log_likelihood(compared)
 
 
 def multi_prototype_loss(
@@ -206,7 +206,7 @@ def multi_prototype_loss(
     )
     dtype = _checks.accumulator(embeddings, prototypes)
     temperature = _checks.positive("temperature", temperature, dtype)
-    found = compare(
+    compared = compare(
         _scores,
         embeddings,
         prototypes,
@@ -217,7 +217,7 @@ def multi_prototype_loss(
         chunk_size=chunk_size,
         class_axis_name=class_axis_name,
     )
-    return negative_log_likelihood(found)
+    return negative_log_likelihood(compared)
 
 
 def negative_prototype_logits(
@@ -345,7 +345,7 @@ def negative_prototype_loss(
     embeddings, prototypes, labels = _checks.check_prototypes(embeddings, prototypes, labels)
     dtype = _checks.accumulator(embeddings, prototypes)
     temperature = _checks.positive("temperature", temperature, dtype)
-    found = compare(
+    compared = compare(
         functools.partial(_scores_and_mixed, normalize_mixed=normalize_mixed),
         embeddings,
         prototypes,
@@ -359,8 +359,8 @@ def negative_prototype_loss(
     )
     if own_prototypes is not None:
         own = _own_scores(embeddings, own_prototypes, temperature, where)
-        found = found._replace(own=own)
-    return negative_log_likelihood(found)
+        compared = compared._replace(own=own)
+    return negative_log_likelihood(compared)
 
 
 def multi_negative_prototype_loss(
@@ -428,7 +428,7 @@ def multi_negative_prototype_loss(
     )
     dtype = _checks.accumulator(embeddings, prototypes)
     temperature = _checks.positive("temperature", temperature, dtype)
-    found = compare(
+    compared = compare(
         functools.partial(_scores_and_mixed, normalize_mixed=normalize_mixed),
         embeddings,
         prototypes,
@@ -440,7 +440,7 @@ def multi_negative_prototype_loss(
         chunk_size=chunk_size,
         class_axis_name=class_axis_name,
     )
-    return negative_log_likelihood(found)
+    return negative_log_likelihood(compared)
 
 
 def _mix_or_draw(
