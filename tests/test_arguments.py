@@ -1,4 +1,4 @@
-"""Overrides among options, help that tells defaults, and every command line that README shows."""
+"""Overrides among options, help that tells defaults, and every command line that we show."""
 
 import argparse
 import importlib
@@ -100,9 +100,17 @@ class Parsed(Exception):
     """A command line went through its parser."""
 
 
+def _blocks(page):
+    """Sentences and code blocks in turn, sentences last."""
+    parts = page.read_text().split("```")
+    assert len(parts) % 2, f"{page}: a code block without an end"
+    return [*parts, ""]
+
+
 def _command_lines():
-    """(module, arguments) of every ``python -m`` in README.md, code blocks and sentences."""
-    parts = (ROOT / "README.md").read_text().split("```")
+    """(module, arguments) of every ``python -m`` in our pages, code blocks and sentences."""
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+    parts = [part for page in pages for part in _blocks(page)]
     texts = [block.replace("\\\n", " ") for block in parts[1::2]]
     for sentences in parts[::2]:
         texts += [span.replace("\n", " ") for span in re.findall(r"`([^`]*)`", sentences)]
@@ -115,7 +123,7 @@ def _command_lines():
     return found
 
 
-def test_readme_shows_command_lines():
+def test_our_pages_show_command_lines():
     modules = {module for module, _ in _command_lines()}
     assert modules >= {"asdproto", "experiments.two_stage", "experiments.table1"}
 
@@ -123,7 +131,7 @@ def test_readme_shows_command_lines():
 @pytest.mark.parametrize(
     ("module", "arguments"), _command_lines(), ids=lambda value: str(value)[:60]
 )
-def test_every_command_line_of_the_readme_is_understood(module, arguments, monkeypatch):
+def test_every_command_line_of_our_pages_is_understood(module, arguments, monkeypatch):
     parse = argparse.ArgumentParser.parse_args
 
     def stop(self, args=None, namespace=None):

@@ -1,6 +1,8 @@
 """The quality part of the loss benchmark: a run a seed, repeats read back, one program or many."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import optax
@@ -70,6 +72,15 @@ def test_losses_are_trained_and_compared(places, capsys):
     bench_losses.main(["--plot-from", str(out), "--plot", str(picture)])
 
 
+def _documented():
+    """What the example of CONTRIBUTING.md defines."""
+    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"<!-- example: own-loss -->\s*```python\n(.*?)```", text, re.DOTALL)
+    space = {"__name__": "example"}
+    exec(compile(code, "CONTRIBUTING.md: own-loss", "exec"), space)
+    return space
+
+
 def test_a_loss_of_ones_own_is_a_function_and_an_argument(places):
     def my_objective(stage):
         """Softmax over learned prototypes, of our logits and optax's cross entropy."""
@@ -83,9 +94,10 @@ def test_a_loss_of_ones_own_is_a_function_and_an_argument(places):
 
         return Objective("mine", loss, init=theirs.init)
 
-    own = {"mine": my_objective}
-    result = _run(places, "--seeds", "0", workdir="own", losses=("softmax", "mine"), own=own)
-    assert list(result["losses"]) == ["softmax", "mine"]
+    own = {"mine": my_objective, "pull": _documented()["objective"]}
+    names = ("softmax", *own)
+    result = _run(places, "--seeds", "0", workdir="own", losses=names, own=own)
+    assert list(result["losses"]) == list(names)
     softmax, mine = (
         [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
         for run in (places / "own" / "runs" / f"{name}-0" for name in ("softmax", "mine"))
