@@ -20,7 +20,7 @@ from asdproto import __version__, commands, signals
 from asdproto.arguments import Parser
 from asdproto.commands import data, results, runs, score, train
 
-_RESUMABLE = ("features", "train")
+_RESUMABLE = ("download", "features", "train")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -92,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(title="commands", dest="command", required=True)
     for add in (
         data.add_synthesize,
+        data.add_download,
         data.add_validate,
         data.add_features,
         train.add,

@@ -33,6 +33,7 @@ FLOORS = {
     "asdproto.scoring": (0, NUMPY | {"sklearn", "scipy"}),
     "asdproto.models": (1, {"jax", "flax"}),
     "asdproto.data": (1, NUMPY),
+    "asdproto.data.download": (1, {"pooch", "requests", "rich"}),
     "asdproto.data.pool": (1, NUMPY | {"rich", "threadpoolctl"}),
     "asdproto.data.synthetic": (1, NUMPY | {"scipy"}),
     "asdproto.training": (2, NUMPY | {"jax", "flax", "optax", "rich"}),

@@ -1,4 +1,4 @@
-"""``synthesize``, ``validate`` and ``features``: from recordings to a feature store."""
+"""``synthesize``, ``download``, ``validate``, ``features``: from nothing to a feature store."""
 
 from __future__ import annotations
 
@@ -58,6 +58,50 @@ def synthesize(arguments: argparse.Namespace) -> int:
     options = {name: value for name, value in given.items() if value is not None}
     folder = synthesize(arguments.out, **options)
     print(f"written: {folder}")
+    return 0
+
+
+def add_download(subparsers: Any) -> None:
+    """Adds the command."""
+    parser = add_command(
+        subparsers,
+        "download",
+        download,
+        "fetch a data set of DCASE Task 2 from Zenodo",
+        "Fetches the archives of a data set, checks them, and unpacks them to ROOT/dev_data\n"
+        "(development) and ROOT/eval_data (additional training, evaluation). Run again after an\n"
+        "interruption, it goes on where it stopped; when everything is there, it does nothing.",
+    )
+    years = [f"dcase{year}" for year in range(2020, 2026)]
+    parser.add_argument(
+        "--dataset", choices=years, default="dcase2022", help="(default: %(default)s)"
+    )
+    parser.add_argument(
+        "--root", type=Path, required=True, help="folder to make, of this data set alone"
+    )
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=("development", "additional", "evaluation"),
+        default=["development"],
+        help="which of its parts (default: development; the others hold no labels of test clips)",
+    )
+    parser.add_argument(
+        "--server",
+        default="https://zenodo.org",
+        metavar="URL",
+        help="where its records are asked for (default: %(default)s)",
+    )
+
+
+def download(arguments: argparse.Namespace) -> int:
+    """Fetches a data set."""
+    from asdproto.data.download import download
+
+    fetched = download(arguments.root, arguments.dataset, arguments.parts, server=arguments.server)
+    for folder, files in fetched.items():
+        what = f"{count(files, 'file')} fetched" if files else "everything is there"
+        print(f"{folder}: {what}")
     return 0
 
 

@@ -1,0 +1,492 @@
+"""Downloads from a server that breaks, lies and goes away; archives that want to do harm."""
+
+import errno
+import hashlib
+import http.server
+import inspect
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import stat
+import threading
+import zipfile
+import zlib
+
+import numpy as np
+import pytest
+import soundfile
+
+from asdproto import cli
+from asdproto.data.download import FOLDERS, RECORDS, download
+from asdproto.data.table import load_collection
+from asdproto.data.validate import validate
+from asdproto.errors import DataError
+from asdproto.files import locked
+
+DEVELOPMENT = str(RECORDS["dcase2022"]["development"])
+CLIPS = {
+    "train": [
+        f"section_00_{domain}_train_normal_{index:04d}_{attribute}.wav"
+        for domain, attribute, count in (("source", "m-n_W", 4), ("target", "m-n_Z", 2))
+        for index in range(count)
+    ],
+    "test": [
+        f"section_00_{domain}_test_{state}_{index:04d}_{attribute}.wav"
+        for domain, attribute in (("source", "m-n_W"), ("target", "m-n_Z"))
+        for state in ("normal", "anomaly")
+        for index in range(2)
+    ],
+}
+
+
+def zipped(members):
+    """The bytes of an archive of name (or ZipInfo) -> bytes."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return stream.getvalue()
+
+
+def recording(path):
+    """A quarter of a second of noise, another for every path."""
+    stream = io.BytesIO()
+    noise = (
+        np.random.default_rng(zlib.crc32(path.encode()))
+        .integers(-9999, 9999, 4000)
+        .astype(np.int16)
+    )
+    soundfile.write(stream, noise, 16000, format="WAV", subtype="PCM_16")
+    return stream.getvalue()
+
+
+def machine(name, splits=("train", "test")):
+    """An archive of one machine type, laid out as the real ones."""
+    paths = [f"{name}/{split}/{clip}" for split in splits for clip in CLIPS[split]]
+    members = {path: recording(path) for path in paths}
+    rows = [f"{path},m-n,{path.rpartition('_')[2][0]}" for path in members]
+    members[f"{name}/attributes_00.csv"] = "\n".join(["file_name,d1p,d1v", *rows]).encode()
+    return zipped(members)
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Records and their archives; ``faults`` are what happens to the next requests of an archive.
+
+    A fault is a status, ``("cut", bytes)``, ``("endless",)``, ``("whole",)`` (no ranges), or
+    something to call.
+    """
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+        self.records, self.faults, self.asked = {}, {}, []
+        self.claims = {}  # name -> what the record says otherwise than it is
+
+    def describe(self, record):
+        return {
+            "files": [
+                {
+                    "key": name,
+                    "size": len(content),
+                    "checksum": f"md5:{hashlib.md5(content).hexdigest()}",
+                    "links": {"self": f"{self.url}/api/records/{record}/files/{name}/content"},
+                }
+                | self.claims.get(name, {})
+                for name, content in self.records[record].items()
+            ]
+        }
+
+    def handle_error(self, request, client_address):
+        pass  # a client that has gone is what some tests are about
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        match = re.fullmatch(r"/api/records/(\d+)(?:/files/(.+)/content)?", self.path)
+        record, name = match.groups()
+        given = self.headers.get("Range", "")
+        self.server.asked.append((name or record, given))
+        faults = self.server.faults.get(name or record, [])
+        fault = faults.pop(0) if faults else ()
+        if callable(fault):
+            fault = fault() and ()
+        if isinstance(fault, int) or record not in self.server.records:
+            self.send_error(fault or 404)
+            return
+        if name is None:
+            content = json.dumps(self.server.describe(record)).encode()
+        else:
+            content = self.server.records[record][name]
+        start = int(given[6:-1]) if given and fault != ("whole",) else 0
+        self.send_response(206 if start else 200)
+        if fault == ("endless",):
+            content *= 3
+        else:
+            self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        self.wfile.write(content[start:][: fault[1] if fault[:1] == ("cut",) else None])
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        server.records[DEVELOPMENT] = {"dev_fan.zip": machine("fan"), "README.md": b"Read me."}
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def fetch(server, root, *parts, **options):
+    parts = parts or ("development",)
+    return download(root, parts=parts, server=server.url, pause=0.001, progress=False, **options)
+
+
+def refusal(server, root, *parts, **options):
+    with pytest.raises(DataError) as caught:
+        fetch(server, root, *parts, **options)
+    return str(caught.value)
+
+
+def everything(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def unzipped(*archives):
+    found = {}
+    for archive in archives:
+        with zipfile.ZipFile(io.BytesIO(archive)) as opened:
+            found |= {name: opened.read(name) for name in opened.namelist()}
+    return found
+
+
+# --- what comes, and where it is
+
+
+def test_a_data_set_comes_whole_and_can_be_used(server, tmp_path):
+    archives = {f"dev_{name}.zip": machine(name) for name in ("fan", "ToyCar")}
+    server.records[DEVELOPMENT] = archives
+    root = tmp_path / "new" / "root"
+    made = fetch(server, root)
+    assert everything(root / "dev_data") == unzipped(*archives.values())
+    assert made == {root / "dev_data": 2 * 15}
+    assert validate(root / "dev_data") == []
+    _, clips = load_collection(root / "dev_data")
+    assert {clip.machine_type for clip in clips} == {"fan", "ToyCar"}
+    assert len(clips) == 28
+    assert sum(clip.split == "train" and clip.domain == "target" for clip in clips) == 4
+    # Neither archives nor trees are left.
+    assert not [path for path in root.rglob("*") if path.suffix in (".zip", ".part", ".tree")]
+
+
+def test_parts_of_the_evaluation_share_a_folder(server, tmp_path):
+    numbers = RECORDS["dcase2022"]
+    train, test = machine("fan", ["train"]), machine("fan", ["test"])
+    server.records[str(numbers["additional"])] = {"eval_data_fan_train.zip": train}
+    server.records[str(numbers["evaluation"])] = {"eval_data_fan_test.zip": test}
+    fetch(server, tmp_path, "additional")
+    fetch(server, tmp_path, "evaluation", "additional")
+    assert everything(tmp_path / "eval_data") == unzipped(train, test)
+    assert [name for name, _ in server.asked].count("eval_data_fan_train.zip") == 1
+    assert not (tmp_path / "dev_data").exists()
+    assert len(load_collection(tmp_path / "eval_data")[1]) == 14
+
+
+def test_a_second_call_has_nothing_to_do_and_asks_nobody(server, tmp_path):
+    fetch(server, tmp_path)
+    before = everything(tmp_path)
+    server.asked.clear()
+    assert fetch(server, tmp_path) == {tmp_path / "dev_data": 0}
+    assert server.asked == []
+    assert everything(tmp_path) == before
+
+
+def test_what_was_lost_is_fetched_again_and_nothing_else(server, tmp_path):
+    server.records[DEVELOPMENT] = {f"dev_{name}.zip": machine(name) for name in ("fan", "valve")}
+    fetch(server, tmp_path)
+    before = everything(tmp_path / "dev_data")
+    os.truncate(tmp_path / "dev_data/valve/test" / CLIPS["test"][0], 10)
+    server.asked.clear()
+    assert fetch(server, tmp_path) == {tmp_path / "dev_data": 15}
+    assert [name for name, _ in server.asked] == [DEVELOPMENT, "dev_valve.zip"]
+    assert everything(tmp_path / "dev_data") == before
+
+
+def test_every_data_set_has_its_parts_in_one_of_two_folders():
+    assert all(set(parts) == set(FOLDERS) for parts in RECORDS.values())
+    numbers = [number for parts in RECORDS.values() for number in parts.values()]
+    assert len(set(numbers)) == len(numbers) == 18
+
+
+# --- networks
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["in one call", "in two calls"])
+def test_a_broken_connection_is_continued_where_it_broke(server, tmp_path, later):
+    size = len(server.records[DEVELOPMENT]["dev_fan.zip"])
+    assert size > 2**16 + 20000, "more than what a broken connection loses"
+    cut = ("cut", 2**16 + 10000)
+    if later:
+        server.faults["dev_fan.zip"] = [cut, *[503] * 6]
+        assert "HTTP 503" in refusal(server, tmp_path)
+        assert not (tmp_path / "dev_data").exists()
+    else:
+        server.faults["dev_fan.zip"] = [503, cut]
+    fetch(server, tmp_path)
+    ranges = [given for name, given in server.asked if name == "dev_fan.zip"]
+    assert ranges[-1] == f"bytes={2**16}-"
+    assert len(ranges) == (8 if later else 3)
+    assert validate(tmp_path / "dev_data") == []
+
+
+def test_a_server_that_continues_nothing_is_read_from_the_beginning(server, tmp_path):
+    server.faults["dev_fan.zip"] = [("cut", 2**16 + 1), ("whole",)]
+    fetch(server, tmp_path)
+    assert server.asked[-1] == ("dev_fan.zip", f"bytes={2**16}-")
+    assert validate(tmp_path / "dev_data") == []
+
+
+def test_a_network_that_stays_broken_is_given_up(server, tmp_path):
+    server.faults["dev_fan.zip"] = [("cut", 0)] * 6
+    text = refusal(server, tmp_path)
+    assert "dev_fan.zip" in text
+    assert "a connection that fails" in text
+    assert "what has come is kept" in text
+    assert len(server.asked) == 1 + 6
+    server.server_close()  # nobody listens any more
+    assert "ConnectionError" in refusal(server, tmp_path)
+
+
+@pytest.mark.parametrize("asked", [DEVELOPMENT, "dev_fan.zip"])
+def test_what_is_not_there_is_not_asked_for_twice(server, tmp_path, asked):
+    server.faults[asked] = [404]
+    text = refusal(server, tmp_path)
+    assert "HTTP 404 Not Found" in text
+    assert [name for name, _ in server.asked].count(asked) == 1
+    fetch(server, tmp_path)
+
+
+def test_a_wrong_checksum_is_refused_and_fetched_anew(server, tmp_path):
+    right = server.records[DEVELOPMENT]["dev_fan.zip"]
+    server.claims["dev_fan.zip"] = {"checksum": f"md5:{hashlib.md5(right).hexdigest()}"}
+    server.records[DEVELOPMENT]["dev_fan.zip"] = right[:-9000] + bytes(9000)
+    text = refusal(server, tmp_path)
+    assert f"found bytes with md5:{hashlib.md5(right[:-9000] + bytes(9000)).hexdigest()}" in text
+    assert hashlib.md5(right).hexdigest() in text
+    assert not (tmp_path / "dev_data").exists()
+    server.records[DEVELOPMENT]["dev_fan.zip"] = right
+    fetch(server, tmp_path)
+    assert server.asked[-1] == ("dev_fan.zip", "")
+    assert everything(tmp_path / "dev_data") == unzipped(right)
+
+
+def test_an_endless_answer_is_cut_off(server, tmp_path):
+    server.faults["dev_fan.zip"] = [("endless",)]
+    size = len(server.records[DEVELOPMENT]["dev_fan.zip"])
+    assert f"found more than {size:,} bytes" in refusal(server, tmp_path)
+    fetch(server, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("claim", "message"),
+    [
+        ({"key": "../dev_fan.zip"}, "a file named '../dev_fan.zip'"),
+        ({"key": "dev_fan.tar"}, "none of them"),
+        ({"size": "many"}, "none of them"),
+        ({"links": {}}, "none of them"),
+    ],
+)
+def test_a_record_that_is_not_one_is_refused(server, tmp_path, claim, message):
+    server.claims["dev_fan.zip"] = claim
+    assert message in refusal(server, tmp_path)
+
+
+# --- archives
+
+
+def link(name, target="/etc/passwd"):
+    info = zipfile.ZipInfo(name)
+    info.create_system, info.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+    return {info: target.encode()}
+
+
+@pytest.mark.parametrize(
+    ("members", "expected"),
+    [
+        ({"fan/../../../x.wav": b"1"}, "a path inside the archive's own folder"),
+        ({"TMP/x.wav": b"1"}, "a path inside the archive's own folder"),
+        ({"fan\\..\\x.wav": b"1"}, "without control characters and backslashes"),
+        (link("fan/train"), "no links and no devices"),
+        ({"fan/x.wav": b"1", "fan/./x.wav": b"2"}, "each name once"),
+        ({}, "expected recordings"),
+    ],
+    ids=["up", "absolute", "backslash", "link", "twice", "empty"],
+)
+def test_an_archive_that_may_do_harm_is_refused_whole(server, tmp_path, members, expected):
+    members = {
+        name.replace("TMP", str(tmp_path)) if isinstance(name, str) else name: content
+        for name, content in members.items()
+    }
+    good = {"fan/train/section_00_source_train_normal_0000.wav": b"1"} if members else {}
+    server.records[DEVELOPMENT] = {"dev_fan.zip": zipped(good | members)}
+    root = tmp_path / "a" / "b" / "root"
+    text = refusal(server, root)
+    assert "dev_fan.zip" in text
+    assert expected in text
+    assert {path.name for path in everything_new(tmp_path)} == {"record.json", "dev_fan.zip"}
+
+
+def everything_new(folder):
+    return [path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink()]
+
+
+@pytest.mark.parametrize("change", [-10, 10], ids=["more inside", "less inside"])
+def test_no_more_and_no_less_is_unpacked_than_the_archive_states(server, tmp_path, change):
+    content = bytearray(zipped({"fan/train/x.wav": bytes(1000)}))
+    directory = content.index(b"PK\x01\x02")
+    content[directory + 24 : directory + 28] = (1000 + change).to_bytes(4, "little")
+    server.records[DEVELOPMENT] = {"dev_fan.zip": bytes(content)}
+    text = refusal(server, tmp_path)
+    assert "found damage" in text
+    assert not [path for path in everything_new(tmp_path) if path.suffix in (".wav", ".zip")]
+
+
+def test_an_interrupted_unpacking_starts_anew_and_is_never_taken_for_whole(server, tmp_path):
+    archives = {f"dev_{name}.zip": machine(name) for name in ("fan", "valve")}
+    # The second archive breaks off in its middle, as at a power cut: fan is whole by then.
+    broken = bytearray(archives["dev_valve.zip"])
+    broken[len(broken) // 2] ^= 255
+    server.records[DEVELOPMENT] = archives | {"dev_valve.zip": bytes(broken)}
+    assert "found damage" in refusal(server, tmp_path)
+    work = tmp_path / ".download" / "dcase2022" / DEVELOPMENT
+    assert any((work / "dev_valve.zip.tree").rglob("*.wav")), "some of it was unpacked"
+    assert not (tmp_path / "dev_data").exists()
+    stray = work / "dev_valve.zip.tree" / "valve" / "train" / "section_00_0000.wav"
+    stray.write_bytes(b"half")
+    server.records[DEVELOPMENT] = archives
+    server.asked.clear()
+    fetch(server, tmp_path)
+    assert [name for name, _ in server.asked] == [DEVELOPMENT, "dev_valve.zip"]
+    assert everything(tmp_path / "dev_data") == unzipped(*archives.values())
+
+
+def test_a_move_that_was_interrupted_goes_on(server, tmp_path):
+    archive = server.records[DEVELOPMENT]["dev_fan.zip"]
+    fetch(server, tmp_path)
+    tree = tmp_path / ".download" / "dcase2022" / DEVELOPMENT / "dev_fan.zip.tree"
+    (tree / "fan").mkdir(parents=True)
+    shutil.move(tmp_path / "dev_data/fan/test", tree / "fan/test")
+    server.asked.clear()
+    fetch(server, tmp_path)
+    assert [name for name, _ in server.asked] == [DEVELOPMENT]
+    assert everything(tmp_path / "dev_data") == unzipped(archive)
+    assert not tree.exists()
+
+
+# --- disks and folders
+
+
+def test_too_little_space_is_found_before_anything_is_fetched(server, tmp_path):
+    server.claims["dev_fan.zip"] = {"size": 10**18}
+    text = refusal(server, tmp_path)
+    assert "of free space; expected 2.5 EB for the archives and what is in them" in text
+    assert [name for name, _ in server.asked] == [DEVELOPMENT]
+
+
+def test_too_little_space_for_what_an_archive_states_is_found_before_it_is_unpacked(
+    server, small_disk
+):
+    server.records[DEVELOPMENT] = {"dev_fan.zip": zipped({"fan/train/x.wav": bytes(2_000_000)})}
+    text = refusal(server, small_disk)
+    assert "kB of free space; expected 2.0 MB for what is in dev_fan.zip" in text
+    assert not [path for path in everything_new(small_disk) if path.suffix == ".wav"]
+
+
+def test_a_disk_that_fills_up_meanwhile_is_named(server, small_disk):
+    server.faults["dev_fan.zip"] = [lambda: (small_disk / "other").write_bytes(bytes(450_000))]
+    with pytest.raises(OSError) as caught:
+        fetch(server, small_disk)
+    assert caught.value.errno == errno.ENOSPC
+    assert caught.value.filename.endswith("dev_fan.zip.part")
+    assert "of them are missing" in caught.value.strerror
+    (small_disk / "other").unlink()
+    fetch(server, small_disk)
+    assert server.asked[-1][1].startswith("bytes="), "what had come is kept"
+
+
+def test_recordings_are_not_mixed(server, tmp_path):
+    other = tmp_path / "dev_data" / "fan" / "train" / "section_00_source_train_normal_0000.wav"
+    other.parent.mkdir(parents=True)
+    other.write_bytes(b"mine")
+    assert "files that this command did not put there" in refusal(server, tmp_path)
+    assert server.asked == []
+    assert everything(tmp_path) == {other.relative_to(tmp_path).as_posix(): b"mine"}
+    shutil.rmtree(tmp_path / "dev_data")
+    fetch(server, tmp_path)
+    text = refusal(server, tmp_path, dataset="dcase2023")
+    assert "found dcase2022 in it; expected one data set in one folder" in text
+
+
+def test_one_process_at_a_time(server, tmp_path):
+    work = tmp_path / ".download" / "dcase2022"
+    work.mkdir(parents=True)
+    with locked(work, "lock"):
+        assert "another process" in refusal(server, tmp_path)
+
+
+def test_unknown_names_are_refused(server, tmp_path):
+    assert "one of dcase2020, dcase2021" in refusal(server, tmp_path, dataset="dcase2019")
+    assert "found 'all'; expected one of development" in refusal(server, tmp_path, "all")
+
+
+# --- the command
+
+
+def test_the_command(server, tmp_path, capsys):
+    command = ["download", "--root", str(tmp_path), "--server", server.url]
+    assert cli.main(command) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f"{tmp_path / 'dev_data'}: 15 files fetched\n")
+    assert "development: " in err
+    assert cli.main(command) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'dev_data'}: everything is there\n"
+    server.records[str(RECORDS["dcase2022"]["evaluation"])] = {}
+    assert cli.main([*command, "--parts", "evaluation", "--dataset", "dcase2022"]) == 1
+    assert "none of them" in capsys.readouterr().err
+
+
+def test_the_command_line_gives_the_defaults_of_the_library():
+    options = cli._parser().parse_args(["download", "--root", "r"])
+    defaults = inspect.signature(download).parameters
+    assert options.dataset == defaults["dataset"].default
+    assert tuple(options.parts) == defaults["parts"].default
+    assert options.server == defaults["server"].default
+    for dataset in RECORDS:
+        every = ["download", "--root", "r", "--dataset", dataset, "--parts", *FOLDERS]
+        assert cli._parser().parse_args(every).dataset == dataset
+
+
+def test_an_interrupt_keeps_what_has_come(server, tmp_path, capsys):
+    def interrupt():
+        os.kill(os.getpid(), signal.SIGINT)
+
+    server.faults["dev_fan.zip"] = [("cut", 2**16 + 5), 404, interrupt]
+    refusal(server, tmp_path)
+    code = cli.main(["download", "--root", str(tmp_path), "--server", server.url])
+    assert code == 130
+    assert "download is not finished; the same command continues" in capsys.readouterr().err
+    fetch(server, tmp_path)
+    assert server.asked[-1] == ("dev_fan.zip", f"bytes={2**16}-")
+    assert validate(tmp_path / "dev_data") == []
