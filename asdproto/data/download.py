@@ -220,11 +220,9 @@ def _ask(
     if not archives:
         expected = "the record's zip files with key, size, checksum and links"
         raise DataError(url, "none of them", expected, "Open it in a browser: has it moved?")
-    for archive in archives:
-        if fault := name_fault(str(archive["name"])):
-            raise DataError(
-                url, f"a file named {quoted(str(archive['name']))}", fault, "Report it."
-            )
+    for name in (str(archive["name"]) for archive in archives):
+        if fault := name_fault(name):
+            raise DataError(url, f"a file named {quoted(name)}", fault, "Report it.")
     work.mkdir(exist_ok=True)
     write_atomically(work / "record.json", json.dumps({"archives": archives}, indent=1).encode())
     return _known(work, target)

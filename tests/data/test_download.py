@@ -251,6 +251,14 @@ def test_a_broken_connection_is_continued_where_it_broke(server, tmp_path, later
     assert validate(tmp_path / "dev_data") == []
 
 
+def test_a_connection_that_breaks_often_arrives_in_the_end(server, tmp_path):
+    noise = np.random.default_rng(0).bytes(9 * 2**16)
+    server.records[DEVELOPMENT] = {"dev_fan.zip": zipped({"fan/train/x.wav": noise})}
+    server.faults["dev_fan.zip"] = [("cut", 2**16 + 1)] * 8  # more than it tries in vain
+    fetch(server, tmp_path)
+    assert everything(tmp_path / "dev_data") == {"fan/train/x.wav": noise}
+
+
 def test_a_server_that_continues_nothing_is_read_from_the_beginning(server, tmp_path):
     server.faults["dev_fan.zip"] = [("cut", 2**16 + 1), ("whole",)]
     fetch(server, tmp_path)
