@@ -19,19 +19,22 @@ def add_evaluate(subparsers: Any) -> None:
         subparsers,
         "evaluate",
         evaluate,
-        "metrics of a folder of anomaly scores",
+        "metrics of a run or of a folder of anomaly scores",
         "Computes source AUC, target AUC and pAUC of anomaly_score_*.csv (and precision,\n"
         "recall and F1 where there are decision_result_*.csv), prints them and writes\n"
-        "result.csv and results.json. A result.csv that is there already is compared and kept.",
+        "result.csv and results.json. A result.csv that is there already is compared and kept.\n"
+        "Of a run it prints the figures of every system, and writes with --out alone.",
     )
-    parser.add_argument("scores", type=Path, help="folder of the score files of one system")
+    parser.add_argument(
+        "scores", type=Path, help="folder of a run, or folder of the score files of one system"
+    )
     parser.add_argument(
         "--ground-truth",
         type=Path,
         metavar="PATH",
         help="for file names that do not tell normal from anomaly: the folder of ground_truth_data "
         "and ground_truth_domain, or the collection or csv that lists the clips (default: read off "
-        "file names)",
+        "file names, or known from the run)",
     )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder to write to (default: the score folder)"
@@ -54,9 +57,14 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from asdproto.results.tables import print_table
     from asdproto.scoring.metrics import evaluate
 
-    truth = arguments.ground_truth
-    if truth is None:
-        tables = read_scores(arguments.scores)
+    truth, folder = arguments.ground_truth, arguments.scores
+    if truth is None and (folder / "config.json").is_file():
+        return _evaluate_run(arguments)
+    above = folder.resolve().parent
+    if truth is None and above.name == "scores" and (above.parent / "config.json").is_file():
+        tables = _run_tables(above.parent, folder.resolve().name)[folder.resolve().name]
+    elif truth is None:
+        tables = read_scores(folder)
     elif _is_official(truth):
         tables = read_scores(arguments.scores, ground_truth=truth)
     else:
@@ -73,6 +81,44 @@ def evaluate(arguments: argparse.Namespace) -> int:
             raise
         print(f"note: nothing written: {message(error)}; --out names another folder")
         return 0
+
+
+def _evaluate_run(arguments: argparse.Namespace) -> int:
+    """Prints the metrics of every system of a run."""
+    from asdproto.results.result_files import write_results
+    from asdproto.results.tables import print_table
+    from asdproto.scoring.metrics import evaluate
+
+    tables = _run_tables(arguments.scores)
+    figures = {name: evaluate(own, max_fpr=arguments.max_fpr) for name, own in tables.items()}
+    print_table({"systems": figures})
+    print("percent; pAUC is standardized: chance is 50")
+    if arguments.out is not None:
+        path = arguments.out / "results.json"
+        write_results(path, {"systems": figures})
+        print(f"written: {path}")
+    return 0
+
+
+def _run_tables(workdir: Path, name: str | None = None) -> dict[str, Any]:
+    """Scores and ground truth of a run's systems, or of one of them, by name."""
+    from asdproto.errors import DataError
+    from asdproto.results.run_folder import read_run
+
+    systems = read_run(workdir).systems
+    found = {
+        one: system.tables
+        for one, system in systems.items()
+        if system.tables and name in (None, one)
+    }
+    if not found:
+        raise DataError(
+            workdir if name is None else workdir / "scores" / name,
+            "no scored test clips that are known to be normal or anomalous",
+            "the run of a collection with such test clips",
+            "Score recordings with python -m asdproto score, or give --ground-truth.",
+        )
+    return found
 
 
 def add_report(subparsers: Any) -> None:
@@ -124,7 +170,7 @@ def summarize(arguments: argparse.Namespace) -> int:
     """Mean and standard deviation over runs that differ in their seed alone."""
     from asdproto.errors import DataError
     from asdproto.files import read_json
-    from asdproto.results.result_files import read_results, write_results
+    from asdproto.results.result_files import read_run_results, write_results
     from asdproto.results.tables import HEADLINE, percent, print_table
     from asdproto.scoring.metrics import paired_difference
     from asdproto.scoring.metrics import summarize as over_runs
@@ -139,8 +185,8 @@ def summarize(arguments: argparse.Namespace) -> int:
                     "a finished run",
                     "Finish the run: repeat its command.",
                 )
-        runs.append(read_results(folder / "results.json"))
-        # Not read_results: of null it makes nan, which equals nothing.
+        runs.append(read_run_results(folder / "results.json"))
+        # Not so: of null it makes nan, which equals nothing.
         configs.append(read_json(folder / "config.json", remedy="Repeat the run's command."))
     first = {name: value for name, value in configs[0].items() if name != "seeds"}
     for folder, config in zip(arguments.workdirs, configs, strict=True):

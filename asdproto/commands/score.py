@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asdproto.commands import add_command, count
+from asdproto.commands import add_command, class_name, count
 
 if TYPE_CHECKING:
     from asdproto.systems.trained import TrainedDetector
@@ -93,6 +93,13 @@ def add(subparsers: Any) -> None:
         metavar="FILE",
         help="write all rows, unrounded, to this file too (default: no file)",
     )
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="FILE",
+        help="write a web page of the most anomalous recordings to this file: spectrogram, player, "
+        "where in time the score comes from (default: no page)",
+    )
 
 
 def _positive(text: str) -> int:
@@ -124,6 +131,8 @@ def score(arguments: argparse.Namespace) -> int:
             "recordings or folders, or --watch FOLDER",
             "Give one of the two.",
         )
+    if arguments.watch and arguments.report:
+        raise DataError("the command", "--watch and --report", "one of them", "Leave one out.")
     paths, failed = _recordings(arguments.paths)
     if failed and not paths:
         raise failed[0]
@@ -150,6 +159,11 @@ def score(arguments: argparse.Namespace) -> int:
         print(f"error: {error}", file=sys.stderr)
     if arguments.csv is not None:
         write_csv(arguments.csv, rows)
+    if arguments.report is not None and rows:
+        from asdproto.commands.scored_page import write_scored_page
+
+        write_scored_page(arguments.report, arguments.workdir.resolve().name, detector, rows)
+        _say(f"written: {arguments.report}", arguments.format)
     return 1 if failed else 0
 
 
@@ -315,7 +329,7 @@ def table_lines(
             f"{row['threshold']:.4g}",
             "anomaly" if row["decision"] else "normal",
             f"{row['margin']:+.3g}",
-            class_name(row["nearest_class"]),
+            _beyond_section(row),
         )
         for row in rows
     ]
@@ -341,6 +355,13 @@ def table_lines(
         red = color and row is not None and row["decision"]
         lines.append(f"\x1b[1;31m{text}\x1b[0m" if red else text)
     return lines
+
+
+def _beyond_section(row: Mapping[str, Any]) -> str:
+    """A row's nearest class without the machine type and section that stand in the row."""
+    key = row["nearest_class"]
+    own = isinstance(key, tuple) and key[:2] == (row["machine_type"], row["section"])
+    return class_name(key[2:] if own else key)
 
 
 def _shortened(text: str, size: int) -> str:
@@ -374,10 +395,3 @@ def _csv_text(rows: Sequence[Mapping[str, Any]], head: bool = True) -> str:
             cells[name] = repr(float(row[name]))
         writer.writerow([cells[name] for name in COLUMNS])
     return text.getvalue()
-
-
-def class_name(key: Any) -> str:
-    """An attribute class as text, ``""`` for none."""
-    if key is None:
-        return ""
-    return " ".join(part for part in map(str, key) if part) if isinstance(key, tuple) else str(key)

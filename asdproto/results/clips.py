@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -94,30 +95,19 @@ def shown_clips(
       :class:`ShownClip` for each; what cannot be read is noted in the run.
     """
     rows = {clip.path: row for row, clip in enumerate(run.store.clips)} if run.store else {}
-    shown, lost = [], []
+    shown = []
     for rank, clip in most_anomalous(system.clips, count):
-        windows = system.windows.get(clip.path) if clip.path else None
-        spectrogram = _spectrogram(run, rows[clip.path]) if clip.path in rows else None
-        excerpt, audio = None, None
-        path = _recording(run, clip)
-        try:
-            if path is not None:
-                excerpt, audio = _excerpt(path, windows, seconds)
-        except (DataError, OSError, RuntimeError):
-            path = None
-        if path is None:
-            lost.append(clip.file)
-        shown.append(
-            ShownClip(
-                clip,
-                rank,
-                system.thresholds.get(clip.machine_type),
-                spectrogram,
-                windows,
-                excerpt,
-                audio,
-            )
+        one = show_clip(
+            clip,
+            rank,
+            threshold=system.thresholds.get(clip.machine_type),
+            spectrogram=_stored_spectrogram(run, rows[clip.path]) if clip.path in rows else None,
+            windows=system.windows.get(clip.path) if clip.path else None,
+            recording=_recording(run, clip),
+            seconds=seconds,
         )
+        shown.append(one)
+    lost = [one.clip.file for one in shown if one.audio is None]
     if lost:
         run.notes.append(
             f"The recordings of {len(lost)} of {len(shown)} clips cannot be read, so they are not "
@@ -126,14 +116,50 @@ def shown_clips(
     return shown
 
 
-def _spectrogram(run: Run, row: int) -> Spectrogram | None:
-    assert run.store is not None
-    try:
-        settings = FeatureSettings(**run.store.settings)
-        bank = filterbank(settings)
-    except (TypeError, ValueError):  # features that somebody else computed
-        return None
-    values = run.store.read(row)[:, : settings.n_mels]  # samples may follow the bands
+def show_clip(
+    clip: ScoredClip,
+    rank: int,
+    *,
+    threshold: float | None,
+    spectrogram: Spectrogram | None,
+    windows: Windows | None,
+    recording: Path | None,
+    seconds: float = 4.0,
+) -> ShownClip:
+    """One clip with its excerpt.
+
+    Args:
+      clip: What the system says of it.
+      rank: From 1 within the machine type.
+      threshold: Decision threshold, or None.
+      spectrogram: Its features, or None.
+      windows: Scores along it, or None.
+      recording: The file that is played, or None. One that cannot be read is not played.
+      seconds: Length of the excerpt at most.
+
+    Returns:
+      The clip.
+    """
+    excerpt, audio = None, None
+    if recording is not None:
+        with contextlib.suppress(DataError, OSError, RuntimeError):
+            excerpt, audio = _excerpt(recording, windows, seconds)
+    return ShownClip(clip, rank, threshold, spectrogram, windows, excerpt, audio)
+
+
+def spectrogram_of(values: np.ndarray, settings: FeatureSettings) -> Spectrogram:
+    """Features coarse enough for a page.
+
+    Args:
+      values: Floating, shape ``[frames, mels]``; what follows the bands, such as samples, is left
+        out.
+      settings: Their settings.
+
+    Returns:
+      At most :data:`MOST_COLUMNS` columns, each the mean of neighboring frames.
+    """
+    bank = filterbank(settings)
+    values = np.asarray(values[:, : settings.n_mels], np.float32)
     pool = -(-len(values) // MOST_COLUMNS)
     columns = np.add.reduceat(values, np.arange(0, len(values), pool), axis=0)
     counts = np.diff(np.append(np.arange(0, len(values), pool), len(values)))
@@ -143,6 +169,15 @@ def _spectrogram(run: Run, row: int) -> Spectrogram | None:
         len(values) * settings.hop_length / settings.sample_rate,
         bank @ frequencies / bank.sum(axis=1),
     )
+
+
+def _stored_spectrogram(run: Run, row: int) -> Spectrogram | None:
+    assert run.store is not None
+    try:
+        settings = FeatureSettings(**run.store.settings)
+        return spectrogram_of(run.store.read(row), settings)
+    except (TypeError, ValueError):  # features that somebody else computed
+        return None
 
 
 def _recording(run: Run, clip: ScoredClip) -> Path | None:

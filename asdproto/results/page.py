@@ -12,7 +12,7 @@ import importlib.resources
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +48,12 @@ def write_report(workdir: str | os.PathLike, path: str | os.PathLike | None = No
     return write_text(Path(workdir) / "report.html" if path is None else path, render(run))
 
 
-def render(run: Run) -> str:
+def render(run: Run, clips: Sequence[ShownClip] | None = None) -> str:
     """The page as text.
 
     Args:
       run: As :func:`asdproto.results.run_folder.read_run` gives it.
+      clips: The clips to show; the most anomalous of the run's result when ``None``.
 
     Returns:
       A complete HTML document.
@@ -72,9 +73,8 @@ def render(run: Run) -> str:
         matrix_picture=_matrix_picture,
         training_picture=lambda rows: _markup(plots.training_figure(rows)),
     )
-    # The last system is the one that the run is about; those before it are what it builds on.
-    shown = next((name for name in reversed(run.systems) if run.systems[name].clips), "")
-    clips = shown_clips(run, run.systems[shown]) if shown else []
+    if clips is None:
+        clips = shown_clips(run, run.systems[run.result]) if run.result else []
     notes = [*run.notes, *_training_notes(run)]
     if not run.systems:
         notes.append("Nothing has been scored yet, so there are no figures.")
@@ -84,7 +84,6 @@ def render(run: Run) -> str:
         run=run,
         version=__version__,
         notes=list(dict.fromkeys(notes)),
-        shown=shown,
         clips=clips,
         evaluated=evaluated,
         columns=_columns(evaluated),
@@ -103,7 +102,8 @@ def _columns(systems: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Headline figures, then the overall figure of every machine type, of systems side by side."""
     machines = dict.fromkeys(m for found in systems.values() for m in found.get("machines", ()))
     columns = [(TITLES[name], [found.get(name) for found in systems.values()]) for name in HEADLINE]
-    for machine in machines:
+    # The figures of one machine type are the overall ones.
+    for machine in machines if len(machines) > 1 else ():
         found_here = [found.get("machines", {}).get(machine, {}) for found in systems.values()]
         columns.append((machine, [found.get("overall") for found in found_here]))
     return [
@@ -115,13 +115,14 @@ def _columns(systems: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _stage(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     rates = [float(row["clips_per_second"]) for row in rows if row.get("clips_per_second")]
+    seconds = [row["seconds"] for row in rows if row.get("seconds")]
     return {
         "name": name,
         "epochs": len(rows),
         "first": rows[0]["loss"],
         "last": rows[-1]["loss"],
         "learning_rate": rows[-1]["learning_rate"],
-        "seconds": sum(float(row.get("seconds") or 0.0) for row in rows),
+        "seconds": sum(map(float, seconds)) if seconds else None,
         "rate": float(np.median(rates)) if rates else None,
     }
 
@@ -148,11 +149,7 @@ def _markup(svg: str) -> Any:
 def _clip_picture(one: ShownClip) -> Any:
     if one.spectrogram is None:
         return ""
-    return _markup(
-        plots.clip_figure(
-            one.spectrogram, one.windows, threshold=one.threshold, excerpt=one.excerpt
-        )
-    )
+    return _markup(plots.clip_figure(one.spectrogram, one.windows, excerpt=one.excerpt))
 
 
 def _section_picture(table: SectionScores, threshold: float | None) -> Any:

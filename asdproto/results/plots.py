@@ -41,9 +41,10 @@ def section_figure(
 ) -> str:
     """Score histograms and ROC curves of one section.
 
-    Above the axis the clips of the source domain, below it those of the target domain; the
-    outermost bins hold what lies beyond them. The ROC curves of a domain compare its normal clips
-    with the anomalies of both domains, as its AUC does; the area that pAUC measures is shaded.
+    Above the axis the clips of the source domain, below it those of the target domain if there are
+    any; the outermost bins hold what lies beyond them. The ROC curves of a domain compare its
+    normal clips with the anomalies of both domains, as its AUC does; the area that pAUC measures is
+    shaded.
 
     Args:
       table: Scores and ground truth.
@@ -129,15 +130,16 @@ def clip_figure(
     spectrogram: Spectrogram,
     windows: Windows | None = None,
     *,
-    threshold: float | None = None,
     excerpt: tuple[float, float] | None = None,
 ) -> str:
     """A clip's spectrogram and, below it on the same time axis, its scores.
 
+    No threshold is drawn: it is made for whole clips, and a window by itself scores higher than the
+    clip that averages over it.
+
     Args:
       spectrogram: The features.
       windows: Scores along the clip, each drawn in the middle of its window; or None.
-      threshold: Decision threshold, drawn with the scores, or None.
       excerpt: Begin and end of what is played, seconds, shaded; or None.
 
     Returns:
@@ -182,8 +184,6 @@ def clip_figure(
             marker="o" if few else "",
             markersize=2.5,
         )
-        if threshold is not None:
-            lowest.axhline(threshold, color=INK, linestyle=(0, (4, 2)), linewidth=1.0)
         lowest.yaxis.set_major_locator(MaxNLocator(nbins=3))
         lowest.set_ylabel("score")
         figure.align_ylabels()
@@ -245,7 +245,8 @@ def _histogram(axes: Axes, table: SectionScores, threshold: float | None) -> Non
     edges, logarithmic = histogram_edges(table.scores)
     clipped = np.clip(table.scores, edges[0], edges[-1])
     tallest = 1
-    for domain, sign in (("source", 1), ("target", -1)):
+    both = bool(table.in_domain("target").any())
+    for domain, sign in (("source", 1), ("target", -1)) if both else (("source", 1),):
         for anomaly, color in ((False, NORMAL), (True, ANOMALY)):
             chosen = table.in_domain(domain) & (table.anomaly == anomaly)
             counts = np.histogram(clipped[chosen], edges)[0]
@@ -254,8 +255,8 @@ def _histogram(axes: Axes, table: SectionScores, threshold: float | None) -> Non
             axes.stairs(sign * counts, edges, color=color, linewidth=1.0)
         axes.text(
             -0.135,
-            0.5 + sign * 0.25,
-            domain,
+            0.5 + sign * 0.25 if both else 0.5,
+            domain if both else "clips",
             transform=axes.transAxes,
             rotation=90,
             ha="center",
@@ -263,7 +264,7 @@ def _histogram(axes: Axes, table: SectionScores, threshold: float | None) -> Non
             color=INK,
             fontsize=8.5,
         )
-    axes.set_ylim(-1.1 * tallest, 1.1 * tallest)
+    axes.set_ylim(-1.1 * tallest if both else 0.0, 1.1 * tallest)
     axes.axhline(0.0, color=INK, linewidth=0.8)
     if threshold is not None:
         place = min(max(threshold, edges[0]), edges[-1])

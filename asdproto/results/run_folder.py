@@ -35,7 +35,8 @@ class Run:
       name: The folder's name.
       config: ``config.json``; empty where there is none.
       training: Rows of ``metrics.jsonl`` by stage, in order of their epochs.
-      systems: Every system with figures or scores.
+      systems: Every system with figures or scores, of test clips or of training clips alone.
+      result: The system that the run is about, ``""`` where there is none yet.
       store: The run's feature store, where it can be opened.
       recordings: Folders that the paths of clips may be relative to.
       notes: Sentences about what is missing or odd, for the reader of the report.
@@ -45,6 +46,7 @@ class Run:
     config: dict[str, Any] = field(default_factory=dict)
     training: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     systems: dict[str, System] = field(default_factory=dict)
+    result: str = ""
     store: FeatureStore | None = None
     recordings: list[Path] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -87,15 +89,15 @@ def read_run(workdir: str | os.PathLike) -> Run:
         with noting(run.notes, "The feature store"):
             run.store = open_store(features)
     run.recordings = [folder for folder in (data, data / "dev_data") if folder.is_dir()]
-    # The run's own systems come last and in their order, as they do among its figures.
     names = run.config.get("names")
     order = [str(name) for name in names] if isinstance(names, list) else []
     folders = sorted((workdir / "scores").glob("*/"))
     for folder in sorted(folders, key=lambda x: order.index(x.name) if x.name in order else -1):
         figures = run.systems[folder.name].figures if folder.name in run.systems else {}
         classes = run.config.get("classes")
+        classes = classes if isinstance(classes, list) else None
         system = read_system(folder, figures, classes, run.store, run.notes)
-        if system.figures or system.clips:
+        if system.figures or system.clips or system.training:
             run.systems[folder.name] = system
     if not (run.config or run.training or run.systems):
         for path in (config, results):
@@ -103,8 +105,14 @@ def read_run(workdir: str | os.PathLike) -> Run:
                 read_json(path, remedy="Train again.")
         found = "none of config.json, metrics.jsonl, results.json and scores/"
         raise DataError(workdir, found, expected, remedy)
+    # Its last system, and not what is fitted beside it to compare with.
+    own = [name for name in order if name in run.systems] or list(run.systems)
+    run.result = own[-1] if own else ""
+    undefined: dict[str, list[str]] = {}
     for name, system in run.systems.items():
-        run.notes += [f"Undefined for {name}: {x}." for x in system.figures.get("undefined", ())]
+        for text in system.figures.get("undefined", ()):
+            undefined.setdefault(text, []).append(name)
+    run.notes += [f"Undefined for {', '.join(names)}: {x}." for x, names in undefined.items()]
     return run
 
 

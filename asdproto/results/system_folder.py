@@ -106,7 +106,7 @@ class ThresholdEffect:
       machine_type: The machine type.
       quantile: Of the distribution fitted to the held-out scores of training clips.
       threshold: The score there.
-      called: Share of all test clips above it.
+      called: Share of all test clips above it; of the training clips where there are none.
       false_alarms: Share of normal test clips above it; None without ground truth.
       detected: Share of anomalies above it; None without ground truth.
     """
@@ -263,7 +263,8 @@ def threshold_effects(
       quantiles: In (0, 1).
 
     Returns:
-      One a machine type and quantile.
+      One a machine type and quantile; with the share of training clips above where no test clip
+      was scored.
     """
     effects = []
     for machine, training in system.training.items():
@@ -280,8 +281,8 @@ def threshold_effects(
                 float(called[states == state].mean()) if np.any(states == state) else None
                 for state in ("normal", "anomaly")
             )
-            if len(clips):
-                share = float(called.mean())
+            if len(clips) or not system.clips:
+                share = float((called if len(clips) else decide(training, threshold)).mean())
                 effect = ThresholdEffect(machine, quantile, threshold, share, normal, anomalous)
                 effects.append(effect)
     return effects

@@ -102,7 +102,9 @@ class Detector:
 
         Raises:
           DataError: A clip cannot be read, is an anomaly by its name, or the system needs more.
+          ConfigError: A parameter has a value that it cannot have.
         """
+        self._quantile()  # refused before training, not after
         given = {
             "attributes": attributes,
             "section": sections,
@@ -258,11 +260,19 @@ class Detector:
 
     def _fitted(self) -> TrainedDetector:
         if not hasattr(self, "trained_"):
-            raise ValueError("this Detector is not fitted; call fit, or Detector.load(run)")
+            from sklearn.exceptions import NotFittedError
+
+            raise NotFittedError("this Detector is not fitted; call fit, or Detector.load(run)")
         return self.trained_
 
+    def _quantile(self) -> float:
+        if not 0 < self.contamination < 1:
+            found = f"contamination={self.contamination!r}"
+            raise ConfigError(f"{found}: expected a share of normal clips in (0, 1)")
+        return 1 - self.contamination
+
     def _thresholds(self) -> dict[str, float]:
-        return self._fitted().thresholds(1 - self.contamination)
+        return self._fitted().thresholds(self._quantile())
 
     def _seeds(self) -> list[int]:
         return [self.seed] if isinstance(self.seed, int | np.integer) else list(self.seed)

@@ -358,7 +358,7 @@ def test_long_clips_are_pooled(tmp_path):
     clip = clips_of("fan", "00", "test", 1)[0]
     write_store(tmp_path / "features", [features], [clip], settings=SETTINGS, dtype="float32")
     write_scores(tmp_path / "scores" / "ours", [clip], np.ones(1))
-    spectrogram = report_clips._spectrogram(read_run(tmp_path), 0)
+    spectrogram = report_clips._stored_spectrogram(read_run(tmp_path), 0)
     assert len(spectrogram.values) == report_clips.MOST_COLUMNS
     expected = [features[first : first + 3].mean() for first in range(0, frames, 3)]
     np.testing.assert_allclose(spectrogram.values[:, 2], expected, rtol=1e-6)
@@ -402,6 +402,45 @@ def test_without_ground_truth_the_decisions_are_shown(tmp_path):
     assert ["fan", "80%", f"{effect.threshold:.4g}", f"{effect.called:.0%}"] in rows
     assert 0 < share < 1
     assert ">is " not in text
+
+
+def test_the_page_is_about_the_runs_own_result(workdir):
+    shutil.copytree(workdir / "scores" / "pretrain", workdir / "scores" / "gmm")
+    systems = json.loads((workdir / "results.json").read_text())["systems"]
+    for figures in systems.values():
+        figures["undefined"] = ["fan has no target"]
+    # What is fitted beside a run stands behind the run's own systems.
+    (workdir / "results.json").write_text(
+        json.dumps({"systems": {**systems, "gmm": systems["pretrain"]}})
+    )
+    config = json.loads((workdir / "config.json").read_text())
+    (workdir / "config.json").write_text(json.dumps({**config, "names": ["pretrain", "finetune"]}))
+    run = read_run(workdir)
+    assert list(run.systems) == ["pretrain", "finetune", "gmm"]
+    assert run.result == "finetune"
+    text = page.render(run)
+    assert "Most anomalous clips of finetune" in text
+    assert "<details open><summary>finetune</summary>" in text
+    assert text.count("<details open>") == 1
+    # One sentence for what several systems have in common.
+    assert text.count("fan has no target") == 1
+    assert "Undefined for pretrain, finetune, gmm: fan has no target." in run.notes
+
+
+def test_a_run_without_test_clips_shows_its_thresholds(workdir):
+    (workdir / "results.json").unlink()
+    for path in [*workdir.glob("scores/*/*.csv"), *workdir.glob("scores/*/windows.npz")]:
+        path.unlink()
+    system = read_run(workdir).systems["finetune"]
+    assert (system.clips, system.figures) == ([], {})
+    effects = threshold_effects(system)
+    threshold = gamma_threshold(system.training["fan"], quantile=0.8)
+    assert effects[0].called == np.mean(system.training["fan"] > threshold) > 0
+    text = page.render(read_run(workdir))
+    parse(text)
+    assert "training clips called anomalous" in text
+    assert "The collection has no test clip" in text
+    assert ["fan", "80%", f"{threshold:.4g}", f"{effects[0].called:.0%}"] in table_rows(text)
 
 
 def test_a_run_that_was_interrupted_can_be_looked_at(workdir):
@@ -567,7 +606,11 @@ def test_histogram_edges():
 
 def test_a_section_of_one_kind_still_draws():
     normal = metrics.SectionScores("fan", "00", ("a", "b"), [1.0, 1.0], [0, 0], ["source"] * 2)
-    ElementTree.fromstring(plots.section_figure(normal, threshold=5.0))
+    text = plots.section_figure(normal, threshold=5.0)
+    ElementTree.fromstring(text)
+    # No half of the picture is kept for clips that there are not.
+    assert ">clips<" in text
+    assert ">target<" not in text
 
 
 def test_figures_as_text():

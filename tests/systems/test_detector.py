@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import soundfile
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
 
-from asdproto import Detector
+from asdproto import Detector, cli
 from asdproto.config import override
 from asdproto.data.dataset import prepare
 from asdproto.data.dcase import Clip
@@ -133,7 +134,7 @@ def test_parameters_are_sklearns():
     assert repr(detector.set_params(seed=0, r=0.5)) == (
         "Detector(system='gmm', regularization=2.0, r=0.5)"
     )
-    with pytest.raises(ValueError, match="not fitted"):
+    with pytest.raises(NotFittedError, match="not fitted"):
         detector.predict(["a.wav"])
 
 
@@ -141,6 +142,12 @@ def test_parameters_are_sklearns():
     ("parameters", "clips", "options", "message"),
     [
         ({"system": "toaster"}, NORMAL, {"sample_rate": RATE}, "'toaster' is unknown"),
+        (
+            {"contamination": 1.0},
+            NORMAL,
+            {"sample_rate": RATE},
+            "contamination=1.0: expected",
+        ),
         ({"preset": "huge"}, NORMAL, {"sample_rate": RATE}, "'huge' is unknown"),
         ({"system": "gmm", "componets": 3}, NORMAL, {"sample_rate": RATE}, "did you mean compon"),
         ({}, NORMAL, {}, "sample_rate"),
@@ -195,6 +202,27 @@ def test_an_encoder_of_ones_own(tmp_path):
     for wrong in (None, tiny.Encoder(embedding_dim=7)):
         with pytest.raises(DataError, match="encoder of its own"):
             load_run(run, encoder=wrong)
+
+
+def test_recordings_are_scored_onto_a_page(folder, tmp_path, capsys):
+    files = sorted((folder / "normal").iterdir())
+    detector = Detector(system="autoencoder", preset="quick", epochs=1)
+    detector.fit(files).save(tmp_path / "run")
+    page = tmp_path / "page.html"
+    command = ["score", str(tmp_path / "run"), str(folder / "new"), "--report", str(page)]
+    assert cli.main([*command, "--threshold", "1e-3"]) == 0
+    assert f"written: {page}" in capsys.readouterr().out
+    text = page.read_text()
+    rows = detector.details(folder / "new")
+    places = [text.index(f"{row['file']}</p>") for row in sorted(rows, key=lambda r: -r["score"])]
+    assert places == sorted(places)  # the most anomalous first
+    assert text.count("<audio") == 4
+    assert text.count("threshold 0.001") == 4
+    assert text.count(">score</text>") == 4  # the curve along each clip
+    assert "called an anomaly" in text
+    assert "training clips, no test clip" not in text
+    assert cli.main([*command[:2], "--watch", str(folder), *command[3:]]) == 1
+    assert "--watch and --report" in capsys.readouterr().err
 
 
 def test_several_seeds_are_one_detector(tmp_path):
