@@ -228,7 +228,7 @@ def shifted(
     ]
 
 
-def round_channels(channels: float, multiple: int = 8) -> int:
+def round_channels(channels: float) -> int:
     """The multiple of 8 nearest to a number of channels, never more than a tenth below it."""
-    rounded = max(multiple, int(channels + multiple / 2) // multiple * multiple)
-    return rounded if rounded >= 0.9 * channels else rounded + multiple
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded if rounded >= 0.9 * channels else rounded + 8

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from asdproto.training.devices import Devices
-from asdproto.training.packing import pack_state, unpack_state
+from asdproto.training.packing import pack_state, renew_weights, unpack_state
 from asdproto.training.stage import Hyper
 from asdproto.training.state import ClipIndex, Task, TrainState
 from asdproto.training.step import (
@@ -77,7 +77,7 @@ def scan_pass(
         return add_chunk(task, state, batch, plan.membership, sums)
 
     sums = lax.fori_loop(0, task.chunks, add, empty_sums(task))
-    return finish_prototypes(task, state, sums, axis_name)
+    return finish_prototypes(state, sums, axis_name)
 
 
 def scan_steps(
@@ -95,7 +95,8 @@ def scan_steps(
     def body(state: TrainState, _: None) -> tuple[TrainState, jax.Array]:
         turn = state.step % task.steps_per_epoch
         batch = take_batch(task, index, plan.steps, turn, axis_name)
-        return train_step(task, state, batch, plan.key, hyper, axis_name)
+        state, loss = train_step(task, state, batch, plan.key, hyper, axis_name)
+        return renew_weights(state), loss
 
     dtype = getattr(task.model, "dtype", jnp.float32)
     state = pack_state(state, dtype, join=task.stage.optimizer != "lars")
@@ -141,7 +142,7 @@ class Programs:
             return add_chunk(task, state, batch, plan.membership, sums)
 
         def finish(state, sums, *, axis_name):
-            return finish_prototypes(task, state, sums, axis_name)
+            return finish_prototypes(state, sums, axis_name)
 
         def step(state, index, plan, hyper, crops, *, axis_name):
             turn = state.step % task.steps_per_epoch

@@ -11,6 +11,7 @@ from asdproto.sampling import Plan
 from asdproto.training.devices import Devices
 
 _AHEAD = 3  # batches prepared while the device works on one
+_SHARE = 0.6  # of a device's memory, at most, for the data
 
 
 def gather_crops(
@@ -53,17 +54,16 @@ def gather_crops(
                 future.cancel()
 
 
-def fits_on(devices: Devices, nbytes: int, share: float = 0.6) -> bool:
+def fits_on(devices: Devices, nbytes: int) -> bool:
     """Whether an array of ``nbytes`` may live on every device, leaving room to train.
 
     Args:
       devices: The devices.
       nbytes: Size of the array.
-      share: Largest share of a device's memory that the data may take.
 
     Returns:
       True where the device does not tell its memory (CPU).
     """
     stats = devices.local[0].memory_stats() or {}
     limit = stats.get("bytes_limit")
-    return limit is None or nbytes <= share * limit
+    return limit is None or nbytes <= _SHARE * limit

@@ -1,7 +1,7 @@
 """What a loop on an accelerator carries instead of parameters. Nothing here changes a result.
 
-Skip this module on a first reading: :func:`asdproto.training.epoch.scan_steps` packs the state
-before its loop and unpacks it after, and the step unpacks the parameters that it is given.
+Skip this module on a first reading. :func:`asdproto.training.epoch.scan_steps` packs the state
+before its loop and unpacks it after; to a step, :func:`value_and_grad` is that of JAX.
 
 Two things pay, each measured alone by ``experiments/benchmarks/program.py`` for an H100 (width 64,
 bfloat16; kernels and megabytes of a step):
@@ -20,10 +20,12 @@ one update of many small ones, but parameters go into the loop and out of it one
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
 
 from asdproto.training.state import TrainState
@@ -117,6 +119,26 @@ def pack_state(state: TrainState, dtype: Any, *, join: bool = True) -> TrainStat
         optimizer=jax.tree.map(convert, state.optimizer, is_leaf=is_like_params),
         weights=_pack({**state.params, "encoder": encoder}, layout),
     )
+
+
+def value_and_grad(loss_fn: Callable[[Any], Any], state: TrainState) -> tuple[Any, Any]:
+    """Value and gradient of a loss at the state's parameters, packed or not.
+
+    Args:
+      loss_fn: From parameters, not packed, to a loss and what else the step needs of it.
+      state: The state; in a loop the loss is taken at its ``weights``.
+
+    Returns:
+      What ``loss_fn`` returns, and the gradient, packed and of the dtypes of ``state.params``.
+    """
+    run = jax.value_and_grad(lambda params: loss_fn(unpack(params)), has_aux=True)
+    value, gradient = run(state.weights or state.params)
+    return value, optax.tree.cast_like(gradient, state.params)
+
+
+def renew_weights(state: TrainState) -> TrainState:
+    """The state of a loop after a step, with ``weights`` of the new parameters."""
+    return state._replace(weights=optax.tree.cast_like(state.params, state.weights))
 
 
 def unpack_state(state: TrainState) -> TrainState:

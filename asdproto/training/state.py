@@ -29,8 +29,7 @@ class TrainState(NamedTuple):
       prototypes: float32, shape ``[classes, 1 + sub_prototypes, dim]``, the epoch's prototypes;
         ``None`` for objectives without.
       loss_sum: float32 scalar, sum of the losses of this epoch's steps so far.
-      weights: ``params`` with kernels in the dtype of the arithmetic, inside a loop on a device;
-        ``None`` outside. See :mod:`asdproto.training.packing`.
+      weights: Belongs to :mod:`asdproto.training.packing`; ``None`` but inside a loop on a device.
     """
 
     step: jax.Array

@@ -22,7 +22,7 @@ from asdproto.sampling import (
     plan_permutation,
     take_crops,
 )
-from asdproto.training.packing import unpack
+from asdproto.training.packing import value_and_grad
 from asdproto.training.stage import Hyper, device_rows
 from asdproto.training.state import Batch, ClipIndex, Task, TrainState
 
@@ -169,10 +169,8 @@ def add_chunk(
     return ClassSums(sums.sums + more, sums.counts + counts, sums.chunk + 1)
 
 
-def finish_prototypes(
-    task: Task, state: TrainState, sums: ClassSums, axis_name: str | None
-) -> TrainState:
-    """State with the prototypes that the sums of all devices give."""
+def finish_prototypes(state: TrainState, sums: ClassSums, axis_name: str | None) -> TrainState:
+    """State with the prototypes that the sums of all devices give (Eq. 2)."""
     totals, counts = sums.sums, sums.counts
     if axis_name is not None:
         totals, counts = lax.psum((totals, counts), axis_name)
@@ -217,7 +215,6 @@ def train_step(
         crops, where = task.objective.augment(batch, **keywords)
 
     def loss_fn(params: Any) -> tuple[jax.Array, tuple[Any, Any]]:
-        params = unpack(params)
         variables = {"params": params["encoder"], "batch_stats": state.batch_stats}
         embeddings, updated = task.model.apply(
             variables, crops, train=True, where=where, mutable=["batch_stats"]
@@ -231,23 +228,19 @@ def train_step(
         loss = jnp.sum(losses) * (task.num_devices / stage.batch)
         return loss, (updated.get("batch_stats", {}), loss_state)
 
-    value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
-    (loss, (batch_stats, loss_state)), gradients = value_and_grad(state.weights or state.params)
-    gradients = optax.tree.cast_like(gradients, state.params)
+    (loss, (batch_stats, loss_state)), gradients = value_and_grad(loss_fn, state)
     if axis_name is not None:
         loss, gradients, batch_stats = lax.pmean((loss, gradients, batch_stats), axis_name)
     rate = stage.learning_rate(state.step // task.steps_per_epoch) * hyper.learning_rate_scale
     updates, optimizer = task.optimizer(rate).update(gradients, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
     before = jnp.where(state.step % task.steps_per_epoch == 0, 0.0, state.loss_sum)
-    state = TrainState(
+    state = state._replace(
         step=state.step + 1,
         params=params,
         batch_stats=batch_stats,
         optimizer=optimizer,
         loss_state=loss_state,
-        prototypes=state.prototypes,
         loss_sum=before + loss,
-        weights=state.weights and optax.tree.cast_like(params, state.weights),
     )
     return state, loss

@@ -101,7 +101,7 @@ def test_prototype_pass_equals_class_means_of_all_embeddings():
     for _ in range(task.chunks):
         batch = _take(task, index, plan.chunks, sums.chunk, None)
         sums = _add_chunk(task, state, batch, plan.membership, sums)
-    found = steps.finish_prototypes(task, state, sums, None).prototypes
+    prototypes = steps.finish_prototypes(state, sums, None).prototypes
 
     variables = {"params": state.params["encoder"], "batch_stats": state.batch_stats}
     starts = np.ravel(plan.chunks.starts)[:22]
@@ -112,14 +112,15 @@ def test_prototype_pass_equals_class_means_of_all_embeddings():
     z = np.asarray(
         _embed(task, variables, jnp.asarray(crops, jnp.float32), train=False), np.float64
     )
-    assert found.shape == (tiny.CLASSES, 3, z.shape[1])
+    assert prototypes.shape == (tiny.CLASSES, 3, z.shape[1])
     for label in range(tiny.CLASSES):
         rows = np.flatnonzero(DATA.labels == label)
         for which in range(3):
             members = rows[np.asarray(plan.membership)[which, rows] > 0]
             assert len(members) == (len(rows) if which == 0 else -(-len(rows) // 2))
             mean = z[members].mean(axis=0)
-            np.testing.assert_allclose(found[label, which], mean / np.linalg.norm(mean), atol=1e-5)
+            expected = mean / np.linalg.norm(mean)
+            np.testing.assert_allclose(prototypes[label, which], expected, atol=1e-5)
 
 
 def test_prototypes_average_as_many_crops_of_every_clip_as_asked():
