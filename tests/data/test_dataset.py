@@ -15,6 +15,7 @@ def test_clip_arrays_tile_short_clips_and_count_frames():
     assert clips.usable_frames.tolist() == [5, 6]
     loaded = clips.load()
     np.testing.assert_array_equal(loaded[0, :5], features[1, [0, 1, 2, 0, 1]])
+    np.testing.assert_array_equal(loaded[0, 5:], 0)
     crops = clips.crops(np.array([0, 1]), np.array([0, 1]))
     np.testing.assert_array_equal(crops[0], loaded[0, :5])
     np.testing.assert_array_equal(crops[1], loaded[1, 1:6])

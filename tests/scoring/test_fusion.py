@@ -87,6 +87,15 @@ def test_a_power_of_a_score_counts_as_the_score():
         fusion.balancing_weights([np.ones(21)], keys)
 
 
+def test_weights_look_at_the_middle_half_of_scores_alone():
+    reference = REFERENCES[0]
+    outside = (reference > np.quantile(reference, 0.8)) | (reference < np.quantile(reference, 0.2))
+    stretched = np.where(outside, np.median(reference) * (reference / np.median(reference)) ** 5,
+                         reference)  # fmt: skip
+    weights = fusion.balancing_weights([reference, stretched], ["00"] * 21)
+    np.testing.assert_allclose(weights, [0.5, 0.5], rtol=1e-12)
+
+
 def test_errors_name_what_is_wrong():
     arguments = (REFERENCES, SECTIONS, REFERENCE_SECTIONS)
     with pytest.raises(ValueError, match="scores of 1 members, references of 2 and 1 weights"):

@@ -84,6 +84,8 @@ def test_section_metrics_equal_slow_references(seed):
         assert result[f"{domain}_auc"] == pytest.approx(slow_auc(normal, anomalous), abs=1e-14)
     expected = slow_pauc(table.scores, table.anomaly, 0.1)
     assert result["pauc"] == pytest.approx(expected, abs=1e-14)
+    wider = slow_pauc(table.scores, table.anomaly, 0.35)
+    assert metrics.section_metrics(table, max_fpr=0.35)["pauc"] == pytest.approx(wider, abs=1e-14)
 
 
 def test_pauc_is_standardized():
@@ -278,8 +280,8 @@ def test_published_scores_give_the_published_figures(real_data, tmp_path):
     # which its order of summation decides, are each writer's own.
     files = (tmp_path / "result.csv", folder / "result.csv")
     blocks = [file.read_bytes().split(b"\n\n")[:7] for file in files]
-    for mine, theirs in zip(*blocks, strict=True):
-        kept = [[*block.splitlines()[:1], *block.splitlines()[2:-1]] for block in (mine, theirs)]
+    for ours, theirs in zip(*blocks, strict=True):
+        kept = [[*block.splitlines()[:1], *block.splitlines()[2:-1]] for block in (ours, theirs)]
         assert kept[0] == kept[1]
 
 
