@@ -274,6 +274,11 @@ def checksum(frames: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(frames).view(np.uint8).data)
 
 
+def json_checksum(value: Any) -> int:
+    """CRC-32 of a value that json can hold; tuples count as lists, the order of keys not at all."""
+    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
+
+
 @contextlib.contextmanager
 def locked(path: Path, name: str) -> Iterator[None]:
     """Keep every other process from working in a folder; a killed one's lock is void.

@@ -47,7 +47,7 @@ def handled() -> Iterator[None]:
     """
     global _noted
     before = {}
-    if threading.current_thread() is threading.main_thread() and _noted is None:
+    if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             handler = signal.getsignal(number)
             # None: of a library, such as the one that connects processes; it only takes notes.
@@ -56,13 +56,47 @@ def handled() -> Iterator[None]:
             elif handler is not _handle:
                 continue
             signal.signal(number, _handle)  # again where a library has replaced it unseen
-    try:
+    if not before:
         yield
+        return
+    try:
+        with _watched():
+            yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        if before:
-            _noted = None
+        _noted = None
+
+
+@contextlib.contextmanager
+def _watched() -> Iterator[None]:
+    """A thread that hears of signals at once.
+
+    Python runs handlers between two of its instructions, of which compiling a program, or waiting
+    for an epoch, is a single one.
+    """
+    hears, speaks = os.pipe()
+    os.set_blocking(speaks, False)
+    before = signal.set_wakeup_fd(speaks, warn_on_full_buffer=False)
+    threading.Thread(target=_watch, args=(hears,), daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(speaks)
+
+
+def _watch(hears: int) -> None:
+    heard = 0
+    while number := os.read(hears, 1):
+        if number[0] in SIGNALS:
+            heard += 1
+            if heard > 1:
+                os._exit(128 + number[0])
+            if _deferring:
+                with contextlib.suppress(OSError):
+                    os.write(2, _NOTICE)
+    os.close(hears)
 
 
 @contextlib.contextmanager
@@ -94,13 +128,6 @@ def stop(kept: str = "") -> None:
 def _handle(number: int, frame: object) -> None:
     global _noted
     del frame
-    for (
-        one
-    ) in SIGNALS:  # now the system itself ends the process, in the middle of compiled code too
-        if signal.getsignal(one) is _handle:
-            signal.signal(one, signal.SIG_DFL)
     if not _deferring:
         raise Stopped(number)
     _noted = number
-    with contextlib.suppress(OSError):
-        os.write(2, _NOTICE)  # print may be what was interrupted

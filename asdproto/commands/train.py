@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -229,14 +230,19 @@ def finish(workdir: Path, results: dict[str, Any], console: Console) -> None:
 
 def only_reports(workdir: Path, console: Console) -> bool:
     """Whether the work folder holds a finished run; if so, shows it."""
-    from asdproto.files import read_json
+    from asdproto.errors import DataError
+    from asdproto.results.result_files import read_run_results
 
     finished = workdir / "results.json"
-    if not finished.exists():
+    if not finished.exists() or not (workdir / "config.json").exists():
+        return False
+    try:
+        results = read_run_results(finished)
+    except DataError as error:
+        warnings.warn(f"{finished}: found {error.found}; it is made again", stacklevel=2)
         return False
     console.print(f"{workdir} is finished; this only reports", highlight=False, soft_wrap=True)
-    remedy = "Remove it; the same command then makes it again."
-    show(workdir, read_json(finished, remedy=remedy), console)
+    show(workdir, results, console)
     return True
 
 

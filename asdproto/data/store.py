@@ -30,6 +30,7 @@ from asdproto.errors import StoreError
 from asdproto.files import (
     beside,
     checksum,
+    json_checksum,
     read_json,
     replacing,
     sync_folder,
@@ -274,7 +275,7 @@ def save_store(
         "table_crc32": f"{zlib.crc32(table):08x}",
         "versions": versions(),
     }
-    manifest["crc32"] = _crc_of(manifest)
+    manifest["crc32"] = f"{json_checksum(manifest):08x}"
     write_atomically(folder / TABLE, table)
     write_atomically(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
 
@@ -309,7 +310,7 @@ def open_store(
         )
     manifest = read_json(root / MANIFEST, remedy=_AGAIN, error=StoreError)
     own = manifest.pop("crc32", None)
-    if own is not None and own != _crc_of(manifest):
+    if own is not None and own != f"{json_checksum(manifest):08x}":
         raise StoreError(root / MANIFEST, "a manifest that was changed", "as written", _AGAIN)
     try:
         format_, table_crc = manifest["format"], manifest["table_crc32"]
@@ -366,10 +367,6 @@ def open_store(
 
 
 _AGAIN = "Delete this store and extract it again."
-
-
-def _crc_of(manifest: dict[str, Any]) -> str:
-    return f"{zlib.crc32(json.dumps(manifest, sort_keys=True).encode()):08x}"
 
 
 def _read_rows(table: bytes) -> list[Row]:

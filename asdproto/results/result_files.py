@@ -33,6 +33,7 @@ _COLUMNS = {
     "f1_target": "F1 score (target)",
 }
 _ARITHMETIC, _HARMONIC = "arithmetic mean", "harmonic mean"
+_AGAIN = "Repeat the command that made it, without this file."
 _OVER_ALL = " over all machine types, sections, and domains"
 
 
@@ -179,8 +180,36 @@ def read_results(path: str | os.PathLike) -> dict[str, Any]:
     Raises:
       DataError: As :func:`asdproto.files.read_json`.
     """
-    results = read_json(path, remedy="Evaluate the scores again.")
+    results = read_json(path, remedy=_AGAIN)
     return _map_leaves(results, lambda leaf: math.nan if leaf is None else leaf)
+
+
+def read_run_results(path: str | os.PathLike) -> dict[str, Any]:
+    """Reads the ``results.json`` of a run.
+
+    Args:
+      path: File to read.
+
+    Returns:
+      Its contents; ``"systems"`` holds figures by name, among them the three metrics and their
+      mean.
+
+    Raises:
+      DataError: It is missing, damaged, or of something else.
+    """
+    results = read_results(path)
+    systems = results.get("systems")
+    known = isinstance(systems, dict) and all(
+        isinstance(figures, dict)
+        and all(isinstance(figures.get(name), float | int) for name in ("overall", *AUC_METRICS))
+        and isinstance(figures.get("machines", {}), dict)
+        for figures in systems.values()
+    )
+    if not known or not isinstance(results.get("seeds", []), list):
+        raise DataError(
+            path, "no figures by system", '{"seeds": [...], "systems": {name: figures}}', _AGAIN
+        )
+    return results
 
 
 def write_text(path: str | os.PathLike, text: str) -> Path:
@@ -215,6 +244,10 @@ def read_rows(path: str | os.PathLike) -> list[tuple[int, list[str]]]:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
             return [(reader.line_num, row) for row in reader if any(map(str.strip, row))]
+    except OSError as error:
+        raise DataError(
+            path, str(error.strerror), "lines of 'file,value'", "Check its permissions."
+        ) from None
     except (csv.Error, UnicodeDecodeError) as error:
         raise DataError(
             path, f"text that is not csv ({error})", "lines of 'file,value'", "Write it again."

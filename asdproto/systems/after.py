@@ -12,14 +12,15 @@ from asdproto.config import ConfigError, from_dict, override, to_dict
 from asdproto.data.dcase import Clip
 from asdproto.data.store import open_store
 from asdproto.errors import DataError
-from asdproto.files import read_arrays, read_json, write_atomically
+from asdproto.files import locked, read_arrays, read_json, write_atomically
+from asdproto.results.result_files import read_run_results
 from asdproto.scoring.fusion import combine
 from asdproto.systems import system_class
 from asdproto.systems.members import prepare_for
-from asdproto.systems.run import MEMBER_SCORES, save_scores, score_fitted
-from asdproto.systems.trained import ABOUT, TrainedDetector, load_run
+from asdproto.systems.run import LOCK, MEMBER_SCORES, save_scores, score_fitted
+from asdproto.systems.trained import ABOUT, TrainedDetector, load_run, read_config
 
-_FINISH = "Let the run end first: the command that started it continues where it stopped."
+_FINISH = "Repeat the run's command, with the same settings and without this file."
 
 
 def rescore(run: Path, overrides: Sequence[str], out: Path | None = None) -> dict[str, Any]:
@@ -37,9 +38,14 @@ def rescore(run: Path, overrides: Sequence[str], out: Path | None = None) -> dic
       ConfigError: Something else than ``score`` is assigned, or the system has no back-end.
       DataError: The run is not finished, or its features are gone.
     """
-    config = read_json(run / "config.json", remedy=_FINISH)
-    results = read_json(run / "results.json", remedy=_FINISH)
-    before = from_dict(system_class(config["kind"]), config["system"])
+    config, results = read_config(run), read_run_results(run / "results.json")
+    try:
+        before = from_dict(system_class(config["kind"]), config["system"])
+    except ConfigError as error:
+        raise DataError(run / "config.json", str(error), "the settings of a run", _FINISH) from None
+    if not isinstance(config.get("features"), str):
+        found, expected = "no feature store", "that of a run that trained on one"
+        raise DataError(run / "config.json", found, expected, "Train on a collection or a store.")
     system = override(before, overrides)
     wrong = [text for text in overrides if not text.startswith("score.")]
     if wrong or not hasattr(system, "refit"):
@@ -50,19 +56,21 @@ def rescore(run: Path, overrides: Sequence[str], out: Path | None = None) -> dic
         )
     data = prepare_for(system, open_store(config["features"]), config["machines"])
     target = run if out is None else out
+    target.mkdir(parents=True, exist_ok=True)
     systems, members = dict(results["systems"]), {}
-    for name in config["names"]:
-        old = load_run(run, name)
-        fitted = [system.refit(member, data) for member in old.members]
-        folder = target / "scores" / name
-        figures, each = score_fitted(folder, system, data, fitted, old.seeds)
-        systems.pop(name, None)
-        if figures is not None:
-            systems[name] = figures
-        if each:
-            members[name] = each
-    config["system"] = to_dict(system)
-    write_atomically(target / "config.json", json.dumps(config, indent=2).encode())
+    with locked(target, LOCK):
+        for name in config["names"]:
+            old = load_run(run, name)
+            fitted = [system.refit(member, data) for member in old.members]
+            folder = target / "scores" / name
+            figures, each = score_fitted(folder, system, data, fitted, old.seeds)
+            systems.pop(name, None)
+            if figures is not None:
+                systems[name] = figures
+            if each:
+                members[name] = each
+        config["system"] = to_dict(system)
+        write_atomically(target / "config.json", json.dumps(config, indent=2).encode())
     ordered = {name: systems[name] for name in results["systems"] if name in systems}
     return {**results, "systems": ordered, **({"members": members} if members else {})}
 
@@ -126,7 +134,7 @@ def fuse(
     )
     folder = out / "scores" / fused.name
     fused.save(folder)
-    config = read_json(folders[0].parents[1] / "config.json", remedy=_FINISH)
+    config = read_config(folders[0].parents[1])
     about: dict[str, Any] = {
         "kind": "fused",
         "system": {"sources": [str(one) for one in folders], "weights": list(map(float, weights))},

@@ -9,11 +9,12 @@
       results.json               figures by name, where the test clips carry labels
 """
 
+import contextlib
 import dataclasses
 import json
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from asdproto.data.dataset import Dataset, section_keys
 from asdproto.data.dcase import Clip
 from asdproto.data.store import FeatureStore
 from asdproto.errors import DataError
-from asdproto.files import read_json, write_arrays, write_atomically
+from asdproto.files import locked, read_json, write_arrays, write_atomically
 from asdproto.results.result_files import write_result_csv, write_results
 from asdproto.results.score_files import write_scores
 from asdproto.results.tables import HEADLINE
@@ -36,10 +37,15 @@ from asdproto.systems import YARDSTICKS, preset
 from asdproto.systems.members import Comparison, Fitted, RunOptions, prepare_for
 from asdproto.systems.trained import TrainedDetector, make_detector
 
+LOCK = ".lock"  # of a work folder
 # Scores of the test clips by every member: what fusing takes.
 MEMBER_SCORES = "member_scores.npz"
 # Clips whose scores are followed through time.
 _WINDOWED = 60
+
+
+class EqualEmbeddingsWarning(UserWarning):
+    """An encoder tells no two clips apart."""
 
 
 def train_run(
@@ -66,13 +72,28 @@ def train_run(
     Returns:
       What belongs into ``results.json``: seeds, figures by name, figures of each seed, and the
       seconds that each part took.
+
+    Raises:
+      DataError: Another process is working in the folder.
+      OSError: The disk is full, or may not be written to; what is saved stays.
     """
+    with _alone(options):
+        return _train_run(system, store, options, seeds, machines, root)
+
+
+def _train_run(
+    system: Any,
+    store: FeatureStore,
+    options: RunOptions,
+    seeds: Sequence[int],
+    machines: Sequence[str] | None,
+    root: Path | None,
+) -> dict[str, Any]:
     assert options.workdir is not None
     started = time.monotonic()
     data = prepare_for(system, store, machines)
     announce(system, data, options, seeds)
     if options.devices.is_main:
-        options.workdir.mkdir(parents=True, exist_ok=True)
         about = {
             **asked(system, seeds, machines),
             "names": list(system.names),
@@ -117,8 +138,21 @@ def train_beside(
     machines: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Trains another system into a run folder that exists; returns its figures by name."""
-    data = prepare_for(system, store, machines)
-    return _score_all(system, data, options, seeds, system.train(data, options, seeds))[0]
+    with _alone(options):
+        data = prepare_for(system, store, machines)
+        return _score_all(system, data, options, seeds, system.train(data, options, seeds))[0]
+
+
+@contextlib.contextmanager
+def _alone(options: RunOptions) -> Iterator[None]:
+    """Keeps other runs out of the work folder; process 0 speaks for all of this one."""
+    assert options.workdir is not None
+    if not options.devices.is_main:
+        yield
+        return
+    options.workdir.mkdir(parents=True, exist_ok=True)
+    with locked(options.workdir, LOCK):
+        yield
 
 
 def _score_all(
@@ -171,7 +205,20 @@ def announce(system: Any, data: Dataset, options: RunOptions, seeds: Sequence[in
 def detector_of(
     name: str, system: Any, data: Dataset, fitted: Sequence[Fitted], seeds: Sequence[int]
 ) -> TrainedDetector:
-    """The detector that members trained on a data set make."""
+    """The detector that members trained on a data set make.
+
+    Warns:
+      EqualEmbeddingsWarning: A member gives all training clips one embedding.
+    """
+    for one, seed in zip(fitted, seeds, strict=True):
+        if one.embeddings is not None and _collapsed(one.embeddings):
+            warnings.warn(
+                f"{name}, seed {seed}: all {len(one.embeddings)} training clips have one "
+                "embedding, so the scores mean nothing. Look for features that are constant, or "
+                "lower the learning rate",
+                EqualEmbeddingsWarning,
+                stacklevel=2,
+            )
     return make_detector(
         name,
         fitted,
@@ -182,6 +229,12 @@ def detector_of(
         quantile=system.quantile,
         dtype=str(data.train.features.dtype),
     )
+
+
+def _collapsed(embeddings: np.ndarray) -> bool:
+    """Whether what differs between embeddings is rounding: a millionth of their length."""
+    found = np.asarray(embeddings, np.float64)
+    return bool(np.square(found - found.mean(axis=0)).mean() <= 1e-12 * np.square(found).mean())
 
 
 def score_fitted(
@@ -290,7 +343,11 @@ def check_same_run(workdir: Path, asked: dict[str, Any], *, but: tuple[str, ...]
     path = workdir / "config.json"
     if not path.exists():
         return []
-    found = read_json(path, remedy="Choose another folder for the run, or delete this one.")
+    found = read_json(
+        path,
+        remedy="Choose another folder; or delete the file, where this command repeats the run's "
+        "settings: it is made again.",
+    )
     differences = _differences(asked, {name: found.get(name) for name in asked})
     allowed = [name for name, _, _ in differences if name.startswith(but)]
     different = [

@@ -23,9 +23,9 @@ import numpy as np
 from asdproto.config import from_dict, to_dict
 from asdproto.data.dataset import ClipArrays
 from asdproto.data.dcase import parse_name
-from asdproto.errors import DataError
+from asdproto.errors import DataError, quoted
 from asdproto.features import FeatureSettings
-from asdproto.files import read_arrays, read_json, write_arrays, write_atomically
+from asdproto.files import json_checksum, read_arrays, read_json, write_arrays, write_atomically
 from asdproto.scoring.fusion import combine
 from asdproto.scoring.thresholds import decide, gamma_threshold
 from asdproto.systems import system_class
@@ -33,7 +33,9 @@ from asdproto.systems.members import Comparison, Fitted, Member, Section, Window
 
 ABOUT = "detector.json"
 _FORMAT = 1
-_AGAIN = "Train it again."
+_AGAIN = (
+    "Delete the run's results.json and repeat its command: it is made again from the checkpoints."
+)
 
 
 class Recording(NamedTuple):
@@ -276,9 +278,9 @@ class TrainedDetector:
                 "scores": self.train_scores,
             },
         )
-        thresholds = json.dumps(self.thresholds(), indent=2)
-        write_atomically(folder / "thresholds.json", thresholds.encode())
-        about = {
+        thresholds = self.thresholds()
+        write_atomically(folder / "thresholds.json", json.dumps(thresholds, indent=2).encode())
+        about: dict[str, Any] = {
             "format": _FORMAT,
             "name": self.name,
             "dtype": self.dtype,
@@ -296,6 +298,7 @@ class TrainedDetector:
                 )
             ],
         }
+        about["checksum"] = json_checksum([about, thresholds])
         write_atomically(folder / ABOUT, json.dumps(about, indent=1).encode())
 
     @classmethod
@@ -311,6 +314,11 @@ class TrainedDetector:
           DataError: The folder holds no whole detector.
         """
         about = read_json(folder / ABOUT, remedy=_AGAIN)
+        thresholds = read_json(folder / "thresholds.json", remedy=_AGAIN)
+        saved = about.pop("checksum", None)  # arrays have one for each file of the archive
+        if saved is not None and saved != json_checksum([about, thresholds]):
+            found = "other settings or thresholds than were saved"
+            raise DataError(folder / ABOUT, found, "what its checksum says", _AGAIN)
         try:
             if about["format"] != _FORMAT:
                 raise ValueError(f"format {about['format']}, expected {_FORMAT}")
@@ -334,7 +342,7 @@ class TrainedDetector:
                 train_files=training["files"].tolist(),
                 quantile=about["quantile"],
                 dtype=about["dtype"],
-                fitted=read_json(folder / "thresholds.json", remedy=_AGAIN),
+                fitted=thresholds,
             )
         except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, DataError):
@@ -411,7 +419,11 @@ def load_run(
     """
     workdir = Path(workdir)
     there = sorted(path.parent.name for path in (workdir / "scores").glob(f"*/{ABOUT}"))
-    wanted = [name] if name is not None else _results_of(workdir)
+    wanted: list[str] = []
+    if name is not None:
+        wanted = [name]
+    elif (workdir / "config.json").exists():
+        wanted = list(map(str, read_config(workdir)["names"][::-1]))  # the result is the last one
     found = next((one for one in wanted if one in there), None)
     if found is None:
         raise DataError(
@@ -421,17 +433,28 @@ def load_run(
             "the folder of a finished run",
             "Choose one of them."
             if there
+            else _AGAIN
+            if (workdir / "results.json").exists()
             else "Let the run end first: the command that started it continues where it stopped.",
         )
     return TrainedDetector.load(workdir / "scores" / found, encoder)
 
 
-def _results_of(workdir: Path) -> list[str]:
-    """Names of the run's own detectors, the result first."""
-    try:
-        return json.loads((workdir / "config.json").read_text())["names"][::-1]
-    except (OSError, ValueError, KeyError):
-        return []
+def read_config(workdir: Path) -> dict[str, Any]:
+    """Reads the ``config.json`` of a run.
+
+    Raises:
+      DataError: It is missing, damaged, or of something else.
+    """
+    path = workdir / "config.json"
+    remedy = "Repeat the run's command, with the same settings and without this file."
+    config = read_json(path, remedy=remedy)
+    kinds = {"kind": str, "system": dict, "names": list}
+    odd = [name for name, kind in kinds.items() if not isinstance(config.get(name), kind)]
+    if odd:
+        found = f"{odd[0]} {quoted(repr(config.get(odd[0])))}"
+        raise DataError(path, found, "the settings of a run", remedy)
+    return config
 
 
 def stack(arrays: Sequence[np.ndarray]) -> ClipArrays:

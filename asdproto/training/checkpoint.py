@@ -8,14 +8,12 @@ it still is, checksums tell before anything is used.
 
 import contextlib
 import functools
-import json
 import logging
 import os
 import re
 import shutil
 import sys
 import warnings
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from asdproto.errors import DataError
-from asdproto.files import checksum, naming
+from asdproto.files import checksum, json_checksum, naming
 
 _UNDER_WAY = ".orbax-checkpoint-tmp"
 _REMEDY = "Delete the folder: the same command then starts this stage again."
@@ -87,7 +85,7 @@ class Checkpoints:
         about = {"arrays": arrays, "run": metadata}
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(named),
-            about=ocp.args.JsonSave({**about, "checksum": _text_checksum(about)}),
+            about=ocp.args.JsonSave({**about, "checksum": json_checksum(about)}),
         )
         self._size = sum(np.asarray(leaf).nbytes for leaf in named.values())
         with self._writing():
@@ -173,7 +171,7 @@ class Checkpoints:
 
     def _about(self, step: int) -> dict[str, Any]:
         about = self._read(step, ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
-        if not isinstance(about, dict) or about.pop("checksum", None) != _text_checksum(about):
+        if not isinstance(about, dict) or about.pop("checksum", None) != json_checksum(about):
             raise _Damage("the checksum of its description differs")
         return about
 
@@ -255,7 +253,3 @@ def _kind(leaf: Any) -> tuple[tuple[int, ...], str]:
 
 def _described(kind: tuple[tuple[int, ...], str] | None) -> str:
     return "nothing" if kind is None else f"{kind[1]} {kind[0]}"
-
-
-def _text_checksum(about: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps(about, sort_keys=True).encode())

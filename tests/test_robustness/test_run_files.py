@@ -1,0 +1,247 @@
+"""Damaged files of a run: one line that names the file, or the file is made again.
+
+One tiny run is trained; every test damages a copy of it and runs the command line on that.
+"""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from asdproto import cli
+from asdproto.data.store import open_store
+from asdproto.files import locked
+from asdproto.results.run_folder import read_run
+from asdproto.systems.run import LOCK
+from tests.experiments.collection import write_collection
+from tests.test_robustness import damage, tiny_run
+
+pytestmark = pytest.mark.slow
+
+
+def other(path):
+    """A whole file of the right format that holds something else."""
+    if path.suffix == ".npz":
+        np.savez(path, x=np.arange(3))
+    elif path.suffix == ".json":
+        path.write_text("[1, 2]")
+    else:
+        path.write_text("something else\n")
+
+
+def other_fields(path):
+    """A json object whose fields are of other kinds than they should be."""
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(dict.fromkeys(content, 7) | {"kind": "fan", "format": 1}))
+
+
+FAULTS = (damage.cut, damage.empty, damage.binary, damage.folder, damage.missing, other)
+TEXTS = (*FAULTS, other_fields)
+BITS = (*FAULTS, damage.flip)
+SCORES = "scores/finetune"
+DETECTOR = [
+    *[("detector.json", fault) for fault in (*TEXTS, damage.flip)],
+    *[("thresholds.json", fault) for fault in (*TEXTS, damage.flip)],
+    *[("member_0.npz", fault) for fault in BITS],
+    *[("training_scores.npz", fault) for fault in BITS],
+]
+REPORTED = [
+    *[(f"{SCORES}/embeddings.npz", fault) for fault in BITS],
+    *[(f"{SCORES}/windows.npz", fault) for fault in BITS],
+    *[(f"{SCORES}/member_0.npz", fault) for fault in BITS],
+    *[(f"{SCORES}/training_scores.npz", fault) for fault in BITS],
+    *[(f"{SCORES}/thresholds.json", fault) for fault in TEXTS],
+    *[(f"{SCORES}/anomaly_score_fan_section_00_test.csv", fault) for fault in FAULTS],
+    *[(f"{SCORES}/decision_result_fan_section_00_test.csv", fault) for fault in FAULTS],
+    *[("config.json", fault) for fault in TEXTS],
+    *[("results.json", fault) for fault in TEXTS],
+    *[("metrics.jsonl", fault) for fault in FAULTS],
+    *[("features/manifest.json", fault) for fault in TEXTS],
+    *[("features/features.npy", fault) for fault in BITS],
+    *[("features/table.csv", fault) for fault in BITS],
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_collection(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    assert cli.main(tiny_run.command(data, folder)) == 0
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "features": "features"}))
+    return folder
+
+
+@pytest.fixture
+def run(trained, tmp_path, monkeypatch):
+    """A copy of the run, in the current folder, so that it finds its features."""
+    monkeypatch.chdir(shutil.copytree(trained, tmp_path / "run"))
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Reports take seconds to draw; tests of what is not drawn go without."""
+    monkeypatch.setattr("asdproto.results.page.write_report", lambda workdir: workdir / "none")
+
+
+def fails(capsys, *arguments):
+    """The one line that a command ends with."""
+    capsys.readouterr()
+    assert cli.main([str(argument) for argument in arguments]) == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if "note: " not in line]
+    assert len(said) == 1
+    assert said[0].startswith("error: ")
+    assert said[0].endswith(".")
+    return said[0]
+
+
+def contents(folder):
+    """Every file of a folder but the manifests' times."""
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(("name", "fault"), DETECTOR)
+def test_a_damaged_detector_scores_nothing(run, data, capsys, name, fault):
+    fault(run / SCORES / name)
+    said = fails(capsys, "score", run, next(data.rglob("*.wav")), "--detector", "finetune")
+    if (name, fault) == ("detector.json", damage.missing):
+        assert f"{run}: found no finished detector finetune; there are" in said
+    else:
+        # A flipped threshold shows in what the detector's checksum says of both.
+        both = {run / SCORES / name, run / SCORES / "detector.json"}
+        assert any(f"error: {path}: found " in said for path in both)
+        assert "Delete the run's results.json and repeat its command" in said
+
+
+@pytest.mark.parametrize("fault", TEXTS)
+@pytest.mark.parametrize("command", ["score", "train", "rescore", "fuse", "summarize"])
+def test_a_damaged_configuration(run, data, trained, capsys, tmp_path, fault, command):
+    fault(run / "config.json")
+    more = {
+        "score": [run, next(data.rglob("*.wav"))],
+        "rescore": [run, "score.kind=knn", "--out", tmp_path / "out"],
+        "fuse": [tmp_path / "out", run, trained],
+        "summarize": [run, trained],
+    }
+    if (command, fault) == ("train", damage.missing):
+        return  # made again, see below
+    if command == "train":
+        said = fails(capsys, *tiny_run.command(data, run))
+    else:
+        said = fails(capsys, command, *more[command])
+    if fault is damage.missing and command in ("score", "fuse"):
+        assert f"{run}: found no finished detector; there are finetune, gmm" in said
+    else:
+        assert "config.json: found " in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("fault", TEXTS)
+@pytest.mark.parametrize("command", ["rescore", "summarize"])
+def test_damaged_results(run, trained, capsys, tmp_path, fault, command):
+    fault(run / "results.json")
+    more = {"rescore": [run, "score.kind=knn", "--out", tmp_path / "out"]}
+    said = fails(capsys, command, *more.get(command, [run, trained]))
+    assert f"{run / 'results.json'}: found " in said
+
+
+@pytest.mark.parametrize(("name", "fault"), REPORTED)
+def test_a_report_shows_the_rest_and_names_what_is_left_out(run, trained, name, fault):
+    whole = read_run(trained)
+    fault(run / name)
+    found = read_run(run)
+    assert found.systems.keys() == whole.systems.keys()
+    other_notes = [note for note in found.notes if note not in whole.notes]
+    if fault is damage.missing:
+        return  # a run that has not come so far
+    if name == "metrics.jsonl" and fault in (damage.cut, damage.empty):
+        assert found.training.keys() < whole.training.keys()  # no trace of what was cut off
+    elif (name, fault) not in HARMLESS:
+        assert other_notes
+        assert all("\n" not in note for note in other_notes)
+        assert any(name.rpartition("/")[2] in note for note in other_notes)
+
+
+# What a report does not read, or takes from elsewhere.
+HARMLESS = {
+    (f"{SCORES}/member_0.npz", other),
+    ("config.json", other_fields),
+}
+
+
+def test_what_can_be_made_again_is_made_again(run, trained, data, no_pictures, capsys):
+    """All but recordings, features and checkpoints."""
+    for path in (run / SCORES).iterdir():
+        damage.binary(path)
+    shutil.rmtree(run / "scores" / "pretrain")
+    (run / "metrics.jsonl").write_bytes(bytes(range(256)))
+    (run / "config.json").unlink()
+    (run / "results.json").write_text('{"systems": ')
+    assert cli.main(tiny_run.command(data, run)) == 0
+    assert contents(run / "scores") == contents(trained / "scores")
+    figures = [json.loads((at / "results.json").read_text())["systems"] for at in (run, trained)]
+    assert figures[0] == figures[1]
+    # And the finished run is finished.
+    assert cli.main(tiny_run.command(data, run)) == 0
+    assert "is finished; this only reports" in capsys.readouterr().out
+
+
+def test_damaged_results_alone(run, trained, data, no_pictures, capsys):
+    damage.cut(run / "results.json")
+    assert cli.main(tiny_run.command(data, run)) == 0
+    said = capsys.readouterr().err
+    assert f"note: {run / 'results.json'}: found text that is not json" in said
+    assert "it is made again" in said
+    assert contents(run / "scores") == contents(trained / "scores")
+
+
+@pytest.mark.parametrize("name", ["features.npy", "table.csv", "manifest.json"])
+@pytest.mark.parametrize("fault", [damage.cut, damage.empty, damage.flip, damage.binary])
+def test_damaged_features_are_never_trained_on(run, data, capsys, name, fault):
+    (run / "results.json").unlink()
+    fault(run / "features" / name)
+    said = fails(capsys, *tiny_run.command(data, run))
+    assert "Delete this store and extract it again." in said
+    assert str(run / "features" / name) in said
+    said = fails(capsys, "rescore", run, "score.kind=knn")
+    assert "results.json" in said or name in said
+
+
+def test_wrong_numbers_in_features_that_no_checksum_of_the_file_system_sees(run, data, capsys):
+    """4,096 flipped bytes; 50 values that are no numbers."""
+    (run / "results.json").unlink()
+    path = run / "features" / "features.npy"
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    content = np.frombuffer(whole, np.uint8).copy()
+    content[rng.integers(200, len(content), 4096)] ^= 4
+    path.write_bytes(content)
+    assert "clips: " in fails(capsys, *tiny_run.command(data, run))
+    path.write_bytes(whole)
+    features = np.lib.format.open_memmap(path, mode="r+")
+    features[rng.integers(0, len(features), 50), 0, 0] = np.nan
+    features.flush()
+    assert "clips: " in fails(capsys, *tiny_run.command(data, run))
+    assert np.isnan(open_store(run / "features", verify=False).features).any()
+
+
+def test_one_process_at_a_time(run, trained, data, no_pictures, capsys):
+    (run / "results.json").unlink()
+    before = (run / "metrics.jsonl").read_bytes()
+    with locked(run, LOCK):
+        for command in (tiny_run.command(data, run), ["rescore", str(run), "score.kind=knn"]):
+            if command[0] == "rescore":
+                shutil.copy(trained / "results.json", run)
+            said = fails(capsys, *command)
+            assert f"{run}: found another process working in it; expected one at a time" in said
+    assert (run / "metrics.jsonl").read_bytes() == before
+    (run / "results.json").unlink()
+    assert cli.main(tiny_run.command(data, run)) == 0
+    assert not (run / LOCK).exists()

@@ -1,0 +1,189 @@
+"""Ctrl-C, SIGTERM and SIGKILL: nothing is lost, and the same command goes on to the same bits."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from asdproto import cli, signals
+from tests.experiments.collection import write_collection
+from tests.test_robustness import tiny_run
+from tests.test_robustness.processes import command, ended, server, started, wait_for
+
+pytestmark = pytest.mark.slow
+
+__all__ = ["server"]  # a fixture
+# One in each phase; ASDPROTO_KILLS=25 kills in each phase five times.
+KILLS = int(os.environ.get("ASDPROTO_KILLS", "5"))
+# A phase has begun when this is there.
+PHASES = {
+    "features": "features",
+    "pre-training": "checkpoints/pretrain/[0-9]*",
+    "fine-tuning": "checkpoints/finetune/[0-9]*",
+    "scoring": "scores/*",
+    "report": "results.json",
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_collection(folder)
+    return folder
+
+
+def metrics(workdir: Path) -> list[dict]:
+    """Whole lines of metrics.jsonl, also while it is being written."""
+    path = workdir / "metrics.jsonl"
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_ends(server, data, tmp_path, number):
+    """Twice: what goes on can be stopped again."""
+    workdir, log = tmp_path / "run", tmp_path / "log"
+    # No checkpoint is due but the one that the signal asks for.
+    arguments = tiny_run.command(data, workdir, "--save-seconds", "1e9", "pretrain.epochs=100000")
+    last = 0
+    for again in range(2):
+        with started(server, command, (arguments,), log) as process:
+            assert wait_for(process, lambda n=last + 2: len(metrics(workdir)) > n, log)
+            os.kill(process.pid, number)
+            assert ended(process, log) == 128 + number, log.read_text()
+        saved = [int(path.name) for path in (workdir / "checkpoints/pretrain").glob("[0-9]*")]
+        lines = metrics(workdir)
+        step, last = max(saved), len(lines)
+        assert lines[-1]["step"] <= step < lines[-1]["step"] + 4  # of an epoch
+        assert [line["epoch"] for line in lines] == list(range(1, last + 1))
+        said = log.read_text().splitlines()
+        assert said.count("stopping as soon as this is saved; a second signal stops at once") == (
+            again + 1
+        )
+        assert said[-1] == (
+            f"interrupted: step {step} of pretrain is saved; train is not finished; the same "
+            "command continues"
+        )
+        assert "Traceback" not in log.read_text()
+        assert not (workdir / "results.json").exists()
+
+
+def never_ends(ready: str) -> int:
+    """Compiled code of a quarter of an hour, which the handler of a signal would wait for."""
+    with signals.handled(), signals.deferred():
+        Path(ready).touch()
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+    return 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_second_signal_ends_at_once(server, tmp_path, number):
+    log, ready = tmp_path / "log", tmp_path / "ready"
+    with started(server, never_ends, (str(ready),), log) as process:
+        assert wait_for(process, ready.exists, log)
+        os.kill(process.pid, number)
+        assert wait_for(process, lambda: "a second signal stops at once" in log.read_text(), log)
+        assert process.is_alive()
+        os.kill(process.pid, number)
+        assert ended(process, log) == 128 + number
+
+
+def test_signals_in_this_process():
+    """Handlers are put back, and what others have set stays."""
+    before = [signal.getsignal(number) for number in signals.SIGNALS]
+
+    def stopped_at_once():
+        with signals.handled():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+
+    def stopped_at_the_end():
+        with signals.deferred() as asked:
+            assert not asked()
+            os.kill(os.getpid(), signal.SIGINT)
+            assert asked()
+
+    for function, code in ((stopped_at_once, 143), (stopped_at_the_end, 130)):
+        with pytest.raises(signals.Stopped) as caught:
+            function()
+        assert signals.code(caught.value) == code
+    assert [signal.getsignal(number) for number in signals.SIGNALS] == before
+    heard = []
+    signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+    try:
+        with signals.handled():
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert heard == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    assert signals.code(KeyboardInterrupt()) == 130
+
+
+def contents(workdir: Path) -> dict[str, object]:
+    """What a run has come to: parameters, scores, tables."""
+    found: dict[str, object] = {
+        str(path.relative_to(workdir)): path.read_bytes()
+        for folder in ("scores", "features")
+        for path in sorted((workdir / folder).rglob("*"))
+        if path.is_file()
+    }
+    names = ("stage", "epoch", "step", "loss", "learning_rate")
+    found["metrics"] = [[line[name] for name in names] for line in metrics(workdir)]
+    results = json.loads((workdir / "results.json").read_text())
+    return found | {name: results[name] for name in ("systems", "seeds")}
+
+
+def test_killed_at_random_moments_and_resumed(server, data, tmp_path):
+    """In every phase; the end is that of a run that nothing has disturbed."""
+
+    def run_to_the_end(arguments, log):
+        with started(server, command, (arguments,), log) as process:
+            assert ended(process, log) == 0, log.read_text()[-3000:]
+
+    def arguments_of(workdir):
+        return tiny_run.command(data, workdir, "--save-seconds", "0")
+
+    whole = tmp_path / "whole"
+    run_to_the_end(arguments_of(whole), tmp_path / "log")
+    expected = contents(whole)
+    assert len(expected) > 40
+    rng, killed = random.Random(7), []
+    for turn in range(-(-KILLS // len(PHASES))):
+        workdir, log = tmp_path / f"run{turn}", tmp_path / f"log{turn}"
+        for phase, sign in PHASES.items():
+            with started(server, command, (arguments_of(workdir),), log) as process:
+                wait_for(process, lambda at=workdir, sign=sign: any(at.glob(sign)), log)
+                time.sleep(rng.uniform(0, 0.4))
+                process.kill()
+                if ended(process, log) == -signal.SIGKILL:
+                    killed.append(phase)
+        run_to_the_end(arguments_of(workdir), log)
+        assert contents(workdir) == expected
+        assert "<html" in (workdir / "report.html").read_text().lower()
+        assert "Traceback" not in log.read_text()
+        # Nothing half done is left.
+        assert not [path for path in workdir.rglob("*") if "tmp" in path.name]
+        assert not [path for path in workdir.rglob(".*") if path.name != ".lock"]
+    print(f"killed {len(killed)} times: {killed}")
+    assert len(set(killed)) >= 4, "processes ended before they could be killed"
+
+
+def test_what_the_command_line_says_where_nothing_can_be_saved(tmp_path, capsys, monkeypatch):
+    """Within this process: a command that a signal meets anywhere."""
+    from asdproto.commands import data as commands
+
+    def interrupted(arguments):
+        del arguments
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    monkeypatch.setattr(commands, "features", interrupted)
+    monkeypatch.setattr(cli.data, "features", interrupted)
+    assert cli.main(["features", str(tmp_path), str(tmp_path / "store")]) == 143
+    said = capsys.readouterr().err.split("\n")
+    assert said[1:] == ["interrupted: features is not finished; the same command continues", ""]
