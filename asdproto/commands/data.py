@@ -43,7 +43,7 @@ def add_synthesize(subparsers: Any) -> None:
         help="test clips of a section, each of source and target, normal and anomaly (default: 50)",
     )
     parser.add_argument("--seconds", type=float, metavar="S", help="of a clip (default: 10)")
-    parser.add_argument("--seed", type=int, metavar="S", help="(default: 0)")
+    parser.add_argument("--seed", type=int, metavar="S", help="of everything random (default: 0)")
     parser.add_argument(
         "--workers", type=int, metavar="N", help="processes (default: one per core)"
     )
@@ -70,7 +70,7 @@ def add_download(subparsers: Any) -> None:
         "fetch a data set of DCASE Task 2 from Zenodo",
         "Fetches the archives of a data set, checks them, and unpacks them to ROOT/dev_data\n"
         "(development) and ROOT/eval_data (additional training, evaluation). Run again after an\n"
-        "interruption, it goes on where it stopped; when everything is there, it does nothing.",
+        "interruption, it continues where it stopped; when everything is there, it does nothing.",
     )
     years = [f"dcase{year}" for year in range(2020, 2026)]
     parser.add_argument(
@@ -162,7 +162,7 @@ def add_features(subparsers: Any) -> None:
         features,
         "extract log-mel features into a feature store",
         "Extracts the features of a collection, once, on every core, into a folder that\n"
-        "training reads. Run again after an interruption, it goes on where it stopped.",
+        "training reads. Run again after an interruption, it continues where it stopped.",
     )
     parser.add_argument("root", type=Path, help="the collection, as for validate")
     parser.add_argument("store", type=Path, help="folder of the feature store to make")
@@ -188,7 +188,10 @@ def add_features(subparsers: Any) -> None:
     )
     parser.add_argument("--power", type=float, metavar="P", help="of the magnitude (default: 2)")
     parser.add_argument(
-        "--dtype", choices=("float16", "float32"), default="float16", help="(default: %(default)s)"
+        "--dtype",
+        choices=("float16", "float32"),
+        default="float16",
+        help="precision of the stored features",
     )
     parser.add_argument(
         "--workers", type=int, metavar="N", help="processes (default: one per core)"

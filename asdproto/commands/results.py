@@ -128,10 +128,11 @@ def add_report(subparsers: Any) -> None:
         "report",
         report,
         "one web page about a run",
-        "Writes one self-contained web page about a run, finished or not: figures,\n"
-        "training curves, score histograms and ROC curves.",
+        "Writes one self-contained web page about a run, finished or not: figures, the most\n"
+        "anomalous test clips to look at and to listen to, what a threshold does, score\n"
+        "histograms, ROC curves and training curves.",
     )
-    parser.add_argument("workdir", type=Path, help="folder of the run, as given to --workdir")
+    parser.add_argument("workdir", type=Path, metavar="run", help="folder of the run")
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="file to write (default: report.html in it)"
     )

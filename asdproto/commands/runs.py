@@ -97,7 +97,9 @@ def add_export(subparsers: Any) -> None:
         export,
         "write a trained detector as one file that jax alone can run",
         "Writes the encoder and its back-end as one jax.export artifact, for CPUs and CUDA, with\n"
-        "prototypes, thresholds and a reader of one page beside it.",
+        "prototypes, thresholds and a reader of one page beside it, which needs jax, flatbuffers\n"
+        "and numpy alone. Takes detectors of --system prototype, of one seed or several. Other\n"
+        "systems are scored by python -m asdproto score.",
     )
     parser.add_argument("workdir", type=Path, metavar="run", help="folder of a finished run")
     parser.add_argument("out", type=Path, help="folder to make")

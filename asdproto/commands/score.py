@@ -62,15 +62,24 @@ def add(subparsers: Any) -> None:
         help="which of the run's detectors, such as pretrain or knn (default: the run's result)",
     )
     parser.add_argument(
-        "--machine-type", metavar="NAME", help="of all recordings (default: read off their names)"
+        "--machine-type",
+        metavar="NAME",
+        help="machine type of all recordings (default: read off names and folders)",
     )
     parser.add_argument(
-        "--section", metavar="NN", help="of all recordings (default: read off their names)"
+        "--section", metavar="NN", help="section of all recordings (default: read off names)"
     )
-    parser.add_argument("--top", type=_positive, metavar="N", help="print N only (default: all)")
-    parser.add_argument("--sort", choices=("score", "name"), default="score", help="order")
     parser.add_argument(
-        "--format", choices=("table", "csv", "jsonl"), default="table", help="of what is printed"
+        "--top", type=_positive, metavar="N", help="print the first N rows only (default: all)"
+    )
+    parser.add_argument(
+        "--sort",
+        choices=("score", "name"),
+        default="score",
+        help="order of the rows: highest score first, or by name",
+    )
+    parser.add_argument(
+        "--format", choices=("table", "csv", "jsonl"), default="table", help="format of the rows"
     )
     group = parser.add_mutually_exclusive_group()
     group.add_argument(

@@ -1,4 +1,4 @@
-"""Scores recordings with an exported detector. Needs jax (with its scipy, flatbuffers) and numpy.
+"""Scores recordings with an exported detector. Needs what ``pip install jax flatbuffers`` brings.
 
     python score.py recording.wav ...        # beside model.jax, arrays.npz and about.json
 
@@ -70,8 +70,11 @@ class Exported:
 
 if __name__ == "__main__":
     detector = Exported(Path(__file__).parent)
+    rate = detector.about["features"]["sample_rate"]
     for path in sys.argv[1:]:
-        with wave.open(path) as file:  # 16-bit wav at the detector's sample rate
+        with wave.open(path) as file:
+            if (file.getframerate(), file.getsampwidth()) != (rate, 2):
+                sys.exit(f"{path}: expected a 16-bit wav file of {rate} Hz; convert it first")
             data = np.frombuffer(file.readframes(file.getnframes()), np.int16)
             data = data[:: file.getnchannels()]
         print(path, json.dumps(detector.score(data / np.float32(32768))))
