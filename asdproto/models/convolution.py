@@ -11,6 +11,7 @@ compute the same sums; only their order, and so the last bits, differ.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Literal
 
 import flax.linen as nn
@@ -107,7 +108,7 @@ def convolve(x: jax.Array, kernel: jax.Array, *, strides: int, lowering: Lowerin
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
     x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    patches = _patches(x, size, strides, rows, columns)
+    patches = jnp.concatenate(windows(x, (size, size), strides, (rows, columns)), axis=-1)
     return patches @ kernel.reshape(-1, kernel.shape[-1])
 
 
@@ -140,18 +141,16 @@ def _space_to_depth(
     return x.reshape(batch, height // 2, width // 2, 4), cut.reshape(half, half, 4, -1)
 
 
-def _patches(x: jax.Array, size: int, strides: int, rows: int, columns: int) -> jax.Array:
-    """Windows of ``x`` laid side by side: ``[batch, rows, columns, size * size * channels]``."""
-    windows = [
-        x[
-            :,
-            i : i + (rows - 1) * strides + 1 : strides,
-            j : j + (columns - 1) * strides + 1 : strides,
-        ]
-        for i in range(size)
-        for j in range(size)
+def windows(
+    x: jax.Array, size: tuple[int, int], strides: int, positions: Sequence[int]
+) -> list[jax.Array]:
+    """What each tap of a window meets, row by row: views ``[batch, *positions, channels]``."""
+    rows, columns = ((n - 1) * strides + 1 for n in positions)
+    return [
+        x[:, i : i + rows : strides, j : j + columns : strides]
+        for i in range(size[0])
+        for j in range(size[1])
     ]
-    return jnp.concatenate(windows, axis=-1)
 
 
 def max_pool_3x3(x: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ from asdproto.models.mobilenet import Depthwise
 from asdproto.models.normalization import BatchNorm
 from asdproto.prototypes import l2_normalize
 
-# The network's bottlenecks: expansion, channels, blocks, first stride.
+# The network's bottlenecks: expansion, channels, blocks, first strides.
 STAGES = ((2, 64, 5, 2), (4, 128, 1, 2), (2, 128, 6, 1), (4, 128, 1, 2), (2, 128, 2, 1))
 
 # By fan-out, as its public implementations start convolutions.
@@ -138,7 +138,7 @@ class MobileFaceNet(nn.Module):
     Over images of 313 frames, 128 bands and two channels: 1.06 million parameters.
 
     Attributes:
-      stages: Expansion, channels, blocks and first stride of each stage.
+      stages: Expansion, channels, blocks and first strides of each stage.
       head: Channels of the last map.
       dim: Length of an embedding.
       stem: Channels of the first convolution.
@@ -200,11 +200,11 @@ class MobileFaceNet(nn.Module):
         kernel = self.param("stem", _he_normal, shape, jnp.float32).astype(self.dtype)
         x = convolve(images.astype(self.dtype), kernel, strides=2, lowering=self.lowering)
         x = activate("stem", x)
-        x = activate("stem_depthwise", depthwise(stride=1, name="stem_depthwise")(x))
-        for stage, (expansion, channels, blocks, stride) in enumerate(self.stages, start=1):
+        x = activate("stem_depthwise", depthwise(strides=1, name="stem_depthwise")(x))
+        for stage, (expansion, channels, blocks, strides) in enumerate(self.stages, start=1):
             for block in range(blocks):
                 name = f"stage{stage}_block{block + 1}"
-                step = 1 if block else stride
+                step = 1 if block else strides
                 y = pointwise(expansion * x.shape[-1], name=f"{name}_expand")(x)
                 y = activate(f"{name}_expand", y)
                 y = activate(f"{name}_depthwise", depthwise(step, name=f"{name}_depthwise")(y))

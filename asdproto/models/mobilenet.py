@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from asdproto.models.convolution import Lowering
+from asdproto.models.convolution import Lowering, windows
 from asdproto.models.normalization import BatchNorm
 from asdproto.prototypes import l2_normalize
 
-# The network's inverted residual stages: expansion, channels at alpha 1, blocks, first stride.
+# The network's inverted residual stages: expansion, channels at alpha 1, blocks, first strides.
 STAGES = (
     (1, 16, 1, 1),
     (6, 24, 2, 2),
@@ -41,7 +41,7 @@ class MobileNetV2(nn.Module):
     Attributes:
       alpha: Factor on the channels of every stage.
       head: Channels of the last 1 x 1 convolution, the length of an embedding.
-      stages: Expansion, channels at alpha 1, blocks and first stride of each stage.
+      stages: Expansion, channels at alpha 1, blocks and first strides of each stage.
       unit: Whether embeddings are brought to unit length. The baseline's are not: a softmax with
         bias classifies them.
       momentum: Share of the running statistics that one update keeps.
@@ -105,7 +105,7 @@ class MobileNetV2(nn.Module):
 
         x = crops.astype(self.dtype)
         x = relu6("stem_norm", self._stem(x, round_channels(32 * self.alpha)))
-        for stage, (expansion, channels, blocks, stride) in enumerate(self.stages, start=1):
+        for stage, (expansion, channels, blocks, strides) in enumerate(self.stages, start=1):
             for block in range(blocks):
                 name = f"stage{stage}_block{block + 1}"
                 shortcut = x
@@ -113,7 +113,7 @@ class MobileNetV2(nn.Module):
                     x = pointwise(expansion * x.shape[-1], name=f"{name}_expand")(x)
                     x = relu6(f"{name}_expand_norm", x)
                 x = Depthwise(
-                    stride=1 if block else stride,
+                    strides=1 if block else strides,
                     symmetric=False,
                     kernel_init=nn.initializers.glorot_uniform(),
                     lowering=self.lowering,
@@ -133,99 +133,92 @@ class MobileNetV2(nn.Module):
         shape = (3, 3, 3, features)
         kernel = self.param("stem", nn.initializers.glorot_uniform(), shape, jnp.float32)
         kernel = jnp.sum(kernel, axis=2).astype(self.dtype)
-        windows = shifted(images[..., None], (3, 3), stride=2, symmetric=False)
-        return jnp.concatenate(windows, axis=-1) @ kernel.reshape(9, features)
+        taps = shifted(images[..., None], (3, 3), strides=2, symmetric=False)
+        return jnp.concatenate(taps, axis=-1) @ kernel.reshape(9, features)
 
 
 class Depthwise(nn.Module):
     """Bias-free convolution of every channel with a kernel of its own.
 
     Attributes:
-      stride: Step in both directions.
+      strides: Step in both directions.
       symmetric: See :func:`depthwise`.
       kernel_init: Draws the kernel, of shape ``[size, size, 1, channels]``.
-      size: Window, odd.
+      kernel_size: Window, odd.
       lowering: ``"native"`` and ``"native_if_fits"``: XLA's grouped convolution; the others:
         shifted products.
       dtype: Dtype of the arithmetic; the kernel is stored in float32.
     """
 
-    stride: int
+    strides: int
     symmetric: bool
     kernel_init: nn.initializers.Initializer
-    size: int = 3
+    kernel_size: int = 3
     lowering: Lowering = "native"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps ``[batch, rows, columns, channels]`` to ``[batch, rows', columns', channels]``."""
-        shape = (self.size, self.size, 1, x.shape[-1])
+        shape = (self.kernel_size, self.kernel_size, 1, x.shape[-1])
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
         return depthwise(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
-            stride=self.stride,
+            strides=self.strides,
             symmetric=self.symmetric,
             lowering=self.lowering,
         )
 
 
 def depthwise(
-    x: jax.Array, kernel: jax.Array, *, stride: int, symmetric: bool, lowering: Lowering
+    x: jax.Array, kernel: jax.Array, *, strides: int, symmetric: bool, lowering: Lowering
 ) -> jax.Array:
     """Depthwise convolution that covers its input.
 
     Args:
       x: Floating, shape ``[batch, rows, columns, channels]``.
       kernel: Same dtype, shape ``[size, size, 1, channels]``, ``size`` odd.
-      stride: Step in both directions.
+      strides: Step in both directions.
       symmetric: Whether ``size // 2`` zeros go before and after, as in PyTorch; otherwise as few as
         are needed, the odd one after, as in TensorFlow. They differ for strides above 1.
       lowering: ``"native"`` and ``"native_if_fits"``: XLA's grouped convolution; the others:
         shifted products.
 
     Returns:
-      Shape ``[batch, ceil(rows / stride), ceil(columns / stride), channels]``.
+      Shape ``[batch, ceil(rows / strides), ceil(columns / strides), channels]``.
     """
     size = kernel.shape[0]
     if lowering in ("native", "native_if_fits"):
         return lax.conv_general_dilated(
             x,
             kernel,
-            (stride, stride),
-            [padding(n, size, stride, symmetric) for n in x.shape[1:3]],
+            (strides, strides),
+            [padding(n, size, strides, symmetric) for n in x.shape[1:3]],
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             feature_group_count=x.shape[-1],
         )
     taps = kernel.reshape(size * size, -1)
-    windows = shifted(x, (size, size), stride=stride, symmetric=symmetric)
-    return sum(window * tap for window, tap in zip(windows[1:], taps[1:], strict=True)) + (
-        windows[0] * taps[0]
-    )
+    met = shifted(x, (size, size), strides=strides, symmetric=symmetric)
+    return sum(x * tap for x, tap in zip(met[1:], taps[1:], strict=True)) + met[0] * taps[0]
 
 
-def padding(length: int, size: int, stride: int, symmetric: bool) -> tuple[int, int]:
-    """Zeros before and after an axis, for windows at ``ceil(length / stride)`` positions."""
-    needed = max((-(-length // stride) - 1) * stride + size - length, 0)
+def padding(length: int, size: int, strides: int, symmetric: bool) -> tuple[int, int]:
+    """Zeros before and after an axis, for windows at ``ceil(length / strides)`` positions."""
+    needed = max((-(-length // strides) - 1) * strides + size - length, 0)
     before = size // 2 if symmetric else needed // 2
     return before, needed - before
 
 
 def shifted(
-    x: jax.Array, size: tuple[int, int], *, stride: int, symmetric: bool
+    x: jax.Array, size: tuple[int, int], *, strides: int, symmetric: bool
 ) -> list[jax.Array]:
     """What each tap of a window meets, row by row: views ``[batch, rows', columns', channels]``."""
-    ends = [-(-n // stride) for n in x.shape[1:3]]
-    zeros = [padding(n, s, stride, symmetric) for n, s in zip(x.shape[1:3], size, strict=True)]
+    ends = [-(-n // strides) for n in x.shape[1:3]]
+    zeros = [padding(n, s, strides, symmetric) for n, s in zip(x.shape[1:3], size, strict=True)]
     # Symmetric padding may reach beyond the last window: no zeros are needed there.
     x = jnp.pad(x, ((0, 0), *((before, max(after, 0)) for before, after in zeros), (0, 0)))
-    rows, columns = ((end - 1) * stride + 1 for end in ends)
-    return [
-        x[:, i : i + rows : stride, j : j + columns : stride]
-        for i in range(size[0])
-        for j in range(size[1])
-    ]
+    return windows(x, size, strides, ends)
 
 
 def round_channels(channels: float) -> int:

@@ -89,7 +89,7 @@ def test_channels_are_rounded_as_published(channels, expected):
 def test_depthwise_convolution_equals_loops(lowering, size, stride, symmetric):
     shape = (2, 7, 4, 3)
     x, kernel = _random(*shape), _random(size, size, 1, shape[-1], seed=1)
-    found = depthwise(x, kernel, stride=stride, symmetric=symmetric, lowering=lowering)
+    found = depthwise(x, kernel, strides=stride, symmetric=symmetric, lowering=lowering)
     if symmetric:
         expected = oracles.convolution(
             oracles.wide(x), oracles.wide(kernel), stride=stride, before=size // 2
