@@ -124,6 +124,9 @@ def test_no_alarm_is_precision_zero():
         1.0,
         pytest.approx(2 / 3),
     )
+    # One hit of five alarms and four anomalies: the two sum to less than 1.
+    called, anomaly = np.arange(8) < 5, np.arange(8) >= 4
+    assert metrics.precision_recall_f1(called, anomaly) == (0.2, 0.25, pytest.approx(2 / 9))
 
 
 def test_harmonic_mean():

@@ -123,6 +123,25 @@ def test_prototype_pass_equals_class_means_of_all_embeddings():
             np.testing.assert_allclose(prototypes[label, which], expected, atol=1e-5)
 
 
+def test_every_epoch_draws_everything_anew_and_keeps_it_to_its_end():
+    task, index, _ = _setup(sub_prototypes=2, mpe_ratio=0.5)
+    hyper, steps_per_epoch = task.stage.hyper(), task.steps_per_epoch
+    first, last, following = (
+        jax.tree.map(np.asarray, plan._replace(key=jax.random.key_data(plan.key)))
+        for plan in (
+            _plan(task, jnp.int32(step), index, jax.random.key(1), hyper)
+            for step in (0, steps_per_epoch - 1, steps_per_epoch)
+        )
+    )
+    assert tiny.same(first, last)
+    drawn = [(plan.steps.clips, plan.steps.starts, plan.chunks.starts, plan.key,
+              plan.membership[1], plan.membership[2]) for plan in (first, following)]  # fmt: skip
+    for before, after in zip(*drawn, strict=True):
+        assert (before != after).any()
+    # Sub-prototypes of one epoch differ too.
+    assert (first.membership[1] != first.membership[2]).any()
+
+
 def test_prototypes_average_as_many_crops_of_every_clip_as_asked():
     task, index, state = _setup(prototype_crops=3)
     plan = _plan(task, state.step, index, jax.random.key(1), task.stage.hyper())
