@@ -183,6 +183,28 @@ def test_anchors_left_out_of_their_prototypes(batch):
         jitted.prototypical_loss(z, prototypes, y, own_prototypes=own[:, :5])
 
 
+@pytest.mark.parametrize("mixed", [False, True])
+def test_own_prototypes_of_excluded_examples_may_hold_anything(batch, mixed):
+    z, p, y = batch
+    where, own = jnp.arange(9) != 4, l2_normalize(z + 0.1)
+    mix = (jnp.full((9, 5), 0.3),) if mixed else ()
+    loss = losses.negative_prototype_loss if mixed else losses.prototypical_loss
+
+    @jax.jit
+    def gradients(z, own, temperature):
+        def total(*varied):
+            z, own, temperature = varied
+            options = {"own_prototypes": own, "temperature": temperature, "where": where}
+            return jnp.sum(loss(z, p, y, *mix, **options))
+
+        return jax.value_and_grad(total, argnums=(0, 1, 2))(z, own, temperature)
+
+    expected = gradients(z, own, 0.5)
+    poisoned = gradients(z.at[4].set(jnp.nan), own.at[4].set(jnp.nan), 0.5)
+    jax.tree.map(np.testing.assert_array_equal, poisoned, expected)
+    assert float(jnp.abs(expected[1][1]).max()) > 0
+
+
 def test_a_margin_of_zero_is_the_scaled_softmax(batch):
     expected = jitted.proxy_softmax_loss(*batch, temperature=1 / 16)
     for loss in (jitted.arcface_loss, jitted.cosface_loss):
