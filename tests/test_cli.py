@@ -511,6 +511,42 @@ def test_report(run, scores):
     assert f"{100 * expected['overall']:.2f}" in page.read_text()
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:undefined figures", "ignore:a threshold from")
+def test_one_machine_without_attributes_from_recordings_to_a_report(run, tmp_path):
+    root, trained = tmp_path / "pump", tmp_path / "run"
+    for index in range(4):
+        write_wav(root / f"monday {index}.wav", seconds=0.6, seed=index)
+    code, out, _ = run("validate", root)
+    assert code == 0
+    assert "can be trained: autoencoder; 1 attribute class" in out
+    rows = [f"monday {index}.wav,pump,train,normal" for index in range(4)]
+    for index, state in enumerate(("normal", "normal", "anomaly")):
+        write_wav(root / f"friday {index}.wav", seconds=0.6, seed=10 + index)
+        rows.append(f"friday {index}.wav,pump,test,{state}")
+    (root / "clips.csv").write_text("\n".join(["file,machine_type,split,state", *rows]) + "\n")
+    code, out, err = run("train", root, trained, "--machines", "fan")
+    assert (code, out) == (1, "")
+    assert err.endswith("found no machine type fan; expected some of pump. Correct --machines.\n")
+    assert not trained.exists()
+    code, out, _ = run("train", root, trained, "--preset", "quick", "epochs=1", "batch=64")
+    assert code == 0
+    assert "System:   autoencoder; 1 attribute class" in out
+    written = {}
+    for path in trained.glob("scores/autoencoder/anomaly_score_*.csv"):
+        written.update(line.rsplit(",", 1) for line in path.read_text().splitlines())
+    new = [root / f"friday {index}.wav" for index in range(3)]
+    code, out, _ = run("score", trained, *new, "--format", "jsonl")
+    assert code == 0
+    scored = {json.loads(line)["file"]: json.loads(line)["score"] for line in out.splitlines()}
+    assert scored == {str(path): float(written[path.name]) for path in new}
+    code, out, _ = run("evaluate", trained)
+    assert code == 0
+    assert re.search(r"autoencoder +\d", out)
+    assert run("report", trained)[0] == 0
+    assert "Most anomalous clips of autoencoder" in (trained / "report.html").read_text()
+
+
 @pytest.mark.parametrize("command", ["evaluate", "validate"])
 def test_a_reader_that_has_seen_enough_ends_the_command_quietly(scores, command):
     read, write = os.pipe()

@@ -13,6 +13,7 @@ from asdproto.systems import KINDS, PRESETS
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from asdproto.data.dcase import Clip
     from asdproto.training.devices import Devices
 
 
@@ -55,7 +56,8 @@ def add_arguments(parser: Parser, kind: str | None = None) -> None:
     parser.add_argument(
         "--preset",
         choices=PRESETS,
-        help="size of the system (default: small on a CPU, paper on an accelerator)",
+        help="size of the system and length of its training: quick to try, small for CPUs and "
+        "small collections, paper as published (default: small on a CPU, paper on an accelerator)",
     )
     parser.add_argument(
         "--seeds",
@@ -63,7 +65,7 @@ def add_arguments(parser: Parser, kind: str | None = None) -> None:
         nargs="+",
         default=[0],
         metavar="S",
-        help="several make one detector of as many members (default: 0)",
+        help="seed of everything random; several make one detector of as many members (default: 0)",
     )
     parser.add_argument(
         "--machines", nargs="+", metavar="TYPE", help="machine types to keep (default: all)"
@@ -75,7 +77,11 @@ def add_arguments(parser: Parser, kind: str | None = None) -> None:
         help="where features are kept (default: features in the run folder)",
     )
     parser.add_argument(
-        "--save-seconds", type=float, default=60.0, metavar="S", help="time between checkpoints"
+        "--save-seconds",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="seconds between checkpoints",
     )
     add_device_arguments(parser)
     parser.add_overrides(lambda: _fields(kind))
@@ -140,6 +146,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from asdproto.config import override
+    from asdproto.data.dataset import check_machines
     from asdproto.systems import preset
     from asdproto.systems.members import RunOptions
     from asdproto.systems.run import asked, check_same_run, features_of, train_run
@@ -163,6 +170,8 @@ def run(arguments: argparse.Namespace) -> int:
     if quiet is not None:
         chosen = "" if arguments.preset else ", chosen for this device; --preset changes it"
         quiet.print(f"Preset:   {name}{chosen}", highlight=False, soft_wrap=True)
+    if arguments.machines:  # named before all features are extracted
+        check_machines(arguments.data, _clips(arguments.data), arguments.machines)
     folder = arguments.features or arguments.workdir / "features"
     store = features_of(arguments.data, folder, system.features, quiet, devices.is_main)
     options = RunOptions(
@@ -201,14 +210,22 @@ def _rescore(workdir: Path, system: Any, console: Console) -> None:
 
 def _choose(data: Path, machines: list[str] | None, console: Console) -> str:
     """The system for a collection, said on screen."""
-    from asdproto.data.store import MANIFEST, open_store
-    from asdproto.data.table import load_collection
+    from asdproto.data.dataset import check_machines
     from asdproto.systems import choose
 
-    clips = open_store(data).clips if (data / MANIFEST).is_file() else load_collection(data)[1]
+    clips = _clips(data)
+    check_machines(data, clips, machines)
     kind, why = choose([c for c in clips if machines is None or c.machine_type in machines])
     console.print(f"System:   {kind}; {why}", highlight=False, soft_wrap=True)
     return kind
+
+
+def _clips(data: Path) -> list[Clip]:
+    """The clips of a collection or of a feature store."""
+    from asdproto.data.store import MANIFEST, open_store
+    from asdproto.data.table import load_collection
+
+    return open_store(data).clips if (data / MANIFEST).is_file() else load_collection(data)[1]
 
 
 def _root(data: Path) -> Path | None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -154,6 +155,28 @@ CLASS_KEYS: dict[str, Callable[[Clip], Hashable]] = {
 }
 
 
+def check_machines(place: Path, clips: Sequence[Clip], machines: Sequence[str] | None) -> None:
+    """Refuses machine types that no clip has.
+
+    Args:
+      place: Where the clips are, for the message.
+      clips: All clips.
+      machines: Machine types to keep; all when ``None``.
+
+    Raises:
+      DataError: One of them is unknown; the message lists those that there are.
+    """
+    known = sorted({clip.machine_type for clip in clips})
+    unknown = [machine for machine in machines or () if machine not in known]
+    if unknown:
+        raise DataError(
+            place,
+            f"no machine type {', '.join(unknown)}",
+            f"some of {', '.join(known)}",
+            "Correct --machines.",
+        )
+
+
 def prepare(
     store: FeatureStore,
     crop: int,
@@ -176,15 +199,7 @@ def prepare(
     Raises:
       DataError: There are no training clips, one is an anomaly, or a machine type is unknown.
     """
-    known = sorted({clip.machine_type for clip in store.clips})
-    unknown = [machine for machine in machines or () if machine not in known]
-    if unknown:
-        raise DataError(
-            store.root,
-            f"no machine type {', '.join(unknown)}",
-            f"some of {', '.join(known)}",
-            "Correct --machines.",
-        )
+    check_machines(store.root, store.clips, machines)
     kept = [
         index
         for index, clip in enumerate(store.clips)
