@@ -161,10 +161,11 @@ def test_mahalanobis_knows_no_units():
     np.testing.assert_allclose(plain, changed, rtol=1e-8)
 
 
-def test_cosine_equals_a_loop():
+@pytest.mark.parametrize("normalize", [True, False])
+def test_cosine_equals_a_loop(normalize):
     train, labels, keys = training_set()
     test, test_keys = unseen_set()
-    scorer = scoring.fit_scorer(train, labels, keys, kind="cosine")
+    scorer = scoring.fit_scorer(train, labels, keys, kind="cosine", normalize_prototypes=normalize)
     expected = [
         min(
             distance.cosine(row, prototype)
