@@ -120,7 +120,8 @@ def _place(workdir: Path, config: Mapping[str, Any], name: str) -> Path:
     """Where the configuration says that something is; in the run folder if it is not there."""
     place = config.get(name)
     known = workdir / place if isinstance(place, str) else workdir / name
-    return known if known.exists() else workdir / name
+    # Not Path.exists, which raises where a folder may not be entered.
+    return known if os.path.exists(known) else workdir / name
 
 
 def _figures(path: Path) -> dict[str, dict[str, Any]]:
