@@ -5,7 +5,8 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -18,6 +19,7 @@ _RENAMED = {
     "neighbours": "neighbors",
     "standardise": "standardize",
 }
+_HUGE = 10**308  # whole numbers beyond it are no floats
 
 
 class ConfigError(ValueError):
@@ -76,8 +78,8 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
         given[name] = _convert(hints[name], value, f"{where}{name}")
     try:
         return cls(**given)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{where.rstrip('.') or cls.__name__}: {error}") from error
+    except ValueError as error:
+        raise ConfigError(f"{where}{error}") from error
 
 
 def describe_fields(config: Any, prefix: str = "") -> list[str]:
@@ -95,7 +97,7 @@ def describe_fields(config: Any, prefix: str = "") -> list[str]:
 
 
 def override(config: T, assignments: Sequence[str]) -> T:
-    """Applies ``field.subfield=value`` assignments, later ones over earlier ones.
+    """Applies ``field.subfield=value`` assignments, all at once; of one field the last one counts.
 
     Args:
       config: A dataclass instance, perhaps of nested dataclasses.
@@ -107,51 +109,115 @@ def override(config: T, assignments: Sequence[str]) -> T:
 
     Raises:
       ConfigError: No ``=``, an unknown field (the nearest one is named), or a value of the wrong
-        kind.
+        kind or out of its range.
     """
+    changes: dict[str, Any] = {}
     for assignment in assignments:
         name, found, text = assignment.partition("=")
         if not found:
             raise ConfigError(
-                f"{assignment!r} is no assignment; expected field=value, such as pretrain.epochs=10"
+                f"{_shown(assignment)} is no assignment; expected field=value, such as "
+                "pretrain.epochs=10"
             )
-        try:
-            value = ast.literal_eval(text.strip())
-        except (ValueError, SyntaxError):
-            value = {"true": True, "false": False, "none": None}.get(text.strip().lower(), text)
-        config = _set(config, name.strip().split("."), value, "")
-    return config
+        *above, last = name.strip().split(".")
+        place, where, node = config, "", changes
+        for part in above:
+            _check_name(type(place), part, where)
+            place, where = getattr(place, part), f"{where}{part}."
+            if not dataclasses.is_dataclass(place):
+                raise ConfigError(
+                    f"{where.rstrip('.')} is a value and has no fields; assign it as a whole"
+                )
+            node = node.setdefault(part, {})
+        _check_name(type(place), last, where)
+        node[last] = _assigned(type(place), last, _literal(text.strip()), where)
+    return _changed(config, changes, "")
 
 
-def _set(config: Any, path: list[str], value: Any, where: str) -> Any:
-    name, *rest = path
-    if not dataclasses.is_dataclass(config):
-        raise ConfigError(
-            f"{where.rstrip('.')} is a value and has no field {name!r}; assign it as a whole"
-        )
-    _check_name(type(config), name, where)
-    fields = {field.name: field for field in dataclasses.fields(config)}
-    if fields[name].metadata.get("by_value"):
+def _assigned(cls: Any, name: str, value: Any, where: str) -> Any:
+    """``value`` as a field wants it."""
+    hint = typing.get_type_hints(cls)[name]
+    field = {field.name: field for field in dataclasses.fields(cls)}[name]
+    if field.metadata.get("by_value"):
         raise ConfigError(f"{where}{name} is an object of your program; it has no text form")
-    if rest:
-        changed = _set(getattr(config, name), rest, value, f"{where}{name}.")
-    else:
-        hint = typing.get_type_hints(type(config))[name]
-        changed = _convert(hint, value, f"{where}{name}")
+    if dataclasses.is_dataclass(hint):
+        raise ConfigError(f"{where}{name} holds several fields; assign {where}{name}.FIELD=value")
+    return _convert(hint, value, f"{where}{name}")
+
+
+def _literal(text: str) -> Any:
+    """A Python literal, or the text itself."""
     try:
-        return dataclasses.replace(config, **{name: changed})  # type: ignore[type-var]
+        with warnings.catch_warnings():  # of the parser, about odd literals
+            warnings.simplefilter("ignore")
+            return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+
+
+def _changed(config: Any, changes: Mapping[str, Any], where: str) -> Any:
+    """A configuration with other values; nested mappings are changes of nested configurations."""
+    values = {
+        name: _changed(getattr(config, name), value, f"{where}{name}.")
+        if dataclasses.is_dataclass(getattr(config, name))
+        else value
+        for name, value in changes.items()
+    }
+    try:
+        return dataclasses.replace(config, **values)
     except ValueError as error:
-        raise ConfigError(f"{where}{name}: {error}") from error
+        raise ConfigError(f"{where}{error}") from error
+
+
+def check_fields(config: Any, **ranges: str) -> None:
+    """Refuses values that a configuration's fields cannot have; for ``__post_init__``.
+
+    Args:
+      config: The instance. Every field must be of its annotated kind, and one of its choices.
+      ranges: Field -> interval of its number, or of each of its numbers: ``"(0, 1]"`` has 1 but not
+        0. ``None`` is in every range.
+
+    Raises:
+      ConfigError: Names the first field at fault, what it is and what was expected.
+    """
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if not field.metadata.get("by_value") and not dataclasses.is_dataclass(value):
+            _convert(hints[field.name], value, field.name)
+    for name, interval in ranges.items():
+        low, high = map(float, interval[1:-1].split(","))
+        value = getattr(config, name)
+        for number in _numbers(value):
+            above = number > low if interval[0] == "(" else number >= low
+            below = number < high if interval[-1] == ")" else number <= high
+            if not (above and below):  # also where it is not a number
+                many = "numbers" if isinstance(value, tuple | list) else "a number"
+                raise ConfigError(f"{name}={_shown(value)}: expected {many} in {interval}")
+
+
+def _numbers(value: Any) -> Iterable[Any]:
+    if isinstance(value, tuple | list):
+        for item in value:
+            yield from _numbers(item)
+    elif value is not None:
+        yield value
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``"; did you mean NAME?"`` with the most similar of the known names, or ``""``."""
+    originals = {one.lower(): one for one in known}
+    near = difflib.get_close_matches(name.lower(), originals, 1)
+    return f"; did you mean {originals[near[0]]}?" if near else ""
 
 
 def _check_name(cls: Any, name: str, where: str) -> None:
     known = [field.name for field in dataclasses.fields(cls)]
     if name not in known:
-        near = difflib.get_close_matches(name, known, 1)
-        if _RENAMED.get(name) in known:
-            near = [_RENAMED[name]]
-        hint = f"; did you mean {where}{near[0]}?" if near else ""
-        raise ConfigError(f"{where}{name} is no field{hint} Fields here: {', '.join(known)}")
+        hint = nearest(_RENAMED.get(name, name), known).replace("mean ", f"mean {where}")
+        fields = ", ".join(known)
+        shown = name if name.isidentifier() else _shown(name)
+        raise ConfigError(f"{where}{shown} is no field{hint or '.'} Fields here: {fields}")
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
@@ -170,11 +236,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         raise _wrong(where, value, hint)
     if origin is typing.Literal:
         if value not in args:
-            near = difflib.get_close_matches(str(value), [str(arg) for arg in args], 1)
-            more = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(
-                f"{where}={value!r}: expected one of {', '.join(map(repr, args))}{more}"
-            )
+            hint = nearest(str(value), map(str, args))
+            expected = f"one of {', '.join(map(repr, args))}{hint}"
+            raise ConfigError(f"{where}={_shown(value)}: expected {expected}")
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple):
@@ -185,9 +249,11 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise _wrong(where, value, hint)
         return tuple(_convert(arg, item, where) for arg, item in zip(args, value, strict=True))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return float(value) if abs(value) < _HUGE else float("inf" if value > 0 else "-inf")
     if hint is type(None) and value is None:
         return None
+    if hint is Any or origin is Callable:
+        return value
     if isinstance(hint, type) and isinstance(value, hint):
         if hint is int and isinstance(value, bool):
             raise _wrong(where, value, hint)
@@ -197,4 +263,13 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 def _wrong(where: str, value: Any, hint: Any) -> ConfigError:
     name = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
-    return ConfigError(f"{where}={value!r}: expected {name}, found {type(value).__name__}")
+    return ConfigError(f"{where}={_shown(value)}: expected {name}, found {type(value).__name__}")
+
+
+def _shown(value: Any) -> str:
+    """A value in a message: on one line, and cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # a whole number of thousands of digits
+        return "a huge number"
+    return text if len(text) <= 60 else f"{text[:60]}..."

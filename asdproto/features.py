@@ -11,10 +11,11 @@ import stat
 import struct
 import warnings
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
+from asdproto.config import ConfigError, check_fields
 from asdproto.errors import DataError
 
 SCALES = ("inverted", "mel")
@@ -27,6 +28,9 @@ _BLOCK = 128
 _GROUP = 16
 # What a recording can be.
 _FORMATS = ("WAV", "WAVEX", "RF64", "FLAC")
+# How files begin that are decoded, and those that libsndfile would read, but we do not.
+_TAKEN = (b"RIFF", b"RIFX", b"RF64", b"fLaC", b"ID3")
+_OTHERS = {b"OggS": "OGG", b"FORM": "AIFF", b".snd": "AU", b"dns.": "AU", b"riff": "W64"}
 _RATES = 4_000, 384_000
 _LOUDEST = 2.0**32
 _MOST_SAMPLES = 2**28
@@ -60,31 +64,30 @@ class FeatureSettings:
     n_mels: int = 128
     fmin: float = 0.0
     fmax: float | None = None
-    scale: str = "inverted"
+    scale: Literal["inverted", "mel"] = "inverted"
     power: float = 2.0
     floor: float = float(np.finfo(np.float64).eps)
     waveform: bool = False
 
     def __post_init__(self):
-        if self.scale not in SCALES:
-            raise ValueError(f"scale must be one of {SCALES}, found {self.scale!r}")
-        for field in ("sample_rate", "n_fft", "hop_length", "n_mels"):
-            value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{field} must be a positive whole number, found {value!r}")
+        check_fields(
+            self,
+            sample_rate="[1000, 384000]",
+            n_fft="[2, 65536]",
+            hop_length="[1, 65536]",
+            n_mels="[1, 4096]",
+            fmin="[0, 192000)",
+            fmax="(0, 192000]",
+            power="(0, 10]",
+            floor="(0, 1]",
+        )
         if self.n_fft % 2 or self.hop_length > self.n_fft:
-            raise ValueError(
-                "n_fft must be even and at least hop_length, found "
-                f"n_fft={self.n_fft}, hop_length={self.hop_length}"
-            )
-        if not 0 <= self.fmin < self.top <= self.sample_rate / 2:
-            raise ValueError(
-                f"need 0 <= fmin < fmax <= {self.sample_rate / 2:g} Hz, "
+            found = f"n_fft={self.n_fft}, hop_length={self.hop_length}"
+            raise ConfigError(f"n_fft must be even and at least hop_length, found {found}")
+        if not self.fmin < self.top <= self.sample_rate / 2:
+            raise ConfigError(
+                f"fmin must be below fmax, and that at most {self.sample_rate / 2:g} Hz, "
                 f"found fmin={self.fmin}, fmax={self.fmax}"
-            )
-        if self.power <= 0 or self.floor <= 0:
-            raise ValueError(
-                f"power and floor must be positive, found {self.power} and {self.floor}"
             )
 
     @property
@@ -190,6 +193,9 @@ def _check_file(path: str | os.PathLike) -> None:
             found = "a folder, pipe, socket or device"
             raise DataError(path, found, "a wav or flac file", "Remove or rename it.")
         with open(path, "rb") as stream:
+            head = stream.read(4)
+            if not head.startswith(_TAKEN):
+                raise _foreign(path, head)
             _check_wav(path, stream)
     except OSError as error:
         found = f"no readable file ({error.strerror})"
@@ -199,6 +205,7 @@ def _check_file(path: str | os.PathLike) -> None:
 
 def _check_wav(path: str | os.PathLike, stream: BinaryIO) -> None:
     size = os.fstat(stream.fileno()).st_size
+    stream.seek(0)
     order = {b"RIFF": "<", b"RIFX": ">"}.get(stream.read(4))
     position = 12
     for _ in range(_MOST_CHUNKS if order else 0):
@@ -222,8 +229,7 @@ def _check_wav(path: str | os.PathLike, stream: BinaryIO) -> None:
 def _info(path: str | os.PathLike, file: Any) -> AudioInfo:
     info = AudioInfo(file.samplerate, file.channels, file.frames, file.subtype)
     if file.format not in _FORMATS:
-        found, expected = f"{file.format} audio", "a wav or flac file"
-        raise DataError(path, found, expected, "Convert it: its name alone does not make it one.")
+        raise _foreign(path, file.format)
     if not info.samples:
         raise DataError(path, "no samples", "a recording", "Replace or remove the file.")
     if not _RATES[0] <= info.sample_rate <= _RATES[1]:
@@ -234,6 +240,20 @@ def _info(path: str | os.PathLike, file: Any) -> AudioInfo:
         expected = f"at most {_MOST_SAMPLES} together"
         raise DataError(path, found, expected, "Cut it into clips.")
     return info
+
+
+def _foreign(path: str | os.PathLike, kind: bytes | str) -> DataError:
+    """The error for a file of another format, which is called by its name or its first bytes."""
+    if isinstance(kind, bytes) and kind in _OTHERS:
+        kind = _OTHERS[kind]
+    elif isinstance(kind, bytes) and kind[:1] == b"\xff" and kind[1:2] >= b"\xe0":
+        kind = "MP3"
+    if isinstance(kind, bytes):
+        found = f"{os.path.getsize(path)} bytes that do not decode (they begin with {kind!r})"
+        remedy = "Copy or download it again, or convert it."
+    else:
+        found, remedy = f"{kind} audio", "Convert it: its name alone does not make it one."
+    return DataError(path, found, "a wav or flac file", remedy)
 
 
 def _truncated(path: str | os.PathLike, found: str, expected: str) -> DataError:

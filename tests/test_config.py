@@ -1,10 +1,17 @@
 import dataclasses
 import json
+import typing
 
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
 import pytest
 
-from asdproto.config import ConfigError, from_dict, override, to_dict
+from asdproto.config import ConfigError, check_fields, from_dict, nearest, override, to_dict
+from asdproto.features import FeatureSettings
+from asdproto.systems import KINDS, PRESETS, preset, system_class
 from asdproto.systems.prototype import PrototypeSystem
+from asdproto.training.stage import StageConfig
 
 
 def test_overrides_reach_every_level_and_kind():
@@ -42,14 +49,160 @@ def test_overrides_reach_every_level_and_kind():
         ("pretrain.epochs=True", "expected int, found bool"),
         ("pretrain=3", "pretrain holds several fields"),
         ("pretrain.epochs.more=3", r"pretrain\.epochs is a value"),
-        ("encoder.dtype=bfloat", "did you mean 'bfloat16'"),
+        ("encoder.dtype=bfloat", "did you mean bfloat16"),
         ("finetune.mix_range=(0.5,)", "expected"),
-        ("finetune.mix_range=(0.9, 0.1)", r"mix_range.*low <= high"),
+        ("finetune.mix_range=(0.9, 0.1)", r"^finetune\.mix_range=.*low <= high"),
+        ("finetune.mix_range=(0, 2)", r"expected numbers in \[0, 1\]"),
+        ("pretrain={'epochs': 3}", r"assign pretrain\.FIELD=value"),
+        ("pretrain.temperature=" + 400 * "9", "expected a number in"),
+        ("pretrain.epochs=" + 5000 * "9", "expected int, found str"),
+        ("pretrain.temperature=" + 5000 * "(", r"'\(+\.\.\.: expected float"),
+        ("pretrain.temperature=" + 100_000 * "-" + "1", "expected float, found str"),
+        ("pretrain.temperature=\0", r"'\\x00': expected float"),
+        ("pretrain.learning_rates=((1e999, 3),)", r"rates in \[0, 1000\]"),
+        ("pretrain.learning_rates=()", "expected one or more pairs"),
+        ("=3", "'' is no field. Fields here: features"),
+        ("pretrain..epochs=3", "pretrain.'' is no field. Fields here: epochs"),
+        ("x\n" * 9999 + "=3", r"'x\\nx\\n.*is no field"),
+        ("features.n_fft=255", "^features.n_fft must be even"),
+        ("features.fmax=9000", "^features.fmin must be below fmax, and that at most 8000 Hz"),
+        ("encoder.module=3", "an object of your program"),
+        ("stages=()", r"^stages=\(\): expected one or both"),
     ],
 )
 def test_a_wrong_override_says_what_was_wanted(assignment, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as caught:
         override(PrototypeSystem(), [assignment])
+    assert len(str(caught.value).splitlines()) == 1
+    assert len(str(caught.value)) < 400
+
+
+def test_fields_that_depend_on_each_other_are_assigned_at_once():
+    for values in ({"n_fft": 256, "hop_length": 128}, {"n_fft": 4096, "hop_length": 2048}):
+        texts = [f"features.{name}={value}" for name, value in values.items()]
+        for order in (texts, texts[::-1]):
+            features = override(PrototypeSystem(), order).features
+            assert {name: getattr(features, name) for name in values} == values
+
+
+def fields_of(config, where=""):
+    """Dotted name, owner and name of every field, nested ones too."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from fields_of(value, f"{where}{field.name}.")
+        elif not field.metadata.get("by_value"):
+            yield f"{where}{field.name}", value, typing.get_type_hints(type(config))[field.name]
+
+
+EVERY_FIELD = [(kind, *field) for kind in KINDS for field in fields_of(preset(kind, "small"))]
+# No number of a configuration is any of these.
+NO_NUMBER = ("-1", "-1e-9", "10**12", "1000000000000", "1e999", "-1e999", "1e999-1e999", "xx")
+NO_ZERO = ("width", "crop", "hop", "batch", "batch_size", "ways", "shots", "n_mels", "n_fft",
+           "hop_length", "sample_rate", "temperature", "neighbors", "quantile", "alpha", "head",
+           "stem", "dim", "sub_clusters", "components", "context", "power", "floor", "fmax",
+           "margin_scale", "mpe_ratio", "learning_rate", "prototype_crops")  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_range_of_every_field_is_checked(kind):
+    system = preset(kind, "small")
+    tried = 0
+    for name, value, hint in fields_of(system):
+        wrong = ["[[]]", "{}", "xx", "b'x'"]
+        if isinstance(value, bool):
+            wrong += ["1", "0", "None", "yes"]
+        elif isinstance(value, int | float) or hint in (float | None, tuple[float, float] | None):
+            wrong += [*NO_NUMBER, "True"]
+            wrong += ["None"] if isinstance(value, int | float) and hint in (int, float) else []
+            wrong += ["0"] if name.rpartition(".")[2] in NO_ZERO else []
+            wrong += ["1.5"] if hint is int else []
+        elif isinstance(value, tuple):
+            wrong += ["()", "(-1,)", "((-1, 1),)", "(1e999,)", "((1e999, 1),)", "None", "3"]
+        else:
+            assert typing.get_origin(hint) is typing.Literal, name
+            wrong += ["None", "3", f"'{value}x'"]
+        for text in wrong:
+            with pytest.raises(ConfigError) as caught:
+                override(system, [f"{name}={text}"])
+            assert str(caught.value).startswith(name.rpartition(".")[0]), text
+            assert name.rpartition(".")[2] in str(caught.value)
+            tried += 1
+    assert tried > 60
+
+
+def test_presets_and_the_edges_of_ranges_are_taken():
+    for kind in KINDS:
+        for name in PRESETS:
+            system = preset(kind, name)
+            assert from_dict(type(system), json.loads(json.dumps(to_dict(system)))) == system
+    for field, value in {"momentum": 0, "mpe_ratio": 1, "warmup": 0, "mix_range": (1, 1)}.items():
+        assert getattr(StageConfig(**{field: value}), field) == value
+    assert FeatureSettings(fmax=8000.0).top == 8000.0
+
+
+def test_what_a_program_passes_is_checked_like_a_text():
+    for field, value in {"scale": "Mel", "n_mels": True, "n_fft": 512.0, "power": np.nan}.items():
+        with pytest.raises(ConfigError, match=f"^{field}="):
+            FeatureSettings(**{field: value})
+    with pytest.raises(ConfigError, match=r"^features\.n_mels=0: expected a number in \[1, 4096\]"):
+        from_dict(PrototypeSystem, {"features": {"n_mels": 0}})
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranged:
+    number: float | None = 0.5
+    numbers: tuple[float, ...] = ()
+
+    def __post_init__(self):
+        check_fields(self, number="(0, 1]", numbers="[0, 1)")
+
+
+def test_ends_of_intervals():
+    for good in ({"number": 1}, {"number": 5e-324}, {"number": None}, {"numbers": (0, 0.9)}):
+        Ranged(**good)
+    for bad in ({"number": 0}, {"number": 1.0000000000000002}, {"numbers": (0.5, 1)}):
+        with pytest.raises(ConfigError):
+            Ranged(**bad)
+
+
+def test_unknown_names_and_the_nearest():
+    for name, near in (("PROTOTPYE", "prototype"), ("spectral_knn", "spectral-knn"), ("xyz", "")):
+        assert nearest(name, KINDS) == (f"; did you mean {near}?" if near else "")
+    with pytest.raises(ConfigError, match=r"'stgrm' is unknown; did you mean stgram\? "):
+        system_class("stgrm")
+    with pytest.raises(ConfigError, match=r"'smal' is unknown; did you mean small\? "):
+        preset("stgram", "smal")
+
+
+TEXTS = st.text(max_size=20) | st.text("()[]-+0.59eEj'\"_x, ", max_size=20)
+
+
+@hypothesis.settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@hypothesis.given(
+    st.one_of(
+        st.text(max_size=60),
+        st.builds("{0}={1}".format, st.sampled_from([field[1] for field in EVERY_FIELD]), TEXTS),
+        st.builds("{0}.{1}={2}".format, st.sampled_from(["pretrain", "x", ""]), TEXTS, TEXTS),
+    )
+)
+def test_any_override_is_taken_or_refused_in_one_line(assignment):
+    system = PrototypeSystem()
+    changed, refusal = system, ""
+    try:
+        changed = override(system, [assignment])
+    except ConfigError as error:
+        refusal = str(error)
+    if refusal:
+        assert len(refusal.splitlines()) == 1
+        assert len(refusal) < 500
+        assert refusal.isprintable()
+        return
+    # What is taken survives json, and says the same again.
+    assert from_dict(PrototypeSystem, json.loads(json.dumps(to_dict(changed)))) == changed
+    name, _, _ = assignment.partition("=")
+    value = {field: value for field, value, _ in fields_of(changed)}[name.strip()]
+    assert override(system, [f"{name}={value!r}"]) == changed
 
 
 def test_a_configuration_survives_json():

@@ -15,10 +15,10 @@ keeps them in run folders. A new system is a module here, a line in :data:`KINDS
 """
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from asdproto.config import ConfigError
+from asdproto.config import ConfigError, nearest
 
 if TYPE_CHECKING:
     from asdproto.data.dcase import Clip
@@ -48,9 +48,14 @@ def system_class(kind: str) -> Any:
       ConfigError: There is no such kind.
     """
     if kind not in KINDS:
-        raise ConfigError(f"system {kind!r} is unknown; expected one of {', '.join(KINDS)}")
+        raise ConfigError(_unknown("system", kind, KINDS))
     module, name = KINDS[kind]
     return getattr(importlib.import_module(module), name)
+
+
+def _unknown(what: str, name: str, known: Iterable[str]) -> str:
+    near = nearest(name, known) or "."
+    return f"{what} {name!r} is unknown{near} Expected one of {', '.join(known)}"
 
 
 def preset(kind: str, name: str) -> Any:
@@ -65,7 +70,7 @@ def preset(kind: str, name: str) -> Any:
     """
     presets = importlib.import_module(system_class(kind).__module__).PRESETS
     if name not in presets:
-        raise ConfigError(f"preset {name!r} is unknown; expected one of {', '.join(presets)}")
+        raise ConfigError(_unknown("preset", name, presets))
     return presets[name]
 
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from asdproto.config import check_fields
 from asdproto.data.dataset import ClipArrays, Dataset, section_keys
 from asdproto.losses import adacos_init, sub_cluster_adacos_loss
 from asdproto.models.convolution import Lowering
@@ -64,6 +65,10 @@ class AdaCosSystem(EncoderSystem):
     sub_clusters: int = 16
 
     kind: ClassVar[str] = "adacos"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fields(self, width="[1, 4096]", sub_clusters="[1, 10000]")
 
     def module(self, lowering: Lowering, axis_name: str | None) -> nn.Module:
         """See :class:`EncoderSystem`."""

@@ -12,6 +12,7 @@ from typing import ClassVar
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from asdproto.config import ConfigError, check_fields
 from asdproto.data.dataset import ClipArrays, Dataset
 from asdproto.features import FeatureSettings
 from asdproto.systems.members import Comparison, Fitted, RunOptions, Section, WindowScores
@@ -48,8 +49,9 @@ class AutoEncoderSystem(ReconstructionConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.folds < 0 or self.folds == 1:
-            raise ValueError(f"folds must be 0 or at least 2, found {self.folds}")
+        check_fields(self, folds="[0, 10000]", quantile="(0, 1)")
+        if self.folds == 1:
+            raise ConfigError("folds=1: expected 0 or at least 2")
 
     @property
     def crop(self) -> int:

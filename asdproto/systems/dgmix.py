@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from asdproto.config import ConfigError, check_fields
 from asdproto.data.dataset import ClipArrays, Dataset, section_keys
 from asdproto.data.dcase import Clip
 from asdproto.features import FeatureSettings
@@ -106,6 +107,14 @@ class DGMixSystem(EncoderSystem):
     momentum: float = 0.9
 
     kind: ClassVar[str] = "dgmix"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fields(
+            self, alpha="(0, 16]", dim="[1, 65536]", projector="[1, 65536]", momentum="[0, 1)"
+        )
+        if not self.projector:
+            raise ConfigError("projector=(): expected one or more widths")
 
     def module(self, lowering: Lowering, axis_name: str | None) -> nn.Module:
         """See :class:`EncoderSystem`."""

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from asdproto.config import check_fields
 from asdproto.data.attributes import attribute_pairs
 from asdproto.data.dataset import ClipArrays, Dataset, section_keys
 from asdproto.losses import proxy_softmax_loss
@@ -58,6 +59,10 @@ class DisentangledSystem(EncoderSystem):
     attribute_weight: float = 1.0
 
     kind: ClassVar[str] = "disentangled"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fields(self, width="[1, 4096]", attribute_weight="[0, 1000]")
 
     def module(self, lowering: Lowering, axis_name: str | None) -> nn.Module:
         """See :class:`EncoderSystem`."""

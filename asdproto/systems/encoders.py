@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from asdproto.config import check_fields
 from asdproto.data.dataset import ClipArrays, Dataset, section_keys
 from asdproto.data.dcase import Clip, assign_classes, class_key
 from asdproto.errors import DataError
@@ -85,6 +86,9 @@ class EncoderSystem:
     quantile: float = 0.9
 
     kind: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        check_fields(self, crop="[1, 100000]", hop="[1, 100000]", quantile="(0, 1)")
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from asdproto.config import check_fields
 from asdproto.data.dataset import ClipArrays, Dataset, section_keys
 from asdproto.errors import DataError
 from asdproto.features import FeatureSettings
@@ -64,15 +65,14 @@ class GmmSystem:
     quantile: float = 0.9
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.r <= 1.0:
-            raise ValueError(f"r is {self.r}, expected a number in [0, 1]")
-        if self.components < 1:
-            raise ValueError(f"components is {self.components}, expected at least 1")
-        if not self.target_ratio >= 0.0 or not self.regularization >= 0.0:
-            raise ValueError(
-                f"target_ratio is {self.target_ratio} and regularization {self.regularization}, "
-                "expected neither below 0"
-            )
+        check_fields(
+            self,
+            r="[0, 1]",
+            components="[1, 10000]",
+            target_ratio="[0, 1000]",
+            regularization="[0, 1000000]",
+            quantile="(0, 1)",
+        )
 
     def plan(self, clips: int) -> str:
         """The work that training is, in a few words."""

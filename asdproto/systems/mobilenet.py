@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from asdproto.config import check_fields
 from asdproto.data.dataset import ClipArrays, Dataset
 from asdproto.data.dcase import Clip
 from asdproto.features import FeatureSettings
@@ -74,6 +75,10 @@ class MobileNetSystem(EncoderSystem):
     momentum: float = 0.999
 
     kind: ClassVar[str] = "mobilenet"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fields(self, alpha="(0, 16]", head="[1, 65536]", momentum="[0, 1)")
 
     def module(self, lowering: Lowering, axis_name: str | None) -> nn.Module:
         """See :class:`EncoderSystem`."""

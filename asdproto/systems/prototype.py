@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from asdproto.config import check_fields
 from asdproto.data.dataset import Classes, ClipArrays, Dataset, Standardization, section_keys
 from asdproto.errors import DataError
 from asdproto.features import FeatureSettings
@@ -83,6 +84,9 @@ class EncoderConfig:
     standardization: Standardization = "global"
     module: Any = dataclasses.field(default=None, metadata={"by_value": True})
 
+    def __post_init__(self) -> None:
+        check_fields(self, width="[1, 4096]", stem_strides="[1, 2]", crop="[1, 100000]")
+
     def build(self, devices: Devices, loop: Loop) -> nn.Module:
         """The encoder for given devices and loop."""
         axis_name = AXIS if self.sync_batch_stats and devices.count > 1 else None
@@ -137,6 +141,15 @@ class ScoreConfig:
     batch_stats: Literal["running", "training"] = "running"
     quantile: float = 0.9
 
+    def __post_init__(self) -> None:
+        check_fields(
+            self,
+            shrinkage="[0, 1]",
+            neighbors="[1, 1000000]",
+            hop="[1, 100000]",
+            quantile="(0, 1)",
+        )
+
     def backend(self) -> dict[str, Any]:
         """Options of :func:`asdproto.scoring.backends.fit_scorer`."""
         names = ("kind", "covariance", "center", "shrinkage", "neighbors")
@@ -179,6 +192,7 @@ class PrototypeSystem:
     kind: ClassVar[str] = "prototype"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.stages or list(self.stages) != [s for s in STAGES if s in self.stages]:
             raise ValueError(f"stages={self.stages!r}: expected one or both of {STAGES}, in order")
 

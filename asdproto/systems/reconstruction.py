@@ -17,6 +17,7 @@ import numpy as np
 import optax
 from jax import lax
 
+from asdproto.config import check_fields
 from asdproto.models.autoencoder import AutoEncoder
 from asdproto.systems.members import RunOptions, open_checkpoints
 from asdproto.training.loop import Meter
@@ -50,13 +51,14 @@ class ReconstructionConfig:
     standardize: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "context"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
-        if not 0 <= self.held_out < 1:
-            raise ValueError(f"held_out must lie in [0, 1), found {self.held_out}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be positive, found {self.learning_rate}")
+        check_fields(
+            self,
+            epochs="[1, 1000000]",
+            batch="[1, 1000000]",
+            learning_rate="(0, 1000]",
+            context="[1, 10000]",
+            held_out="[0, 1)",
+        )
 
 
 class Network(NamedTuple):

@@ -15,6 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from asdproto.config import check_fields
 from asdproto.data.dataset import ClipArrays, Dataset, section_keys
 from asdproto.errors import DataError
 from asdproto.features import FeatureSettings
@@ -47,8 +48,7 @@ class SpectralKnnSystem:
     quantile: float = 0.9
 
     def __post_init__(self) -> None:
-        if self.neighbors < 1:
-            raise ValueError(f"neighbors is {self.neighbors}, expected at least 1")
+        check_fields(self, neighbors="[1, 1000000]", quantile="(0, 1)")
 
     def plan(self, clips: int) -> str:
         """The work that training is, in a few words."""

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from asdproto.config import ConfigError, check_fields
 from asdproto.data.dataset import ClipArrays, Dataset
 from asdproto.data.dcase import Clip
 from asdproto.features import FeatureSettings
@@ -80,6 +81,21 @@ class STgramSystem(EncoderSystem):
     margin_scale: float = 30.0
 
     kind: ClassVar[str] = "stgram"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fields(
+            self,
+            stages="[1, 4096]",
+            head="[1, 65536]",
+            stem="[1, 4096]",
+            margin="[0, 3.14159]",
+            margin_scale="(0, 1000]",
+        )
+        if not self.stages:
+            raise ConfigError("stages=(): expected one or more")
+        if not self.features.waveform:
+            raise ConfigError("features.waveform=False: expected True, as it reads waveforms")
 
     def module(self, lowering: Lowering, axis_name: str | None) -> nn.Module:
         """See :class:`EncoderSystem`."""

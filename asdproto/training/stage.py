@@ -5,7 +5,6 @@ here; any other loss becomes one more :class:`Objective`.
 """
 
 import dataclasses
-import typing
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from asdproto import prototypes as proto
+from asdproto.config import ConfigError, check_fields
 from asdproto.losses import multi_prototype_loss, negative_prototype_loss, prototypical_loss
 
 Sampler = Literal["random", "episodes"]
@@ -93,35 +93,31 @@ class StageConfig:
     stop_gradient: bool = False
 
     def __post_init__(self) -> None:
-        checks = {
-            "epochs": (self.epochs >= 0, "at least 0"),
-            "batch_size": (self.batch_size >= 1, "at least 1"),
-            "ways": (self.ways >= 2, "at least 2, or there is nothing to tell apart"),
-            "shots": (self.shots >= 1, "at least 1"),
-            "steps_per_epoch": (self.steps_per_epoch >= 0, "at least 0"),
-            "warmup": (self.warmup >= 0, "at least 0"),
-            "cosine_to": (self.cosine_to is None or self.cosine_to >= 0, "None or at least 0"),
-            "optimizer": (
-                self.optimizer in typing.get_args(Optimizer),
-                f"one of {', '.join(typing.get_args(Optimizer))}",
-            ),
-            "temperature": (self.temperature > 0, "positive"),
-            "sub_prototypes": (self.sub_prototypes >= 0, "at least 0"),
-            "prototype_crops": (self.prototype_crops >= 1, "at least 1"),
-            "mpe_ratio": (0 < self.mpe_ratio <= 1, "in (0, 1]"),
-            "sampler": (self.sampler in ("random", "episodes"), "'random' or 'episodes'"),
-            "learning_rates": (
-                len(self.learning_rates) > 0 and all(e > 0 for _, e in self.learning_rates),
-                "one or more pairs (rate, epochs) with epochs > 0",
-            ),
-            "mix_range": (
-                self.mix_range is None or 0 <= self.mix_range[0] <= self.mix_range[1] <= 1,
-                "None or (low, high) with 0 <= low <= high <= 1",
-            ),
-        }
-        for field, (fits, expected) in checks.items():
-            if not fits:
-                raise ValueError(f"{field}={getattr(self, field)!r}: expected {expected}")
+        check_fields(
+            self,
+            epochs="[0, 1000000]",
+            batch_size="[1, 1000000]",
+            ways="[2, 100000]",  # one class leaves nothing to tell apart
+            shots="[1, 100000]",
+            steps_per_epoch="[0, 1000000]",
+            warmup="[0, 1000000]",
+            cosine_to="[0, 1000]",
+            momentum="[0, 1)",
+            weight_decay="[0, 1000]",
+            temperature="(0, 1000]",
+            sub_prototypes="[0, 10000]",
+            prototype_crops="[1, 1000]",
+            mpe_ratio="(0, 1]",
+            mix_range="[0, 1]",
+        )
+        rates = self.learning_rates
+        if not rates or not all(0 <= rate <= 1000 and 0 < e <= 1000000 for rate, e in rates):
+            expected = (
+                "one or more pairs (rate, epochs), rates in [0, 1000], epochs in [1, 1000000]"
+            )
+            raise ConfigError(f"learning_rates={rates!r}: expected {expected}")
+        if self.mix_range is not None and self.mix_range[0] > self.mix_range[1]:
+            raise ConfigError(f"mix_range={self.mix_range!r}: expected (low, high), low <= high")
 
     @property
     def batch(self) -> int:

@@ -141,10 +141,10 @@ def test_errors_name_what_is_wrong():
     with pytest.raises(ValueError, match=r"expected \[n, 6\] as in training"):
         mixtures.score(values[::2, :3], keys[::2])
     for field, message in (
-        ({"r": 1.5}, r"r is 1\.5"),
-        ({"components": 0}, "components is 0"),
-        ({"target_ratio": -1.0}, r"target_ratio is -1\.0"),
-        ({"regularization": float("nan")}, "regularization nan"),
+        ({"r": 1.5}, r"r=1\.5: expected"),
+        ({"components": 0}, "components=0: expected"),
+        ({"target_ratio": -1.0}, r"target_ratio=-1\.0"),
+        ({"regularization": float("nan")}, "regularization=nan"),
     ):
         with pytest.raises(ValueError, match=message):
             gmm.GmmSystem(**field)

@@ -110,7 +110,7 @@ def test_errors_name_the_section():
     model = knn.fit_spectra(*(values[::2] for values in (train, np.zeros(3, int), keys)))
     with pytest.raises(ValueError, match=r"section \('fan', '01'\) was not seen in training"):
         model.score(train, keys)
-    with pytest.raises(ValueError, match="neighbors is 0"):
+    with pytest.raises(ValueError, match="neighbors=0: expected"):
         knn.SpectralKnnSystem(neighbors=0)
 
 
