@@ -8,6 +8,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from asdproto.config import nearest
+from asdproto.errors import printable
+
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*=")
 
 
@@ -44,6 +47,28 @@ class Parser(argparse.ArgumentParser):
         """
         self._overrides, self._fields = True, fields
         self.set_defaults(overrides=[])
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # noqa: D102
+        found, rest = self.parse_known_args(args, namespace)
+        if rest:
+            near = "".join(nearest(arg.partition("=")[0], self._options(found)) for arg in rest[:1])
+            self.error(f"unrecognized arguments: {' '.join(map(printable, rest))}{near}")
+        return found
+
+    def _options(self, found: argparse.Namespace) -> list[str]:
+        """Names of all options, also those of the command that was given."""
+        names = list(self._option_string_actions)
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                names += action.choices[getattr(found, action.dest)]._option_string_actions
+        return names
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            near = nearest(str(value), map(str, action.choices or ()))
+            raise argparse.ArgumentError(action, f"{error.message}{near}") from None
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # noqa: D102
         args = sys.argv[1:] if args is None else args

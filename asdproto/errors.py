@@ -33,9 +33,9 @@ def describe(file: str, found: str, expected: str, remedy: str) -> str:
 
 
 def printable(name: str) -> str:
-    r"""A file's name with what moves a terminal's cursor, or is no text, written as ``\x0a``."""
+    r"""A file's name with what moves a terminal's cursor, or is not seen, written as ``\x0a``."""
     return "".join(
-        char.encode("unicode_escape").decode() if is_control(char) else char for char in name
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in name
     )
 
 

@@ -66,6 +66,27 @@ def test_what_is_no_override_is_refused(parser, capsys):
     assert "FIELD=VALUE" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("line", "near"),
+    [
+        ("trian", "did you mean train?"),
+        ("train a b --system prototpye", "did you mean prototype?"),
+        ("train a b --preset Smal", "did you mean small?"),
+        ("train a b --sytem=knn", "did you mean --system?"),
+        ("score run x.wav --thresold 3", "did you mean --threshold?"),
+        ("score run x.wav --zzzzzzzzzzzz 3", "unrecognized arguments: --zzzzzzzzzzzz"),
+        ("score run x.wav --a\x1b[2J", r"unrecognized arguments: --a\x1b[2J"),
+    ],
+)
+def test_unknown_names_are_refused_with_the_nearest(line, near, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(shlex.split(line))
+    assert caught.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert near in said
+    assert ("did you mean" in said) == ("did you mean" in near)
+
+
 def test_help_tells_defaults_and_fields(parser):
     text = parser.format_help()
     assert "between checkpoints (default: 60.0)" in text

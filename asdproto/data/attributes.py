@@ -7,7 +7,7 @@ import os
 import re
 from dataclasses import dataclass
 
-from asdproto.errors import DataError, quoted
+from asdproto.errors import DataError, is_control, quoted
 from asdproto.files import read_csv
 
 # Stands for the attributes where a year conceals them.
@@ -64,9 +64,13 @@ def read_attributes(csv_path: str | os.PathLike) -> list[AttributeRow]:
       Its rows in order.
 
     Raises:
-      DataError: The file cannot be read, or its header lacks ``file_name``.
+      DataError: The file cannot be read, its header lacks ``file_name``, or a cell holds control
+        characters.
     """
     rows: list[AttributeRow] = []
+    if not os.path.isfile(csv_path):  # opening a pipe would wait for a writer
+        found = "a folder, pipe, device or link to nothing"
+        raise DataError(csv_path, found, "a csv", "Remove it, or put the file there.")
     lines = read_csv(csv_path)
     header = lines[0][1] if lines else []
     if "file_name" not in header:
@@ -86,6 +90,14 @@ def read_attributes(csv_path: str | os.PathLike) -> list[AttributeRow]:
         cells += [""] * (len(header) - len(cells))
         pairs = [(cells[key], cells[value]) for key, value in pair_columns]
         file = cells[name_column].replace("\\", "/")
+        odd = next((text for text in cells if any(map(is_control, text))), None)
+        if odd is not None:
+            raise DataError(
+                f"{csv_path}: line {number}",
+                quoted(odd),
+                "text without control characters",
+                "Correct it; a quotation mark may be missing before it.",
+            )
         # A row shorter than the header puts a trailing column's text where a pair would stand.
         kept = [
             (key, value)

@@ -30,17 +30,20 @@ SPLIT_FOLDERS = {
 _CONTAINERS = ("raw", "dev_data", "eval_data")
 
 _LABELLED = re.compile(
-    r"section_(?P<section>\d{2,})_(?P<domain>source|target)_(?P<split>train|test)"
-    r"_(?:(?P<state>normal|anomaly)_)?(?P<index>\d+)(?:_(?P<attributes>.*))?"
+    r"section_(?P<section>[0-9]{2,})_(?P<domain>source|target)_(?P<split>train|test)"
+    r"_(?:(?P<state>normal|anomaly)_)?(?P<index>[0-9]+)(?:_(?P<attributes>.*))?"
 )
-_UNLABELLED = re.compile(r"section_(?P<section>\d{2,})_(?P<index>\d+)(?:_(?P<attributes>.*))?")
+_UNLABELLED = re.compile(
+    r"section_(?P<section>[0-9]{2,})_(?P<index>[0-9]+)(?:_(?P<attributes>.*))?"
+)
 _SUPPLEMENTAL = re.compile(
-    r"section_(?P<section>\d{2,})_(?P<supplement>machine|noise|clean)_(?P<index>\d+)"
+    r"section_(?P<section>[0-9]{2,})_(?P<supplement>machine|noise|clean)_(?P<index>[0-9]+)"
     r"(?:_(?P<attributes>.*))?"
 )
 _YEAR_2020 = re.compile(
-    r"(?:(?P<state>normal|anomaly)_)?id_(?P<section>\d{2,})_(?P<index>\d+)(?P<attributes>)"
+    r"(?:(?P<state>normal|anomaly)_)?id_(?P<section>[0-9]{2,})_(?P<index>[0-9]+)(?P<attributes>)"
 )
+_LONGEST = 80  # bytes of a machine type or section: both stand in names of score files
 _GRAMMAR = (
     "section_NN_{source|target}_{train|test}_{normal|anomaly}_NNNN[_attributes], "
     "section_NN_NNNN, or {normal|anomaly}_id_NN_NNNNNNNN, ending in .wav or .flac"
@@ -219,6 +222,7 @@ def visible(
 
     def refuse(error: OSError) -> None:
         folder = os.path.relpath(error.filename, root)
+        folder = os.fspath(root) if folder == "." else folder
         found = f"a folder that cannot be read ({error.strerror})"
         problem = DataError(folder, found, "a readable folder", "Correct its permissions.")
         if unreadable is None:
@@ -240,8 +244,8 @@ def visible(
 
 def name_fault(name: str) -> str:
     """What keeps a text from being a machine type or a section, ``""`` if nothing does."""
-    if name in ("", ".", "..") or "/" in name:
-        return "a short name without slashes"
+    if name in ("", ".", "..") or "/" in name or len(os.fsencode(name)) > _LONGEST:
+        return f"a name of at most {_LONGEST} bytes without slashes"
     return path_fault(name)
 
 
@@ -249,6 +253,8 @@ def path_fault(path: str) -> str:
     """What keeps a text from being a path that a csv and a terminal can hold, or ``""``."""
     if "\\" in path or any(is_control(char) for char in path):
         return "text in UTF-8 without control characters and backslashes"
+    if path != path.strip():
+        return "text that neither begins nor ends with white space"
     return ""
 
 
@@ -282,6 +288,10 @@ def survey(
             if not parsed.machine_type and inside:
                 parsed = parse_name("/".join([*above, path]))
             clip = _as_clip(path, parsed)
+            for field in ("machine_type", "section"):
+                if fault := name_fault(getattr(clip, field)):
+                    found = f"the {field.replace('_', ' ')} {quoted(getattr(clip, field))}"
+                    raise DataError(path, found, fault, "Rename it.")
         except DataError as error:
             errors.append(DataError(path, error.found, error.expected, error.remedy))
             continue
@@ -290,7 +300,8 @@ def survey(
     try:
         clips = _fill_attributes(root, clips)
     except DataError as error:
-        errors.append(error)
+        file = Path(os.path.relpath(error.file, root)).as_posix()
+        errors.append(DataError(file, error.found, error.expected, error.remedy))
     return clips, errors
 
 
@@ -376,7 +387,7 @@ def attribute_files(root: str | os.PathLike, clips: Iterable[Clip]) -> dict[str,
         beside = Path(root, folder)
         if folder == "." and beside.resolve().name.lower() in SPLIT_FOLDERS:
             beside = beside.resolve().parent
-        files[folder] = sorted(file for file in beside.glob("attributes*.csv") if file.is_file())
+        files[folder] = sorted(beside.glob("attributes*.csv"))
     return files
 
 

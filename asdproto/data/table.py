@@ -84,7 +84,7 @@ def survey_table(csv_path: str | os.PathLike) -> tuple[list[Clip], list[DataErro
         values["file"] = values["file"].replace("\\", "/")
         # Spreadsheets turn 00 into 0.
         section = values["section"] or "00"
-        values["section"] = section.zfill(2) if section.isdigit() else section
+        values["section"] = section.zfill(2) if section.isdecimal() else section
         faults = [
             TableError(f"{place}, column {column}", quoted(values[column]), expected, remedy)
             for column, expected, remedy in _faults(values)
@@ -272,9 +272,14 @@ def plain_clips(
 
 def _table_of(path: Path) -> Path | None:
     """The csv that describes a collection, if one does."""
-    if (path / MANIFEST).is_file():
+    if os.path.isfile(path / MANIFEST):  # which is False where a folder cannot be entered
         raise DataError(
             path, "a feature store", "recordings", "Pass the folder that it was extracted from."
         )
-    table = path / TABLE_NAME if path.is_dir() else path
-    return table if table.is_file() else None
+    table = path / TABLE_NAME if os.path.isdir(path) else path
+    if os.path.isfile(table):
+        return table
+    if os.path.lexists(table):
+        found = "a folder, pipe, device or link to nothing"
+        raise DataError(table, found, "a csv of clips", "Remove it, or put the file there.")
+    return None

@@ -75,8 +75,7 @@ def validate(
     except DataError as error:
         return [_problem(error)]
     problems += _recordings(root, clips, settings)
-    unique = dict.fromkeys(problems)
-    return sorted(unique, key=lambda problem: (not problem.is_error, problem.file, problem.found))
+    return sorted(problems, key=lambda problem: (not problem.is_error, problem.file, problem.found))
 
 
 def survey(root: str | os.PathLike) -> tuple[Path, list[Clip], list[Problem]]:
@@ -97,7 +96,7 @@ def survey(root: str | os.PathLike) -> tuple[Path, list[Clip], list[Problem]]:
     if not clips and not errors:
         expected = "recordings, <machine type>/{train,test}/<name>.wav"
         problems.append(Problem(str(root), "no .wav or .flac file", expected, "Check the path."))
-    described = folder != Path(root) or (folder / TABLE_NAME).is_file()
+    described = folder != Path(root) or os.path.isfile(folder / TABLE_NAME)
     if not described:
         problems += [*_folders(folder), *_attribute_files(folder, clips)]
         if plain_clips(folder, lambda error: None):  # said already
@@ -110,7 +109,7 @@ def survey(root: str | os.PathLike) -> tuple[Path, list[Clip], list[Problem]]:
     problems += _same_names(clips, NOTICE if described else ERROR)
     clips = [clip for clip in clips if clip.split != "supplemental"]
     problems += labels(clips)
-    return folder, clips, problems
+    return folder, clips, list(dict.fromkeys(problems))
 
 
 def leave_out(clips: Iterable[Clip], files: Collection[str]) -> list[Clip]:
@@ -178,7 +177,8 @@ def _attribute_files(root: Path, clips: list[Clip]) -> Iterator[Problem]:
             try:
                 rows = read_attributes(file)
             except DataError as error:
-                yield Problem(where, error.found, error.expected, error.remedy)
+                place = where + error.file.removeprefix(str(file))
+                yield Problem(place, error.found, error.expected, error.remedy)
                 continue
             seen: dict[str, int] = {}
             for row in rows:

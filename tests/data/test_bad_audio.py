@@ -398,28 +398,7 @@ def test_skipped_recordings_that_are_repaired_are_noticed(template, tmp_path):
         build_store(clips, root, tmp_path / "other", SETTINGS, on_error="ignore")
 
 
-@contextlib.contextmanager
-def nobody():
-    """This process without the rights of root."""
-    if os.geteuid():
-        yield
-        return
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-
-
-@pytest.fixture
-def open_folder():
-    """A folder that everybody may enter, which pytest's own is not."""
-    with tempfile.TemporaryDirectory() as folder:
-        os.chmod(folder, 0o755)
-        yield Path(folder)
-
-
-def test_folders_and_files_that_may_not_be_read(template, open_folder):
+def test_folders_and_files_that_may_not_be_read(template, open_folder, nobody):
     root = open_folder / "dev_data"
     shutil.copytree(template, root)
     os.chmod(root, 0o755)
@@ -441,7 +420,7 @@ def test_folders_and_files_that_may_not_be_read(template, open_folder):
     os.chmod(root / "fan/test", 0o755)
 
 
-def test_a_store_in_a_folder_that_may_not_be_written(template, open_folder):
+def test_a_store_in_a_folder_that_may_not_be_written(template, open_folder, nobody):
     (open_folder / "locked").mkdir(mode=0o555)
     clips = load_collection(template)[1]
     with nobody(), pytest.raises(PermissionError) as caught:
@@ -449,7 +428,7 @@ def test_a_store_in_a_folder_that_may_not_be_written(template, open_folder):
     assert caught.value.filename == str(open_folder / "locked/store")
 
 
-def test_a_folder_without_layout_and_one_in_it_that_may_not_be_read(open_folder):
+def test_a_folder_without_layout_and_one_in_it_that_may_not_be_read(open_folder, nobody):
     root = open_folder / "pump"
     (root / "more").mkdir(parents=True)
     os.chmod(root, 0o755)

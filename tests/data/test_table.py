@@ -3,6 +3,7 @@ import os
 import numpy as np
 import pytest
 
+from asdproto.data.attributes import read_attributes
 from asdproto.data.dcase import Clip
 from asdproto.data.store import write_store
 from asdproto.data.table import (
@@ -57,7 +58,7 @@ def test_optional_columns_other_columns_and_spreadsheet_habits(tmp_path):
         (",fan,00,source,train,normal,", "file", "''"),
         ("/data/a.wav,fan,00,source,train,normal,", "file", "relative"),
         ("../a.wav,fan,00,source,train,normal,", "file", "without '..'"),
-        ("a.wav,,00,source,train,normal,", "machine_type", "a short name"),
+        ("a.wav,,00,source,train,normal,", "machine_type", "a name of at most 80 bytes"),
         ("a.wav,a/b,00,source,train,normal,", "machine_type", "'a/b'"),
         ("a.wav,fan,00,sauce,train,normal,", "domain", "'sauce'; expected one of source, target"),
         (
@@ -140,6 +141,8 @@ ROW = "a.wav,fan,00,source,train,normal,\n"
         (HEADER + "a.wav,..,00,,train,,\n", "row 2, column machine_type", "'..'"),
         (HEADER + "a.wav,.,00,,train,,\n", "row 2, column machine_type", "'.'"),
         (HEADER + "a.wav,fan,..,,train,,\n", "row 2, column section", "'..'"),
+        (HEADER + f"a.wav,{'x' * 81},00,,train,,\n", "row 2, column machine_type", "80 bytes"),
+        (HEADER + f"a.wav,fan,{'é' * 41},,train,,\n", "row 2, column section", "80 bytes"),
         (HEADER + "a\\..\\..\\b.wav,fan,00,,train,,\n", "row 2, column file", "without '..'"),
         (HEADER + "a/../../b.wav,fan,00,,train,,\n", "row 2, column file", "without '..'"),
         (HEADER + "\\\\host\\a.wav,fan,00,,train,,\n", "row 2, column file", "relative"),
@@ -180,11 +183,17 @@ def test_no_cell_is_a_formula(tmp_path, plain, cell):
 
 
 def test_a_csv_that_is_a_pipe_or_may_not_be_read(tmp_path):
-    os.mkfifo(tmp_path / "clips.csv")
-    with pytest.raises(DataError, match="found a file"):  # and does not wait for a writer
-        load_collection(tmp_path / "clips.csv")
-    with pytest.raises(DataError, match=r"no \.wav or \.flac file"):
-        load_collection(tmp_path)
+    for make in (os.mkfifo, os.mkdir, lambda path: os.symlink("nowhere", path)):
+        path = tmp_path / make.__name__.strip("<>") / "clips.csv"
+        path.parent.mkdir()
+        make(path)
+        for collection in (path, path.parent):  # and does not wait for a writer
+            if not (make is os.mkdir and collection is path):
+                with pytest.raises(DataError, match=r"clips\.csv: found a folder, pipe, device or"):
+                    load_collection(collection)
+    os.mkfifo(tmp_path / "attributes_00.csv")
+    with pytest.raises(DataError, match=r"00\.csv: found a folder, pipe, device or"):
+        read_attributes(tmp_path / "attributes_00.csv")
 
 
 def test_files_that_are_no_csv(tmp_path):

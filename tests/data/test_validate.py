@@ -217,6 +217,56 @@ def _(root):
     return "error", "fan/attributes_00.csv", "the header 'name,d1p,d1v'", "file_name", "Add the"
 
 
+@fault("control characters in a csv")
+def _(root):
+    with open(root / "fan/attributes_00.csv", "a") as stream:
+        stream.write(f'{TRAIN},m-n,"W\x1b[2J"\n')
+    return "error", "fan/attributes_00.csv: line 9", r"'W\x1b[2J'", "without control", "Correct"
+
+
+@fault("a csv that is a link to nothing")
+def _(root):
+    os.symlink("nowhere", root / "fan/attributes_01.csv")
+    return "error", "fan/attributes_01.csv", "link to nothing", "a csv", "Remove it"
+
+
+@fault("a csv that is a pipe, and names without attributes")
+def _(root):
+    os.mkfifo(root / "fan/attributes_01.csv")
+    name = "fan/train/section_00_source_train_normal_0009.wav"
+    soundfile.write(root / name, noise(), 16000)
+    return "error", "fan/attributes_01.csv", "a folder, pipe", "a csv", "Remove it"
+
+
+@fault("clips.csv that is a folder")
+def _(root):
+    (root / "clips.csv").mkdir()
+    return "error", f"{root}/clips.csv", "a folder, pipe", "a csv of clips", "Remove it"
+
+
+@fault("a long machine type")
+def _(root):
+    name = f"{'x' * 81}/train/section_00_source_train_normal_0009.wav"
+    (root / name).parent.mkdir(parents=True)
+    soundfile.write(root / name, noise(), 16000)
+    return "error", name, "(81 characters)", "at most 80 bytes", "Rename"
+
+
+@fault("a machine type of spaces")
+def _(root):
+    name = "a /train/section_00_source_train_normal_0009.wav"
+    (root / name).parent.mkdir(parents=True)
+    soundfile.write(root / name, noise(), 16000)
+    return "error", name, "the machine type 'a '", "white space", "Rename"
+
+
+@fault("digits of another script")
+def _(root):
+    name = "fan/train/section_٠٠_source_train_normal_0009.wav"
+    soundfile.write(root / name, noise(), 16000)
+    return "error", name, "the name", "section_NN", "Rename"
+
+
 @fault("the same name twice")
 def _(root):
     other = TRAIN.replace(".wav", ".flac")
@@ -307,6 +357,27 @@ def test_no_collection(tmp_path):
     assert [problem.found for problem in validate(tmp_path / "absent")] == ["nothing"]
     (tmp_path / "empty").mkdir()
     assert [problem.found for problem in validate(tmp_path / "empty")] == ["no .wav or .flac file"]
+
+
+def test_what_a_terminal_does_not_show_is_written_out(root):
+    os.rename(root / "fan", root / "fa\u202en")
+    (root / "fa\u202en/attributes_00.csv").unlink()
+    (root / "fa\u202en/test").joinpath(os.path.basename(TEST)).write_bytes(b"")
+    said = [str(problem) for problem in validate(root)]
+    assert said
+    assert all(text.isprintable() and r"fa\u202en" in text for text in said)
+
+
+def test_a_root_that_may_not_be_entered(open_folder, nobody):
+    root = open_folder / "collection"
+    root.mkdir()
+    os.chmod(root, 0)
+    with nobody():
+        problems = validate(root)
+    os.chmod(root, 0o755)
+    assert [(p.file, p.found) for p in problems] == [
+        (str(root), "a folder that cannot be read (Permission denied)")
+    ]
 
 
 def test_hidden_files_are_none_of_our_business(root):
