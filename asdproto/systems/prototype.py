@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from asdproto.config import check_fields
+from asdproto.config import ConfigError, check_fields
 from asdproto.data.dataset import Classes, ClipArrays, Dataset, Standardization, section_keys
 from asdproto.errors import DataError
 from asdproto.features import FeatureSettings
@@ -86,6 +86,13 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, width="[1, 4096]", stem_strides="[1, 2]", crop="[1, 100000]")
+        if self.module is not None and not isinstance(
+            getattr(self.module, "embedding_dim", None), int
+        ):
+            name = type(self.module).__name__
+            raise ConfigError(
+                f"module={name}: expected an attribute embedding_dim, the length of an embedding"
+            )
 
     def build(self, devices: Devices, loop: Loop) -> nn.Module:
         """The encoder for given devices and loop."""

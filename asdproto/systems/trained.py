@@ -359,8 +359,8 @@ def _with_encoder(system: Any, stored: Mapping[str, Any], encoder: Any, folder: 
     if encoder is None or repr(encoder) != described:
         raise DataError(
             folder,
-            f"a detector with an encoder of its own: {described}",
-            f"the same module, found {encoder!r}" if encoder is not None else "that module",
+            f"a detector with an encoder of its own: {' '.join(described.split())}",
+            "that module" if encoder is None else f"it, found {' '.join(repr(encoder).split())}",
             "A run keeps an encoder's parameters, not its code: load it in Python and pass the "
             "module it was trained with, Detector.load(run, encoder=...).",
         )

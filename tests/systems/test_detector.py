@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from asdproto import Detector, cli
-from asdproto.config import override
+from asdproto.config import ConfigError, override
 from asdproto.data.dataset import prepare
 from asdproto.data.dcase import Clip
 from asdproto.errors import DataError
@@ -200,8 +201,10 @@ def test_an_encoder_of_ones_own(tmp_path):
     loaded = Detector.load(run, encoder=tiny.Encoder(embedding_dim=6))
     np.testing.assert_array_equal(loaded.decision_function(NEW, sample_rate=RATE), scores)
     for wrong in (None, tiny.Encoder(embedding_dim=7)):
-        with pytest.raises(DataError, match="encoder of its own"):
+        with pytest.raises(DataError, match=r"encoder of its own.*embedding_dim = 6"):  # one line
             load_run(run, encoder=wrong)
+    with pytest.raises(ConfigError, match="module=Dense: expected an attribute embedding_dim"):
+        EncoderConfig(module=nn.Dense(6))
 
 
 def test_recordings_are_scored_onto_a_page(folder, tmp_path, capsys):
