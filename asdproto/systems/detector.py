@@ -35,7 +35,7 @@ class Detector:
     Args:
       system: ``"prototype"``, ``"autoencoder"``, ``"spectral-knn"``, ``"gmm"``; a system as a
         value, such as ``PrototypeSystem(encoder=EncoderConfig(module=MyEncoder()))``; or
-        ``"auto"``: prototypes where there are two attribute classes or more, else an autoencoder.
+        ``"auto"``: what :func:`asdproto.systems.choose` takes for the clips.
       preset: ``"quick"``, ``"small"`` or ``"paper"``.
       seed: Of everything random; several make one detector of as many members.
       contamination: Share of normal clips that may be called anomalies, in (0, 1).
