@@ -424,6 +424,17 @@ def test_every_example_may_have_a_mask_of_its_own(batch, chunk_size):
     assert 0 < int((found[0] == 0).sum()) < 9
 
 
+def test_a_class_with_some_prototypes_excluded_averages_the_others(batch):
+    z, p, y = batch
+    several = jnp.stack([p, l2_normalize(p + 0.5), l2_normalize(p - 0.3)], axis=1)
+    kept = np.arange(15).reshape(5, 3) % 4 != 1  # of three prototypes, two or three count
+    loss = jitted.multi_prototype_loss(z, several, y, prototype_where=kept, temperature=0.5)
+    for i in range(9):
+        logits = np.asarray(several @ z[i]) / 0.5
+        expected = np.log(np.exp(logits[kept]).sum()) - logits[y[i]][kept[y[i]]].mean()
+        np.testing.assert_allclose(loss[i], expected, rtol=1e-5)
+
+
 def test_labels_of_small_integers_reach_every_class():
     # A prime number of classes, so that pieces leave a rest.
     z = l2_normalize(jax.random.normal(jax.random.key(0), (257, 8)))
