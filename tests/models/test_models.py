@@ -113,6 +113,14 @@ def test_batch_norm_leaves_padding_out():
     np.testing.assert_allclose(stats["batch_stats"]["var"], wanted["batch_stats"]["var"], atol=1e-6)
 
 
+def test_batch_norm_of_padding_alone_stays_finite():
+    """A device with statistics of its own may hold nothing else."""
+    x, norm = _random(2, 4, 3), BatchNorm(train=True)
+    variables = norm.init(jax.random.key(0), x)
+    y, stats = norm.apply(variables, x, jnp.zeros(2, bool), mutable=["batch_stats"])
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((y, stats)))
+
+
 def test_batch_norm_over_devices_weighs_by_real_examples():
     x = _random(8, 4, 3) + jnp.arange(8.0)[:, None, None]
     where = jnp.arange(8) < 5  # the last device holds padding only, the third half

@@ -7,10 +7,12 @@ import jax
 import numpy as np
 import pytest
 
+from asdproto.prototypes import l2_normalize
 from asdproto.training.devices import use_devices
 from asdproto.training.loop import StageRun, train_stage
 from asdproto.training.objectives import OBJECTIVES, make_objective
-from asdproto.training.stage import StageConfig
+from asdproto.training.stage import StageConfig, npe_objective
+from asdproto.training.state import Batch
 from tests.training import tiny
 
 DATA = tiny.make_data()
@@ -109,3 +111,25 @@ def test_refusals_say_what_to_set():
             jax.random.key(5),
             StageRun("vicreg"),
         )
+
+
+def test_random_batches_leave_out_lone_anchors_and_absent_classes():
+    """Class 2 has one example in the batch, classes 3 and 4 have none."""
+    stage = StageConfig(leave_one_out=True, temperature=0.3)
+    z = np.asarray(l2_normalize(jax.random.normal(jax.random.key(0), (5, 6))), np.float64)
+    labels = np.array([0, 1, 0, 2, 1])
+    batch = Batch(np.arange(5), None, labels)
+    state = tiny.make_task(DATA).init(jax.random.key(0), tiny.MELS)
+    keywords = {"key": jax.random.key(1), "hyper": stage.hyper(), "axis_name": None}
+    losses, _ = npe_objective(stage).loss(
+        {}, state, z.astype(np.float32), batch, num_classes=5, **keywords
+    )
+    assert losses[3] == 0
+    for i in (0, 1, 2, 4):
+        means = [
+            np.mean([z[j] for j in range(5) if labels[j] == label and j != i], axis=0)
+            for label in range(3)
+        ]
+        logits = [mean @ z[i] / np.linalg.norm(mean) / 0.3 for mean in means]
+        expected = np.log(np.sum(np.exp(logits))) - logits[labels[i]]
+        np.testing.assert_allclose(losses[i], expected, rtol=1e-5)
