@@ -1,4 +1,5 @@
 import csv
+import importlib
 import json
 import os
 import re
@@ -252,6 +253,24 @@ def test_help_tells_the_true_defaults(capsys):
         assert re.search(rf"--{option} [^()]*\(default: {shown}\)", text), name
     assert settings.fmax is None
     assert settings.top == settings.sample_rate / 2
+
+
+@pytest.mark.parametrize(
+    ("module", "field"),
+    [
+        ("two_stage", "  finetune.mix_range=(0.25, 0.5)"),
+        ("autoencoder", "  epochs=30"),
+        ("table1", "  prototype.finetune.mix_range=(0.25, 0.5)"),
+        ("table3", "  finetune.mix_range=(0.25, 0.5)"),
+    ],
+)
+def test_help_of_experiments_lists_presets_and_fields(module, field, capsys):
+    with pytest.raises(SystemExit) as caught:
+        importlib.import_module(f"experiments.{module}").main(["--help"])
+    text = capsys.readouterr().out
+    assert caught.value.code == 0
+    assert "--preset {quick,small,paper}" in text
+    assert field in text.splitlines()
 
 
 def test_synthesize(run, tmp_path):
@@ -620,6 +639,24 @@ def test_summarize(run, tmp_path):
     assert found["systems"]["pretrain"]["overall"]["std"] == pytest.approx(0.1)
     assert found["differences"]["finetune - pretrain"]["higher"] == 2
     assert [r["pauc"] for r in found["runs"]["finetune"]] == pytest.approx([0.56, 0.57, 0.58])
+
+    # Runs of several seeds know what each gives alone.
+    for folder, (one, two) in zip(folders, ((0.5, 0.6), (0.6, 0.7), (0.7, 0.8)), strict=True):
+        results = json.loads((folder / "results.json").read_text())
+        figures = results["systems"]["pretrain"]
+        results["members"] = {
+            name: [{**figures, "seed": 0, "overall": x + more} for x in (one, two)]
+            for name, more in (("pretrain", 0.0), ("finetune", 0.01))
+        }
+        (folder / "results.json").write_text(json.dumps(results))
+    code, text, _ = run("summarize", *folders, "--out", out)
+    assert code == 0
+    assert "65.00 ± 10.49" in re.sub(r"\s+", " ", text)  # of .5 .6 .6 .7 .7 .8
+    assert "finetune, one seed - pretrain, one seed, within runs: overall +1.00 ± 0.00" in text
+    found = json.loads(out.read_text())
+    assert found["systems"]["pretrain, one seed"]["overall"]["count"] == 6
+    assert len(found["runs"]["finetune, one seed"]) == 6
+    assert found["systems"]["pretrain"]["overall"]["count"] == 3
 
     # What must not be averaged is named.
     other = _finished_run(tmp_path / "other", 2, 0.5, system={"width": 32})

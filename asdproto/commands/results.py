@@ -158,7 +158,8 @@ def add_summarize(subparsers: Any) -> None:
         summarize,
         "mean and standard deviation over runs with different seeds",
         "Reads finished runs that differ in their seed alone and prints their figures as\n"
-        "mean ± standard deviation (divisor: runs - 1), and how systems differ within runs.",
+        "mean ± standard deviation (divisor: runs - 1), and how systems differ within runs. Of\n"
+        "runs of several seeds, also what each seed gives alone.",
         aliases=["summarise"],
     )
     parser.add_argument("workdirs", type=Path, nargs="+", metavar="workdir", help="folder of a run")
@@ -212,12 +213,27 @@ def summarize(arguments: argparse.Namespace) -> int:
         name: over_runs([run["systems"].get(name, {}) for run in runs])
         for name in runs[0]["systems"]
     }
+    # Runs of several seeds know what each seed gives alone.
+    members = {
+        name: [one for run in runs for one in run.get("members", {}).get(name, [])]
+        for name in systems
+    }
+    alone = {f"{name}, one seed": found for name, found in members.items() if found}
+    systems |= {
+        name: over_runs([{key: one[key] for key in HEADLINE} for one in found])
+        for name, found in alone.items()
+    }
     print_table({"systems": systems})
     print(f"percent, mean ± standard deviation over {count(len(runs), 'run')}: seeds", *seeds)
     differences = {}
+    overall = {
+        name: [run["systems"][name]["overall"] for run in runs] for name in runs[0]["systems"]
+    } | {name: [one["overall"] for one in found] for name, found in alone.items()}
     for one, other in itertools.combinations(systems, 2):
-        overall = [[run["systems"][name]["overall"] for run in runs] for name in (one, other)]
-        gain = differences[f"{other} - {one}"] = paired_difference(*overall)
+        if (one in alone) != (other in alone):
+            continue
+        gain = paired_difference(overall[one], overall[other])
+        differences[f"{other} - {one}"] = gain
         print(
             f"{other} - {one}, within runs: overall {percent(gain, signed=True)}, "
             f"higher in {gain['higher']} of {gain['count']}"
@@ -225,8 +241,8 @@ def summarize(arguments: argparse.Namespace) -> int:
     if arguments.out is not None:
         each = {
             name: [{k: run["systems"][name][k] for k in HEADLINE} for run in runs]
-            for name in systems
-        }
+            for name in runs[0]["systems"]
+        } | alone
         found = {"seeds": seeds, "runs": each, "systems": systems, "differences": differences}
         write_results(arguments.out, found)
         print(f"written: {arguments.out}")

@@ -117,19 +117,19 @@ def print_table(results: Mapping[str, Any], *, console: Console | None = None) -
         ]
         table.add_row(Text(system or "all machine types"), *cells)
     console.print(table)
-    machines = list(
-        dict.fromkeys(m for figures in systems.values() for m in figures.get("machines", ()))
-    )
     if len(systems) == 1:
         print_sections(next(iter(systems.values())), console=console)
+        return
+    systems = {name: figures for name, figures in systems.items() if figures.get("machines")}
+    machines = list(dict.fromkeys(m for figures in systems.values() for m in figures["machines"]))
+    if not systems:
         return
     table = _table("machine type")
     for system in systems:
         table.add_column(Text(system), justify="right", overflow="fold")
     for machine in machines:
         row_figures = [
-            figures.get("machines", {}).get(machine, {}).get("overall")
-            for figures in systems.values()
+            figures["machines"].get(machine, {}).get("overall") for figures in systems.values()
         ]
         marked = highest(row_figures)
         cells = [
@@ -175,5 +175,5 @@ def _table(first: str) -> Table:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column(first, no_wrap=True)
+    table.add_column(first, overflow="fold")  # a long name wraps before a figure is cut
     return table
