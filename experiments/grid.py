@@ -22,6 +22,7 @@ from typing import Any
 from rich.console import Console
 
 from asdproto.arguments import Parser
+from asdproto.commands.train import describe_systems
 from asdproto.config import ConfigError
 from asdproto.data.store import FeatureStore
 from asdproto.errors import DataError
@@ -132,14 +133,23 @@ def features_of(
         time.sleep(1)
 
 
-def make_parser(name: str, description: str | None) -> Parser:
-    """The command line that all tables share."""
+def make_parser(
+    name: str, description: str | None, kinds: Sequence[str] = ("prototype",)
+) -> Parser:
+    """The command line that all tables share; ``kinds`` are the systems that it overrides."""
     parser = Parser(prog=f"python -m experiments.{name}", description=description)
     add = parser.add_argument
     add("--data", type=Path, required=True, help="collection, or feature store")
     add("--workdir", type=Path, required=True, help="folder for all results")
     add("--preset", choices=PRESETS, default="paper", help="size of the systems (default: paper)")
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="S", help="(default: 0 1 2)")
+    add(
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[0, 1, 2],
+        metavar="S",
+        help="a run each (default: 0 1 2)",
+    )
     add("--machines", nargs="+", metavar="TYPE", help="machine types to keep (default: all)")
     add("--features", type=Path, metavar="DIR", help="where features go (default: in WORKDIR)")
     add(
@@ -149,7 +159,8 @@ def make_parser(name: str, description: str | None) -> Parser:
         help="train runs of the paper's system side by side as one program, in one cell (default: "
         "on accelerators)",
     )
-    parser.add_overrides()
+    several = len(kinds) > 1
+    parser.add_overrides(lambda: describe_systems(kinds, "paper", prefixed=several))
     return parser
 
 

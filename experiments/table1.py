@@ -184,7 +184,7 @@ def run_of(workdir: Path, kind: str, seed: int) -> Path:
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    parser = grid.make_parser("table1", __doc__)
+    parser = grid.make_parser("table1", __doc__, tuple(KINDS))
     known = [key for key in PAPER if key in KINDS or key in VARIANTS]
     parser.add_argument(
         "--systems", nargs="+", choices=known, default=known, metavar="SYSTEM",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,19 +85,25 @@ def add_arguments(parser: Parser, kind: str | None = None) -> None:
         help="seconds between checkpoints",
     )
     add_device_arguments(parser)
-    parser.add_overrides(lambda: _fields(kind))
+    parser.add_overrides(lambda: describe_systems(tuple(KINDS) if kind is None else (kind,)))
 
 
-def _fields(kind: str | None) -> str:
-    """What overrides can change, for the help."""
+def describe_systems(kinds: Sequence[str], size: str = "small", *, prefixed: bool = False) -> str:
+    """What overrides can change, for the help.
+
+    Args:
+      kinds: Kinds of systems.
+      size: The preset that is shown.
+      prefixed: Whether overrides begin with the kind.
+    """
     from asdproto.config import describe_fields
     from asdproto.systems import preset
 
-    kinds = tuple(KINDS) if kind is None else (kind,)
-    return "\n".join(
-        f"\n{one}, preset small:\n  " + "\n  ".join(describe_fields(preset(one, "small")))
-        for one in kinds
-    )
+    lines = []
+    for kind in kinds:
+        fields = describe_fields(preset(kind, size), f"{kind}." if prefixed else "")
+        lines += [f"\n{kind}, preset {size}:", *(f"  {field}" for field in fields)]
+    return "\n".join(lines)
 
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
