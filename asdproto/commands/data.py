@@ -25,10 +25,17 @@ def add_synthesize(subparsers: Any) -> None:
     )
     parser.add_argument("--sections", nargs="+", metavar="NN", help="such as 00 01 (default: all)")
     parser.add_argument(
+        "--size",
+        choices=("small", "bench"),
+        default="small",
+        help="small trains on a CPU; bench has the real set's counts, for a GPU (default: "
+        "%(default)s); any of the four that follow may be given beside it",
+    )
+    parser.add_argument(
         "--clips",
         type=int,
         metavar="N",
-        help="source training clips of a section (default: 100; the real set has 990)",
+        help="source training clips of a section (default: 60; with bench 990)",
     )
     parser.add_argument(
         "--target-clips",
@@ -40,9 +47,19 @@ def add_synthesize(subparsers: Any) -> None:
         "--test-clips",
         type=int,
         metavar="N",
-        help="test clips of a section, each of source and target, normal and anomaly (default: 50)",
+        help="test clips of a section, each of source and target, normal and anomaly (default: "
+        "25; with bench 50)",
     )
-    parser.add_argument("--seconds", type=float, metavar="S", help="of a clip (default: 10)")
+    parser.add_argument(
+        "--seconds", type=float, metavar="S", help="of a clip (default: 6; with bench 10)"
+    )
+    parser.add_argument(
+        "--severity",
+        type=float,
+        metavar="DB",
+        help="raise the faults: 20 makes them plainly audible (default: 0, as hard for the "
+        "challenge's baselines as the real set)",
+    )
     parser.add_argument("--seed", type=int, metavar="S", help="of everything random (default: 0)")
     parser.add_argument(
         "--workers", type=int, metavar="N", help="processes (default: one per core)"
@@ -51,12 +68,13 @@ def add_synthesize(subparsers: Any) -> None:
 
 def synthesize(arguments: argparse.Namespace) -> int:
     """Makes a synthetic data set."""
-    from asdproto.data.synthetic import synthesize
+    from asdproto.data.synthetic import SIZES, synthesize
 
-    names = ("machines", "sections", "clips", "target_clips", "test_clips", "seconds", "seed")
-    given = {name: getattr(arguments, name) for name in (*names, "workers")}
+    counts = SIZES[arguments.size]._asdict()
+    names = ("machines", "sections", *counts, "severity", "seed", "workers")
+    given = {name: getattr(arguments, name) for name in names}
     options = {name: value for name, value in given.items() if value is not None}
-    folder = synthesize(arguments.out, **options)
+    folder = synthesize(arguments.out, **{**counts, **options})
     print(f"written: {folder}")
     return 0
 
@@ -187,6 +205,7 @@ def add_features(subparsers: Any) -> None:
         help="highest frequency, hertz (default: half the sample rate)",
     )
     parser.add_argument("--power", type=float, metavar="P", help="of the magnitude (default: 2)")
+    add_on_error(parser)
     parser.add_argument(
         "--dtype",
         choices=("float16", "float32"),
@@ -195,6 +214,17 @@ def add_features(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--workers", type=int, metavar="N", help="processes (default: one per core)"
+    )
+
+
+def add_on_error(parser: argparse.ArgumentParser) -> None:
+    """What is to become of recordings that cannot be used."""
+    parser.add_argument(
+        "--on-error",
+        choices=("stop", "skip"),
+        default="stop",
+        help="list all recordings that cannot be used, and stop; or leave them out, counted on "
+        "screen and listed in the feature store's manifest.json",
     )
 
 
@@ -210,6 +240,7 @@ def features(arguments: argparse.Namespace) -> int:
         arguments.root,
         arguments.store,
         settings,
+        on_error=arguments.on_error,
         workers=arguments.workers,
         dtype=arguments.dtype,
     )

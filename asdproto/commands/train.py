@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asdproto.arguments import Parser
+from asdproto.commands.data import add_on_error
 from asdproto.systems import KINDS, PRESETS
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ def add_arguments(parser: Parser, kind: str | None = None) -> None:
         metavar="S",
         help="seconds between checkpoints",
     )
+    add_on_error(parser)
     add_device_arguments(parser)
     parser.add_overrides(lambda: describe_systems(tuple(KINDS) if kind is None else (kind,)))
 
@@ -159,7 +161,7 @@ def run(arguments: argparse.Namespace) -> int:
     from asdproto.systems.run import asked, check_same_run, features_of, train_run
 
     console, devices = Console(), None
-    kind = arguments.system or _choose(arguments.data, arguments.machines, console)
+    kind = arguments.system or _choose(arguments, console)
     name = arguments.preset
     if name is None:
         devices = start_devices(arguments)
@@ -177,10 +179,20 @@ def run(arguments: argparse.Namespace) -> int:
     if quiet is not None:
         chosen = "" if arguments.preset else ", chosen for this device; --preset changes it"
         quiet.print(f"Preset:   {name}{chosen}", highlight=False, soft_wrap=True)
-    if arguments.machines:  # named before all features are extracted
-        check_machines(arguments.data, _clips(arguments.data), arguments.machines)
+    clips, machines = _clips(arguments), arguments.machines
+    check_machines(arguments.data, clips, machines)  # before all features are extracted
+    if hasattr(system, "check_clips"):
+        kept = [clip for clip in clips if machines is None or clip.machine_type in machines]
+        system.check_clips([clip for clip in kept if clip.split == "train"])
     folder = arguments.features or arguments.workdir / "features"
-    store = features_of(arguments.data, folder, system.features, quiet, devices.is_main)
+    store = features_of(
+        arguments.data,
+        folder,
+        system.features,
+        quiet,
+        devices.is_main,
+        on_error=arguments.on_error,
+    )
     options = RunOptions(
         workdir=arguments.workdir,
         devices=devices,
@@ -215,24 +227,26 @@ def _rescore(workdir: Path, system: Any, console: Console) -> None:
     finish(workdir, rescore(workdir, texts), console)
 
 
-def _choose(data: Path, machines: list[str] | None, console: Console) -> str:
+def _choose(arguments: argparse.Namespace, console: Console) -> str:
     """The system for a collection, said on screen."""
     from asdproto.data.dataset import check_machines
     from asdproto.systems import choose
 
-    clips = _clips(data)
-    check_machines(data, clips, machines)
+    clips, machines = _clips(arguments), arguments.machines
+    check_machines(arguments.data, clips, machines)
     kind, why = choose([c for c in clips if machines is None or c.machine_type in machines])
     console.print(f"System:   {kind}; {why}", highlight=False, soft_wrap=True)
     return kind
 
 
-def _clips(data: Path) -> list[Clip]:
-    """The clips of a collection or of a feature store."""
+def _clips(arguments: argparse.Namespace) -> list[Clip]:
+    """The clips of a collection that can be used, or of a feature store."""
+    from asdproto.data.extract import usable_clips
     from asdproto.data.store import MANIFEST, open_store
-    from asdproto.data.table import load_collection
 
-    return open_store(data).clips if (data / MANIFEST).is_file() else load_collection(data)[1]
+    if (arguments.data / MANIFEST).is_file():
+        return open_store(arguments.data).clips
+    return usable_clips(arguments.data, on_error=arguments.on_error)[1]
 
 
 def _root(data: Path) -> Path | None:

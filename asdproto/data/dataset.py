@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from asdproto.config import nearest
 from asdproto.data.dcase import Clip, assign_classes, class_key
 from asdproto.data.store import FeatureStore
 from asdproto.errors import DataError
@@ -173,7 +174,7 @@ def check_machines(place: Path, clips: Sequence[Clip], machines: Sequence[str] |
             place,
             f"no machine type {', '.join(unknown)}",
             f"some of {', '.join(known)}",
-            "Correct --machines.",
+            f"Correct --machines{nearest(unknown[0], known) or '.'}",
         )
 
 

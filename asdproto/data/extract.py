@@ -121,14 +121,9 @@ def extract_collection(
       ExtractionError: The faults, all of them.
       DataError: As :func:`asdproto.data.validate.survey` and :func:`build_store`.
     """
-    _check_on_error(on_error)
-    root, clips, problems = validate.survey(source)
-    errors = [problem for problem in problems if problem.is_error]
-    if errors and on_error == "stop":
-        every = validate.validate(source, settings=settings)
-        raise ExtractionError(source, [problem for problem in every if problem.is_error], 0)
+    root, clips, errors = usable_clips(source, settings, on_error=on_error)
     return build_store(
-        validate.leave_out(clips, {error.file for error in errors}),
+        clips,
         root,
         path,
         settings,
@@ -138,6 +133,35 @@ def extract_collection(
         dtype=dtype,
         progress=progress,
     )
+
+
+def usable_clips(
+    source: str | os.PathLike,
+    settings: features.FeatureSettings | None = None,
+    *,
+    on_error: str = "stop",
+) -> tuple[Path, list[Clip], list[Problem]]:
+    """The clips of a collection that names, folders, tables and labels allow to use.
+
+    Args:
+      source: As for :func:`extract_collection`, like the arguments below.
+      settings: Feature settings.
+      on_error: ``"stop"`` or ``"skip"``.
+
+    Returns:
+      The root of the clips' paths, the clips, and the errors that left out others.
+
+    Raises:
+      ExtractionError: All faults of the collection, those of recordings too, with ``"stop"``.
+      DataError: Nothing can be read.
+    """
+    _check_on_error(on_error)
+    root, clips, problems = validate.survey(source)
+    errors = [problem for problem in problems if problem.is_error]
+    if errors and on_error == "stop":
+        every = validate.validate(source, settings=settings)
+        raise ExtractionError(source, [problem for problem in every if problem.is_error], 0)
+    return root, validate.leave_out(clips, {error.file for error in errors}), errors
 
 
 def _check_on_error(on_error: str) -> None:

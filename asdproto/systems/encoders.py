@@ -163,17 +163,30 @@ class EncoderSystem:
             return {ALL: np.arange(len(machines))}
         return {str(m): np.flatnonzero(machines == m) for m in np.unique(machines)}
 
-    def relabel(self, data: Dataset, rows: np.ndarray) -> Dataset:
-        """Some of the training clips, with the classes that this system tells apart."""
-        clips = [data.train_clips[row] for row in rows]
-        labels, classes = assign_classes(clips, self.label)
-        if len(classes) < 2:
+    def check_clips(self, clips: Sequence[Clip]) -> None:
+        """Refuses training clips that leave a network one class; training does so too, but later.
+
+        Args:
+          clips: Training clips.
+        """
+        machines = sorted({clip.machine_type for clip in clips}) if self.per_machine else [None]
+        for machine in machines:
+            self._check_classes([c for c in clips if machine in (None, c.machine_type)])
+
+    def _check_classes(self, clips: Sequence[Clip]) -> None:
+        if len({self.label(clip) for clip in clips}) < 2:
             raise DataError(
                 f"the training clips of {', '.join(sorted({c.machine_type for c in clips}))}",
                 "one class to learn",
                 f"at least 2, since {self.kind} learns by telling classes apart",
                 "Train one network for all machine types (per_machine=false), or another system.",
             )
+
+    def relabel(self, data: Dataset, rows: np.ndarray) -> Dataset:
+        """Some of the training clips, with the classes that this system tells apart."""
+        clips = [data.train_clips[row] for row in rows]
+        self._check_classes(clips)
+        labels, classes = assign_classes(clips, self.label)
         arrays = dataclasses.replace(
             data.train, rows=data.train.rows[rows], frames=data.train.frames[rows]
         )

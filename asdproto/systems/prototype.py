@@ -15,7 +15,15 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from asdproto.config import ConfigError, check_fields
-from asdproto.data.dataset import Classes, ClipArrays, Dataset, Standardization, section_keys
+from asdproto.data.dataset import (
+    CLASS_KEYS,
+    Classes,
+    ClipArrays,
+    Dataset,
+    Standardization,
+    section_keys,
+)
+from asdproto.data.dcase import Clip
 from asdproto.errors import DataError
 from asdproto.features import FeatureSettings
 from asdproto.models.convolution import default_lowering
@@ -235,6 +243,18 @@ class PrototypeSystem:
         what = f"width {self.encoder.width}" if self.encoder.module is None else "your encoder"
         return f"{what}, {', '.join(parts)}"
 
+    def check_clips(self, clips: Sequence[Clip]) -> None:
+        """Refuses training clips of one class only; :meth:`train` does so too, but later."""
+        classes = {CLASS_KEYS[self.classes](clip) for clip in clips}
+        if len(classes) < 2:
+            raise DataError(
+                "the training clips",
+                f"{len(classes)} attribute class among {len(clips)} clips",
+                "at least 2, since prototypes are learned by telling classes apart",
+                "Add clips of other sections, operating conditions or machine types; or train "
+                "another system: --system autoencoder.",
+            )
+
     def train(
         self, data: Dataset, options: RunOptions, seeds: Sequence[int]
     ) -> dict[str, list[Fitted]]:
@@ -251,14 +271,7 @@ class PrototypeSystem:
         Raises:
           DataError: The training clips are of one class only.
         """
-        if len(data.classes) < 2:
-            raise DataError(
-                "the training clips",
-                f"{len(data.classes)} attribute class among {len(data.labels)} clips",
-                "at least 2, since prototypes are learned by telling classes apart",
-                "Add clips of other sections, operating conditions or machine types; or train "
-                "another system: --system autoencoder.",
-            )
+        self.check_clips(data.train_clips)
         together = (
             len(seeds) > 1
             and jax.process_count() == 1

@@ -376,7 +376,13 @@ def _differences(asked: Any, found: Any, name: str = "") -> list[tuple[str, Any,
 
 
 def features_of(
-    data: Path, folder: Path, settings: Any, console: Console | None, main: bool = True
+    data: Path,
+    folder: Path,
+    settings: Any,
+    console: Console | None,
+    main: bool = True,
+    *,
+    on_error: str = "stop",
 ) -> FeatureStore:
     """Feature store of a collection, extracted into ``folder`` unless it is there already.
 
@@ -386,6 +392,7 @@ def features_of(
       settings: Feature settings.
       console: Where progress goes.
       main: Whether this process extracts; the others wait for it.
+      on_error: As for :func:`asdproto.data.extract.extract_collection`.
     """
     import jax
 
@@ -396,7 +403,9 @@ def features_of(
     if main:
         from asdproto.data.extract import extract_collection
 
-        store = extract_collection(data, folder, settings, progress=console is not None)
+        store = extract_collection(
+            data, folder, settings, on_error=on_error, progress=console is not None
+        )
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 

@@ -1,0 +1,173 @@
+"""Dirty collections: what validation passes, training takes; what it does not, training refuses.
+
+``tests/data`` has the same for single recordings and feature extraction; here whole commands run.
+"""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import soundfile
+
+from asdproto import cli
+
+TRAIN = "fan/train/section_00_source_train_normal_0000_v_0.wav"
+CASES = {}
+
+
+def noise(seed, samples=8000):
+    return np.random.default_rng(seed).uniform(-0.3, 0.3, samples)
+
+
+def add(root, name, seed=99, samples=8000, rate=16000):
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(os.fsencode(path), noise(seed, samples), rate)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    """One section, both domains, two attributes; all right."""
+    root = tmp_path_factory.mktemp("template") / "dev_data"
+    for number in range(6):
+        domain = "target" if number > 3 else "source"
+        name = f"section_00_{domain}_train_normal_{number:04}_v_{number % 2}.wav"
+        add(root, f"fan/train/{name}", number)
+    for number, state in enumerate(("normal", "anomaly") * 2):
+        domain = "target" if number > 1 else "source"
+        name = f"section_00_{domain}_test_{state}_{number:04}_v_1.wav"
+        add(root, f"fan/test/{name}", 10 + number)
+    return root
+
+
+def case(name, bad):
+    """Decorator: makes a collection dirty; ``bad`` parts of it are errors."""
+
+    def register(function):
+        CASES[name] = (function, bad)
+        return function
+
+    return register
+
+
+def more(root, folder, count, first=60, **how):
+    for number in range(count):
+        name = f"section_00_source_train_normal_{number:04}_v_{number % 2}.wav"
+        add(root, f"{folder}/train/{name}", first + number, **how)
+
+
+def table(root, rows, columns="file,machine_type,section,domain,split,state"):
+    files = [f"fan/train/{name}" for name in sorted(os.listdir(root / "fan/train"))]
+    lines = [f"{file},fan,00,source,train,normal" for file in files]
+    (root / "clips.csv").write_bytes("\n".join([columns, *lines, *rows, ""]).encode())
+
+
+# fmt: off
+case("nothing wrong", 0)(lambda root: None)
+case("names of html", 0)(lambda root: more(root, "<b>x&y\"'", 4))
+case("a formula as a machine type", 0)(lambda root: more(root, "=1+1", 4))
+case("a comma in a machine type", 0)(lambda root: more(root, "a, b", 4))
+case("a machine type in another script", 0)(lambda root: more(root, "風é😀", 4))
+case("a machine type that is not seen", 0)(lambda root: more(root, "a\u202eb", 4))
+case("a long machine type", 0)(lambda root: more(root, "x" * 80, 4))
+case("a longer machine type", 4)(lambda root: more(root, "x" * 81, 4))
+case("a machine type of spaces", 4)(lambda root: more(root, "a ", 4))
+case("a machine type on two lines", 4)(lambda root: more(root, "a\nb", 4))
+case("a machine type that is not UTF-8", 4)(lambda root: more(root, "f\udcff", 4))
+case("another rate", 0)(lambda root: more(root, "pump", 4, rate=8000))
+case("clips of ten times the length", 0)(lambda root: more(root, "pump", 9, samples=80000))
+case("a clip of much longer", 1)(lambda root: more(root, "pump", 1, samples=16000 * 100))
+case("a clip of 1 Hz", 1)(lambda root: more(root, "pump", 1, rate=1))
+case("a section without training clips", 1)(
+    lambda root: add(root, "fan/test/section_01_source_test_normal_0000_v_1.wav"))
+case("a machine without training clips", 1)(
+    lambda root: add(root, "pump/test/section_00_source_test_normal_0000_v_1.wav"))
+case("a section of one training clip", 0)(
+    lambda root: add(root, "fan/train/section_01_source_train_normal_0000_v_1.wav"))
+case("an anomaly for training", 1)(
+    lambda root: add(root, "fan/train/section_00_source_train_anomaly_0009_v_1.wav"))
+case("a test clip without label", 0)(
+    lambda root: add(root, "fan/test/section_00_0009.wav"))
+case("no test clips", 0)(lambda root: shutil.rmtree(root / "fan/test"))
+case("a name that says nothing", 1)(lambda root: add(root, "fan/train/x.wav"))
+case("a pipe", 1)(lambda root: os.mkfifo(root / TRAIN.replace("0000", "0009")))
+case("a circle of links", 0)(lambda root: os.symlink(".", root / "fan/train/circle"))
+case("an archive and an mp3", 0)(
+    lambda root: [(root / name).write_bytes(b"x") for name in ("a.zip", "b.mp3")])
+case("a csv", 0)(lambda root: table(root, []))
+case("a csv with a path outside", 1)(
+    lambda root: table(root, ["../x.wav,fan,00,source,train,normal"]))
+case("a csv with a file twice", 1)(
+    lambda root: table(root, [f".//{TRAIN},fan,00,source,train,normal"]))
+case("a csv with a machine type of dots", 1)(
+    lambda root: table(root, [f"{TRAIN},..,00,source,train,normal"]))
+case("a csv with a cell on two lines", 1)(
+    lambda root: table(root, [f'{TRAIN},"a\nb",00,source,train,normal']))
+case("a csv with a missing file", 1)(
+    lambda root: table(root, ["gone.wav,fan,00,source,train,normal"]))
+case("a csv with test clips of nobody", 1)(
+    lambda root: table(root, ["fan/test/section_00_source_test_normal_0000_v_1.wav,saw,00,,test,"]))
+case("attributes that hold html", 0)(
+    lambda root: (root / "fan/attributes_00.csv").write_text(
+        f"file_name,d1p,d1v\n{TRAIN},v,0\n"))
+case("attributes of a file outside", 1)(
+    lambda root: (root / "fan/attributes_00.csv").write_text(
+        "file_name,d1p,d1v\n../../etc/passwd.wav,v,1\n"))
+# fmt: on
+
+
+@case("one class", 0)
+def _(root):
+    for path in (root / "fan/train").iterdir():
+        if "v_1" in path.name or "target" in path.name:
+            path.unlink()
+
+
+@case("only silence", 0)
+def _(root):
+    for path in (root / "fan/train").iterdir():
+        soundfile.write(path, np.zeros(8000), 16000)
+
+
+@case("a link to the outside in a csv", 1)
+def _(root):
+    os.symlink("/etc", root / "etc")
+    table(root, ["etc/passwd.wav,fan,00,source,train,normal"])
+
+
+def run(capsys, *arguments):
+    code = cli.main([str(argument) for argument in arguments])
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+# Half a minute for all: whole commands run, as a user runs them.
+@pytest.mark.parametrize("name", CASES)
+def test_what_validation_passes_training_takes(template, tmp_path, capsys, name):
+    make, bad = CASES[name]
+    root = tmp_path / "dev_data"
+    shutil.copytree(template, root)
+    make(root)
+    code, out, _ = run(capsys, "validate", root)
+    errors = [line for line in out.splitlines() if line.startswith("error: ")]
+    assert (code, len(errors)) == (int(bad > 0), bad), out
+    command = ("train", root, tmp_path / "run", "--preset", "quick", "features.n_mels=16")
+    code, out, err = run(capsys, *command)
+    if not bad:
+        assert code == 0, err
+        assert (tmp_path / "run/results.json").exists()
+        assert "<b>x&y" not in (tmp_path / "run/report.html").read_text()
+        return
+    assert code == 1
+    assert not (tmp_path / "run/features/manifest.json").exists()
+    # All faults at once, each with its file.
+    for line in errors:
+        assert line.partition(": found ")[0].removeprefix("error: ") in err
+    code, out, err = run(capsys, *command, "--on-error", "skip")
+    assert code == 0, err
+    assert f"{bad} fault" in err
+    manifest = json.loads((tmp_path / "run/features/manifest.json").read_text())
+    assert len(manifest["skipped"]) == bad
+    assert (tmp_path / "run/results.json").exists()
