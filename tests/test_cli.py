@@ -314,8 +314,8 @@ def test_validate(run, tmp_path):
     assert code == 0
     found, trainable = out.splitlines()[-2:]
     assert trainable == (
-        "can be trained: gmm; 5 clips in 2 attribute classes: a Gaussian mixture of each section's "
-        "mean spectra; --system prototype learns prototypes of the classes"
+        "can be trained: spectral-knn; 5 clips in 2 attribute classes: distance to the nearest "
+        "mean spectrum; --system prototype learns prototypes of the classes"
     )
     assert found.startswith("no errors")
     assert found.endswith("5 training clips and 4 test clips of 1 machine type, 1 section")
@@ -541,7 +541,7 @@ def test_one_machine_without_attributes_from_recordings_to_a_report(run, tmp_pat
         write_wav(root / f"monday {index}.wav", seconds=0.6, seed=index)
     code, out, _ = run("validate", root)
     assert code == 0
-    assert "can be trained: gmm; 4 clips in 1 attribute class" in out
+    assert "can be trained: spectral-knn; 4 clips in 1 attribute class" in out
     rows = [f"monday {index}.wav,pump,train,normal" for index in range(4)]
     for index, state in enumerate(("normal", "normal", "anomaly")):
         write_wav(root / f"friday {index}.wav", seconds=0.6, seed=10 + index)
@@ -551,11 +551,11 @@ def test_one_machine_without_attributes_from_recordings_to_a_report(run, tmp_pat
     assert (code, out) == (1, "")
     assert err.endswith("found no machine type fan; expected some of pump. Correct --machines.\n")
     assert not trained.exists()
-    code, out, _ = run("train", root, trained, "--preset", "quick", "components=1")
+    code, out, _ = run("train", root, trained, "--preset", "quick", "neighbors=2")
     assert code == 0
-    assert "System:   gmm; 4 clips in 1 attribute class" in out
+    assert "System:   spectral-knn; 4 clips in 1 attribute class" in out
     written = {}
-    for path in trained.glob("scores/gmm/anomaly_score_*.csv"):
+    for path in trained.glob("scores/spectral-knn/anomaly_score_*.csv"):
         written.update(line.rsplit(",", 1) for line in path.read_text().splitlines())
     new = [root / f"friday {index}.wav" for index in range(3)]
     code, out, _ = run("score", trained, *new, "--format", "jsonl")
@@ -564,9 +564,9 @@ def test_one_machine_without_attributes_from_recordings_to_a_report(run, tmp_pat
     assert scored == {str(path): float(written[path.name]) for path in new}
     code, out, _ = run("evaluate", trained)
     assert code == 0
-    assert re.search(r"gmm +\d", out)
+    assert re.search(r"spectral-knn +\d", out)
     assert run("report", trained)[0] == 0
-    assert "Most anomalous clips of gmm" in (trained / "report.html").read_text()
+    assert "Most anomalous clips of spectral-knn" in (trained / "report.html").read_text()
 
 
 @pytest.mark.parametrize("command", ["evaluate", "validate"])

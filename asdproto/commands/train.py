@@ -50,8 +50,8 @@ def add_arguments(parser: Parser, kind: str | None = None) -> None:
         parser.add_argument(
             "--system",
             choices=tuple(KINDS),
-            help="what to train (default: gmm; prototype from 1000 training clips in 10 attribute "
-            "classes on; autoencoder where a section has fewer than 4)",
+            help="what to train (default: spectral-knn; prototype from 1000 training clips in 10 "
+            "attribute classes on; autoencoder where a section has fewer than 4)",
         )
     else:
         parser.set_defaults(system=kind)

@@ -13,16 +13,16 @@ def clips(count, classes, sections=1, split="train"):
 
 def test_prototypes_take_many_clips_in_many_classes():
     assert choose(clips(1000, 10))[0] == "prototype"
-    assert choose(clips(999, 10))[0] == "gmm"
-    assert choose(clips(1000, 9))[0] == "gmm"
+    assert choose(clips(999, 10))[0] == "spectral-knn"
+    assert choose(clips(1000, 9))[0] == "spectral-knn"
 
 
 def test_test_clips_do_not_count():
-    assert choose(clips(500, 10) + clips(600, 10, split="test"))[0] == "gmm"
+    assert choose(clips(500, 10) + clips(600, 10, split="test"))[0] == "spectral-knn"
 
 
-def test_sections_too_small_for_mixtures_share_an_autoencoder():
-    assert choose(clips(4, 1))[0] == "gmm"
+def test_sections_of_few_clips_share_an_autoencoder():
+    assert choose(clips(4, 1))[0] == "spectral-knn"
     assert choose(clips(7, 1, sections=2))[0] == "autoencoder"  # of 4 and of 3 clips
     assert "a section of 3" in choose(clips(7, 1, sections=2))[1]
 
