@@ -115,3 +115,10 @@ def test_random_plan_crops_fit_their_own_clip():
     frames = np.array([16, 40, 17, 30, 25], np.int32)
     plan = sampling.plan_permutation(jax.random.key(0), frames, 2, 16)
     assert (np.asarray(plan.starts) <= frames[np.asarray(plan.clips)] - 16).all()
+
+
+def test_classes_of_an_episode_draw_their_members_apart():
+    members = sampling.class_members(np.repeat(np.arange(2), 20), 2)
+    clips, _ = sampling.episode(jax.random.key(0), members, 2, 10)
+    first, second = (set((row % 20).tolist()) for row in np.asarray(clips))
+    assert first != second

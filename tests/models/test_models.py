@@ -99,6 +99,18 @@ def test_batch_norm_equals_flax():
         np.testing.assert_allclose(
             stats["batch_stats"][name], wanted["batch_stats"][name], atol=1e-5
         )
+    # By running statistics, of variances so small that the epsilon shows.
+    trained = {**variables, "batch_stats": {"mean": jnp.arange(3.0), "var": jnp.full(3, 1e-4)}}
+    expected = nn.BatchNorm(use_running_average=True, momentum=0.9).apply(trained, x)
+    np.testing.assert_allclose(BatchNorm(train=False).apply(trained, x), expected, rtol=1e-5)
+
+
+def test_batch_norm_of_channels_that_never_move_stays_finite():
+    """The mean of squares less the square of the mean comes out below 0 for some of them."""
+    x = jnp.broadcast_to(jnp.linspace(1e3, 2e3, 64), (6, 5, 64))
+    norm = BatchNorm(train=True)
+    y, _ = norm.apply(norm.init(jax.random.key(0), x), x, mutable=["batch_stats"])
+    assert np.isfinite(y).all()
 
 
 def test_batch_norm_leaves_padding_out():
