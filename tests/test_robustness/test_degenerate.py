@@ -1,0 +1,216 @@
+"""Data that leave little to learn: trained and scored all the same, and said; never nan unsaid."""
+
+import dataclasses
+import json
+import math
+import warnings
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from asdproto.data.dcase import Clip
+from asdproto.data.store import write_store
+from asdproto.errors import DataError
+from asdproto.features import FeatureSettings
+from asdproto.results.result_files import read_results
+from asdproto.results.score_files import read_score_files
+from asdproto.results.tables import print_table
+from asdproto.systems.members import RunOptions
+from asdproto.systems.prototype import EncoderConfig, PrototypeSystem, ScoreConfig
+from asdproto.systems.run import EqualEmbeddingsWarning, train_run
+from asdproto.training.devices import use_devices
+from asdproto.training.loop import CollapseWarning
+from tests.training import tiny
+
+FEATURES = FeatureSettings(n_mels=tiny.MELS, n_fft=64, hop_length=32)
+FRAMES = 20
+
+
+class Constant(nn.Module):
+    """An encoder that has collapsed: it gives every clip one embedding."""
+
+    embedding_dim: int = 4
+
+    @nn.compact
+    def __call__(self, crops, *, train, where=None):
+        bias = self.param("bias", nn.initializers.ones, (self.embedding_dim,))
+        bias = bias / jnp.linalg.norm(bias)
+        return jnp.broadcast_to(bias, (len(crops), self.embedding_dim)) + 0 * crops.mean()
+
+
+def system(module=None, kind="mahalanobis", **stage):
+    """A system that trains in no time: in episodes, or by ``stage`` in random batches."""
+    pretrain = dataclasses.replace(tiny.PRETRAIN, **stage)
+    return PrototypeSystem(
+        features=FEATURES,
+        encoder=EncoderConfig(module=module or tiny.Encoder(), crop=tiny.CROP),
+        pretrain=pretrain,
+        finetune=dataclasses.replace(tiny.FINETUNE, shots=2, epochs=1),
+        score=ScoreConfig(kind=kind),
+        stages=("pretrain",) if stage else ("finetune",),
+    )
+
+
+def train_clips(section="00", machine="fan", domains=("source", "target"), classes=2, of=3):
+    return [
+        Clip(f"{machine}/train/{section}_{d}_{c}_{i}.wav", machine, section, d, "train", "normal",
+             f"v_{c}")
+        for d in domains
+        for c in range(classes)
+        for i in range(of)
+    ]  # fmt: skip
+
+
+def scored_clips(
+    section="00", machine="fan", domains=("source", "target"), states=("normal", "anomaly")
+):
+    return [
+        Clip(f"{machine}/test/{section}_{d}_{s}_{i}.wav", machine, section, d, "test", s, "")
+        for d in domains
+        for s in states
+        for i in range(2)
+    ]
+
+
+def features_of(clips):
+    """Noise about a spectrum that belongs to the section and the class."""
+    rng = np.random.default_rng(0)
+    arrays = rng.standard_normal((len(clips), FRAMES, tiny.MELS)).astype(np.float32)
+    for array, clip in zip(arrays, clips, strict=True):
+        level = sum(map(ord, clip.section + clip.attributes + clip.machine_type)) % tiny.MELS
+        array[:, level] += 6
+        array[:, 3] += 5 * (clip.state == "anomaly")
+    return arrays
+
+
+def run(folder, clips, features=None, made=None):
+    """Figures by system, what was warned of, and every score."""
+    features = features_of(clips) if features is None else features
+    made = made or system()
+    store = write_store(folder / "s", features, clips, settings=FEATURES, dtype="float32")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        results = train_run(made, store, RunOptions(folder / "run", use_devices(1)), seeds=[0])
+    scores = {
+        path.name: [one.scores for one in read_score_files(path)]
+        for path in (folder / "run" / "scores").iterdir()
+    }
+    assert {*made.names, "spectral-knn"} <= scores.keys()
+    for found in scores.values():
+        assert all(np.isfinite(one).all() for one in found)
+    return results["systems"], caught, scores
+
+
+def said(caught, category=UserWarning):
+    return "\n".join(str(one.message) for one in caught if issubclass(one.category, category))
+
+
+def test_a_class_with_one_clip(tmp_path):
+    clips = [*train_clips(), *train_clips(section="01", classes=1, of=1), *scored_clips()]
+    figures, _, _ = run(tmp_path, [*clips, *scored_clips("01")])
+    assert all(0 <= one["overall"] <= 1 for one in figures.values())
+
+
+def test_a_section_with_one_class(tmp_path):
+    clips = [*train_clips(), *train_clips("01", domains=("source",), classes=1)]
+    figures, _, _ = run(tmp_path, [*clips, *scored_clips(), *scored_clips("01")])
+    assert all(0 <= one["overall"] <= 1 for one in figures.values())
+
+
+def test_one_class_altogether(tmp_path):
+    clips = train_clips(domains=("source",), classes=1, of=6) + scored_clips()
+    with pytest.raises(DataError, match=r"found 1 attribute class among 6 clips; expected at le"):
+        run(tmp_path, clips)
+
+
+def test_a_section_without_target_clips(tmp_path):
+    clips = [*train_clips(), *train_clips("01", domains=("source",))]
+    figures, caught, _ = run(
+        tmp_path, [*clips, *scored_clips(), *scored_clips("01", domains=("source",))]
+    )
+    assert "undefined figures are left out of the means" in said(caught)
+    assert "fan section 01" in said(caught)
+    for one in figures.values():
+        assert 0 <= one["overall"] <= 1
+        sections = one["machines"]["fan"]["sections"]
+        assert one["target_auc"] == pytest.approx(sections["00"]["target_auc"], abs=1e-9)
+        assert math.isnan(sections["01"]["target_auc"])
+        assert any("section 01" in text for text in one["undefined"])
+
+
+def test_no_anomalies_in_one_section_and_in_all(tmp_path, capsys):
+    normal = {"states": ("normal",)}
+    clips = [*train_clips(), *train_clips("01"), *scored_clips(), *scored_clips("01", **normal)]
+    figures, caught, _ = run(tmp_path / "one", clips)
+    assert "section 01" in said(caught)
+    for one in figures.values():
+        sections = one["machines"]["fan"]["sections"]
+        assert one["pauc"] == pytest.approx(sections["00"]["pauc"], abs=1e-9)
+    clips = [*train_clips(), *scored_clips(**normal)]
+    figures, caught, scores = run(tmp_path / "all", clips)
+    assert "undefined figures are left out of the means" in said(caught)
+    assert len(scores["finetune"]) == 1
+    assert math.isnan(figures["finetune"]["overall"])
+    # Written as null and shown as a dash, not as a number.
+    path = tmp_path / "all" / "run" / "scores" / "finetune" / "results.json"
+    assert json.loads(path.read_text())["overall"] is None
+    assert math.isnan(read_results(path)["overall"])
+    print_table({"systems": figures})
+    assert "nan" not in capsys.readouterr().out
+
+
+def test_no_test_clips(tmp_path):
+    figures, _, scores = run(tmp_path, train_clips())
+    assert figures == {}
+    assert scores["finetune"] == []
+
+
+def constant(clips):
+    return np.full((len(clips), FRAMES, tiny.MELS), -80, np.float32)
+
+
+def one_clip_many_times(clips):
+    return np.concatenate([features_of(clips)[:1]] * 12 + [features_of(clips)[12:]])
+
+
+@pytest.mark.parametrize("make", [constant, one_clip_many_times])
+def test_embeddings_that_are_all_the_same(tmp_path, make):
+    """Refused where a covariance is needed; warned of where not."""
+    clips = [*train_clips(), *scored_clips()]
+    with pytest.raises(ValueError, match="its 12 training embeddings are all the same"):
+        run(tmp_path / "no", clips, make(clips))
+    _, caught, _ = run(tmp_path, clips, make(clips), system(kind="knn"))
+    words = said(caught, EqualEmbeddingsWarning)
+    assert "finetune, seed 0: all 12 training clips have one embedding" in words
+    assert "Look for features that are constant" in words
+
+
+def test_constant_features_of_one_class_and_one_band(tmp_path):
+    clips = [*train_clips(), *scored_clips()]
+    features = features_of(clips)
+    features[:3] = features[0, 0]
+    features[:, :, 5] = -80
+    figures, caught, _ = run(tmp_path, clips, features)
+    assert not said(caught, EqualEmbeddingsWarning)
+    assert all(0 <= one["overall"] <= 1 for one in figures.values())
+
+
+def test_collapsed_embeddings(tmp_path):
+    clips = [*train_clips(), *scored_clips()]
+    made = system(Constant(), kind="cosine", epochs=1, learning_rates=((0.01, 1),))
+    _, caught, scores = run(tmp_path, clips, made=made)
+    words = said(caught, EqualEmbeddingsWarning)
+    assert "pretrain, seed 0: all 12 training clips have one embedding" in words
+    assert "spectral-knn" not in words
+    assert np.ptp(scores["pretrain"][0]) < 1e-6
+
+
+def test_a_loss_at_zero(tmp_path):
+    """Two classes that nobody could mistake."""
+    clips = [*train_clips(domains=("source",), of=6), *scored_clips(domains=("source",))]
+    made = system(temperature=0.005, epochs=12, learning_rates=((0.1, 12),), sub_prototypes=0)
+    _, caught, _ = run(tmp_path, clips, made=made)
+    assert "pretrain: the loss reached" in said(caught, CollapseWarning)
+    assert "nothing is left to learn from" in said(caught, CollapseWarning)
