@@ -155,7 +155,7 @@ def decode(path: str | os.PathLike) -> tuple[np.ndarray, AudioInfo]:
 
     _check_file(path)
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(os.fsencode(path)) as file:  # names need not be UTF-8
             info = _info(path, file)
             # The same numbers as reading float32, three times as fast.
             sixteen = info.subtype == "PCM_16"

@@ -363,11 +363,13 @@ class Detector:
         if "broken" in path.name:
             raise DataError(path, "noise", "a recording", "Record it again.")
         self.calls.setdefault("paths", []).append(path)
-        return path, machine_type or "fan", section or "00"
+        key = (machine_type or "fan", section or "00")
+        return types.SimpleNamespace(file=path, section=key, features=[range(8)])
 
     def score(self, recordings, thresholds):
         rows = []
-        for path, machine, section in recordings:
+        for recording in recordings:
+            path, (machine, section) = recording.file, recording.section
             value = (4 - self.calls["paths"].index(path)) / 3.0
             rows.append(
                 {

@@ -7,6 +7,7 @@ import contextlib
 import csv
 import io
 import json
+import math
 import os
 import shutil
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asdproto.commands import add_command, class_name, count
+from asdproto.errors import DataError, printable
 
 if TYPE_CHECKING:
     from asdproto.systems.trained import TrainedDetector
@@ -32,6 +34,8 @@ COLUMNS = (
 )
 # Recordings whose features are held at once.
 _PIECE = 256
+# And their frames, padded to the longest: half a GB at 128 mel bands.
+_FRAMES = 2**21
 # Seconds between two looks at a watched folder.
 _INTERVAL = 1.0
 
@@ -84,7 +88,7 @@ def add(subparsers: Any) -> None:
     group = parser.add_mutually_exclusive_group()
     group.add_argument(
         "--threshold",
-        type=float,
+        type=_finite,
         metavar="X",
         help="scores above X are anomalies (default: one for each machine type, from its training "
         "clips)",
@@ -118,6 +122,13 @@ def _positive(text: str) -> int:
     return value
 
 
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text} is not finite")
+    return value
+
+
 def _share(text: str) -> float:
     value = float(text)
     if not 0.0 < value < 1.0:
@@ -127,8 +138,6 @@ def _share(text: str) -> float:
 
 def score(arguments: argparse.Namespace) -> int:
     """Scores recordings; 1 where one could not be."""
-    from asdproto.errors import DataError
-
     if not arguments.workdir.is_dir():
         raise DataError(
             arguments.workdir, "no such folder", "the folder of a run", "Check the path."
@@ -183,23 +192,25 @@ def score_paths(
     arguments: argparse.Namespace,
 ) -> tuple[list[dict[str, Any]], list[Exception]]:
     """Rows of the recordings that can be scored, and the errors of the others."""
-    from asdproto.errors import DataError
-
     rows: list[dict[str, Any]] = []
     errors: list[Exception] = []
-    for first in range(0, len(paths), _PIECE):
-        read = []
-        for path in paths[first : first + _PIECE]:
-            try:
-                read.append(
-                    detector.read(
-                        path, machine_type=arguments.machine_type, section=arguments.section
-                    )
-                )
-            except DataError as error:
-                errors.append(error)
-        rows += detector.score(read, thresholds)
-    return rows, errors
+    read: list[Any] = []
+    longest = 0
+    for path in paths:
+        try:
+            recording = detector.read(
+                path, machine_type=arguments.machine_type, section=arguments.section
+            )
+        except DataError as error:
+            errors.append(error)
+            continue
+        frames = max(len(array) for array in recording.features)
+        longest = max(longest, frames)
+        if len(read) == _PIECE or longest * (len(read) + 1) > _FRAMES:
+            rows += detector.score(read, thresholds)
+            read, longest = [], frames
+        read.append(recording)
+    return rows + detector.score(read, thresholds), errors
 
 
 def _thresholds(detector: TrainedDetector, arguments: argparse.Namespace) -> dict[str, float]:
@@ -212,19 +223,23 @@ def _thresholds(detector: TrainedDetector, arguments: argparse.Namespace) -> dic
 def _recordings(paths: Sequence[Path]) -> tuple[list[Path], list[Exception]]:
     """The files among the paths and below the folders among them; errors of paths without any."""
     from asdproto.data.dcase import audio_files
-    from asdproto.errors import DataError
 
     files: list[Path] = []
     errors: list[Exception] = []
     for path in paths:
-        if path.is_dir():
-            below = [path / name for name in audio_files(path)]
+        if os.path.isdir(path):
+            unread: list[DataError] = []
+            below = [path / name for name in audio_files(path, unread.append)]
             files += below
-            if not below:
+            errors += [
+                DataError(path / error.file, error.found, error.expected, error.remedy)
+                for error in unread
+            ]
+            if not below and not unread:
                 errors.append(
                     DataError(path, "no .wav or .flac file", "recordings", "Check the path.")
                 )
-        elif path.exists():
+        elif os.path.lexists(path):
             files.append(path)
         else:
             errors.append(
@@ -255,7 +270,7 @@ def arrivals(folder: Path, interval: float = _INTERVAL) -> Iterator[list[Path]]:
     given: dict[Path, tuple[int, int]] = {}
     while True:
         now = {}
-        for name in audio_files(folder):
+        for name in audio_files(folder, lambda error: None):  # a folder may be gone already
             with contextlib.suppress(OSError):  # removed in the meantime
                 state = os.stat(folder / name)
                 now[folder / name] = state.st_size, state.st_mtime_ns
@@ -331,7 +346,7 @@ def table_lines(
     titles = ("file", "machine", "sec", "score", "limit", "decision", "margin", "nearest class")
     cells = [
         (
-            str(row["file"]),
+            printable(str(row["file"])),
             row["machine_type"],
             row["section"],
             f"{row['score']:.4g}",
@@ -394,12 +409,17 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _csv_text(rows: Sequence[Mapping[str, Any]], head: bool = True) -> str:
+    from asdproto.files import spreadsheet_cell
+
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     if head:
         writer.writerow(COLUMNS)
     for row in rows:
         cells = {**row, "nearest_class": class_name(row["nearest_class"])}
+        for name in ("file", "machine_type", "section", "nearest_class"):
+            # A name that is not UTF-8 would end the command here.
+            cells[name] = spreadsheet_cell(cells[name].encode("utf-8", "backslashreplace").decode())
         for name in ("score", "threshold", "margin"):
             cells[name] = repr(float(row[name]))
         writer.writerow([cells[name] for name in COLUMNS])

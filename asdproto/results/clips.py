@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -193,7 +194,7 @@ def _excerpt(
 ) -> tuple[tuple[float, float], bytes]:
     import soundfile
 
-    with soundfile.SoundFile(path) as file:
+    with soundfile.SoundFile(os.fsencode(path)) as file:  # names need not be UTF-8
         rate = file.samplerate
         length = min(seconds, len(file) / rate)
         middle = len(file) / rate / 2

@@ -67,7 +67,7 @@ def test_cosine_and_warm_up():
 def test_schedules_that_cannot_be_are_errors(field, value):
     with pytest.raises(ValueError, match=f"{field}={value}"):
         StageConfig(**{field: value})
-    with pytest.raises(ValueError, match=r"optimizer='sgdm': expected one of 'sgd', 'adam', 'lars'"):
+    with pytest.raises(ValueError, match="optimizer='sgdm': expected one of 'sgd', 'adam'"):
         StageConfig(optimizer="sgdm")
 
 
