@@ -273,6 +273,17 @@ def test_scale_of_adacos_is_kept_in_bounds(batch):
         losses.adacos_init(0)
 
 
+def test_scale_of_adacos_goes_by_the_median_of_small_angles(batch):
+    """Eight examples, so that two angles are in the middle, all of them below pi / 4."""
+    _, p, _ = batch
+    y = np.arange(8) % 5
+    z = l2_normalize(p[y] + jnp.linspace(0.02, 0.3, 8)[:, None] * jnp.roll(p[y], 1, axis=1))
+    _, state = jitted.adacos_loss(z, p, y, losses.AdaCosState(jnp.float32(6)))
+    cosines = [dict(enumerate(row)) for row in np.asarray(z @ p.T, np.float64)]
+    assert max(np.arccos(row[label]) for row, label in zip(cosines, y, strict=True)) < np.pi / 4
+    np.testing.assert_allclose(state.scale, oracles.adacos_scale(cosines, y, 6.0), rtol=1e-5)
+
+
 def test_squared_distances_of_unit_vectors_are_products(batch):
     expected = jitted.prototypical_loss(*batch, temperature=0.5)
     np.testing.assert_allclose(jitted.prototypical_network_loss(*batch), expected, rtol=1e-5)

@@ -229,6 +229,12 @@ def test_training_clips_are_not_their_own_neighbors():
     )
     alone = scoring.fit_scorer(train[:1], labels[:1], keys[:1], kind="knn", neighbors=5)
     assert alone.score(train[:1], keys[:1], training=True) == [0.0]
+    # Of two clips each has the other for a neighbor, however many are asked for.
+    pair, where = train[:2], [keys[0]] * 2
+    two = scoring.fit_scorer(pair, labels[:2], where, kind="knn", neighbors=5)
+    np.testing.assert_allclose(
+        two.score(pair, where, training=True), [np.linalg.norm(pair[0] - pair[1])] * 2
+    )
 
 
 @pytest.mark.parametrize(
