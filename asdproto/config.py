@@ -186,14 +186,17 @@ def check_fields(config: Any, **ranges: str) -> None:
         if not field.metadata.get("by_value") and not dataclasses.is_dataclass(value):
             _convert(hints[field.name], value, field.name)
     for name, interval in ranges.items():
-        low, high = map(float, interval[1:-1].split(","))
         value = getattr(config, name)
-        for number in _numbers(value):
-            above = number > low if interval[0] == "(" else number >= low
-            below = number < high if interval[-1] == ")" else number <= high
-            if not (above and below):  # also where it is not a number
-                many = "numbers" if isinstance(value, tuple | list) else "a number"
-                raise ConfigError(f"{name}={_shown(value)}: expected {many} in {interval}")
+        if not all(inside(number, interval) for number in _numbers(value)):
+            many = "numbers" if isinstance(value, tuple | list) else "a number"
+            raise ConfigError(f"{name}={_shown(value)}: expected {many} in {interval}")
+
+
+def inside(number: float, interval: str) -> bool:
+    """Whether a number lies in an interval such as ``"(0, 1]"``, which no nan does."""
+    low, high = map(float, interval[1:-1].split(","))
+    above = number > low if interval[0] == "(" else number >= low
+    return above and (number < high if interval[-1] == ")" else number <= high)
 
 
 def _numbers(value: Any) -> Iterable[Any]:

@@ -87,6 +87,28 @@ def test_unknown_names_are_refused_with_the_nearest(line, near, capsys):
     assert ("did you mean" in said) == ("did you mean" in near)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "train a b --seeds -1",
+        "train a b --seeds 0 4294967296",
+        "train a b --save-seconds nan",
+        "train a b --save-seconds -1",
+        "score a b --top 0",
+        "score a b --threshold nan",
+        "score a b --threshold inf",
+        "score a b --contamination 1",
+        "score a b --contamination nan",
+    ],
+)
+def test_numbers_out_of_their_ranges_are_wrong_usage(line, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(line.split())
+    assert caught.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"{line.split()[-1]} is not in " in said
+
+
 def test_help_tells_defaults_and_fields(parser):
     text = parser.format_help()
     assert "between checkpoints (default: 60.0)" in text

@@ -7,7 +7,6 @@ import contextlib
 import csv
 import io
 import json
-import math
 import os
 import shutil
 import sys
@@ -16,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from asdproto.arguments import within
 from asdproto.commands import add_command, class_name, count
 from asdproto.errors import DataError, printable
 
@@ -74,7 +74,10 @@ def add(subparsers: Any) -> None:
         "--section", metavar="NN", help="section of all recordings (default: read off names)"
     )
     parser.add_argument(
-        "--top", type=_positive, metavar="N", help="print the first N rows only (default: all)"
+        "--top",
+        type=within(int, "[1, inf)"),
+        metavar="N",
+        help="print the first N rows only (default: all)",
     )
     parser.add_argument(
         "--sort",
@@ -88,14 +91,14 @@ def add(subparsers: Any) -> None:
     group = parser.add_mutually_exclusive_group()
     group.add_argument(
         "--threshold",
-        type=_finite,
+        type=within(float, "(-inf, inf)"),
         metavar="X",
         help="scores above X are anomalies (default: one for each machine type, from its training "
         "clips)",
     )
     group.add_argument(
         "--contamination",
-        type=_share,
+        type=within(float, "(0, 1)"),
         metavar="P",
         help="share of normal clips that may be called anomalies, in (0, 1); sets the threshold "
         "from the training clips' scores (default: as trained, 0.1 unless changed)",
@@ -113,27 +116,6 @@ def add(subparsers: Any) -> None:
         help="write a web page of the most anomalous recordings to this file: spectrogram, player, "
         "where in time the score comes from (default: no page)",
     )
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text} is not finite")
-    return value
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0.0 < value < 1.0:
-        raise argparse.ArgumentTypeError(f"{text} is not in (0, 1)")
-    return value
 
 
 def score(arguments: argparse.Namespace) -> int:

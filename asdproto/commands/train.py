@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asdproto.arguments import Parser
+from asdproto.arguments import Parser, within
 from asdproto.commands.data import add_on_error
 from asdproto.systems import KINDS, PRESETS
 
@@ -63,7 +63,7 @@ def add_arguments(parser: Parser, kind: str | None = None) -> None:
     )
     parser.add_argument(
         "--seeds",
-        type=int,
+        type=within(int, "[0, 4294967295]"),
         nargs="+",
         default=[0],
         metavar="S",
@@ -80,7 +80,7 @@ def add_arguments(parser: Parser, kind: str | None = None) -> None:
     )
     parser.add_argument(
         "--save-seconds",
-        type=float,
+        type=within(float, "[0, inf)"),
         default=60.0,
         metavar="S",
         help="seconds between checkpoints",
@@ -154,7 +154,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Trains, scores and reports; returns the exit code."""
     from rich.console import Console
 
-    from asdproto.config import override
+    from asdproto.config import ConfigError, override
     from asdproto.data.dataset import check_machines
     from asdproto.systems import preset
     from asdproto.systems.members import RunOptions
@@ -167,6 +167,8 @@ def run(arguments: argparse.Namespace) -> int:
         devices = start_devices(arguments)
         name = "small" if devices.local[0].platform == "cpu" else "paper"
     system = override(preset(kind, name), arguments.overrides)
+    if len(set(arguments.seeds)) < len(arguments.seeds):
+        raise ConfigError("--seeds: found one twice; expected different ones")
     command = asked(system, arguments.seeds, arguments.machines)
     changed = check_same_run(arguments.workdir, command, but=("system.score.",))
     if changed and (arguments.workdir / "results.json").exists():
