@@ -171,3 +171,24 @@ def test_what_validation_passes_training_takes(template, tmp_path, capsys, name)
     manifest = json.loads((tmp_path / "run/features/manifest.json").read_text())
     assert len(manifest["skipped"]) == bad
     assert (tmp_path / "run/results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--system", "prototype"), "1 attribute class among 2 clips"),
+        (("--system", "mobilenet"), "one class to learn"),
+        (("--machines", "fna"), "found no machine type fna; expected some of fan. Correct --mach"),
+        (("--seeds", "3", "3"), "found one twice"),
+        (("--system", "gmm", "features.n_mels=0"), "features.n_mels=0: expected a number in"),
+        (("--system", "gmm", "features.n_mel=8"), "did you mean features.n_mels?"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_before_any_work(template, tmp_path, capsys, options, said):
+    root = tmp_path / "dev_data"
+    shutil.copytree(template, root)
+    CASES["one class"][0](root)
+    code, _, err = run(capsys, "train", root, tmp_path / "run", "--preset", "quick", *options)
+    assert code == 1
+    assert said in err
+    assert not (tmp_path / "run").exists()
