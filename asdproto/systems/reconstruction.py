@@ -4,6 +4,7 @@ Features go to the device once; the stacks are gathered inside the compiled epoc
 whose data have one shape are trained side by side, as one program.
 """
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -17,6 +18,7 @@ import numpy as np
 import optax
 from jax import lax
 
+from asdproto import signals
 from asdproto.config import check_fields
 from asdproto.models.autoencoder import AutoEncoder
 from asdproto.systems.members import RunOptions, open_checkpoints
@@ -373,7 +375,8 @@ def _fit_group(
             state, losses, held_out = checkpoints.restore((host, losses, held_out))
         saved = time.monotonic()
         meter = Meter(title, config.epochs, first, console)
-        with meter.running():
+        kept = contextlib.nullcontext(lambda: False) if checkpoints is None else signals.deferred()
+        with meter.running(), kept as asked:
             for epoch in range(first, config.epochs):
                 keys = _fold(own, 1 + epoch)
                 state, loss, other = _run_epoch(shape, state, data, keys, config.learning_rate)
@@ -388,12 +391,16 @@ def _fit_group(
                 meter.epoch(epoch + 1, f"loss {losses[epoch].mean():.4f}")
                 last = epoch + 1 == config.epochs
                 due = options is not None and time.monotonic() - saved > options.save_seconds
-                if checkpoints is not None and (last or due):
+                stop = asked()
+                if checkpoints is not None and (last or due or stop):
                     on_host = jax.tree.map(np.asarray, state)
                     about = {"stage": "autoencoder", "step": epoch + 1, "seed": seed}
                     # The saving goes on in the background, and the arrays are written into.
                     checkpoints.save(epoch + 1, (on_host, losses.copy(), held_out.copy()), about)
                     saved = time.monotonic()
+                if stop:
+                    checkpoints.wait()
+                    signals.stop(f"epoch {epoch + 1} of {title} is saved")
 
     results = []
     for index in range(len(names)):

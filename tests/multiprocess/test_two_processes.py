@@ -121,6 +121,15 @@ def test_process_0_alone_writes_metrics(folder):
 
 
 @pytest.mark.parametrize("stage", STAGES)
+def test_a_signal_to_one_process_stops_both_at_the_same_step(folder, stage):
+    for process in range(2):
+        about = json.loads((folder / f"{stage}-resumed.{process}.json").read_text())
+        assert about["said"] == f"step {STOP} of {stage} is saved"
+    saved = {path.name for path in (folder / "written_by_two" / stage).glob("[0-9]*")}
+    assert saved == {str(STOP)}
+
+
+@pytest.mark.parametrize("stage", STAGES)
 def test_one_process_resumes_what_two_wrote(folder, stage, tmp_path):
     kept = shutil.copytree(folder / "written_by_two" / stage, tmp_path / stage)
     metrics = Path(shutil.copy(folder / f"{stage}-stopped.0.jsonl", tmp_path / "metrics.jsonl"))

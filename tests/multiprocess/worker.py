@@ -6,13 +6,17 @@ Trains the tiny task in every shape and leaves what each process has seen in FOL
 """
 
 import dataclasses
+import itertools
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 
+from asdproto.signals import Stopped
 from asdproto.training import loop as loops
 from asdproto.training.checkpoint import Checkpoints, _named
 from asdproto.training.devices import Devices, start_distributed, use_devices
@@ -25,10 +29,6 @@ STOP = 5  # in the middle of an epoch of 3 and of 2 steps
 KEY = 11
 
 
-class StoppedError(Exception):
-    """The run was stopped on purpose."""
-
-
 def train(stage: str, devices: Devices, run: StageRun, shape: str = "dispatch"):
     """The tiny task with crops from the devices, or from the host where ``shape`` says so."""
     data = tiny.make_data()
@@ -39,25 +39,24 @@ def train(stage: str, devices: Devices, run: StageRun, shape: str = "dispatch"):
     return train_stage(task, data, devices, state, jax.random.key(KEY), run)
 
 
-def train_until_stop(stage: str, devices: Devices, run: StageRun) -> None:
-    """Trains, saving every step, until the checkpoint of step ``STOP`` is on disk."""
-    save = loops._save
+def train_until_preempted(stage: str, devices: Devices, run: StageRun, process: int) -> str:
+    """Trains until process 1, and it alone, gets SIGTERM in step ``STOP``; what is said then."""
+    due, every, calls = loops._due, loops._ASK_EVERY, itertools.count(1)
 
-    def save_then_stop(run, state, step, epoch):
-        save(run, state, step, epoch)
-        if step == STOP:
-            run.checkpoints.wait()
-            raise StoppedError
+    def preempted(*arguments):
+        if next(calls) == STOP - 1 and process == 1:  # once a step, after it
+            os.kill(os.getpid(), signal.SIGTERM)
+        return due(*arguments)
 
-    loops._save = save_then_stop
+    loops._due, loops._ASK_EVERY = preempted, 1
     try:
         train(stage, devices, run)
-    except StoppedError:
-        return
+    except Stopped as stop:
+        return stop.kept
     finally:
-        loops._save = save
+        loops._due, loops._ASK_EVERY = due, every
         run.checkpoints.close()
-    raise AssertionError(f"{stage} did not come to a checkpoint at step {STOP}")
+    raise AssertionError(f"{stage} came to its end")
 
 
 def main() -> None:
@@ -88,10 +87,11 @@ def main() -> None:
             name = f"{stage}-{shape}"
             keep(name, train(stage, devices, StageRun(stage, metrics=metrics(name)), shape))
 
-        # Stopped here in the middle of an epoch; one process on one device goes on.
+        # Stopped here in the middle of an epoch, where no save is due; one process on one device
+        # goes on.
         checkpoints = Checkpoints(folder / "written_by_two" / stage, keep=100)
-        run = StageRun(stage, checkpoints, save_seconds=0, metrics=metrics(f"{stage}-stopped"))
-        train_until_stop(stage, devices, run)
+        run = StageRun(stage, checkpoints, save_seconds=1e9, metrics=metrics(f"{stage}-stopped"))
+        said = train_until_preempted(stage, devices, run, process)
 
         # And the other way round; saved by the clock, which the processes read apart.
         checkpoints = Checkpoints(folder / "written_by_one" / stage, keep=100)
@@ -105,7 +105,12 @@ def main() -> None:
         )
         keep(f"{stage}-resumed", train(stage, devices, run))
         checkpoints.close()
-        about = {"began": began, "ended": checkpoints.latest(), "saved": _steps(checkpoints.folder)}
+        about = {
+            "began": began,
+            "ended": checkpoints.latest(),
+            "saved": _steps(checkpoints.folder),
+            "said": said,
+        }
         (folder / f"{stage}-resumed.{process}.json").write_text(json.dumps(about))
 
     about = {
