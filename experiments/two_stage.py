@@ -10,7 +10,7 @@ finished one it only reports. Numbers are changed by dotted overrides:
     ... --preset small pretrain.epochs=60 finetune.mix_range="(0.5, 0.75)"
 
 Presets: ``paper`` is section 4.2 (width 64, 120 + 50 epochs); ``small`` a network of width 16 for
-40 + 20 epochs; ``quick`` the same network for 15 + 8, to see that everything runs.
+10 + 5 epochs; ``quick`` the same network for 5 + 3, to see that everything runs.
 """
 
 from pathlib import Path

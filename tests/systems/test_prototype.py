@@ -294,5 +294,5 @@ def test_other_systems_are_not_exported(finished, tmp_path, capsys):
 def test_presets_differ_where_they_say():
     paper, small = two_stage.get_config("paper"), two_stage.get_config("small")
     assert paper == PrototypeSystem()
-    assert (small.encoder.width, small.pretrain.epochs, small.finetune.epochs) == (16, 40, 20)
+    assert (small.encoder.width, small.pretrain.epochs, small.finetune.epochs) == (16, 10, 5)
     assert dataclasses.replace(small.pretrain, epochs=120) == paper.pretrain
