@@ -26,7 +26,13 @@ from asdproto.data.dataset import Dataset, section_keys
 from asdproto.data.dcase import Clip
 from asdproto.data.store import FeatureStore
 from asdproto.errors import DataError
-from asdproto.files import locked, read_json, write_arrays, write_atomically
+from asdproto.files import (
+    locked,
+    read_json,
+    remove_abandoned,
+    write_arrays,
+    write_atomically,
+)
 from asdproto.results.result_files import write_result_csv, write_results
 from asdproto.results.score_files import write_scores
 from asdproto.results.tables import HEADLINE
@@ -152,6 +158,8 @@ def _alone(options: RunOptions) -> Iterator[None]:
         return
     options.workdir.mkdir(parents=True, exist_ok=True)
     with locked(options.workdir, LOCK):
+        for folder in (options.workdir, *options.workdir.glob("scores/*/")):
+            remove_abandoned(folder)
         yield
 
 

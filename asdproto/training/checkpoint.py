@@ -53,6 +53,7 @@ class Checkpoints:
     def __init__(self, folder: str | os.PathLike, keep: int = 2):
         # Orbax logs every phase of every save, and what it cannot read, which is raised as well.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
+        _silence_abandoned_work()
         self.folder, self._size = Path(folder).absolute(), 0
         self.folder.mkdir(parents=True, exist_ok=True)  # its errors name the path
         policy = ocp.checkpoint_managers
@@ -177,7 +178,6 @@ class Checkpoints:
         return about
 
     def _read(self, step: int, args: Any) -> Any:
-        _silence_abandoned_reads()
         try:
             return self._manager.restore(step, args=args)
         except MemoryError:
@@ -230,8 +230,8 @@ class Checkpoints:
 
 
 @functools.cache
-def _silence_abandoned_reads() -> None:
-    """Where a read fails, those beside it would each print a traceback into their closed loop."""
+def _silence_abandoned_work() -> None:
+    """Where a read or write fails, each of those beside it would print a traceback."""
     otherwise = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
