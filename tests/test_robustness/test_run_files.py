@@ -192,6 +192,7 @@ def test_what_can_be_made_again_is_made_again(run, trained, data, no_pictures, c
     for path in (run / SCORES).iterdir():
         damage.binary(path)
     shutil.rmtree(run / "scores" / "pretrain")
+    (run / SCORES / ".member_0.npz.15b9e2f8").touch()  # of a process killed in writing
     (run / "metrics.jsonl").write_bytes(bytes(range(256)))
     (run / "config.json").unlink()
     (run / "results.json").write_text('{"systems": ')

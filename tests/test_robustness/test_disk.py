@@ -1,0 +1,175 @@
+"""Full disks and folders that may not be written: one line that names the file, nothing lost."""
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from asdproto import cli
+from asdproto.files import append, write_atomically
+from asdproto.training.checkpoint import Checkpoints
+from tests.data.conftest import nobody, open_folder
+from tests.experiments.collection import write_collection
+from tests.test_robustness import tiny_run
+from tests.test_robustness.test_run_files import contents, fails
+
+pytestmark = pytest.mark.slow
+
+__all__ = ["nobody", "open_folder"]  # fixtures
+FULL = "No space left on device; "
+BLOCK = 4096
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_collection(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    """A run with room."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    assert cli.main(tiny_run.command(data, folder, "--save-seconds", "0")) == 0
+    return folder
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A disk of 4 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(disk: Path, free: int) -> None:
+    """Leaves so many bytes."""
+    (disk / "fill").unlink(missing_ok=True)
+    status = os.statvfs(disk)
+    (disk / "fill").write_bytes(bytes(max(0, status.f_bavail * status.f_frsize - free)))
+
+
+def test_training_on_a_full_disk(disk, data, trained, capsys):
+    """In features, in the first checkpoint, in a later one; with room it goes on."""
+    command = tiny_run.command(data, disk / "run", "--save-seconds", "0")
+    for free, at in ((0, "features"), (150, "checkpoints/pretrain"), (1100, "checkpoints")):
+        fill(disk, free * 1000)
+        said = fails(capsys, *command)
+        assert said.startswith(f"error: {disk / 'run' / at}")
+        assert FULL in said
+        assert "bytes are needed" in said
+        assert not [path for path in (disk / "run").rglob("*") if "tmp" in path.name]
+    assert list((disk / "run" / "checkpoints").glob("*/[0-9]*"))
+    (disk / "fill").unlink()
+    assert cli.main(command) == 0
+    assert contents(disk / "run" / "scores") == contents(trained / "scores")
+
+
+def test_scores_on_a_full_disk(disk, data, trained, capsys):
+    """All else is there."""
+    run = shutil.copytree(trained, disk / "run")
+    shutil.rmtree(run / "scores")
+    (run / "results.json").unlink()
+    fill(disk, 20_000)
+    said = fails(capsys, *tiny_run.command(data, run))
+    assert said.startswith(f"error: {run / 'scores'}")
+    assert FULL in said
+
+
+def test_figures_are_shown_before_the_report_is_written(disk, data, trained, capsys):
+    run = shutil.copytree(trained, disk / "run")
+    (run / "report.html").unlink()
+    fill(disk, 0)
+    assert cli.main(tiny_run.command(data, run)) == 1
+    shown = capsys.readouterr()
+    assert "spectral-knn" in shown.out
+    assert f"error: {run / 'report.html'}: {FULL}" in shown.err
+
+
+def test_a_table_of_scores_is_shown_before_it_is_written(disk, data, trained, capsys):
+    fill(disk, 0)
+    clip = next(data.rglob("*.wav"))
+    arguments = ["score", trained, clip, "--csv", disk / "scores.csv"]
+    assert cli.main(list(map(str, arguments))) == 1
+    shown = capsys.readouterr()
+    assert clip.name in shown.out
+    assert f"error: {disk / 'scores.csv'}: {FULL}" in shown.err
+
+
+def test_checkpoints_on_a_full_disk(disk):
+    """The last good one stays, and what was half written makes room."""
+    state = {"weights": np.random.default_rng(0).random(200_000, np.float32)}
+    checkpoints = Checkpoints(disk / "pretrain")
+    checkpoints.save(1, state, {})
+    checkpoints.wait()
+    fill(disk, 100_000)
+
+    def save():
+        checkpoints.save(2, state, {})
+        checkpoints.wait()
+
+    with pytest.raises(OSError, match=f"^.Errno 28. {FULL}800,000 bytes are needed, 7") as caught:
+        save()
+    assert caught.value.filename == str(disk / "pretrain" / "checkpoint")
+    assert os.listdir(disk / "pretrain") == ["1"]
+    checkpoints.close()
+    again = Checkpoints(disk / "pretrain")
+    np.testing.assert_array_equal(again.restore(state)["weights"], state["weights"])
+    again.close()
+
+
+def test_a_limit_on_the_size_of_files(tmp_path):
+    """Of the process: said with the file, though there is room."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (BLOCK, before[1]))
+    try:
+        for write in (
+            lambda path: append(path, "x" * 2 * BLOCK),
+            lambda path: write_atomically(path, bytes(2 * BLOCK)),
+        ):
+            with pytest.raises(OSError, match="File too large; 8,192 bytes are needed") as caught:
+                write(tmp_path / "file")
+            assert caught.value.filename == str(tmp_path / "file")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_folders_that_may_not_be_written(nobody, open_folder, data, trained, capsys):
+    """As another user than root, who may write anywhere."""
+    run = shutil.copytree(trained, open_folder / "run")
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "features": str(run / "features")}))
+    for path in (open_folder, *open_folder.rglob("*")):
+        os.chmod(path, 0o555 if path.is_dir() else 0o444)
+    readable = shutil.copytree(data, open_folder / "data")
+    for path in (readable, *readable.rglob("*")):
+        os.chmod(path, 0o755 if path.is_dir() else 0o644)
+    clip = next(readable.rglob("*.wav"))
+    with nobody():
+        assert cli.main(["score", str(run), str(clip)]) == 0  # reading is enough
+        assert clip.name in capsys.readouterr().out
+        for command, file in (
+            (tiny_run.command(readable, open_folder / "new"), open_folder / "new"),
+            (tiny_run.command(readable, run), run / "report.html"),
+            (["rescore", run, "score.kind=knn"], run / ".lock"),
+            (["report", run], run / "report.html"),
+            (["features", readable, run / "store"], run / "store"),
+            (["score", run, clip, "--csv", run / "scores.csv"], run / "scores.csv"),
+        ):
+            assert f"error: {file}" in fails(capsys, *command)
+    os.chmod(run, 0o755)
+    (run / "results.json").unlink()
+    os.chmod(run, 0o555)
+    with nobody():
+        said = fails(capsys, *tiny_run.command(readable, run))
+    assert said == f"error: {run / '.lock'}: Permission denied"
