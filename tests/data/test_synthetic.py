@@ -1,6 +1,7 @@
 """The synthetic set: its names, its bytes, its physics, and every way to stop it."""
 
 import dataclasses
+import inspect
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import soundfile
 
 from asdproto.data.attributes import disagreement, read_attributes
 from asdproto.data.dcase import parse_name, scan
-from asdproto.data.synthetic import FAULTS, MACHINES, SECTIONS, synthesize, writer
+from asdproto.data.synthetic import FAULTS, MACHINES, SECTIONS, SIZES, rooms, synthesize, writer
 from asdproto.data.synthetic.facts import attribute_strings
 from asdproto.data.synthetic.physics import RATE, to_sound
 from asdproto.data.synthetic.plan import dry_machine, make_context, plan_group, render
@@ -174,6 +175,36 @@ def test_no_two_clips_of_a_class_are_alike(machine):
     assert abs(20 * np.log10(first.std() / second.std())) < 6
 
 
+def test_severity_raises_the_faults_alone(small, tmp_path):
+    out = tmp_path / "out"
+    synthesize(out, workers=1, machines=["valve"], severity=15.0, **TINY)
+    there, here = contents(small), contents(out)
+    for path, content in here.items():
+        if path.endswith(".wav"):
+            assert (content != there[path]) == ("_anomaly_" in path), path
+
+    def listed(files):
+        rows = [row.split(",") for row in files["faults.csv"].decode().splitlines()]
+        return {file: (fault, float(severity)) for file, fault, severity in rows[1:]}
+
+    mild, severe = listed(there), listed(here)
+    for file, (fault, severity) in severe.items():
+        assert (fault, severity) == (mild[file][0], pytest.approx(mild[file][1] + 15))
+
+
+def test_sizes():
+    # Training and test clips of a section; bench has those of the real set.
+    counts = {
+        name: (size.clips + size.target_clips, 4 * size.test_clips, size.seconds)
+        for name, size in SIZES.items()
+    }
+    assert counts == {"small": (60, 100, 6.0), "bench": (1000, 200, 10.0)}
+    defaults = inspect.signature(synthesize).parameters
+    assert {name: defaults[name].default for name in SIZES["small"]._fields} == SIZES[
+        "small"
+    ]._asdict()
+
+
 # --- stopping and going on
 
 
@@ -305,6 +336,7 @@ def test_two_at_once_are_kept_apart(tmp_path):
         ({"clips": 0, "target_clips": 0, "test_clips": 0}, "nothing to make"),
         ({"seconds": 0.5}, "seconds must lie between 1 and 600, found 0.5"),
         ({"seconds": float("nan")}, "seconds must lie"),
+        ({"severity": float("nan")}, "severity must lie between -100 and 100 dB, found nan"),
         ({"workers": 0}, "workers must be at least 1"),
     ],
 )
@@ -318,10 +350,15 @@ def test_wrong_arguments_are_named_and_nothing_is_made(tmp_path, change, words):
 
 
 def order_of(machine, section, domain, attributes, fault="", severity=0.0, index=0):
-    """A clip of given attributes, with a fault or without, all else the same."""
+    """A clip of given attributes, with a fault or without, all else the same.
+
+    The severity is that of the sound, whatever the level of the machine type's faults.
+    """
     group = plan_group(machine, section, domain, "test", "normal", 40, seed=3)
     chosen = [order for order in group if order.clip.attributes == attributes][index]
-    return dataclasses.replace(chosen, fault=fault, severity=severity)
+    return dataclasses.replace(
+        chosen, fault=fault, severity=severity - rooms.SETTINGS[machine].fault
+    )
 
 
 def sound(*arguments, seconds=4.0, **more):
@@ -365,7 +402,7 @@ def test_a_race_defect_strikes_at_its_rate(fault, rate):
     assert strong > 8
     assert strong > 2.5 * peak_near(*envelope_spectrum(normal, 2200, 6500), rate * 22)
     # What the fault adds, all else being the same, rings in the housing's band.
-    added = faulty - normal
+    added = dry(*clip, fault=fault, severity=12.0) - dry(*clip)
     assert band_level(added, 2200, 6500) > band_level(added, 100, 1000) + 6
 
 
@@ -373,7 +410,7 @@ def test_an_inner_race_defect_is_modulated_by_the_shaft_and_an_outer_one_is_not(
     clip = ("bearing", "00", "source", "vel_14")
     sidebands = {}
     for fault, rate in (("outer_race", OUTER_RACE_RATE), ("inner_race", INNER_RACE_RATE)):
-        added = sound(*clip, fault=fault, severity=0.0) - sound(*clip)
+        added = dry(*clip, fault=fault, severity=0.0) - dry(*clip)
         hz, spectrum = envelope_spectrum(added, 2200, 6500)
         main = spectrum[np.abs(hz - rate * 14) < 1].max()
         sidebands[fault] = spectrum[np.abs(hz - (rate - 1) * 14) < 1].max() / main
@@ -382,7 +419,7 @@ def test_an_inner_race_defect_is_modulated_by_the_shaft_and_an_outer_one_is_not(
 
 def test_a_chipped_tooth_strikes_once_a_turn_of_the_pinion():
     clip = ("gearbox", "00", "source", "volt_2.0")
-    added = sound(*clip, fault="chipped_tooth", severity=0.0) - sound(*clip)
+    added = dry(*clip, fault="chipped_tooth", severity=0.0) - dry(*clip)
     hz, spectrum = envelope_spectrum(added, 700, 6000)
     low = (hz > 4) & (hz < 40)
     first = hz[low][np.argmax(spectrum[low])]
@@ -404,8 +441,8 @@ def test_a_chipped_tooth_strikes_once_a_turn_of_the_pinion():
     ],
 )
 def test_a_fault_raises_its_own_band(clip, fault, rising, still):
-    normal = sound(*clip)
-    faulty = sound(*clip, fault=fault, severity=10.0)
+    normal = dry(*clip)
+    faulty = dry(*clip, fault=fault, severity=10.0)
     rise = band_level(faulty, *rising) - band_level(normal, *rising)
     other = band_level(faulty, *still) - band_level(normal, *still)
     assert rise > 0.7
@@ -417,7 +454,7 @@ def test_a_fault_raises_its_own_band(clip, fault, rising, still):
     [
         (("fan", "01", "source", "f-n_A"), 0.02),
         (("gearbox", "00", "source", "volt_2.0"), 0.016),
-        (("ToyCar", "01", "source", "car_A1_spd_40V_mic_1_noise_1"), 0.032),
+        (("ToyCar", "01", "source", "car_A1_spd_40V_mic_1_noise_1"), 0.04),
         (("ToyTrain", "01", "source", "car_A1_spd_10_mic_1_noise_1"), 0.04),
     ],
 )
@@ -486,6 +523,26 @@ def test_a_slider_strokes_faster_at_a_higher_speed():
     # 0.45 m at 0.3 m/s and a rest; the short way leaves little time at 1.1 m/s.
     assert 4 <= counts[0] <= 6
     assert 7 <= counts[1] <= 11
+
+
+def test_individuals_differ_and_a_severe_fault_takes_that_away():
+    def levels(order):
+        """Response of the body in dB, at frequencies evenly over octaves."""
+        context = make_context(order, 1.0)
+        chosen = np.searchsorted(context.grid.hz, np.geomspace(100, 7000, 200))
+        return 20 * np.log10(rooms.body(context)[chosen])
+
+    order = order_of("fan", "01", "source", "f-n_A")
+    others = [order_of("fan", "00", "source", "m-n_W"), order_of("fan", "02", "source", "n-lv_L1")]
+    for other in others:
+        assert 1 < np.std(levels(order) - levels(other)) < 2 * rooms.INDIVIDUAL
+    spread = [
+        np.std(levels(dataclasses.replace(order, fault="clogging", severity=severity)))
+        for severity in (-200.0, -10.0, 0.0, 20.0)
+    ]
+    assert spread[0] == pytest.approx(np.std(levels(order)), rel=1e-5)
+    assert spread[0] > spread[1] > spread[2] > spread[3]
+    assert spread[3] == pytest.approx(0, abs=1e-6)
 
 
 def test_domains_differ_in_noise_and_room():

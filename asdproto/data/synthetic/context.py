@@ -14,7 +14,8 @@ class ClipContext:
 
     Attributes:
       machine: Machine type.
-      section: Section; every section holds another individual of the machine type.
+      section: Section; every section holds another individual of the machine type: one product,
+        whose individuals differ in the response of their bodies (:mod:`.rooms`).
       domain: ``"source"`` or ``"target"``.
       attributes: Attribute key -> value, as in the file name.
       grid: Times and frequencies.
@@ -40,12 +41,12 @@ class ClipContext:
         return stream(*self.key, name)
 
     def unit(self, name: str = "") -> np.random.Generator:
-        """Random generator of the individual machine: the same in all of its clips."""
-        return stream("unit", self.machine, self.section, name)
+        """Random generator of the product: the same in all clips of the machine type."""
+        return stream("unit", self.machine, name)
 
     def body(self, name: str = "") -> str:
-        """Name of a part of the individual machine, for fixed responses."""
-        return f"{self.machine}/{self.section}/{name}"
+        """Name of a part of the product, for fixed responses."""
+        return f"{self.machine}/{name}"
 
     def amount(self, fault: str) -> float:
         """Amplitude of a fault: 0 where this clip does not have it, about 1 for a severe one."""

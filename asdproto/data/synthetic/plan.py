@@ -21,8 +21,8 @@ _MODELS = {
     "valve": (moving.valve, moving.VALVE_FAULTS),
 }
 FAULTS = {machine: faults for machine, (_, faults) in _MODELS.items()}
-# Range of severities in dB below a machine type's full fault.
-_MILDEST = 10.0
+# Range of severities, in dB below the most severe one.
+_RANGE = 10.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Order:
       index: Its running number within section, domain, split and state.
       seed: Seed of the set.
       fault: Name of its fault; ``""`` for a normal clip.
-      severity: Level of the fault in dB, 0 to -10, relative to the machine type's full fault.
+      severity: Level of the fault in dB relative to the machine type's full fault.
     """
 
     clip: Clip
@@ -60,11 +60,19 @@ class Order:
 
 
 def plan_group(
-    machine: str, section: str, domain: str, split: str, state: str, count: int, seed: int
+    machine: str,
+    section: str,
+    domain: str,
+    split: str,
+    state: str,
+    count: int,
+    seed: int,
+    most_severe: float = 0.0,
 ) -> list[Order]:
     """Orders of one section's clips of a domain, split and state.
 
-    Attributes go round, so classes are even; clip ``i`` is the same whatever ``count`` is.
+    Attributes go round, so classes are even; clip ``i`` is the same whatever ``count`` is. Faults
+    are of ``most_severe`` dB and up to 10 dB less.
     """
     strings = facts.attribute_strings(machine, section, domain)
     # A handful of clips should meet the far ends of the attributes too.
@@ -79,9 +87,8 @@ def plan_group(
         if state == "anomaly":
             rng = ph.stream(*order.key, "which fault")
             fault = str(rng.choice(FAULTS[machine]))
-            order = dataclasses.replace(
-                order, fault=fault, severity=round(float(rng.uniform(-_MILDEST, 0)), 2)
-            )
+            severity = most_severe + round(float(rng.uniform(-_RANGE, 0)), 2)
+            order = dataclasses.replace(order, fault=fault, severity=severity)
         orders.append(order)
     return orders
 

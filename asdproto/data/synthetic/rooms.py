@@ -44,7 +44,6 @@ KINDS = {
     "mill": Noise(_PINK, ((83.0, 60, -6.0),), (2.1, 0.4), 0.8, (0.8, 6.0)),
     "hall": Noise(_PINK, ((50.0, 20, -12.0),), (0.0, 0.0), 0.8, (0.2, 6.0), (0.1, -2.0)),
     "bay": Noise(_PINK, ((99.0, 24, -9.0),), (0.0, 0.0), 0.8, (0.3, 7.0), (0.1, -2.0)),
-    "yard": Noise(_FLAT, ((61.0, 30, -9.0),), (3.1, 0.15), 0.8, (0.3, 6.0), (0.1, -2.0)),
     "laboratory": Noise(_DULL, ((50.0, 30, -4.0),), (0.0, 0.0), 0.5),
     "workshop": Noise(_PINK, ((118.0, 24, -7.0),), (1.7, 0.2), 0.8, (0.2, 5.0)),
 }
@@ -59,7 +58,6 @@ _BY_ATTRIBUTE = {
     ("noise", "1"): "laboratory",
     ("noise", "2"): "workshop",
 }
-_BY_DOMAIN = {"source": "bay", "target": "yard"}
 _NOISE_LEVELS = {"L1": -5.0, "L2": -1.0, "L3": 2.0, "L4": 5.0}  # dB
 
 
@@ -70,24 +68,35 @@ class Setting:
     Attributes:
       level: Level of the machine in the recording, dB below full scale.
       noise: Level of the noise relative to the normal machine, source and target, in dB.
-      fault: Level of its faults relative to severe ones, in dB. These figures and those above fix
-        the difficulty of the set; see :mod:`asdproto.data.synthetic`.
+      fault: Level of its faults relative to severe ones, in dB.
+      day: How far source and target domain differ beside their attributes: standard deviation of
+        the difference of their spectra, in dB.
     """
 
     level: float
     noise: tuple[float, float]
     fault: float
+    day: float
 
 
 SETTINGS = {
-    "ToyCar": Setting(-30, (-14.0, -10.0), -2.0),
-    "ToyTrain": Setting(-38, (-10.0, -8.0), 0.0),
-    "bearing": Setting(-38, (-3.0, -2.0), 1.5),
-    "fan": Setting(-38, (-3.0, -2.0), 0.0),
-    "gearbox": Setting(-35, (-3.0, -3.0), 0.0),
-    "slider": Setting(-40, (-6.0, -5.0), 0.0),
-    "valve": Setting(-46, (-3.0, -3.0), 0.0),
+    "ToyCar": Setting(-30, (-8.0, -6.0), -8.0, 2.4),
+    "ToyTrain": Setting(-38, (-7.0, -6.0), -6.0, 2.4),
+    "bearing": Setting(-38, (-3.0, -2.0), -4.0, 2.2),
+    "fan": Setting(-38, (-3.0, -2.0), -3.5, 2.4),
+    "gearbox": Setting(-35, (-3.0, -3.0), -7.0, 1.6),
+    "slider": Setting(-40, (-6.0, -5.0), -2.0, 2.4),
+    "valve": Setting(-46, (-3.0, -3.0), -7.0, 1.3),
 }
+
+
+# Standard deviations in dB of the difference between spectra of individuals of one product, which
+# the sections are, and of clips of one condition. With SETTINGS they fix the difficulty of the set;
+# see asdproto.data.synthetic.
+INDIVIDUAL = 2.0
+CLIP = 1.2
+DAMPING = 0.85  # share of an individual's difference that a severe fault takes away
+_OCTAVES = 0.6  # between independent values
 
 
 def record(context: ClipContext, machine: np.ndarray) -> np.ndarray:
@@ -101,9 +110,9 @@ def record(context: ClipContext, machine: np.ndarray) -> np.ndarray:
       float32, shape ``[samples]``, full scale 1.
     """
     grid, setting, rng = context.grid, SETTINGS[context.machine], context.rng("place")
-    room = stand(context)
     # Things near the machine are moved about between recordings.
-    spectrum = machine * room * ph.wavy_curve(rng, grid, 0.5, 0.7)
+    moved = ph.wavy_curve(rng, grid, CLIP, _OCTAVES)
+    spectrum = machine * body(context) * stand(context) * moved
     loudness = setting.level + rng.normal(0, 0.5)
     noise = background(context) * np.float32(ph.gain(setting.noise[context.domain == "target"]))
     spectrum += ph.to_spectrum(noise)
@@ -111,13 +120,27 @@ def record(context: ClipContext, machine: np.ndarray) -> np.ndarray:
     return ph.to_sound(spectrum, grid)
 
 
+def body(context: ClipContext) -> np.ndarray:
+    """Response of the individual machine; a faulty one is damped and loses what is its own.
+
+    What is loose, worn or dirty no longer rings as it did, whatever else a fault is heard by.
+    """
+    name = f"{context.machine}/{context.section} body"
+    own = ph.fixed_wavy_curve(context.grid.samples, name, INDIVIDUAL, _OCTAVES)
+    if not context.fault:
+        return own
+    severity = context.severity - SETTINGS[context.machine].fault
+    return own ** np.float32(1 - min(1.0, DAMPING * ph.gain(severity)))
+
+
 def stand(context: ClipContext) -> np.ndarray:
-    """Response from the machine to the microphone in this section and domain."""
-    rng = ph.stream("stand", context.machine, context.section, context.domain)
+    """Response from the machine to the microphone on the days of this section and domain."""
+    samples, machine = context.grid.samples, context.machine
+    rng = ph.stream("stand", machine)
     decay, reverberant = float(rng.uniform(0.25, 0.7)), float(rng.uniform(-9, -4))
-    name = f"{context.machine}/{context.section}/{context.domain}"
-    room = ph.room_response(context.grid.samples, name, decay, reverberant)
-    return room * ph.fixed_wavy_curve(context.grid.samples, f"{name} stand", 1.0, 0.7)
+    room = ph.room_response(samples, machine, decay, reverberant)
+    day = f"{machine}/{context.section}/{context.domain} stand"
+    return room * ph.fixed_wavy_curve(samples, day, SETTINGS[machine].day, _OCTAVES)
 
 
 def kind_of(context: ClipContext) -> tuple[str, float]:
@@ -128,7 +151,7 @@ def kind_of(context: ClipContext) -> tuple[str, float]:
     for pair, name in _BY_ATTRIBUTE.items():
         if context.attributes.get(pair[0]) == pair[1]:
             return name, 0.0
-    return _BY_DOMAIN[context.domain], 0.0
+    return "bay", 0.0
 
 
 def background(context: ClipContext) -> np.ndarray:

@@ -12,7 +12,7 @@ import wave
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from asdproto.data.attributes import attribute_pairs
 from asdproto.data.pool import Bar, count_workers, run
@@ -25,7 +25,21 @@ from asdproto.files import locked, sync_folder, write_atomically
 MANIFEST = "synthetic.json"
 FAULTS_TABLE = "faults.csv"
 # Raised whenever the same settings begin to sound different.
-RECIPE = 1
+RECIPE = 2
+
+
+class Size(NamedTuple):
+    """Clips of a set, as :func:`synthesize` takes them."""
+
+    clips: int
+    target_clips: int
+    test_clips: int
+    seconds: float
+
+
+# small is for a CPU, bench has the real set's numbers.
+SIZES = {"small": Size(50, 10, 25, 6.0), "bench": Size(990, 10, 50, 10.0)}
+_SMALL = SIZES["small"]
 
 _PART = ".part"
 _LOCK = ".lock"
@@ -41,10 +55,11 @@ def synthesize(
     *,
     machines: Sequence[str] = MACHINES,
     sections: Sequence[str] = SECTIONS,
-    clips: int = 100,
-    target_clips: int = 10,
-    test_clips: int = 50,
-    seconds: float = 10.0,
+    clips: int = _SMALL.clips,
+    target_clips: int = _SMALL.target_clips,
+    test_clips: int = _SMALL.test_clips,
+    seconds: float = _SMALL.seconds,
+    severity: float = 0.0,
     seed: int = 0,
     workers: int | None = None,
     progress: bool = True,
@@ -57,9 +72,10 @@ def synthesize(
     made. A call that was interrupted, even killed, goes on where it stopped when it is repeated;
     on a finished set it has nothing to do.
 
-    A clip's samples depend on the seed, on ``seconds`` and on its own name, and on nothing else:
-    neither on the other settings nor on the number of workers. On another kind of processor, or
-    with another version of NumPy or SciPy, single samples may be rounded the other way.
+    A clip's samples depend on the seed, on ``seconds`` and on its own name, those of an anomaly on
+    ``severity`` too, and on nothing else: neither on the other settings nor on the number of
+    workers. On another kind of processor, or with another version of NumPy or SciPy, single samples
+    may be rounded the other way.
 
     Args:
       out_dir: Folder to make; or an empty one, or one that holds this very set or a part of it.
@@ -69,6 +85,8 @@ def synthesize(
       target_clips: Normal training clips of a section in the target domain.
       test_clips: Test clips of a section for each of source and target, normal and anomaly.
       seconds: Duration of a clip, at least 1.
+      severity: How much stronger faults are than those that the levels of the set were fixed for,
+        in dB.
       seed: Any integer. Another seed gives other recordings of the same machines.
       workers: Processes; one per core when ``None``.
       progress: Whether to show a bar on the standard error stream.
@@ -81,7 +99,7 @@ def synthesize(
       DataError: ``out_dir`` holds something else.
     """
     settings = _settings(
-        machines, sections, clips, target_clips, test_clips, seconds, seed, workers
+        machines, sections, Size(clips, target_clips, test_clips, seconds), severity, seed, workers
     )
     out = Path(out_dir)
     orders = _plan(settings)
@@ -125,20 +143,21 @@ def synthesize(
 def _settings(
     machines: Sequence[str],
     sections: Sequence[str],
-    clips: int,
-    target_clips: int,
-    test_clips: int,
-    seconds: float,
+    size: Size,
+    severity: float,
     seed: int,
     workers: int | None,
 ) -> dict[str, Any]:
     """Checked settings as the manifest keeps them."""
-    counts = {"clips": clips, "target_clips": target_clips, "test_clips": test_clips}
+    counts: dict[str, Any] = size._asdict()
+    seconds = counts.pop("seconds")
     for name, count in counts.items():
         if operator.index(count) < 0:
             raise ValueError(f"{name} must be at least 0, found {count}")
     if not 1 <= seconds <= 600:
         raise ValueError(f"seconds must lie between 1 and 600, found {seconds}")
+    if not -100 <= severity <= 100:
+        raise ValueError(f"severity must lie between -100 and 100 dB, found {severity}")
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be at least 1, found {workers}")
     if not any(counts.values()):
@@ -149,6 +168,7 @@ def _settings(
         "sections": _chosen("section", sections, SECTIONS),
         **{name: int(count) for name, count in counts.items()},
         "seconds": float(seconds),
+        "severity": float(severity),
         "seed": operator.index(seed),
     }
 
@@ -181,7 +201,14 @@ def _plan(settings: dict[str, Any]) -> list[Order]:
                 ]
                 for split, state, number in groups:
                     orders += plan_group(
-                        machine, section, domain, split, state, number, settings["seed"]
+                        machine,
+                        section,
+                        domain,
+                        split,
+                        state,
+                        number,
+                        settings["seed"],
+                        settings["severity"],
                     )
     return orders
 
