@@ -14,7 +14,6 @@ from asdproto import cli
 from asdproto.files import append, write_atomically
 from asdproto.training.checkpoint import Checkpoints
 from tests.data.conftest import nobody, open_folder
-from tests.experiments.collection import write_collection
 from tests.test_robustness import tiny_run
 from tests.test_robustness.test_run_files import contents, fails
 
@@ -23,21 +22,6 @@ pytestmark = pytest.mark.slow
 __all__ = ["nobody", "open_folder"]  # fixtures
 FULL = "No space left on device; "
 BLOCK = 4096
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    write_collection(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def trained(data, tmp_path_factory):
-    """A run with room."""
-    folder = tmp_path_factory.mktemp("trained") / "run"
-    assert cli.main(tiny_run.command(data, folder, "--save-seconds", "0")) == 0
-    return folder
 
 
 @pytest.fixture
@@ -88,7 +72,6 @@ def test_scores_on_a_full_disk(disk, data, trained, capsys):
 
 def test_figures_are_shown_before_the_report_is_written(disk, data, trained, capsys):
     run = shutil.copytree(trained, disk / "run")
-    (run / "report.html").unlink()
     fill(disk, 0)
     assert cli.main(tiny_run.command(data, run)) == 1
     shown = capsys.readouterr()

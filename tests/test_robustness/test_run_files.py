@@ -14,7 +14,6 @@ from asdproto.data.store import open_store
 from asdproto.files import locked
 from asdproto.results.run_folder import read_run
 from asdproto.systems.run import LOCK
-from tests.experiments.collection import write_collection
 from tests.test_robustness import damage, tiny_run
 
 pytestmark = pytest.mark.slow
@@ -63,39 +62,14 @@ REPORTED = [
 ]
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    write_collection(folder)
-    return folder
-
-
-def draw_nothing(workdir):
-    return workdir / "report.html"
-
-
-@pytest.fixture(scope="module")
-def trained(data, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("trained") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("asdproto.results.page.write_report", draw_nothing)
-        assert cli.main(tiny_run.command(data, folder)) == 0
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "features": "features"}))
-    return folder
-
-
 @pytest.fixture
 def run(trained, tmp_path, monkeypatch):
     """A copy of the run, in the current folder, so that it finds its features."""
-    monkeypatch.chdir(shutil.copytree(trained, tmp_path / "run"))
-    return tmp_path / "run"
-
-
-@pytest.fixture
-def no_pictures(monkeypatch):
-    """Reports take seconds to draw; tests of what is not drawn go without."""
-    monkeypatch.setattr("asdproto.results.page.write_report", draw_nothing)
+    folder = shutil.copytree(trained, tmp_path / "run")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "features": "features"}))
+    monkeypatch.chdir(folder)
+    return folder
 
 
 def fails(capsys, *arguments):
@@ -138,7 +112,7 @@ def test_a_damaged_configuration(run, data, trained, capsys, tmp_path, fault, co
         "score": [run, next(data.rglob("*.wav"))],
         "rescore": [run, "score.kind=knn", "--out", tmp_path / "out"],
         "fuse": [tmp_path / "out", run, trained],
-        "summarize": [run, trained],
+        "summarize": [trained, run],
     }
     if (command, fault) == ("train", damage.missing):
         return  # made again, see below
@@ -158,7 +132,7 @@ def test_a_damaged_configuration(run, data, trained, capsys, tmp_path, fault, co
 def test_damaged_results(run, trained, capsys, tmp_path, fault, command):
     fault(run / "results.json")
     more = {"rescore": [run, "score.kind=knn", "--out", tmp_path / "out"]}
-    said = fails(capsys, command, *more.get(command, [run, trained]))
+    said = fails(capsys, command, *more.get(command, [run, run]))
     assert f"{run / 'results.json'}: found " in said
 
 

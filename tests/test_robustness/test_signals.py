@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from asdproto import cli, signals
-from tests.experiments.collection import write_collection
 from tests.test_robustness import tiny_run
 from tests.test_robustness.processes import command, ended, server, started, wait_for
 
@@ -28,13 +27,6 @@ PHASES = {
     "scoring": "scores/*",
     "report": "results.json",
 }
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    write_collection(folder)
-    return folder
 
 
 def metrics(workdir: Path) -> list[dict]:
