@@ -30,7 +30,7 @@ def _free_port() -> int:
         return listener.getsockname()[1]
 
 
-def run_processes(commands: list[list[str]], logs: Path, seconds: float = 150) -> None:
+def run_processes(commands: list[list[str]], logs: Path, seconds: float = 380) -> None:
     """Runs the processes of one run together; when one fails the others are ended."""
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu"}
     running = []

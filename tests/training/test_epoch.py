@@ -235,9 +235,9 @@ def test_a_sweep_resumes(tmp_path):
 def test_a_loss_that_is_no_number_stops_and_keeps_what_was_good(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     run = StageRun("pretrain", checkpoints, metrics=tmp_path / "m.jsonl", save_seconds=0)
-    rates = ((0.05, 1), (float("nan"), 2))  # the first epoch is sound
+    rates = ((1e-4, 1), (1000.0, 2))  # the first epoch is sound, then parameters grow to infinity
     with pytest.raises(DivergedError, match="pretrain: the loss became nan in epoch"):
-        _train("pretrain", run=run, learning_rates=rates)
+        _train("pretrain", run=run, learning_rates=rates, weight_decay=1000.0)
     checkpoints.wait()
     state = checkpoints.restore(tiny.make_task(DATA).init(jax.random.key(0), tiny.MELS))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
