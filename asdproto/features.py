@@ -18,7 +18,6 @@ import numpy as np
 from asdproto.config import ConfigError, check_fields
 from asdproto.errors import DataError
 
-SCALES = ("inverted", "mel")
 CONSTANT = "one value throughout"  # what is said of such a recording
 # Frames transformed at a time: few enough that the intermediate arrays stay in cache (of 16 to 512
 # frames the fastest; all at once takes 2.4 times as long).

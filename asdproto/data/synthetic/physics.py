@@ -96,11 +96,6 @@ def noise_spectrum(rng: np.random.Generator, grid: Grid, curve: np.ndarray) -> n
     return parts.view(np.complex64) * (curve * np.float32(np.sqrt(grid.samples / 2)))
 
 
-def curve_level(curve: np.ndarray) -> float:
-    """Level in dB of the noise that :func:`noise_spectrum` makes with a curve."""
-    return float(10 * np.log10(np.mean(np.square(curve, dtype=np.float64))))
-
-
 @functools.lru_cache(maxsize=128)
 def noise_curve(samples: int, points: tuple[tuple[float, float], ...]) -> np.ndarray:
     """Amplitude curve through ``(Hz, dB)`` points, straight over octaves, of level 0 dB."""
