@@ -27,11 +27,15 @@ setup: $(VENV)/.installed
 quickstart: setup
 	@$(BIN)/python -m experiments.quickstart --workdir runs/quickstart --seed $(SEED)
 
+# Files are dealt out to so many processes, which take up to 4 GB each.
+JOBS   ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
 test: setup
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: setup
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 lint: setup
 	$(BIN)/ruff check .

@@ -291,8 +291,8 @@ def test_synthesize(run, tmp_path):
     assert "toaster" in err
     # What the help says.
     defaults = inspect.signature(synthesize).parameters
-    assert (defaults["clips"].default, defaults["target_clips"].default) == (100, 10)
-    assert (defaults["test_clips"].default, defaults["seconds"].default) == (50, 10.0)
+    assert (defaults["clips"].default, defaults["target_clips"].default) == (50, 10)
+    assert (defaults["test_clips"].default, defaults["seconds"].default) == (25, 6.0)
     assert (defaults["seed"].default, defaults["workers"].default) == (0, None)
 
 

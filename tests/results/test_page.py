@@ -635,7 +635,10 @@ def printed(results, width=100):
 def test_printed_tables(finished):
     systems = read_run(finished).systems
     one, two = (system.figures for system in systems.values())
-    text = printed({"systems": {"[red]ours": one, "theirs": two, "third": {"overall": 0.5}}})
+    third = {"overall": 0.5, "machines": {"valve": {"overall": 0.5}}}
+    alone = {"overall": 0.5}  # without machine types, it is in the first table only
+    systems = {"[red]ours": one, "theirs": two, "third": third, "alone": alone}
+    text = printed({"systems": systems})
     # Names are shown as they are, not read as markup.
     row = next(line for line in text.splitlines() if "[red]ours" in line)
     assert row.split() == ["[red]ours", *(tables.percent(one[m]) for m in tables.HEADLINE)]

@@ -151,7 +151,7 @@ def test_reports_show_the_bands_of_frames_that_hold_samples(tmp_path):
     settings = dataclasses.replace(tiny.FEATURES, n_mels=4, n_fft=64)
     features = np.arange(2 * 5 * settings.columns).reshape(2, 5, -1)
     kept = write_store(tmp_path, features, tiny.clips()[:2], settings=settings, dtype="float32")
-    shown = report_clips._spectrogram(types.SimpleNamespace(store=kept), 1)
+    shown = report_clips._stored_spectrogram(types.SimpleNamespace(store=kept), 1)
     np.testing.assert_array_equal(shown.values, features[1, :, :4])
 
 

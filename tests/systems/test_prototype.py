@@ -175,7 +175,7 @@ def test_a_run_that_is_not_finished_or_damaged_is_refused(finished, tmp_path):
     saved = path.read_text()
     try:
         path.write_text(saved.replace('"width"', '"wdith"'))
-        with pytest.raises(DataError, match="did you mean"):
+        with pytest.raises(DataError, match="what its checksum says"):
             load_run(workdir)
     finally:
         path.write_text(saved)
