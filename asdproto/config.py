@@ -220,7 +220,7 @@ def _check_name(cls: Any, name: str, where: str) -> None:
         hint = nearest(_RENAMED.get(name, name), known).replace("mean ", f"mean {where}")
         fields = ", ".join(known)
         shown = name if name.isidentifier() else _shown(name)
-        raise ConfigError(f"{where}{shown} is no field{hint or '.'} Fields here: {fields}")
+        raise ConfigError(f"unknown field {where}{shown}{hint or '.'} Available: {fields}")
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:

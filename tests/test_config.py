@@ -41,7 +41,7 @@ def test_overrides_reach_every_level_and_kind():
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
-        ("pretrain.epoch=3", r"pretrain\.epoch is no field; did you mean pretrain\.epochs\?"),
+        ("pretrain.epoch=3", r"unknown field pretrain\.epoch; did you mean pretrain\.epochs\?"),
         ("pretrian.epochs=3", "did you mean pretrain"),
         ("pretrain.epochs", "is no assignment"),
         ("pretrain.epochs=many", r"pretrain\.epochs='many': expected int, found str"),
@@ -61,9 +61,9 @@ def test_overrides_reach_every_level_and_kind():
         ("pretrain.temperature=\0", r"'\\x00': expected float"),
         ("pretrain.learning_rates=((1e999, 3),)", r"rates in \[0, 1000\]"),
         ("pretrain.learning_rates=()", "expected one or more pairs"),
-        ("=3", "'' is no field. Fields here: features"),
-        ("pretrain..epochs=3", "pretrain.'' is no field. Fields here: epochs"),
-        ("x\n" * 9999 + "=3", r"'x\\nx\\n.*is no field"),
+        ("=3", "unknown field ''. Available: features"),
+        ("pretrain..epochs=3", "unknown field pretrain.''. Available: epochs"),
+        ("x\n" * 9999 + "=3", r"unknown field 'x\\nx\\n"),
         ("features.n_fft=255", "^features.n_fft must be even"),
         ("features.fmax=9000", "^features.fmin must be below fmax, and that at most 8000 Hz"),
         ("encoder.module=3", "an object of your program"),
@@ -209,7 +209,7 @@ def test_a_configuration_survives_json():
     system = override(PrototypeSystem(), ["finetune.mix_range=None", "encoder.width=8"])
     again = from_dict(PrototypeSystem, json.loads(json.dumps(to_dict(system))))
     assert again == system
-    with pytest.raises(ConfigError, match=r"encoder\.with is no field"):
+    with pytest.raises(ConfigError, match=r"unknown field encoder\.with"):
         from_dict(PrototypeSystem, {"encoder": {"with": 3}})
 
 
