@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -223,8 +224,12 @@ class Checkpoints:
             number = int(code[1]) if code else getattr(error, "errno", None)
             if not number:
                 raise
-            for cut in self.folder.glob(f"*{_UNDER_WAY}"):  # before the free space is counted
-                shutil.rmtree(cut, ignore_errors=True)
+            # Before the free space is counted; writes beside the one that failed go on for a moment
+            # and make folders again.
+            for _ in range(20):
+                for cut in self.folder.glob(f"*{_UNDER_WAY}"):
+                    shutil.rmtree(cut, ignore_errors=True)
+                time.sleep(0.05)
             with naming(self.folder / "checkpoint", self._size):
                 raise OSError(number, os.strerror(number)) from None
 
