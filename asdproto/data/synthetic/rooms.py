@@ -69,6 +69,7 @@ class Setting:
       level: Level of the machine in the recording, dB below full scale.
       noise: Level of the noise relative to the normal machine, source and target, in dB.
       fault: Level of its faults relative to severe ones, in dB.
+      damping: Share of what is its individual's own that a severe fault takes away.
       day: How far source and target domain differ beside their attributes: standard deviation of
         the difference of their spectra, in dB.
     """
@@ -76,17 +77,18 @@ class Setting:
     level: float
     noise: tuple[float, float]
     fault: float
+    damping: float
     day: float
 
 
 SETTINGS = {
-    "ToyCar": Setting(-30, (-8.0, -6.0), -8.0, 2.4),
-    "ToyTrain": Setting(-38, (-7.0, -6.0), -6.0, 2.4),
-    "bearing": Setting(-38, (-3.0, -2.0), -4.0, 2.2),
-    "fan": Setting(-38, (-3.0, -2.0), -3.5, 2.4),
-    "gearbox": Setting(-35, (-3.0, -3.0), -7.0, 1.6),
-    "slider": Setting(-40, (-6.0, -5.0), -2.0, 2.4),
-    "valve": Setting(-46, (-3.0, -3.0), -7.0, 1.3),
+    "ToyCar": Setting(-30, (-8.0, -6.0), -6.0, 0.5, 2.4),
+    "ToyTrain": Setting(-38, (-7.0, -6.0), -6.0, 0.85, 2.4),
+    "bearing": Setting(-38, (-3.0, -2.0), -4.0, 0.85, 2.2),
+    "fan": Setting(-38, (-3.0, -2.0), -3.5, 0.85, 2.4),
+    "gearbox": Setting(-35, (-3.0, -3.0), -7.0, 0.85, 1.6),
+    "slider": Setting(-40, (-6.0, -5.0), -2.0, 0.85, 2.4),
+    "valve": Setting(-46, (-3.0, -3.0), -7.0, 0.85, 1.3),
 }
 
 
@@ -95,7 +97,6 @@ SETTINGS = {
 # see asdproto.data.synthetic.
 INDIVIDUAL = 2.0
 CLIP = 1.2
-DAMPING = 0.85  # share of an individual's difference that a severe fault takes away
 _OCTAVES = 0.6  # between independent values
 
 
@@ -129,8 +130,9 @@ def body(context: ClipContext) -> np.ndarray:
     own = ph.fixed_wavy_curve(context.grid.samples, name, INDIVIDUAL, _OCTAVES)
     if not context.fault:
         return own
-    severity = context.severity - SETTINGS[context.machine].fault
-    return own ** np.float32(1 - min(1.0, DAMPING * ph.gain(severity)))
+    setting = SETTINGS[context.machine]
+    lost = min(1.0, setting.damping * ph.gain(context.severity - setting.fault))
+    return own ** np.float32(1 - lost)
 
 
 def stand(context: ClipContext) -> np.ndarray:

@@ -25,7 +25,7 @@ from asdproto.files import locked, sync_folder, write_atomically
 MANIFEST = "synthetic.json"
 FAULTS_TABLE = "faults.csv"
 # Raised whenever the same settings begin to sound different.
-RECIPE = 2
+RECIPE = 3
 
 
 class Size(NamedTuple):
