@@ -3,9 +3,13 @@
     python -m experiments.quickstart --workdir runs/quickstart
 
 Everything is the real thing, only small: wav files of a fan and a gearbox in the DCASE 2022 layout,
-features by librosa, a network of width 16, and the official metrics. Three systems stand side by
-side: the AutoEncoder-style detector that the challenge's baseline is, the pre-trained network, and
-the fine-tuned one. Takes under 3 minutes on 2 CPU cores.
+features by librosa, a network of width 16, and the official metrics. Four systems stand side by
+side: the AutoEncoder-style detector that the challenge's baseline is, a Gaussian mixture (GMM), the
+pre-trained network, and the fine-tuned one. Takes under 3 minutes on 2 CPU cores.
+
+This is a demonstration and no benchmark: faults are raised by SEVERITY dB, which makes them plainly
+audible. That figure was fixed by the AutoEncoder alone, as the least multiple of 2 dB at which it
+has 75 overall.
 """
 
 import dataclasses
@@ -27,6 +31,7 @@ from experiments import common, two_stage
 MACHINES = ("fan", "gearbox")
 SECTIONS = ("00", "01")
 CLIPS, TARGET_CLIPS, TEST_CLIPS, SECONDS = 50, 10, 15, 6.0
+SEVERITY = 10.0  # dB
 
 
 def get_config() -> PrototypeSystem:
@@ -69,7 +74,12 @@ def main(argv: list[str] | None = None) -> None:
         target_clips=TARGET_CLIPS,
         test_clips=TEST_CLIPS,
         seconds=SECONDS,
+        severity=SEVERITY,
         seed=args.seed,
+    )
+    console.print(
+        f"Faults are {SEVERITY:g} dB stronger than in the benchmark set: plainly audible.",
+        highlight=False,
     )
     console.rule("2  Features: inverted log-mel for the prototypes, log-mel for the autoencoder")
     store = features_of(data, args.workdir / "features", system.features, console)
@@ -80,7 +90,9 @@ def main(argv: list[str] | None = None) -> None:
     results = train_run(system, store, options, seeds=[args.seed])
     console.rule("4  AutoEncoder-style detector")
     found = train_beside(baseline, plain, options, seeds=[args.seed])
-    results["systems"] = {**found, **results["systems"]}
+    found |= results["systems"]
+    shown = (*baseline.names, "gmm", *system.names)
+    results["systems"] = {name: found[name] for name in shown}
     results["seconds"]["all"] = round(time.monotonic() - started, 1)
     console.rule("5  Results")
     train.finish(args.workdir, results, console)

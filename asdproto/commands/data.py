@@ -35,7 +35,7 @@ def add_synthesize(subparsers: Any) -> None:
         "--clips",
         type=int,
         metavar="N",
-        help="source training clips of a section (default: 60; with bench 990)",
+        help="source training clips of a section (default: 50; with bench 990)",
     )
     parser.add_argument(
         "--target-clips",
@@ -57,7 +57,7 @@ def add_synthesize(subparsers: Any) -> None:
         "--severity",
         type=float,
         metavar="DB",
-        help="raise the faults: 20 makes them plainly audible (default: 0, as hard for the "
+        help="raise the faults: 10 makes them plainly audible (default: 0, as hard for the "
         "challenge's baselines as the real set)",
     )
     parser.add_argument("--seed", type=int, metavar="S", help="of everything random (default: 0)")
