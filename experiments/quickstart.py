@@ -9,7 +9,16 @@ pre-trained network, and the fine-tuned one. Takes under 3 minutes on 2 CPU core
 
 This is a demonstration and no benchmark: faults are raised by SEVERITY dB, which makes them plainly
 audible. That figure was fixed by the AutoEncoder alone, as the least multiple of 2 dB at which it
-has 75 overall.
+has 75 overall. Seed 0 gives, in 34 s on 2 cores:
+
+===========  ==========  ==========  ====  =======
+system       source AUC  target AUC  pAUC  overall
+===========  ==========  ==========  ====  =======
+autoencoder        93.2        72.2  71.1     77.6
+gmm                83.9        65.3  59.4     68.0
+pretrain           73.4        54.2  55.6     59.9
+finetune           77.7        41.2  55.8     54.5
+===========  ==========  ==========  ====  =======
 """
 
 import dataclasses
