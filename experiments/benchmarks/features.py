@@ -135,7 +135,11 @@ def one_core(files: Sequence[Path], rounds: int, batch: int) -> dict[str, Any]:
 
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Median and quartiles, four significant digits."""
-    low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else (values[0],) * 3
+    low, middle, high = (
+        statistics.quantiles(values, n=4, method="inclusive")
+        if len(values) > 1
+        else (values[0],) * 3
+    )
     found = {"median": middle, "low": low, "high": high}
     return {name: float(f"{value:.4g}") for name, value in found.items()}
 
