@@ -4,6 +4,7 @@ import gc
 import os
 import pathlib
 import signal
+import subprocess
 from collections.abc import Iterator
 
 # Compiling is most of what small tests do; level 0 halves it. It must be set before jax loads.
@@ -47,3 +48,20 @@ def real_data() -> pathlib.Path:
     if not path.is_dir():
         pytest.fail(f"ASDPROTO_REAL_DATA={folder} is not a folder")
     return path
+
+
+@pytest.fixture
+def make_disk(tmp_path):
+    """Mounts a disk of its own, of a size such as ``"4m"``."""
+    disk = tmp_path / "disk"
+
+    def mount(size):
+        disk.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
+        if subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("mounting a small file system needs root")
+        return disk
+
+    yield mount
+    if disk.is_mount():
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)

@@ -4,7 +4,6 @@ import json
 import os
 import resource
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -25,15 +24,9 @@ BLOCK = 4096
 
 
 @pytest.fixture
-def disk(tmp_path):
+def disk(make_disk):
     """A disk of 4 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small file system needs root")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    return make_disk("4m")
 
 
 def fill(disk: Path, free: int) -> None:
