@@ -3,12 +3,12 @@
     python -m experiments.choose --data ROOT MACHINES --workdir runs/choose --settings base knn
 
 Of every collection's normal training clips a fold is kept out, section by section and domain by
-domain; a setting is trained on the others. Its score for a kind of fault is the area under the
-curve that tells the kept-out clips from perturbed copies of them (:mod:`experiments.perturb`), the
-mean over sections; ``faults`` is the mean over kinds. Test clips are never read. A change of level
-alone is no fault, since a microphone's gain is none: it is reported beside, not counted. ``source``
-and ``target`` set the kept-out clips of one domain against the copies of both, as the challenge
-does.
+domain; a setting is trained on the others. Its figures for a kind of fault are those of the
+challenge, section by section, when the kept-out clips are told from perturbed copies of them
+(:mod:`experiments.perturb`): source AUC, target AUC and pAUC. ``mean`` is their mean over sections
+and kinds of faults; not the harmonic one, which a single kept-out clip of the target domain would
+decide. Test clips are never read. A change of level alone is no fault, since a microphone's gain is
+none: it is reported beside, not counted.
 
 Settings are compared with the first one within collection, fold and seed: mean difference and its
 standard error. ``--settings`` takes names of :data:`SETTINGS` or ``NAME:FIELD=VALUE;FIELD=VALUE``.
@@ -30,7 +30,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from sklearn.metrics import roc_auc_score
 
 from asdproto.arguments import Parser
 from asdproto.config import ConfigError, override
@@ -40,16 +39,20 @@ from asdproto.data.store import FeatureStore, open_store, write_store
 from asdproto.data.table import load_collection
 from asdproto.features import FeatureSettings, log_mel, read_audio
 from asdproto.files import read_json, write_atomically
+from asdproto.scoring import metrics
 from asdproto.scoring.fusion import combine
 from asdproto.scoring.thresholds import ThresholdWarning
 from asdproto.systems import preset
 from asdproto.systems.members import Fitted, RunOptions, prepare_for
 from asdproto.training.devices import use_compilation_cache, use_devices
 from experiments import common
-from experiments.perturb import PERTURBATIONS, perturb
+from experiments.perturb import PERTURBATIONS, STRENGTHS, perturb
 
-FAULTS = tuple(name for name in PERTURBATIONS if name != "level")
-COLUMNS = ("faults", "source", "target", *FAULTS, "level")
+NAMES = tuple(name for name in PERTURBATIONS if name != "level")
+FAULTS = tuple((strength, name) for strength in STRENGTHS for name in NAMES)
+COPIES = (*FAULTS, ("faint", "level"))
+FIGURES = ("source", "target", "pauc")
+COLUMNS = ("mean", *FIGURES, *STRENGTHS, *NAMES, "level")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +128,10 @@ def fold_of(clips: Sequence[Clip], folds: int, machines: Sequence[str] | None) -
 def _features(job: tuple[str, str, FeatureSettings]) -> list[np.ndarray]:
     root, path, settings = job
     audio, _ = read_audio(Path(root) / path, settings.sample_rate)
-    copies = [perturb(name, audio, settings.sample_rate, path) for name in PERTURBATIONS]
+    copies = [
+        perturb(name, audio, settings.sample_rate, path, strength=STRENGTHS[strength])
+        for strength, name in COPIES
+    ]
     return [log_mel(one, settings).astype(np.float16) for one in (audio, *copies)]
 
 
@@ -143,17 +149,23 @@ def perturbed_store(collection: Path, folder: Path, settings: FeatureSettings) -
         for clip, arrays in zip(clips, pool.map(_features, jobs, chunksize=8), strict=True):
             features += arrays
             copies += [clip] + [
-                dataclasses.replace(clip, path=f"{name}/{clip.path}", split="test", state="anomaly")
-                for name in PERTURBATIONS
+                dataclasses.replace(
+                    clip, path=_path(copy, clip.path), split="test", state="anomaly"
+                )
+                for copy in COPIES
             ]
     folder.parent.mkdir(parents=True, exist_ok=True)
     return write_store(folder, features, copies, settings=settings)
 
 
+def _path(copy: tuple[str, str], path: str) -> str:
+    return "/".join((*copy, path))
+
+
 def keep_out(
     store: FeatureStore, fold: int, folds: int, machines: Sequence[str] | None
 ) -> tuple[FeatureStore, np.ndarray]:
-    """The store of one fold, and the kind of each of its test clips (``""`` for kept-out ones)."""
+    """The store of one fold, and each test clip's place in :data:`COPIES` (-1: it is kept out)."""
     normal = [index for index, clip in enumerate(store.clips) if clip.split == "train"]
     number = fold_of([store.clips[index] for index in normal], folds, machines)
     place = {clip.path: index for index, clip in enumerate(store.clips)}
@@ -161,11 +173,11 @@ def keep_out(
     clips, kinds = [store.clips[index] for index in rows], []
     for index, own in zip(normal, number, strict=True):
         if own == fold:
-            path = store.clips[index].path
-            rows += [index, *(place[f"{name}/{path}"] for name in PERTURBATIONS)]
+            copies = [place[_path(copy, store.clips[index].path)] for copy in COPIES]
+            rows += [index, *copies]
             clips += [dataclasses.replace(store.clips[index], split="test")]
-            clips += [store.clips[place[f"{name}/{path}"]] for name in PERTURBATIONS]
-            kinds += ["", *PERTURBATIONS]
+            clips += [store.clips[copy] for copy in copies]
+            kinds += [-1, *range(len(COPIES))]
     part = dataclasses.replace(
         store,
         features=np.asarray(store.features[rows]),
@@ -179,26 +191,32 @@ def keep_out(
 
 
 def evaluate(scores: np.ndarray, clips: Sequence[Clip], kinds: np.ndarray) -> dict[str, float]:
-    """Figures of :data:`COLUMNS`, in [0, 1], means over sections."""
-    keys = np.array(["/".join(key) for key in section_keys(clips)])
-    domains = np.array([clip.domain for clip in clips])
+    """Figures of :data:`COLUMNS`, in [0, 1], means over sections.
 
-    def auc(normal: np.ndarray, anomalous: np.ndarray) -> float:
-        found = []
-        for key in np.unique(keys):
-            one, other = scores[normal & (keys == key)], scores[anomalous & (keys == key)]
-            if len(one):
-                truth = np.repeat([0, 1], [len(one), len(other)])
-                found.append(roc_auc_score(truth, np.concatenate([one, other])))
-        return float(np.mean(found))
-
-    kept_out, faulty = kinds == "", np.isin(kinds, FAULTS)
-    figures = {name: auc(kept_out, kinds == name) for name in PERTURBATIONS}
-    figures["faults"] = float(np.mean([figures[name] for name in FAULTS]))
-    for domain in ("source", "target"):
-        if (domains == domain).any():
-            figures[domain] = auc(kept_out & (domains == domain), faulty)
-    return figures
+    Args:
+      scores: float64, shape ``[clips]``.
+      clips: Kept-out clips and their copies.
+      kinds: int64, shape ``[clips]``, as :func:`keep_out` gives them.
+    """
+    found: dict[str, list[float]] = {name: [] for name in COLUMNS}
+    for kind, (strength, name) in enumerate(COPIES):
+        rows = np.flatnonzero((kinds == -1) | (kinds == kind))
+        for section in metrics.group_scores([clips[row] for row in rows], scores[rows]):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", metrics.UndefinedMetricWarning)
+                one = metrics.section_metrics(section)
+            values = {
+                figure: one[key]
+                for figure, key in zip(FIGURES, metrics.AUC_METRICS, strict=True)
+                if np.isfinite(one[key])
+            }
+            if name == "level":
+                found["level"] += values.values()
+                continue
+            for figure, value in values.items():
+                for column in ("mean", figure, strength, name):
+                    found[column].append(value)
+    return {column: float(np.mean(values)) for column, values in found.items() if values}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,7 +249,8 @@ class Bench:
 
     def data(self, cell: Cell, system: Any) -> tuple[Any, np.ndarray]:
         """The data set of a cell and the kinds of its test clips."""
-        digest = hashlib.sha256(repr(system.features).encode()).hexdigest()[:8]
+        described = repr([system.features, COPIES, STRENGTHS]).encode()
+        digest = hashlib.sha256(described).hexdigest()[:8]
         folder = self.workdir / "features" / f"{cell.collection}-{digest}"
         store = perturbed_store(self.collections[cell.collection], folder, system.features)
         here = None
@@ -243,7 +262,8 @@ class Bench:
 
     def file(self, cell: Cell, setting: Setting) -> Path:
         """Where the scores of a setting are kept."""
-        text = json.dumps([setting.kind, setting.overrides, self.preset, self.folds, self.machines])
+        described = [setting.kind, setting.overrides, self.preset, self.folds, self.machines]
+        text = json.dumps([*described, COPIES, STRENGTHS])
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         return self.workdir / "cells" / f"{cell.collection}-{cell.fold}-{cell.seed}-{digest}.json"
 
@@ -336,8 +356,8 @@ def compare(
     """Every detector's figures over cells, and its differences from the first setting's result.
 
     Returns:
-      By ``SETTING`` or ``SETTING, DETECTOR``: ``mean`` of each column, ``cells`` with every cell's
-      ``faults``, and ``difference`` and ``standard_error`` of ``faults``, all in [0, 1].
+      By ``SETTING`` or ``SETTING, DETECTOR``: ``means`` of each column, ``cells`` with every cell's
+      ``mean``, and ``difference`` and ``standard_error`` of ``mean``, all in [0, 1].
     """
     found: dict[str, list[dict[str, float]]] = {}
     result_of = {}
@@ -347,14 +367,14 @@ def compare(
             result_of[name] = title(name, list(figures)[-1], figures)
             for detector, one in figures.items():
                 found.setdefault(title(name, detector, figures), []).append(one)
-    first = np.array([one["faults"] for one in found[result_of[next(iter(settings))]]])
+    first = np.array([one["mean"] for one in found[result_of[next(iter(settings))]]])
     table: dict[str, dict[str, Any]] = {}
     for row, values in found.items():
-        faults = np.array([one["faults"] for one in values])
+        faults = np.array([one["mean"] for one in values])
         gain = faults - first
         error = float(gain.std(ddof=1) / np.sqrt(len(gain))) if len(gain) > 1 else None
         table[row] = {
-            "mean": {
+            "means": {
                 column: float(np.mean([one[column] for one in values if column in one]))
                 for column in COLUMNS
                 if any(column in one for one in values)
@@ -373,7 +393,7 @@ def title(setting: str, detector: str, figures: dict[str, Any]) -> str:
 
 def markdown(table: dict[str, dict[str, Any]], heading: str) -> str:
     """The table for people, in percent."""
-    columns = [name for name in COLUMNS if any(name in row["mean"] for row in table.values())]
+    columns = [name for name in COLUMNS if any(name in row["means"] for row in table.values())]
     lines = [
         heading,
         "",
@@ -385,7 +405,7 @@ def markdown(table: dict[str, dict[str, Any]], heading: str) -> str:
         gain = f"{100 * row['difference']:+.1f}" + (
             "" if error is None else f" ± {100 * error:.1f}"
         )
-        cells = [f"{100 * row['mean'][c]:.1f}" if c in row["mean"] else "–" for c in columns]
+        cells = [f"{100 * row['means'][c]:.1f}" if c in row["means"] else "–" for c in columns]
         lines.append(f"| {name} | {gain} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

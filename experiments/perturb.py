@@ -3,7 +3,8 @@
 Settings that no label may decide are compared on such copies: a detector that tells kept-out
 normal clips from perturbed copies of themselves hears changes of that kind. A copy differs from its
 clip in one way; how, and how strongly, is drawn from a seed and the clip's name, so a copy is the
-same in every run. Strengths lie where they are neither plain nor lost: a few dB of a band, a few
+same in every run. How strong a fault will be is not known beforehand, and what hears a faint one
+best need not be best for a plain one: both are made. Faint ones are a few dB of a band, a few
 percent of pitch.
 """
 
@@ -13,22 +14,24 @@ from collections.abc import Callable
 import numpy as np
 from scipy import signal
 
-Perturbation = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
+Perturbation = Callable[[np.ndarray, int, np.random.Generator, float], np.ndarray]
+# What the functions below multiply their changes by.
+STRENGTHS = {"faint": 1.0, "plain": 2.5}
 
 
-def band(audio: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
+def band(audio: np.ndarray, rate: int, rng: np.random.Generator, strength: float) -> np.ndarray:
     """A band of half an octave raised by 3 to 9 dB, as a resonance does."""
     spectrum = np.fft.rfft(audio)
     octaves = np.log2(np.maximum(np.fft.rfftfreq(len(audio), 1 / rate), 1.0))
     center = rng.uniform(np.log2(300), np.log2(0.45 * rate))
-    gain = rng.uniform(3, 9) * np.exp(-0.5 * np.square((octaves - center) / 0.25))
+    gain = strength * rng.uniform(3, 9) * np.exp(-0.5 * np.square((octaves - center) / 0.25))
     return np.fft.irfft(spectrum * 10 ** (gain / 20), len(audio))
 
 
-def shift(audio: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
+def shift(audio: np.ndarray, rate: int, rng: np.random.Generator, strength: float) -> np.ndarray:
     """Everything 1 to 4 % faster or slower, pitch included, as another speed does."""
     del rate
-    factor = 1 + rng.choice([-1, 1]) * rng.uniform(0.01, 0.04)
+    factor = 1 + strength * rng.choice([-1, 1]) * rng.uniform(0.01, 0.04)
     changed = _to_length(signal.resample(audio, round(len(audio) / factor)), len(audio))
     # A slower copy ends below the highest frequency, and that alone would give it away: the top
     # tenth of the spectrum stays the clip's own.
@@ -38,43 +41,47 @@ def shift(audio: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
     return np.fft.irfft(spectrum, len(audio))
 
 
-def modulation(audio: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
+def modulation(
+    audio: np.ndarray, rate: int, rng: np.random.Generator, strength: float
+) -> np.ndarray:
     """Loudness that swings 1 to 20 times a second, by 30 to 80 %, as an imbalance makes it."""
     time = np.arange(len(audio)) / rate
     swing = np.sin(2 * np.pi * (10 ** rng.uniform(0, 1.3) * time + rng.uniform()))
-    return audio * (1 + rng.uniform(0.3, 0.8) * swing)
+    depth = 1 - (1 - rng.uniform(0.3, 0.8)) ** strength
+    return audio * (1 + depth * swing)
 
 
-def tones(audio: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
+def tones(audio: np.ndarray, rate: int, rng: np.random.Generator, strength: float) -> np.ndarray:
     """A tone with two harmonics, 12 to 24 dB below the clip, as a whistling bearing."""
     time = np.arange(len(audio)) / rate
     pitch = 10 ** rng.uniform(np.log10(300), np.log10(rate / 7))
     added = sum(np.sin(2 * np.pi * (k * pitch * time + rng.uniform())) / k for k in (1, 2, 3))
-    return audio + _rms(audio) * 10 ** (-rng.uniform(12, 24) / 20) * added
+    return audio + strength**2 * _rms(audio) * 10 ** (-rng.uniform(12, 24) / 20) * added
 
 
-def clicks(audio: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
+def clicks(audio: np.ndarray, rate: int, rng: np.random.Generator, strength: float) -> np.ndarray:
     """Two to ten short knocks a second, as a loose part."""
     train = np.zeros(len(audio))
     count = max(1, round(rng.uniform(2, 10) * len(audio) / rate))
     train[rng.integers(0, len(audio), count)] = rng.uniform(0.5, 1.0, count)
     ring = rng.standard_normal(rate // 100) * np.exp(-np.arange(rate // 100) / (rate / 500))
-    return audio + _rms(audio) * rng.uniform(1.0, 3.0) * np.convolve(train, ring)[: len(audio)]
+    height = strength * _rms(audio) * rng.uniform(1.0, 3.0)
+    return audio + height * np.convolve(train, ring)[: len(audio)]
 
 
-def stretch(audio: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
+def stretch(audio: np.ndarray, rate: int, rng: np.random.Generator, strength: float) -> np.ndarray:
     """Tempo 8 to 20 % faster or slower at the same pitch."""
     import librosa
 
     del rate
-    factor = 1 + rng.choice([-1, 1]) * rng.uniform(0.08, 0.2)
+    factor = 1 + strength * rng.choice([-1, 1]) * rng.uniform(0.08, 0.2)
     return _to_length(librosa.effects.time_stretch(audio, rate=factor), len(audio))
 
 
-def level(audio: np.ndarray, rate: int, rng: np.random.Generator) -> np.ndarray:
+def level(audio: np.ndarray, rate: int, rng: np.random.Generator, strength: float) -> np.ndarray:
     """All of it 3 to 6 dB louder or softer."""
     del rate
-    return audio * 10 ** (rng.choice([-1, 1]) * rng.uniform(3, 6) / 20)
+    return audio * 10 ** (strength * rng.choice([-1, 1]) * rng.uniform(3, 6) / 20)
 
 
 PERTURBATIONS: dict[str, Perturbation] = {
@@ -83,7 +90,9 @@ PERTURBATIONS: dict[str, Perturbation] = {
 }
 
 
-def perturb(name: str, audio: np.ndarray, rate: int, clip: str, seed: int = 0) -> np.ndarray:
+def perturb(
+    name: str, audio: np.ndarray, rate: int, clip: str, *, strength: float = 1.0, seed: int = 0
+) -> np.ndarray:
     """A perturbed copy.
 
     Args:
@@ -91,13 +100,14 @@ def perturb(name: str, audio: np.ndarray, rate: int, clip: str, seed: int = 0) -
       audio: Floating, shape ``[samples]``.
       rate: Hertz.
       clip: Name of the clip; with the seed it decides what is drawn.
+      strength: In (0, 4]; how strong the change is, see :data:`STRENGTHS`.
       seed: Of all copies.
 
     Returns:
       float32, same shape; scaled down where it would exceed full scale.
     """
     rng = np.random.default_rng([seed, zlib.crc32(f"{name} {clip}".encode())])
-    changed = PERTURBATIONS[name](audio.astype(np.float64), rate, rng)
+    changed = PERTURBATIONS[name](audio.astype(np.float64), rate, rng, strength)
     return (changed / max(1.0, float(np.abs(changed).max()))).astype(np.float32)
 
 

@@ -3,9 +3,9 @@
 A back-end is fitted on the embeddings of the training clips, all of them normal, and compares a
 test embedding with what the training clips of the same section left: the prototypes of all
 attribute classes of both domains (``mahalanobis``, ``cosine``) or the embeddings themselves
-(``knn``). Embeddings of any floating dtype are converted to float64 first, and all arithmetic is
-float64. A clip's score does not depend, to the last bit, on which other clips are scored with it,
-so a single file scores as it does in a batch.
+(``knn``, ``mahalanobis-knn``). Embeddings of any floating dtype are converted to float64 first, and
+all arithmetic is float64. A clip's score does not depend, to the last bit, on which other clips are
+scored with it, so a single file scores as it does in a batch.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 
-Kind = Literal["mahalanobis", "cosine", "knn"]
+Kind = Literal["mahalanobis", "cosine", "knn", "mahalanobis-knn"]
 Covariance = Literal["shrinkage", "ledoit-wolf", "ridge", "pinv"]
 Center = Literal["global", "class"]
+# Compare with the training clips themselves instead of prototypes.
+NEAREST_CLIPS = ("knn", "mahalanobis-knn")
 # Decided on normal training clips alone: of a real set, four times another quarter of every section
 # and domain was kept out. Down to 0.001 every smaller weight told these clips better from copies of
 # them with a band raised, a shift in frequency, modulation or tones added; below nothing changes.
@@ -51,7 +53,7 @@ class Scorer:
     """A fitted back-end; made by :func:`fit_scorer` or :meth:`from_arrays`.
 
     Attributes:
-      kind: ``"mahalanobis"``, ``"cosine"`` or ``"knn"``.
+      kind: The back-end, see :func:`fit_scorer`.
       neighbors: Number of nearest training embeddings averaged over; used by k-NN.
       sections: Model of every section, by its key.
     """
@@ -77,8 +79,8 @@ class Scorer:
 
         Returns:
           float64, shape ``[n]``; higher is more anomalous. Mahalanobis: distance (not squared) to
-          the nearest prototype. Cosine: 1 - the largest cosine, in [0, 2]. k-NN: mean Euclidean
-          distance to the nearest training embeddings.
+          the nearest prototype. Cosine: 1 - the largest cosine, in [0, 2]. k-NN: mean distance,
+          Euclidean or Mahalanobis, to the nearest training embeddings, each divided by its density.
 
         Raises:
           ValueError: A section never seen in training, shapes that do not match, or an embedding
@@ -126,7 +128,7 @@ class Scorer:
                 )
             distances = _distances(self.kind, model, embeddings[rows])
             labels[rows] = model.labels[np.argmin(distances, axis=1)]
-            if self.kind == "knn":
+            if self.kind in NEAREST_CLIPS:
                 scores[rows] = _mean_of_smallest(distances, self.neighbors, skip=int(training))
             else:
                 scores[rows] = distances.min(axis=1)
@@ -217,26 +219,29 @@ def fit_scorer(
     * ``pinv``: the pseudo-inverse; directions in which the training clips do not vary are ignored.
 
     ``cosine`` is 1 minus the largest cosine to a prototype; ``knn`` the mean distance to the
-    nearest training embeddings of the section, divided, where ``density_neighbors`` is given, by
-    how far each training embedding lies from its own neighbors, which evens out the densely
-    sampled source and the sparsely sampled target domain without domain labels.
+    nearest training embeddings of the section, and ``mahalanobis-knn`` the same measured by
+    :math:`\Sigma^{-1}`. Both are divided, where ``density_neighbors`` is given, by how far each
+    training embedding lies from its own neighbors, which evens out the densely sampled source and
+    the sparsely sampled target domain without domain labels. Nearest neighbors want a larger
+    ``shrinkage`` than prototypes: without it the inverse covariance of as many clips as dimensions
+    puts all of them at one distance from each other.
 
     Args:
       embeddings: Floating, shape ``[n, dim]``; training clips only.
       labels: Integer, shape ``[n]``: attribute class of every clip.
       sections: Hashable section key per clip, length ``n``, for example (machine type, section).
       kind: The back-end.
-      covariance: Estimator for ``mahalanobis``.
+      covariance: Estimator for ``mahalanobis`` and ``mahalanobis-knn``.
       center: What the covariance is taken about: ``"global"``, the mean of the section's training
         embeddings; ``"class"``, the prototype of each embedding's own class, so that differences
         between classes do not count as spread. The paper does not say which.
       shrinkage: Weight a in [0, 1] of ``shrinkage``.
       ridge: Positive share of the mean variance added by ``ridge``.
       normalize_prototypes: Whether class means are scaled to unit length, as after Eq. 2.
-      neighbors: Training embeddings averaged over by ``knn``; at least 1. A section with fewer
-        clips uses all of them.
-      density_neighbors: Neighbors K that the local density of ``knn`` is taken over; 0 leaves
-        distances as they are.
+      neighbors: Training embeddings averaged over by nearest neighbors; at least 1. A section with
+        fewer clips uses all of them.
+      density_neighbors: Neighbors K that the local density of nearest neighbors is taken over; 0
+        leaves distances as they are.
 
     Returns:
       The fitted scorer.
@@ -283,13 +288,8 @@ def fit_scorer(
         chosen = embeddings[rows]
         classes = labels[rows].astype(np.int64)
         whitening = np.empty((chosen.shape[1], 0))
-        if kind == "knn":
-            models[key] = SectionModel(
-                chosen, classes, whitening, _local_density(chosen, density_neighbors)
-            )
-            continue
         prototypes, present = class_means(chosen, classes, normalize=normalize_prototypes)
-        if kind == "mahalanobis":
+        if kind.startswith("mahalanobis"):
             if center == "class":
                 centered = chosen - prototypes[np.searchsorted(present, classes)]
             else:
@@ -302,7 +302,12 @@ def fit_scorer(
                     "have no covariance; give more clips, or use kind='cosine' or 'knn'"
                 )
             whitening = _whitening(centered, covariance, shrinkage=shrinkage, ridge=ridge)
-        models[key] = SectionModel(prototypes, present, whitening, np.ones(len(present)))
+        if kind in NEAREST_CLIPS:
+            space = rowwise_product(chosen, whitening) if whitening.size else chosen
+            density = _local_density(space, density_neighbors)
+            models[key] = SectionModel(chosen, classes, whitening, density)
+        else:
+            models[key] = SectionModel(prototypes, present, whitening, np.ones(len(present)))
     return Scorer(kind, neighbors, models)
 
 
@@ -424,14 +429,13 @@ def _whitening(
 
 def _distances(kind: str, model: SectionModel, embeddings: np.ndarray) -> np.ndarray:
     """float64 ``[n, r]``: distance of every embedding to every reference of its section."""
-    if kind == "mahalanobis":
-        return _euclidean(
-            rowwise_product(embeddings, model.whitening),
-            rowwise_product(model.references, model.whitening),
-        )
     if kind == "cosine":
         return 1.0 - rowwise_product(_unit(embeddings), _unit(model.references).T)
-    return _euclidean(embeddings, model.references) / model.density
+    references = model.references
+    if kind.startswith("mahalanobis"):
+        embeddings = rowwise_product(embeddings, model.whitening)
+        references = rowwise_product(references, model.whitening)
+    return _euclidean(embeddings, references) / model.density
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ from jax import lax
 from asdproto.errors import DataError
 from asdproto.features import filterbank
 from asdproto.files import write_arrays, write_atomically
-from asdproto.scoring.backends import SectionModel
+from asdproto.scoring.backends import NEAREST_CLIPS, SectionModel
 from asdproto.scoring.fusion import FLOOR
 from asdproto.systems import exported
 from asdproto.systems.members import Section
@@ -178,7 +178,7 @@ def _backend(member: PrototypeMember, sections: Sequence[Section]) -> Any:
     def compare(embeddings: jax.Array, section: jax.Array) -> tuple[jax.Array, jax.Array]:
         # Differences before products: near ones keep their digits.
         differences = embeddings[:, None] - jnp.asarray(references)[section]
-        if kind == "mahalanobis":
+        if kind.startswith("mahalanobis"):
             matrix = jnp.asarray(whitening)[section]
             differences = jnp.einsum("brd,bdk->brk", differences, matrix, precision="highest")
         distances = jnp.linalg.norm(differences, axis=-1) / jnp.asarray(density)[section]
@@ -188,9 +188,9 @@ def _backend(member: PrototypeMember, sections: Sequence[Section]) -> Any:
         nearest = jnp.take_along_axis(
             jnp.asarray(labels)[section], jnp.argmin(distances, axis=1)[:, None], axis=1
         )[:, 0]
-        smallest = -lax.top_k(-distances, neighbors)[0] if kind == "knn" else distances
-        if kind != "knn":
-            return smallest.min(axis=1), nearest
+        if kind not in NEAREST_CLIPS:
+            return distances.min(axis=1), nearest
+        smallest = -lax.top_k(-distances, neighbors)[0]
         # A section of fewer clips averages over all of them.
         finite = jnp.isfinite(smallest)
         return jnp.sum(jnp.where(finite, smallest, 0), axis=1) / finite.sum(axis=1), nearest

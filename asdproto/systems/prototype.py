@@ -130,11 +130,15 @@ class ScoreConfig:
     """The back-end; see :func:`asdproto.scoring.backends.fit_scorer`.
 
     Attributes:
-      kind: ``"mahalanobis"``, ``"cosine"`` or ``"knn"``.
-      covariance: Estimator of the Mahalanobis back-end.
+      kind: ``"mahalanobis"``, the paper's, and ``"cosine"`` measure the distance to the nearest
+        prototype; ``"mahalanobis-knn"`` and ``"knn"`` that to the nearest training clips.
+      covariance: Estimator of the Mahalanobis back-ends.
       center: What the covariance is taken about.
       shrinkage: Its weight, for ``"shrinkage"``.
-      neighbors: Of the k-NN back-end.
+      neighbors: Training clips that the k-NN back-ends average over.
+      density_neighbors: Their distances are divided by how far each training clip lies from so many
+        of its own neighbors, so that the few clips of the target domain count like the many of the
+        source; 0 leaves them as they are.
       hop: Largest distance between the windows of a clip, in frames.
       full_clip: One window over the whole clip instead.
       dtype: Dtype of the encoder's arithmetic when clips are scored, whatever it was in training:
@@ -150,6 +154,7 @@ class ScoreConfig:
     center: Center = "global"
     shrinkage: float = SHRINKAGE
     neighbors: int = 1
+    density_neighbors: int = 0
     hop: int = 32
     full_clip: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -161,13 +166,14 @@ class ScoreConfig:
             self,
             shrinkage="[0, 1]",
             neighbors="[1, 1000000]",
+            density_neighbors="[0, 1000000]",
             hop="[1, 100000]",
             quantile="(0, 1)",
         )
 
     def backend(self) -> dict[str, Any]:
         """Options of :func:`asdproto.scoring.backends.fit_scorer`."""
-        names = ("kind", "covariance", "center", "shrinkage", "neighbors")
+        names = "kind", "covariance", "center", "shrinkage", "neighbors", "density_neighbors"
         return {name: getattr(self, name) for name in names}
 
 

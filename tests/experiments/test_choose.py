@@ -8,7 +8,7 @@ from asdproto.config import ConfigError
 from asdproto.data.dcase import Clip
 from asdproto.data.table import write_table
 from experiments import choose
-from experiments.perturb import PERTURBATIONS, perturb
+from experiments.perturb import PERTURBATIONS, STRENGTHS, perturb
 
 RATE = 16000
 
@@ -47,6 +47,16 @@ def test_a_copy_is_changed_and_the_same_every_time(name):
     assert not np.array_equal(copy, perturb(name, audio, RATE, "b.wav"))
 
 
+@pytest.mark.parametrize("name", [n for n in PERTURBATIONS if n not in ("stretch", "shift")])
+def test_a_plain_copy_is_further_away_than_a_faint_one(name):
+    audio = noise(0)
+    faint, plain = (
+        np.abs(np.fft.rfft(perturb(name, audio, RATE, "a.wav", strength=s)) - np.fft.rfft(audio))
+        for s in STRENGTHS.values()
+    )
+    assert np.square(plain).sum() > 2 * np.square(faint).sum()
+
+
 def test_level_changes_nothing_else():
     audio = noise(0)
     ratio = perturb("level", audio, RATE, "a.wav") / audio
@@ -62,6 +72,8 @@ def test_a_shift_moves_the_tone_and_keeps_the_top_of_the_spectrum():
     )
     assert before.argmax() == 440
     assert 4 <= abs(after.argmax() - 440) <= 18
+    plain = np.abs(np.fft.rfft(perturb("shift", audio, RATE, "a.wav", strength=2.5)))
+    assert abs(plain.argmax() - 440) == pytest.approx(2.5 * abs(after.argmax() - 440), abs=2)
     # float32 samples
     np.testing.assert_allclose(after[7300:], before[7300:], rtol=1e-2, atol=1e-2)
 
@@ -96,8 +108,8 @@ def test_settings_are_compared_without_the_test_clips(collection, tmp_path):
     assert table["knn"]["difference"] == 0
     assert len(table["knn"]["cells"]) == 2
     # What takes the level off cannot hear a change of level, and hears a band as before.
-    assert table["knn, level off"]["mean"]["level"] < table["knn"]["mean"]["level"]
-    assert table["knn"]["mean"]["band"] > 0.5
+    assert table["knn, level off"]["means"]["level"] < table["knn"]["means"]["level"]
+    assert table["knn"]["means"]["band"] > 0.5
     written = json.loads((tmp_path / "choose.json").read_text())
     assert written["tables"] == result["tables"]
     assert "| knn, level off |" in (tmp_path / "choose.md").read_text()

@@ -215,6 +215,38 @@ def test_density_evens_out_a_sparse_class():
     assert dense == pytest.approx(sparse, rel=1e-9)
 
 
+@pytest.mark.parametrize("density_neighbors", [0, 3])
+def test_mahalanobis_knn_equals_its_formula(density_neighbors):
+    train, labels, keys = training_set()
+    test, test_keys = unseen_set()
+    scorer = scoring.fit_scorer(
+        train, labels, keys, kind="mahalanobis-knn", shrinkage=0.2, neighbors=2,
+        density_neighbors=density_neighbors,
+    )  # fmt: skip
+    expected, nearest = [], []
+    for row, key in zip(test, test_keys, strict=True):
+        members, classes = of_section(key, train, labels, keys)
+        members = np.array(members)
+        centered = members - members.mean(axis=0)
+        sigma = centered.T @ centered / len(members)
+        sigma = 0.8 * sigma + 0.2 * np.trace(sigma) / len(sigma) * np.eye(len(sigma))
+        inverse = np.linalg.inv(sigma)
+
+        def distance(a, b, inverse=inverse):
+            return np.sqrt((a - b) @ inverse @ (a - b))
+
+        density = [
+            np.mean(sorted(distance(a, b) for b in members)[1 : 1 + density_neighbors] or [1.0])
+            for a in members
+        ]
+        found = [distance(row, a) / d for a, d in zip(members, density, strict=True)]
+        expected.append(np.mean(sorted(found)[:2]))
+        nearest.append(classes[np.argmin(found)])
+    # An inverse against a triangular solve.
+    np.testing.assert_allclose(scorer.score(test, test_keys), expected, rtol=1e-9)
+    np.testing.assert_array_equal(scorer.nearest(test, test_keys), nearest)
+
+
 def test_training_clips_are_not_their_own_neighbors():
     train, labels, keys = training_set(clips=40)
     scorer = scoring.fit_scorer(train, labels, keys, kind="knn", neighbors=2)
@@ -244,6 +276,7 @@ def test_training_clips_are_not_their_own_neighbors():
         {"kind": "mahalanobis", "covariance": "pinv"},
         {"kind": "cosine"},
         {"kind": "knn", "neighbors": 3, "density_neighbors": 2},
+        {"kind": "mahalanobis-knn", "neighbors": 2, "density_neighbors": 3, "shrinkage": 0.1},
     ],
     ids=lambda options: "-".join(map(str, options.values())),
 )
