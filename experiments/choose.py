@@ -201,7 +201,7 @@ def evaluate(scores: np.ndarray, clips: Sequence[Clip], kinds: np.ndarray) -> di
     found: dict[str, list[float]] = {name: [] for name in COLUMNS}
     for kind, (strength, name) in enumerate(COPIES):
         rows = np.flatnonzero((kinds == -1) | (kinds == kind))
-        for section in metrics.group_scores([clips[row] for row in rows], scores[rows]):
+        for section in metrics.group_scores([clips[int(row)] for row in rows], scores[rows]):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", metrics.UndefinedMetricWarning)
                 one = metrics.section_metrics(section)
