@@ -3,7 +3,8 @@
 *Log-mel -> mean over frames -> Mahalanobis distance to the nearest training clip of the section,
 divided by the density around that clip.* No network and no labels, fitted in the time it takes to
 read the features: a system that learns has to be better than this one. The defaults were chosen
-without labels (docs/experiments.md); ``whiten=False density_neighbors=0`` is the plain variant.
+without labels (docs/experiments.md); ``scale_bands=False whiten=False density_neighbors=0`` is the plain
+variant.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class SpectralKnnSystem:
     features: FeatureSettings = dataclasses.field(default_factory=FeatureSettings)
     neighbors: int = 1
     remove_level: bool = False
-    scale_bands: bool = False
+    scale_bands: bool = True
     whiten: bool = True
     shrinkage: float = 0.3
     density_neighbors: int = 8
