@@ -131,13 +131,13 @@ def parse_name(path: str | os.PathLike) -> ParsedName:
             _GRAMMAR,
             "Rename the file, or describe the collection by a csv of clips.",
         )
-    found = {key: value or "" for key, value in match.groupdict().items()}
-    attributes = found["attributes"].strip("_")
+    fields = {key: value or "" for key, value in match.groupdict().items()}
+    attributes = fields["attributes"].strip("_")
     if attributes.lower() == CONCEALED.lower():
         attributes = ""
-    supplement = found.get("supplement", "")
-    split = "supplemental" if supplement else found.get("split", "")
-    domain = found.get("domain", "")
+    supplement = fields.get("supplement", "")
+    split = "supplemental" if supplement else fields.get("split", "")
+    domain = fields.get("domain", "")
 
     folders = [part for part in pure.parts[:-1] if part not in ("/", ".", "..")]
     while folders and folders[-1].lower() in _CONTAINERS:
@@ -165,11 +165,11 @@ def parse_name(path: str | os.PathLike) -> ParsedName:
     machine_type = folders[-1] if folders else ""
     return ParsedName(
         machine_type,
-        found["section"],
+        fields["section"],
         domain,
         split,
-        found.get("state", ""),
-        found["index"],
+        fields.get("state", ""),
+        fields["index"],
         attributes,
         supplement,
     )

@@ -91,8 +91,8 @@ class _Archive:
         """Path and size of what came out of it; empty before it is unpacked."""
         if not self.contents.exists():
             return {}
-        found = read_json(self.contents, remedy="Delete it, and run this again.")
-        return found["files"] if found["checksum"] == self.checksum else {}
+        contents = read_json(self.contents, remedy="Delete it, and run this again.")
+        return contents["files"] if contents["checksum"] == self.checksum else {}
 
     def is_in(self, *folders: Path) -> bool:
         """Whether everything that came out of it is in one of some folders."""

@@ -236,11 +236,11 @@ def _check_folder(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise StoreError(path, "a file", "a folder for the features", "Choose another path.")
     ours = (".", SHARD, FEATURES, TABLE)
-    found = sorted(name for name in names_in(path) if not name.startswith(ours))
-    if found:
+    others = sorted(name for name in names_in(path) if not name.startswith(ours))
+    if others:
         raise StoreError(
             path,
-            f"a folder with other things in it ({_some(found)})",
+            f"a folder with other things in it ({_some(others)})",
             "an empty folder, or a feature store",
             "Choose another folder.",
         )
@@ -300,8 +300,8 @@ def _extract(
         _say_notes(rows, bar)
     if left_out:
         names = _some([entry["file"] for entry in left_out])
-        found = f"{_count(left_out, 'fault')} left out ({names}); {path / MANIFEST} lists all"
-        warnings.warn(printable(found), stacklevel=3)
+        message = f"{_count(left_out, 'fault')} left out ({names}); {path / MANIFEST} lists all"
+        warnings.warn(printable(message), stacklevel=3)
 
 
 @contextlib.contextmanager
@@ -314,8 +314,8 @@ def _naming_space(path: Path, clips: int, done: dict[str, Done]) -> Iterator[Non
             raise
         each = sum(block.nbytes for _, block in done.values()) / len(done)
         needed = round(each * (2 * clips - len(done)))
-        found = f"{error.strerror}; all {clips} clips need about {needed:,} bytes more"
-        raise OSError(error.errno, found, str(path)) from None
+        message = f"{error.strerror}; all {clips} clips need about {needed:,} bytes more"
+        raise OSError(error.errno, message, str(path)) from None
 
 
 def _compare(clips: list[Clip], done: dict[str, Done]) -> Iterator[Problem]:
@@ -358,12 +358,12 @@ def _open_same(
     store = open_store(path, expect=settings)
     remove_shards(path)  # left by a process that was killed in its last step
     skipped = {entry["file"]: entry for entry in store.manifest.get("skipped", ())}
-    found = _clip_differences(store, validate.leave_out(clips, skipped))
+    reason = _clip_differences(store, validate.leave_out(clips, skipped))
     if store.dtype != dtype:
-        found = f"{store.dtype} features, {dtype} asked for"
-    if not found and skipped and on_error == "stop":
-        found = f"{_count(skipped, 'fault')} left out ({_some(list(skipped))})"
-    if not found:
+        reason = f"{store.dtype} features, {dtype} asked for"
+    if not reason and skipped and on_error == "stop":
+        reason = f"{_count(skipped, 'fault')} left out ({_some(list(skipped))})"
+    if not reason:
         stamps = {clip.path: stamp for clip, stamp in zip(store.clips, store.stamps, strict=True)}
         stamps |= {file: (old["bytes"], old["modified_ns"]) for file, old in skipped.items()}
         changed = [
@@ -372,11 +372,11 @@ def _open_same(
             if stamp != (0, 0) and not has_stamp(root / file, stamp)
         ]
         if changed:
-            found = f"features of {_count(changed, 'recording')} changed since: {_some(changed)}"
-    if found:
+            reason = f"features of {_count(changed, 'recording')} changed since: {_some(changed)}"
+    if reason:
         raise StoreError(
             path,
-            found,
+            reason,
             "a store of this collection as it is now",
             "Choose another folder, or delete this one to extract again.",
         )

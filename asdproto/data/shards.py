@@ -97,8 +97,8 @@ def read_shard(shard: Path, plan: dict[str, Any]) -> Iterator[tuple[str, Done]]:
     with open(shard, "rb") as stream:
         head = json.loads(stream.readline())
         offset = stream.tell()
-    found = {**head["plan"]["settings"], "dtype": head["plan"]["dtype"]}
-    different = differences(found, {**plan["settings"], "dtype": plan["dtype"]})
+    settings = {**head["plan"]["settings"], "dtype": head["plan"]["dtype"]}
+    different = differences(settings, {**plan["settings"], "dtype": plan["dtype"]})
     if different:
         raise StoreError(
             shard.parent,

@@ -200,11 +200,11 @@ def overlong(frames: Mapping[str, int]) -> list[str]:
     Returns:
       Those to leave out, longest first, so that the others take at most 4 times their own size.
     """
-    order, total, found = sorted(frames, key=frames.__getitem__), sum(frames.values()), []
+    order, total, longest = sorted(frames, key=frames.__getitem__), sum(frames.values()), []
     while order and frames[order[-1]] * len(order) > MOST_PADDED * total:
-        found.append(order.pop())
-        total -= frames[found[-1]]
-    return found
+        longest.append(order.pop())
+        total -= frames[longest[-1]]
+    return longest
 
 
 @dataclass(frozen=True, slots=True)
@@ -414,10 +414,10 @@ def check_dtype(dtype: str) -> None:
 
 def versions() -> dict[str, str]:
     """Versions of what features are computed with, of those packages that are installed."""
-    found = {}
+    installed = {}
     for package in ("asdproto", "numpy", "scipy", "librosa", "soundfile", "soxr"):
         try:
-            found[package] = importlib.metadata.version(package)
+            installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed

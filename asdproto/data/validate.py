@@ -253,8 +253,8 @@ def _recordings(
     frames: dict[str, int] = {}
     alike: dict[bytes, list[Clip]] = defaultdict(list)
     with ThreadPoolExecutor(_READERS) as pool:
-        found = pool.map(lambda clip: _listen(root / clip.path, settings), clips)
-        for clip, heard in zip(clips, found, strict=True):
+        recordings = pool.map(lambda clip: _listen(root / clip.path, settings), clips)
+        for clip, heard in zip(clips, recordings, strict=True):
             if isinstance(heard, DataError):
                 yield dataclasses.replace(_problem(heard), file=clip.path)
                 continue

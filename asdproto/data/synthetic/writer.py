@@ -225,11 +225,11 @@ def _check_folder(out: Path, settings: dict[str, Any]) -> bool:
     manifest = out / MANIFEST
     if not manifest.is_file():
         # What else begins with a dot is hidden, or our own before the manifest was there.
-        found = sorted(entry.name for entry in out.iterdir() if not entry.name.startswith("."))
-        if found:
+        others = sorted(entry.name for entry in out.iterdir() if not entry.name.startswith("."))
+        if others:
             raise DataError(
                 out,
-                f"a folder with other things in it ({', '.join(found[:3])})",
+                f"a folder with other things in it ({', '.join(others[:3])})",
                 "an empty folder, or a synthetic data set",
                 "Choose another folder.",
             )
