@@ -98,11 +98,11 @@ def choose(clips: "Sequence[Clip]") -> tuple[str, str]:
 
     train = [clip for clip in clips if clip.split == "train"]
     classes = len(assign_classes(train)[1])
-    found = f"{len(train)} clips in {classes} attribute class{'es' * (classes > 1)}"
+    size = f"{len(train)} clips in {classes} attribute class{'es' * (classes > 1)}"
     if len(train) >= MANY_CLIPS and classes >= MANY_CLASSES:
-        return "prototype", f"{found}: prototypes are learned"
+        return "prototype", f"{size}: prototypes are learned"
     smallest = min(Counter((clip.machine_type, clip.section) for clip in train).values())
     if smallest >= FEW_CLIPS:
         other = "; --system prototype learns prototypes of the classes" if classes > 1 else ""
-        return "spectral-knn", f"{found}: distance to the nearest mean spectrum{other}"
+        return "spectral-knn", f"{size}: distance to the nearest mean spectrum{other}"
     return "autoencoder", f"a section of {smallest}: an autoencoder over all sections"

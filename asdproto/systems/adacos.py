@@ -102,7 +102,7 @@ class AdaCosSystem(EncoderSystem):
             for rows in rows_by(sections).values()
         ]
         keys = [
-            key for key, found in zip(rows_by(sections), references, strict=True) for _ in found
+            key for key, vectors in zip(rows_by(sections), references, strict=True) for _ in vectors
         ]
         scorer = fit_scorer(
             np.concatenate(references), np.zeros(len(keys), int), keys, kind="knn", neighbors=1
@@ -112,10 +112,10 @@ class AdaCosSystem(EncoderSystem):
         # A target clip is a reference itself, at distance 0: it is compared with the others.
         others = _cosine_distance(scorer.score(np.concatenate(references), keys, training=True))
         for key, rows in rows_by(sections).items():
-            mine = np.array([one == key for one in keys])
+            in_section = np.array([one == key for one in keys])
             count = int(targets[rows].sum())
             if count:
-                held_out[rows[targets[rows]]] = others[mine][-count:]
+                held_out[rows[targets[rows]]] = others[in_section][-count:]
         return PartFit(part, held_out, embeddings)
 
     def compare(self, part: Part, clips: ClipArrays, sections: Sequence[Section]) -> Comparison:

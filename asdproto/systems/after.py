@@ -194,12 +194,12 @@ def _test_scores(
     ]
     files = [clip.path for clip in clips]
     scores = []
-    for found in arrays:
-        rows = {str(name): row for row, name in enumerate(found["files"])}
+    for source in arrays:
+        rows = {str(name): row for row, name in enumerate(source["files"])}
         if not set(files) <= set(rows):
             warnings.warn(
                 "the runs have scored other test clips; the fused run has none", stacklevel=3
             )
             return [], []
-        scores += list(found["scores"][:, [rows[name] for name in files]])
+        scores += list(source["scores"][:, [rows[name] for name in files]])
     return clips, scores

@@ -80,7 +80,7 @@ class AutoEncoderSystem(ReconstructionConfig):
                           for n in range(self.folds)}  # fmt: skip
         frames = data.train.usable_frames
         given = {name: (everything[rows], frames[rows]) for name, rows in parts.items()}
-        found = []
+        members = []
         for seed in seeds:
             fitted = fit_machines(given, config=self, seed=seed, options=options)
             held_out = np.zeros(len(machines))
@@ -91,8 +91,8 @@ class AutoEncoderSystem(ReconstructionConfig):
                 held_out[rows] = score_clips(fitted[name], self, everything[rows], frames[rows])
             kept = {name: one for name, one in fitted.items() if "/" not in name}
             _write_curves(options, self, kept, seed if len(seeds) > 1 else None)
-            found.append(Fitted(AutoEncoderMember(self, kept), held_out))
-        return {"autoencoder": found}
+            members.append(Fitted(AutoEncoderMember(self, kept), held_out))
+        return {"autoencoder": members}
 
     def restore(
         self, arrays: Mapping[str, np.ndarray], classes: Sequence[tuple]

@@ -56,11 +56,11 @@ class BaselineSystem(PrototypeSystem):
         self, data: Dataset, options: RunOptions, seeds: Sequence[int]
     ) -> dict[str, list[Fitted]]:
         """As :meth:`PrototypeSystem.train`."""
-        found = super().train(data, options, seeds)
+        by_stage = super().train(data, options, seeds)
         return {
-            name: found[stage]
+            name: by_stage[stage]
             for name, stage in zip(self.names, self.stages, strict=True)
-            if stage in found
+            if stage in by_stage
         }
 
 

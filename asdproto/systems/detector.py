@@ -192,8 +192,8 @@ class Detector:
     @property
     def threshold_(self) -> float | dict[str, float]:
         """Scores above it are anomalies."""
-        found = self._thresholds()
-        return next(iter(found.values())) if len(found) == 1 else found
+        thresholds = self._thresholds()
+        return next(iter(thresholds.values())) if len(thresholds) == 1 else thresholds
 
     @property
     def decision_scores_(self) -> np.ndarray:
@@ -228,13 +228,13 @@ class Detector:
         trained = load_run(Path(run), name, encoder=encoder)
         seeds = list(trained.seeds)
         system = trained.members[0].system
-        found = cls(
+        detector = cls(
             system=system,
             seed=seeds[0] if len(seeds) == 1 else seeds,
             contamination=round(1 - trained.quantile, 12),
         )
-        found.trained_, found._system_ = trained, system
-        return found
+        detector.trained_, detector._system_ = trained, system
+        return detector
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Parameters as given, overrides among them."""
@@ -267,8 +267,8 @@ class Detector:
 
     def _quantile(self) -> float:
         if not 0 < self.contamination < 1:
-            found = f"contamination={self.contamination!r}"
-            raise ConfigError(f"{found}: expected a share of normal clips in (0, 1)")
+            setting = f"contamination={self.contamination!r}"
+            raise ConfigError(f"{setting}: expected a share of normal clips in (0, 1)")
         return 1 - self.contamination
 
     def _thresholds(self) -> dict[str, float]:

@@ -160,8 +160,8 @@ def task_labels(classes: Sequence[tuple[str, str, str, str]]) -> tuple[np.ndarra
     """
     pairs = [dict(attribute_pairs(attributes)) for *_, attributes in classes]
     columns: list[list[Any]] = [[(machine, section) for machine, section, *_ in classes]]
-    for key in sorted({key for found in pairs for key in found}):
-        column = [found.get(key) for found in pairs]
+    for key in sorted({key for attributes in pairs for key in attributes}):
+        column = [attributes.get(key) for attributes in pairs]
         if len({value for value in column if value is not None}) > 1:
             columns.append(column)
     tables = [sorted({value for value in column if value is not None}) for column in columns]

@@ -128,8 +128,8 @@ def window_means(
             crops = source.crops(owners[part], starts[part])
             real = len(crops)
             crops = np.pad(crops, ((0, size - real), (0, 0), (0, 0)))
-            found = np.asarray(embed(model, variables, crops, device_mean, device_scale))[:real]
-            np.add.at(total, owners[part], found)
+            vectors = np.asarray(embed(model, variables, crops, device_mean, device_scale))[:real]
+            np.add.at(total, owners[part], vectors)
             np.add.at(count, owners[part], 1)
     return total / np.maximum(count, 1)[:, None]
 
@@ -176,9 +176,9 @@ def training_batch_stats(
     for first in range(0, batches * batch, batch):
         part = slice(first, first + batch)
         crops = clips.crops(order[part], starts[part])
-        found = jax.device_get(_compiled_update()(model, variables, crops, *moments))
-        found = jax.tree.map(lambda x: np.asarray(x, np.float64), found)
-        total = found if total is None else jax.tree.map(np.add, total, found)
+        stats = jax.device_get(_compiled_update()(model, variables, crops, *moments))
+        stats = jax.tree.map(lambda x: np.asarray(x, np.float64), stats)
+        total = stats if total is None else jax.tree.map(np.add, total, stats)
     share = batches * (1 - BatchNorm.momentum)
     return jax.tree.map(lambda x: (x / share).astype(np.float32), total)
 

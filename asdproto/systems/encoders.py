@@ -137,7 +137,7 @@ class EncoderSystem:
         Raises:
           DataError: A network has fewer than two classes to tell apart.
         """
-        found = []
+        members = []
         for seed in seeds:
             held_out = np.zeros(len(data.labels))
             embeddings: list[tuple[np.ndarray, np.ndarray]] = []
@@ -153,8 +153,8 @@ class EncoderSystem:
                 if fitted.embeddings is not None:
                     embeddings.append((rows, fitted.embeddings))
             member = EncoderMember(self, parts)
-            found.append(Fitted(member, held_out, _scattered(embeddings, len(held_out))))
-        return {self.kind: found} if options.devices.is_main else {}
+            members.append(Fitted(member, held_out, _scattered(embeddings, len(held_out))))
+        return {self.kind: members} if options.devices.is_main else {}
 
     def _parts(self, data: Dataset) -> dict[str, np.ndarray]:
         """Rows of the training clips of each network."""
@@ -331,12 +331,12 @@ class EncoderMember:
         for name in np.unique(names):
             rows = np.flatnonzero(names == name)
             chosen = dataclasses.replace(clips, rows=clips.rows[rows], frames=clips.frames[rows])
-            found = self.system.compare(
+            comparison = self.system.compare(
                 self.parts[str(name)], chosen, [sections[int(row)] for row in rows]
             )
-            scores[rows] = found.scores
-            if found.embeddings is not None:
-                embeddings.append((rows, found.embeddings))
+            scores[rows] = comparison.scores
+            if comparison.embeddings is not None:
+                embeddings.append((rows, comparison.embeddings))
         return Comparison(scores, None, _scattered(embeddings, len(scores)))
 
     def to_arrays(self) -> dict[str, np.ndarray]:
@@ -450,7 +450,7 @@ def _scattered(parts: Sequence[tuple[np.ndarray, np.ndarray]], count: int) -> np
     """Rows of the networks' embeddings in the order of the clips."""
     if not parts:
         return None
-    out = np.zeros((count, max(found.shape[1] for _, found in parts)), np.float32)
-    for rows, found in parts:
-        out[rows, : found.shape[1]] = found
+    out = np.zeros((count, max(embeddings.shape[1] for _, embeddings in parts)), np.float32)
+    for rows, embeddings in parts:
+        out[rows, : embeddings.shape[1]] = embeddings
     return out

@@ -139,8 +139,8 @@ def _function(
             if member.batch_stats is not None:
                 variables["batch_stats"] = member.batch_stats
             crops = (flat - member.mean) * member.scale
-            found: Any = model.apply(variables, crops, train=False)
-            embeddings = found.reshape(batch, count, -1).mean(axis=1)
+            vectors: Any = model.apply(variables, crops, train=False)
+            embeddings = vectors.reshape(batch, count, -1).mean(axis=1)
             length = jnp.linalg.norm(embeddings, axis=1, keepdims=True)
             scores, labels = backend(embeddings / jnp.maximum(length, 1e-12), section)
             nearest = labels if nearest is None else nearest

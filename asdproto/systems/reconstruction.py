@@ -161,8 +161,8 @@ def stack_errors(
         part = origins[first : first + _PIECE]
         stacks = rows[part[:, None] + np.arange(config.context)]
         stacks = np.pad(stacks, ((0, _PIECE - len(part)), (0, 0), (0, 0)))
-        found = _errors(network.variables, network.mean, network.std, stacks)
-        errors[first : first + _PIECE] = np.asarray(found)[: len(part)]
+        part_errors = _errors(network.variables, network.mean, network.std, stacks)
+        errors[first : first + _PIECE] = np.asarray(part_errors)[: len(part)]
     return errors
 
 
@@ -279,8 +279,8 @@ def _epoch(
 
     def loss_of(params: Any, batch_stats: Any, stacks: jax.Array) -> tuple[jax.Array, Any]:
         variables = {"params": params, "batch_stats": batch_stats}
-        found, updates = _MODEL.apply(variables, stacks, train=True, mutable=["batch_stats"])
-        return jnp.mean(jnp.square(found - stacks)), updates["batch_stats"]
+        rebuilt, updates = _MODEL.apply(variables, stacks, train=True, mutable=["batch_stats"])
+        return jnp.mean(jnp.square(rebuilt - stacks)), updates["batch_stats"]
 
     def step(state: _State, origins: jax.Array) -> tuple[_State, jax.Array]:
         stacks = _stacks(data, origins, shape.context)
@@ -303,8 +303,8 @@ def _held_out_loss(shape: _Shape, state: _State, data: _Data) -> jax.Array:
 
     def error(origin: jax.Array) -> jax.Array:
         stack = _stacks(data, origin[None], shape.context)
-        found = jnp.asarray(_MODEL.apply(variables, stack, train=False))
-        return jnp.mean(jnp.square(found - stack))
+        rebuilt = jnp.asarray(_MODEL.apply(variables, stack, train=False))
+        return jnp.mean(jnp.square(rebuilt - stack))
 
     return lax.map(error, data.held_out, batch_size=min(total, 4096)).mean()
 
@@ -313,8 +313,8 @@ def _held_out_loss(shape: _Shape, state: _State, data: _Data) -> jax.Array:
 def _errors(variables: Any, mean: jax.Array, std: jax.Array, stacks: jax.Array) -> jax.Array:
     """Mean squared error of stacks ``[batch, context, mels]`` in dB^2, float32 ``[batch]``."""
     x = ((stacks.astype(jnp.float32) - mean) / std).reshape(len(stacks), -1)
-    found = jnp.asarray(_MODEL.apply(variables, x, train=False))
-    wrong = (found - x).reshape(stacks.shape) * std
+    rebuilt = jnp.asarray(_MODEL.apply(variables, x, train=False))
+    wrong = (rebuilt - x).reshape(stacks.shape) * std
     return jnp.mean(jnp.square(wrong), axis=(1, 2))
 
 
@@ -379,8 +379,10 @@ def _fit_group(
         with meter.running(), kept as asked:
             for epoch in range(first, config.epochs):
                 keys = _fold(own, 1 + epoch)
-                state, loss, other = _run_epoch(shape, state, data, keys, config.learning_rate)
-                losses[epoch], held_out[epoch] = np.asarray(loss), np.asarray(other)
+                state, loss, held_out_loss = _run_epoch(
+                    shape, state, data, keys, config.learning_rate
+                )
+                losses[epoch], held_out[epoch] = np.asarray(loss), np.asarray(held_out_loss)
                 if not np.all(np.isfinite(losses[epoch])):
                     bad = names[int(np.argmin(np.isfinite(losses[epoch])))]
                     raise FloatingPointError(

@@ -173,9 +173,9 @@ def _score_all(
     """Figures by name, and those of each seed by name where there are several."""
     assert options.workdir is not None
     figures, members = {}, {}
-    for name, found in fitted.items():
+    for name, by_seed in fitted.items():
         folder = options.workdir / "scores" / name
-        together, each = score_fitted(folder, system, data, found, seeds)
+        together, each = score_fitted(folder, system, data, by_seed, seeds)
         if together is not None:
             figures[name] = together
         if each:
@@ -241,8 +241,8 @@ def detector_of(
 
 def _collapsed(embeddings: np.ndarray) -> bool:
     """Whether what differs between embeddings is rounding: a millionth of their length."""
-    found = np.asarray(embeddings, np.float64)
-    return bool(np.square(found - found.mean(axis=0)).mean() <= 1e-12 * np.square(found).mean())
+    x = np.asarray(embeddings, np.float64)
+    return bool(np.square(x - x.mean(axis=0)).mean() <= 1e-12 * np.square(x).mean())
 
 
 def score_fitted(
@@ -262,20 +262,20 @@ def score_fitted(
       no labels; and the headline figures of every seed where there are several.
     """
     detector = detector_of(folder.name, system, data, fitted, seeds)
-    found = []
+    comparisons = []
     if data.test_clips:
-        found = detector.compare([data.test], section_keys(data.test_clips))
+        comparisons = detector.compare([data.test], section_keys(data.test_clips))
     folder.mkdir(parents=True, exist_ok=True)
     detector.save(folder)
-    if fitted[0].embeddings is not None and found:
-        _save_embeddings(folder, data, fitted[0].embeddings, found[0])
-    scores = [one.scores for one in found]
+    if fitted[0].embeddings is not None and comparisons:
+        _save_embeddings(folder, data, fitted[0].embeddings, comparisons[0])
+    scores = [one.scores for one in comparisons]
     figures = save_scores(folder, data.test_clips, detector, scores)
     if scores:
         _save_windows(folder, data, detector, scores)
-    if figures is None or len(found) == 1:
+    if figures is None or len(comparisons) == 1:
         return figures, []
-    alone = [evaluate(group_scores(data.test_clips, one.scores)) for one in found]
+    alone = [evaluate(group_scores(data.test_clips, one.scores)) for one in comparisons]
     return figures, [
         {"seed": seed, **{key: one[key] for key in HEADLINE}}
         for seed, one in zip(seeds, alone, strict=True)
@@ -306,13 +306,13 @@ def save_scores(
     return figures
 
 
-def _save_embeddings(folder: Path, data: Dataset, train: np.ndarray, found: Comparison) -> None:
-    assert found.embeddings is not None
+def _save_embeddings(folder: Path, data: Dataset, train: np.ndarray, test: Comparison) -> None:
+    assert test.embeddings is not None
     write_arrays(
         folder / "embeddings.npz",
         {
             "train": train,
-            "test": found.embeddings,
+            "test": test.embeddings,
             "train_labels": data.labels,
             "train_files": np.array([clip.path for clip in data.train_clips]),
             "test_files": np.array([clip.path for clip in data.test_clips]),
@@ -328,10 +328,10 @@ def _save_windows(
     rows = np.sort(np.argsort(-combined, kind="stable")[:_WINDOWED])
     clips = dataclasses.replace(data.test, rows=data.test.rows[rows], frames=data.test.frames[rows])
     chosen = [data.test_clips[row] for row in rows]
-    found = detector.windows(clips, section_keys(chosen))
-    if found is not None:
+    windows = detector.windows(clips, section_keys(chosen))
+    if windows is not None:
         files = [clip.path for clip in chosen]
-        write_windows(folder, files, found.clips, found.starts, found.seconds, found.scores)
+        write_windows(folder, files, windows.clips, windows.starts, windows.seconds, windows.scores)
 
 
 def check_same_run(workdir: Path, asked: dict[str, Any], *, but: tuple[str, ...] = ()) -> list[str]:
@@ -351,12 +351,12 @@ def check_same_run(workdir: Path, asked: dict[str, Any], *, but: tuple[str, ...]
     path = workdir / "config.json"
     if not path.exists():
         return []
-    found = read_json(
+    config = read_json(
         path,
         remedy="Choose another folder; or delete the file, where this command repeats the run's "
         "settings: it is made again.",
     )
-    differences = _differences(asked, {name: found.get(name) for name in asked})
+    differences = _differences(asked, {name: config.get(name) for name in asked})
     allowed = [name for name, _, _ in differences if name.startswith(but)]
     different = [
         f"{name} is {there!r} there, {here!r} here"
@@ -373,14 +373,14 @@ def check_same_run(workdir: Path, asked: dict[str, Any], *, but: tuple[str, ...]
     return allowed
 
 
-def _differences(asked: Any, found: Any, name: str = "") -> list[tuple[str, Any, Any]]:
-    if isinstance(asked, dict) and isinstance(found, dict):
+def _differences(asked: Any, there: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+    if isinstance(asked, dict) and isinstance(there, dict):
         return [
             difference
-            for key in {**asked, **found}
-            for difference in _differences(asked.get(key), found.get(key), f"{name}.{key}")
+            for key in {**asked, **there}
+            for difference in _differences(asked.get(key), there.get(key), f"{name}.{key}")
         ]
-    return [] if asked == found else [(name.lstrip("."), asked, found)]
+    return [] if asked == there else [(name.lstrip("."), asked, there)]
 
 
 def features_of(

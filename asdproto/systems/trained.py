@@ -156,9 +156,9 @@ class TrainedDetector:
             return None
         members: Sequence[Any] = self.members
         clips = dataclasses.replace(clips, crop=members[0].system.crop)
-        found = [member.windows(clips, sections) for member in members]
-        keys = [sections[clip] for clip in found[0].clips]
-        return found[0]._replace(scores=self.combine([one.scores for one in found], keys))
+        windows = [member.windows(clips, sections) for member in members]
+        keys = [sections[clip] for clip in windows[0].clips]
+        return windows[0]._replace(scores=self.combine([one.scores for one in windows], keys))
 
     def read(
         self, path: Path | str, *, machine_type: str | None = None, section: str | None = None
@@ -201,12 +201,12 @@ class TrainedDetector:
             for index in range(len(self.settings))
         ]
         keys = [recording.section for recording in recordings]
-        found = self.compare(clips, keys)
-        scores = self.combine([one.scores for one in found], keys)
+        comparisons = self.compare(clips, keys)
+        scores = self.combine([one.scores for one in comparisons], keys)
         thresholds = self.thresholds() if thresholds is None else thresholds
         limits = np.array([thresholds[machine] for machine, _ in keys])
         names: list[Any] = [None] * len(keys)
-        for one, classes in zip(found, self.classes, strict=True):
+        for one, classes in zip(comparisons, self.classes, strict=True):
             if one.nearest is not None:
                 names = [tuple(classes[label]) for label in one.nearest]
                 break
@@ -424,8 +424,8 @@ def load_run(
         wanted = [name]
     elif (workdir / "config.json").exists():
         wanted = list(map(str, read_config(workdir)["names"][::-1]))  # the result is the last one
-    found = next((one for one in wanted if one in there), None)
-    if found is None:
+    chosen = next((one for one in wanted if one in there), None)
+    if chosen is None:
         raise DataError(
             workdir,
             f"no finished detector {' or '.join(wanted)}".rstrip()
@@ -437,7 +437,7 @@ def load_run(
             if (workdir / "results.json").exists()
             else "Let the run end first: the command that started it continues where it stopped.",
         )
-    return TrainedDetector.load(workdir / "scores" / found, encoder)
+    return TrainedDetector.load(workdir / "scores" / chosen, encoder)
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
