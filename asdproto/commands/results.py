@@ -106,19 +106,19 @@ def _run_tables(workdir: Path, name: str | None = None) -> dict[str, Any]:
     from asdproto.results.run_folder import read_run
 
     systems = read_run(workdir).systems
-    found = {
+    tables = {
         one: system.tables
         for one, system in systems.items()
         if system.tables and name in (None, one)
     }
-    if not found:
+    if not tables:
         raise DataError(
             workdir if name is None else workdir / "scores" / name,
             "no scored test clips that are known to be normal or anomalous",
             "the run of a collection with such test clips",
             "Score recordings with python -m asdproto score, or give --ground-truth.",
         )
-    return found
+    return tables
 
 
 def add_report(subparsers: Any) -> None:
@@ -218,17 +218,17 @@ def summarize(arguments: argparse.Namespace) -> int:
         name: [one for run in runs for one in run.get("members", {}).get(name, [])]
         for name in systems
     }
-    alone = {f"{name}, one seed": found for name, found in members.items() if found}
+    alone = {f"{name}, one seed": figures for name, figures in members.items() if figures}
     systems |= {
-        name: over_runs([{key: one[key] for key in HEADLINE} for one in found])
-        for name, found in alone.items()
+        name: over_runs([{key: one[key] for key in HEADLINE} for one in figures])
+        for name, figures in alone.items()
     }
     print_table({"systems": systems})
     print(f"percent, mean ± standard deviation over {count(len(runs), 'run')}: seeds", *seeds)
     differences = {}
     overall = {
         name: [run["systems"][name]["overall"] for run in runs] for name in runs[0]["systems"]
-    } | {name: [one["overall"] for one in found] for name, found in alone.items()}
+    } | {name: [one["overall"] for one in figures] for name, figures in alone.items()}
     for one, other in itertools.combinations(systems, 2):
         if (one in alone) != (other in alone):
             continue
@@ -243,8 +243,8 @@ def summarize(arguments: argparse.Namespace) -> int:
             name: [{k: run["systems"][name][k] for k in HEADLINE} for run in runs]
             for name in runs[0]["systems"]
         } | alone
-        found = {"seeds": seeds, "runs": each, "systems": systems, "differences": differences}
-        write_results(arguments.out, found)
+        summary = {"seeds": seeds, "runs": each, "systems": systems, "differences": differences}
+        write_results(arguments.out, summary)
         print(f"written: {arguments.out}")
     return 0
 

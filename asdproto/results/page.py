@@ -100,12 +100,14 @@ def render(run: Run, clips: Sequence[ShownClip] | None = None) -> str:
 
 def _columns(systems: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Headline figures, then the overall figure of every machine type, of systems side by side."""
-    machines = dict.fromkeys(m for found in systems.values() for m in found.get("machines", ()))
-    columns = [(TITLES[name], [found.get(name) for found in systems.values()]) for name in HEADLINE]
+    machines = dict.fromkeys(m for system in systems.values() for m in system.get("machines", ()))
+    columns = [
+        (TITLES[name], [system.get(name) for system in systems.values()]) for name in HEADLINE
+    ]
     # The figures of one machine type are the overall ones.
     for machine in machines if len(machines) > 1 else ():
-        found_here = [found.get("machines", {}).get(machine, {}) for found in systems.values()]
-        columns.append((machine, [found.get("overall") for found in found_here]))
+        of_machine = [system.get("machines", {}).get(machine, {}) for system in systems.values()]
+        columns.append((machine, [figures.get("overall") for figures in of_machine]))
     return [
         {"title": title, "figures": figures, "best": highest(figures)}
         for title, figures in columns

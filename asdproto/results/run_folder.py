@@ -83,7 +83,7 @@ def read_run(workdir: str | os.PathLike) -> Run:
             run.training = _read_training(metrics, run.notes)
     if results.exists():
         with noting(run.notes, results.name):
-            run.systems = {name: System(found) for name, found in _figures(results).items()}
+            run.systems = {name: System(figures) for name, figures in _figures(results).items()}
     features, data = (_place(workdir, run.config, name) for name in ("features", "data"))
     if (features / "manifest.json").exists():
         with noting(run.notes, "The feature store"):

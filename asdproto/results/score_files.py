@@ -79,7 +79,7 @@ def read_score_files(folder: str | os.PathLike) -> list[ScoreFile]:
       DataError: A name of another form, two files of one section, a row that is not
         ``file,number``, a clip scored twice, or decisions of other clips.
     """
-    found: dict[tuple[str, str], Path] = {}
+    paths: dict[tuple[str, str], Path] = {}
     for path in sorted(Path(folder).glob("anomaly_score_*.csv")):
         match = _SCORE_FILE.fullmatch(path.name)
         if match is None:
@@ -92,16 +92,16 @@ def read_score_files(folder: str | os.PathLike) -> list[ScoreFile]:
         if match["split"] == "_train":
             continue
         key = match["machine"], match["section"]
-        if key in found:
+        if key in paths:
             raise DataError(
                 path,
-                f"scores of {key[0]} section {key[1]} here and in {found[key].name}",
+                f"scores of {key[0]} section {key[1]} here and in {paths[key].name}",
                 "one file per section",
                 "Remove one of the two.",
             )
-        found[key] = path
+        paths[key] = path
     files = []
-    for (machine, section), path in sorted(found.items()):
+    for (machine, section), path in sorted(paths.items()):
         rows = _read_pairs(path, "anomaly score")
         files.append(
             ScoreFile(
@@ -288,9 +288,9 @@ def _decision_file(score_file: Path) -> Path:
     return score_file.with_name(name)
 
 
-def _require_all(path: Path, expected: Iterable[str], found: Iterable[str], *, what: str) -> None:
+def _require_all(path: Path, expected: Iterable[str], given: Iterable[str], *, what: str) -> None:
     expected = set(expected)
-    missing = sorted(expected.difference(found))
+    missing = sorted(expected.difference(given))
     if missing:
         raise DataError(
             path,
@@ -302,13 +302,13 @@ def _require_all(path: Path, expected: Iterable[str], found: Iterable[str], *, w
 
 def _with_truth(scored: ScoreFile, facts: _Facts | None, source: str) -> SectionScores:
     known = {} if facts is None else facts.get((scored.machine_type, scored.section), {})
-    found = []
+    truths = []
     for line, name in zip(scored.lines, scored.files, strict=True):
         try:
             if facts is None:
-                found.append(_truth_of_name(scored.section, name))
+                truths.append(_truth_of_name(scored.section, name))
             elif name in known:
-                found.append(known[name])
+                truths.append(known[name])
             else:
                 raise DataError(
                     name,
@@ -326,8 +326,8 @@ def _with_truth(scored: ScoreFile, facts: _Facts | None, source: str) -> Section
         section=scored.section,
         files=scored.files,
         scores=scored.scores,
-        anomaly=np.array([anomaly for anomaly, _ in found]),
-        domains=np.array([domain for _, domain in found]),
+        anomaly=np.array([anomaly for anomaly, _ in truths]),
+        domains=np.array([domain for _, domain in truths]),
         decisions=scored.decisions,
     )
 
