@@ -17,21 +17,19 @@ def write_scored_page(
     name: str,
     detector: TrainedDetector,
     rows: Sequence[Mapping[str, Any]],
-    count: int = 10,
 ) -> Path:
-    """Writes the page.
+    """Writes the page, with :data:`asdproto.results.clips.MOST_SHOWN` recordings at most.
 
     Args:
       path: The file.
       name: Of the run, for the title.
       detector: What scored the recordings.
       rows: As :meth:`asdproto.systems.trained.TrainedDetector.score` gives them.
-      count: Recordings shown at most.
 
     Returns:
       The file.
     """
-    from asdproto.results.clips import most_anomalous, show_clip, spectrogram_of
+    from asdproto.results.clips import MOST_SHOWN, most_anomalous, show_clip, spectrogram_of
     from asdproto.results.page import render
     from asdproto.results.result_files import write_text
     from asdproto.results.run_folder import Run
@@ -58,15 +56,16 @@ def write_scored_page(
         own = [kind == machine for kind, _ in detector.train_sections]
         system.training[machine] = detector.train_scores[own]
     shown = []
-    for rank, clip in most_anomalous(clips, count):
+    for rank, clip in most_anomalous(clips, MOST_SHOWN):
         recording = detector.read(clip.path, machine_type=clip.machine_type, section=clip.section)
-        found = detector.windows(stack(recording.features[:1]), [recording.section])
+        windows = detector.windows(stack(recording.features[:1]), [recording.section])
         one = show_clip(
             clip,
             rank,
             threshold=system.thresholds[clip.machine_type],
             spectrogram=spectrogram_of(recording.features[0], detector.settings[0]),
-            windows=found and Windows(found.starts, 0 * found.starts + found.seconds, found.scores),
+            windows=windows
+            and Windows(windows.starts, 0 * windows.starts + windows.seconds, windows.scores),
             recording=Path(clip.path),
         )
         shown.append(one)

@@ -19,6 +19,9 @@ from asdproto.results.windows import Windows
 
 SAMPLE_RATE = 16000
 MOST_COLUMNS = 400
+MOST_SHOWN = 10
+# Seconds of a clip that are played: around the window that scores highest, or from the middle.
+_EXCERPT = 4.0
 # Every excerpt is brought to this loudness, as some machines would not be heard otherwise.
 _RMS, _PEAK = 0.08, 0.95
 
@@ -80,24 +83,19 @@ def most_anomalous(clips: Sequence[ScoredClip], count: int) -> list[tuple[int, S
     return sorted(chosen, key=lambda item: (item[1].machine_type, item[0]))
 
 
-def shown_clips(
-    run: Run, system: System, *, count: int = 10, seconds: float = 4.0
-) -> list[ShownClip]:
-    """Pictures and sound of a system's most anomalous clips.
+def shown_clips(run: Run, system: System) -> list[ShownClip]:
+    """Pictures and sound of a system's most anomalous clips, :data:`MOST_SHOWN` at most.
 
     Args:
       run: The run.
       system: One of its systems.
-      count: Clips at most.
-      seconds: Length of an excerpt at most; it is taken around the window that scores highest, or
-        from the middle where there are no windows.
 
     Returns:
       :class:`ShownClip` for each; what cannot be read is noted in the run.
     """
     rows = {clip.path: row for row, clip in enumerate(run.store.clips)} if run.store else {}
     shown = []
-    for rank, clip in most_anomalous(system.clips, count):
+    for rank, clip in most_anomalous(system.clips, MOST_SHOWN):
         one = show_clip(
             clip,
             rank,
@@ -105,7 +103,6 @@ def shown_clips(
             spectrogram=_stored_spectrogram(run, rows[clip.path]) if clip.path in rows else None,
             windows=system.windows.get(clip.path) if clip.path else None,
             recording=_recording(run, clip),
-            seconds=seconds,
         )
         shown.append(one)
     lost = [one.clip.file for one in shown if one.audio is None]
@@ -125,7 +122,6 @@ def show_clip(
     spectrogram: Spectrogram | None,
     windows: Windows | None,
     recording: Path | None,
-    seconds: float = 4.0,
 ) -> ShownClip:
     """One clip with its excerpt.
 
@@ -136,7 +132,6 @@ def show_clip(
       spectrogram: Its features, or None.
       windows: Scores along it, or None.
       recording: The file that is played, or None. One that cannot be read is not played.
-      seconds: Length of the excerpt at most.
 
     Returns:
       The clip.
@@ -144,7 +139,7 @@ def show_clip(
     excerpt, audio = None, None
     if recording is not None:
         with contextlib.suppress(DataError, OSError, RuntimeError):
-            excerpt, audio = _excerpt(recording, windows, seconds)
+            excerpt, audio = _excerpt(recording, windows)
     return ShownClip(clip, rank, threshold, spectrogram, windows, excerpt, audio)
 
 
@@ -189,14 +184,12 @@ def _recording(run: Run, clip: ScoredClip) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-def _excerpt(
-    path: Path, windows: Windows | None, seconds: float
-) -> tuple[tuple[float, float], bytes]:
+def _excerpt(path: Path, windows: Windows | None) -> tuple[tuple[float, float], bytes]:
     import soundfile
 
     with soundfile.SoundFile(os.fsencode(path)) as file:  # names need not be UTF-8
         rate = file.samplerate
-        length = min(seconds, len(file) / rate)
+        length = min(_EXCERPT, len(file) / rate)
         middle = len(file) / rate / 2
         if windows is not None and np.any(np.isfinite(windows.scores)):
             highest = int(np.nanargmax(windows.scores))

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from asdproto.results.clips import Spectrogram
     from asdproto.results.windows import Windows
 
+_BINS = 28  # of a histogram
+_MAX_FPR = 0.1  # where pAUC ends
+
 # Stand-in color -> CSS variable of the page; each must differ from every other.
 INK, FAINT, NORMAL, ANOMALY = "#010203", "#040506", "#070809", "#0a0b0c"
 SOURCE, TARGET, ALL = "#0d0e0f", "#101112", "#131415"
@@ -36,9 +39,7 @@ _VARIABLES = {
 }
 
 
-def section_figure(
-    table: SectionScores, *, threshold: float | None = None, max_fpr: float = 0.1
-) -> str:
+def section_figure(table: SectionScores, *, threshold: float | None = None) -> str:
     """Score histograms and ROC curves of one section.
 
     Above the axis the clips of the source domain, below it those of the target domain if there are
@@ -49,7 +50,6 @@ def section_figure(
     Args:
       table: Scores and ground truth.
       threshold: Decision threshold on the scores, or None.
-      max_fpr: Upper end of the false-positive rates of pAUC.
 
     Returns:
       An ``<svg>`` element.
@@ -58,7 +58,7 @@ def section_figure(
     upper = figure.add_axes((0.14, 0.655, 0.84, 0.335))
     lower = figure.add_axes((0.14, 0.085, 0.84, 0.475))
     _histogram(upper, table, threshold)
-    _roc(lower, table, max_fpr)
+    _roc(lower, table)
     return _svg(figure)
 
 
@@ -220,23 +220,22 @@ def matrix_png(values: np.ndarray, low: float, high: float) -> bytes:
     return buffer.getvalue()
 
 
-def histogram_edges(scores: np.ndarray, bins: int = 28) -> tuple[np.ndarray, bool]:
+def histogram_edges(scores: np.ndarray) -> tuple[np.ndarray, bool]:
     """Bin edges that span all but the outermost percent of the scores on either side.
 
     Args:
       scores: Floating, shape ``[n]``.
-      bins: Number of bins.
 
     Returns:
-      float64, shape ``[bins + 1]``, increasing, and whether they are spaced in logarithms, as
+      float64, shape ``[edges]``, increasing, and whether they are spaced in logarithms, as
       suits positive scores most of which would otherwise fall into one bin.
     """
     low, middle, high = np.quantile(scores, [0.01, 0.5, 0.99])
     if high - low <= 1e-12 * max(1.0, abs(low), abs(high)):
-        return np.linspace(low - 0.5, high + 0.5, bins + 1), False
+        return np.linspace(low - 0.5, high + 0.5, _BINS + 1), False
     if low > 0 and middle - low < (high - low) / 8:
-        return np.geomspace(low, high, bins + 1), True
-    return np.linspace(low, high, bins + 1), False
+        return np.geomspace(low, high, _BINS + 1), True
+    return np.linspace(low, high, _BINS + 1), False
 
 
 def _histogram(axes: Axes, table: SectionScores, threshold: float | None) -> None:
@@ -283,11 +282,11 @@ def _histogram(axes: Axes, table: SectionScores, threshold: float | None) -> Non
     axes.set_xlabel("anomaly score" + (" (logarithmic)" if logarithmic else ""))
 
 
-def _roc(axes: Axes, table: SectionScores, max_fpr: float) -> None:
+def _roc(axes: Axes, table: SectionScores) -> None:
     from sklearn.metrics import roc_curve
 
     axes.plot([0, 1], [0, 1], color=FAINT, linewidth=0.8)
-    axes.axvspan(0.0, max_fpr, color=FAINT, alpha=0.18, linewidth=0)
+    axes.axvspan(0.0, _MAX_FPR, color=FAINT, alpha=0.18, linewidth=0)
     every = np.ones(len(table.files), bool)
     for chosen, color, width in (
         (every, ALL, 1.0),
@@ -300,15 +299,15 @@ def _roc(axes: Axes, table: SectionScores, max_fpr: float) -> None:
         fpr, tpr, _ = roc_curve(anomaly, table.scores[chosen])
         axes.plot(fpr, tpr, color=color, linewidth=width)
         if color == ALL:
-            end = np.interp(max_fpr, fpr, tpr)
-            inside = fpr <= max_fpr
+            end = np.interp(_MAX_FPR, fpr, tpr)
+            inside = fpr <= _MAX_FPR
             axes.fill_between(
-                [*fpr[inside], max_fpr], [*tpr[inside], end], color=ALL, alpha=0.35, linewidth=0
+                [*fpr[inside], _MAX_FPR], [*tpr[inside], end], color=ALL, alpha=0.35, linewidth=0
             )
     axes.set_xlim(-0.01, 1.01)
     axes.set_ylim(-0.01, 1.01)
     axes.set_aspect("equal")
-    axes.set_xticks([0, max_fpr, 0.5, 1.0], ["0", f"{max_fpr:g}", "0.5", "1"])
+    axes.set_xticks([0, _MAX_FPR, 0.5, 1.0], ["0", f"{_MAX_FPR:g}", "0.5", "1"])
     axes.set_yticks([0, 0.5, 1.0], ["0", "0.5", "1"])
     axes.set_xlabel("false-positive rate")
     axes.set_ylabel("true-positive rate")
