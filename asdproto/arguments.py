@@ -62,18 +62,20 @@ class Parser(argparse.ArgumentParser):
         self.set_defaults(overrides=[])
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # noqa: D102
-        found, rest = self.parse_known_args(args, namespace)
+        parsed, rest = self.parse_known_args(args, namespace)
         if rest:
-            near = "".join(nearest(arg.partition("=")[0], self._options(found)) for arg in rest[:1])
+            near = "".join(
+                nearest(arg.partition("=")[0], self._options(parsed)) for arg in rest[:1]
+            )
             self.error(f"unrecognized arguments: {' '.join(map(printable, rest))}{near}")
-        return found
+        return parsed
 
-    def _options(self, found: argparse.Namespace) -> list[str]:
+    def _options(self, parsed: argparse.Namespace) -> list[str]:
         """Names of all options, also those of the command that was given."""
         names = list(self._option_string_actions)
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction):
-                names += action.choices[getattr(found, action.dest)]._option_string_actions
+                names += action.choices[getattr(parsed, action.dest)]._option_string_actions
         return names
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -91,12 +93,12 @@ class Parser(argparse.ArgumentParser):
         self._inside = True
         try:
             # Options may stand between files, also where there may be no file at all.
-            found, rest = self.parse_known_intermixed_args(others, namespace)
+            parsed, rest = self.parse_known_intermixed_args(others, namespace)
         finally:
             self._inside = False
         if self._overrides:
-            found.overrides = assignments
-        return found, rest
+            parsed.overrides = assignments
+        return parsed, rest
 
     def _split(self, args: Sequence[str]) -> tuple[list[str], list[str]]:
         """Assignments, and everything else in its order."""

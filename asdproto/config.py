@@ -84,16 +84,16 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
 
 def describe_fields(config: Any, prefix: str = "") -> list[str]:
     """``field=default`` of a dataclass instance, nested ones with dots."""
-    found: list[str] = []
+    lines: list[str] = []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.metadata.get("by_value"):
             continue
         if dataclasses.is_dataclass(value):
-            found += describe_fields(value, f"{prefix}{field.name}.")
+            lines += describe_fields(value, f"{prefix}{field.name}.")
         else:
-            found.append(f"{prefix}{field.name}={value}")
-    return found
+            lines.append(f"{prefix}{field.name}={value}")
+    return lines
 
 
 def override(config: T, assignments: Sequence[str]) -> T:
@@ -113,8 +113,8 @@ def override(config: T, assignments: Sequence[str]) -> T:
     """
     changes: dict[str, Any] = {}
     for assignment in assignments:
-        name, found, text = assignment.partition("=")
-        if not found:
+        name, sign, text = assignment.partition("=")
+        if not sign:
             raise ConfigError(
                 f"{_shown(assignment)} is no assignment; expected field=value, such as "
                 "pretrain.epochs=10"

@@ -81,8 +81,8 @@ class FeatureSettings:
             floor="(0, 1]",
         )
         if self.n_fft % 2 or self.hop_length > self.n_fft:
-            found = f"n_fft={self.n_fft}, hop_length={self.hop_length}"
-            raise ConfigError(f"n_fft must be even and at least hop_length, found {found}")
+            given = f"n_fft={self.n_fft}, hop_length={self.hop_length}"
+            raise ConfigError(f"n_fft must be even and at least hop_length, found {given}")
         if not self.fmin < self.top <= self.sample_rate / 2:
             raise ConfigError(
                 f"fmin must be below fmax, and that at most {self.sample_rate / 2:g} Hz, "

@@ -302,13 +302,13 @@ def locked(path: Path, name: str) -> Iterator[None]:
     with open(path / name, "w") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            mine = os.path.samestat(os.fstat(stream.fileno()), os.stat(path / name))
+            has_lock = os.path.samestat(os.fstat(stream.fileno()), os.stat(path / name))
         except (BlockingIOError, FileNotFoundError):
-            mine = False
+            has_lock = False
         except OSError:
             _log.info("%s: this file system has no locks; going on without", path)
-            mine = True
-        if not mine:  # held by another process, or just removed by one that has ended
+            has_lock = True
+        if not has_lock:  # held by another process, or just removed by one that has ended
             raise DataError(
                 path,
                 "another process working in it",

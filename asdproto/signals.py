@@ -34,8 +34,8 @@ def code(stop: KeyboardInterrupt) -> int:
 
 def kept(stop: KeyboardInterrupt) -> str:
     """What is saved, with a semicolon after it; ``""`` where it is not known."""
-    found = getattr(stop, "kept", "")
-    return f"{found}; " if found else ""
+    saved = getattr(stop, "kept", "")
+    return f"{saved}; " if saved else ""
 
 
 @contextlib.contextmanager

@@ -145,14 +145,14 @@ class Checkpoints:
         """The state of a step; :class:`_Damage` where any of its bits are not those saved."""
         wanted = _named(like)
         about = self._about(step)["arrays"]
-        found = {name: (tuple(shape), dtype) for name, (shape, dtype, _) in about.items()}
+        saved = {name: (tuple(shape), dtype) for name, (shape, dtype, _) in about.items()}
         expected = {name: _kind(leaf) for name, leaf in wanted.items()}
         odd = sorted(
-            name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)
+            name for name in saved.keys() | expected.keys() if saved.get(name) != expected.get(name)
         )
         if odd:
             details = "; ".join(
-                f"{name}: found {_described(found.get(name))}, "
+                f"{name}: found {_described(saved.get(name))}, "
                 f"expected {_described(expected.get(name))}"
                 for name in odd[:3]
             )
@@ -188,9 +188,9 @@ class Checkpoints:
             raise _Damage(first if len(first) < 200 else f"{first[:200]}...") from None
 
     def _damaged(self, damages: dict[int, _Damage]) -> CheckpointError:
-        found = "; ".join(f"step {step}: {damage}" for step, damage in damages.items())
+        reasons = "; ".join(f"step {step}: {damage}" for step, damage in damages.items())
         return CheckpointError(
-            self.folder, f"damaged checkpoints only ({found})", "one that is whole", _REMEDY
+            self.folder, f"damaged checkpoints only ({reasons})", "one that is whole", _REMEDY
         )
 
     def _existing(self, step: int | None) -> int:
