@@ -57,7 +57,7 @@ def score_run(
 def over_runs(folders: Sequence[Path]) -> dict[str, Any]:
     """Summaries of :data:`FIGURES` over runs that :func:`score_run` has scored."""
     figures = [read_results(folder / "results.json") for folder in folders]
-    return {name: summary([found[name] for found in figures]) for name in FIGURES}
+    return {name: summary([run[name] for run in figures]) for name in FIGURES}
 
 
 def print_rows(
@@ -82,8 +82,8 @@ def print_rows(
     table.add_column(first, justify="left", overflow="fold")
     for name in (*(TITLES[figure] for figure in FIGURES), *more):
         table.add_column(name, justify="right", no_wrap=True)
-    for row, found in rows.items():
-        cells = [percent(found[figure], 1) for figure in FIGURES]
+    for row, summaries in rows.items():
+        cells = [percent(summaries[figure], 1) for figure in FIGURES]
         table.add_row(row, *cells, *(column.get(row, "") for column in more.values()))
     console.print(table)
 

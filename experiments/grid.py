@@ -88,8 +88,8 @@ def run_cells(cells: Sequence[Cell], workdir: Path, console: Console | None) -> 
     """
     failed = []
     for cell in cells:
-        with claimed(workdir / "cells" / cell.name) as mine:
-            if not mine or cell.finished:
+        with claimed(workdir / "cells" / cell.name) as has_lock:
+            if not has_lock or cell.finished:
                 continue
             failure = workdir / "failures" / f"{cell.name}.txt"
             if console is not None:
@@ -116,10 +116,10 @@ def claimed(folder: Path) -> Iterator[bool]:
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(locked(folder, LOCK))
-            mine = True
+            has_lock = True
         except DataError:
-            mine = False
-        yield mine
+            has_lock = False
+        yield has_lock
 
 
 def features_of(
@@ -127,8 +127,8 @@ def features_of(
 ) -> FeatureStore:
     """Feature store of a collection; waits for another process that is extracting it."""
     while True:
-        with claimed(folder.with_name(f"{folder.name}.claim")) as mine:
-            if mine:
+        with claimed(folder.with_name(f"{folder.name}.claim")) as has_lock:
+            if has_lock:
                 return common.features_of(data, folder, settings, console)
         time.sleep(1)
 
@@ -204,25 +204,25 @@ def finish(
     Raises:
       SystemExit: Cells failed; everything else is written before.
     """
-    found = {row.key: collect(row, args.seeds) for row in rows}
-    found = {key: one for key, one in found.items() if one["seeds"]}
+    finished = {row.key: collect(row, args.seeds) for row in rows}
+    finished = {key: one for key, one in finished.items() if one["seeds"]}
     missing = [
         f"{row.key}-{seed}"
         for row in rows
         for seed in args.seeds
         if not row.results(seed).exists() and row.key not in failed
     ]
-    result = {**more, "preset": args.preset, "machines": args.machines, "rows": found}
+    result = {**more, "preset": args.preset, "machines": args.machines, "rows": finished}
     result |= {"overrides": args.overrides, "failed": list(failed)}
     workdir = args.workdir
     write_results(workdir / "results.json", result)
-    if found:
-        text = f"# {title}\n\n{markdown(found)}"
+    if finished:
+        text = f"# {title}\n\n{markdown(finished)}"
         write_atomically(workdir / "table.md", text.encode())
-        write_atomically(workdir / "table.csv", as_csv(found).encode())
-        plot(workdir / "table.png", title, found)
+        write_atomically(workdir / "table.csv", as_csv(finished).encode())
+        plot(workdir / "table.png", title, finished)
         console.print(
-            f"{title}\n\n{markdown(found)}", highlight=False, markup=False, soft_wrap=True
+            f"{title}\n\n{markdown(finished)}", highlight=False, markup=False, soft_wrap=True
         )
         console.print(f"Table:   {workdir / 'table.md'}, .csv, .png", highlight=False)
     console.print(f"Figures: {workdir / 'results.json'}", highlight=False, soft_wrap=True)
@@ -251,9 +251,9 @@ def collect(row: Row, seeds: Sequence[int]) -> dict[str, Any]:
     done = [seed for seed in seeds if row.results(seed).exists()]
     flat = []
     for seed in done:
-        found = read_results(row.results(seed))
-        machines = {name: one["overall"] for name, one in found["machines"].items()}
-        flat.append({**machines, **{name: found[name] for name in HEADLINE}})
+        results = read_results(row.results(seed))
+        machines = {name: one["overall"] for name, one in results["machines"].items()}
+        flat.append({**machines, **{name: results[name] for name in HEADLINE}})
     names = list(flat[0]) if flat else []
     paper = {name: row.paper[name.lower()] for name in names if name.lower() in row.paper}
     return {

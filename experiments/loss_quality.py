@@ -92,10 +92,12 @@ def train(
     fields["stages"] = ("pretrain",)
     one = OneStage(**fields, make_objective=make_objective)
     if together:
-        found = prototype.train_together(one, data, options, seeds)
+        finals = prototype.train_together(one, data, options, seeds)
     else:
-        found = [prototype.train(one, data, options, seed=seed, label=f"-{seed}") for seed in seeds]
-    return [final["pretrain"] for final in found]
+        finals = [
+            prototype.train(one, data, options, seed=seed, label=f"-{seed}") for seed in seeds
+        ]
+    return [final["pretrain"] for final in finals]
 
 
 def measure(

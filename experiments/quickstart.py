@@ -98,10 +98,10 @@ def main(argv: list[str] | None = None) -> None:
     console.rule("3  Prototypes: pre-training, then fine-tuning")
     results = train_run(system, store, options, seeds=[args.seed])
     console.rule("4  AutoEncoder-style detector")
-    found = train_beside(baseline, plain, options, seeds=[args.seed])
-    found |= results["systems"]
+    systems = train_beside(baseline, plain, options, seeds=[args.seed])
+    systems |= results["systems"]
     shown = (*baseline.names, "gmm", *system.names)
-    results["systems"] = {name: found[name] for name in shown}
+    results["systems"] = {name: systems[name] for name in shown}
     results["seconds"]["all"] = round(time.monotonic() - started, 1)
     console.rule("5  Results")
     train.finish(args.workdir, results, console)

@@ -163,7 +163,7 @@ class Trainer:
         labels = ",".join(job.label for job in jobs)
         name = f"{jobs[0].stage}-{zlib.crc32(labels.encode()):08x}"
         with prototype.open_checkpoints(self.workdir, name) as checkpoints:
-            found = train_sweep(
+            trained = train_sweep(
                 tasks[0],
                 self.data,
                 self.devices,
@@ -172,7 +172,7 @@ class Trainer:
                 [task.stage.hyper() for task in tasks],
                 self._run(name, jobs, checkpoints),
             )
-        self.final |= {job.identity: state for job, state in zip(jobs, found, strict=True)}
+        self.final |= {job.identity: state for job, state in zip(jobs, trained, strict=True)}
 
     def measure(self, variants: Sequence[Variant], seeds: Sequence[int]) -> None:
         """Trains and scores variants with every seed, into ``WORKDIR/scores/KEY-SEED``."""

@@ -130,11 +130,11 @@ class Compiled:
         started = time.perf_counter()
         call = program.lower(*args).compile()
         seconds = time.perf_counter() - started
-        found = call.memory_analysis()
+        sizes = call.memory_analysis()
         memory = 0
-        if found is not None:
-            memory = found.argument_size_in_bytes + found.output_size_in_bytes
-            memory += found.temp_size_in_bytes - found.alias_size_in_bytes
+        if sizes is not None:
+            memory = sizes.argument_size_in_bytes + sizes.output_size_in_bytes
+            memory += sizes.temp_size_in_bytes - sizes.alias_size_in_bytes
         return cls(call, round(seconds, 2), memory)
 
 
@@ -352,27 +352,27 @@ def measure_peak(bench: Bench) -> float:
 def project(bench: Bench, result: dict[str, Any]) -> dict[str, Any]:
     """Seconds of the preset's whole schedule from the times of its steps and of the pass."""
     clips = CLIPS[bench.args.preset]
-    found: dict[str, Any] = {"clips": clips}
+    projection: dict[str, Any] = {"clips": clips}
     for stage in STAGES:
         config = getattr(bench.system, stage)
         seconds = config.steps(clips) * result["steps"][stage]["milliseconds"]["median"] / 1e3
         if bench.system.objective(stage).epoch_prototypes:
             seconds += clips / result["pass"]["crops_per_second"]["median"]
-        found[stage] = round(config.total_epochs * seconds, 1)
-    found["seconds"] = round(sum(found[stage] for stage in STAGES), 1)
-    return found
+        projection[stage] = round(config.total_epochs * seconds, 1)
+    projection["seconds"] = round(sum(projection[stage] for stage in STAGES), 1)
+    return projection
 
 
 def versions() -> dict[str, str]:
     """Versions of what the benchmarks run on."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for package in PACKAGES:
         if package == "asdproto" or importlib.util.find_spec(package) is not None:
             try:
-                found[package] = importlib.metadata.version(package)
+                installed[package] = importlib.metadata.version(package)
             except importlib.metadata.PackageNotFoundError:
                 continue
-    return found
+    return installed
 
 
 def describe(bench: Bench, arguments: Sequence[str]) -> dict[str, Any]:

@@ -99,9 +99,9 @@ def compare(file: Path) -> float:
     """Largest difference in dB between both, on plain mel filters and above librosa's floor."""
     settings = features.FeatureSettings(scale="mel")
     theirs = plain(file).T
-    mine = features.file_features(file, settings)[0]
+    own = features.file_features(file, settings)[0]
     loud = theirs > theirs.max() - 60
-    return float(np.abs(mine - theirs)[loud].max())
+    return float(np.abs(own - theirs)[loud].max())
 
 
 def one_core(files: Sequence[Path], rounds: int, batch: int) -> dict[str, Any]:
@@ -123,8 +123,8 @@ def one_core(files: Sequence[Path], rounds: int, batch: int) -> dict[str, Any]:
                     function(file)
                 wall[name].append(batch / (time.perf_counter() - started[0]))
                 cpu[name].append(batch / (time.process_time() - started[1]))
-    ratios = [mine / theirs for mine, theirs in zip(wall["ours"], wall["plain"], strict=True)]
-    cpu_ratios = [mine / theirs for mine, theirs in zip(cpu["ours"], cpu["plain"], strict=True)]
+    ratios = [own / theirs for own, theirs in zip(wall["ours"], wall["plain"], strict=True)]
+    cpu_ratios = [own / theirs for own, theirs in zip(cpu["ours"], cpu["plain"], strict=True)]
     return {
         "plain_clips_per_second": spread(wall["plain"]),
         "clips_per_second": spread(wall["ours"]),
@@ -140,8 +140,8 @@ def spread(values: Sequence[float]) -> dict[str, float]:
         if len(values) > 1
         else (values[0],) * 3
     )
-    found = {"median": middle, "low": low, "high": high}
-    return {name: float(f"{value:.4g}") for name, value in found.items()}
+    figures = {"median": middle, "low": low, "high": high}
+    return {name: float(f"{value:.4g}") for name, value in figures.items()}
 
 
 def cpu_time() -> float:

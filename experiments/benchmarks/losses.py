@@ -122,16 +122,16 @@ def in_torch(
     return call
 
 
-def difference(found: Any, expected: Any) -> dict[str, float]:
+def difference(actual: Any, expected: Any) -> dict[str, float]:
     """Largest difference of values and gradients, over the largest entry of what is expected."""
 
     def relative(a: Any, b: Any) -> float:
         a, b = (np.asarray(x.cpu() if hasattr(x, "cpu") else x, np.float64) for x in (a, b))
         return float(f"{np.abs(a - b).max() / max(np.abs(b).max(), 1e-30):.2g}")
 
-    pairs = zip(found[1], expected[1], strict=True)
+    pairs = zip(actual[1], expected[1], strict=True)
     return {
-        "value": relative(found[0], expected[0]),
+        "value": relative(actual[0], expected[0]),
         "gradients": max(relative(a, b) for a, b in pairs),
     }
 
@@ -182,9 +182,9 @@ def measure(
     base = taken.get("ours") or taken["pieces"]
     for name, times in taken.items():
         for place, kind in enumerate(("ms", "cpu_ms")):
-            mine, other = [x[place] for x in base], [x[place] for x in times]
-            results[name][kind] = spread([1e3 * x for x in other])
-            ratios = [x / y for x, y in zip(other, mine, strict=True)]
+            ours, theirs = [x[place] for x in base], [x[place] for x in times]
+            results[name][kind] = spread([1e3 * x for x in theirs])
+            ratios = [x / y for x, y in zip(theirs, ours, strict=True)]
             results[name][kind.replace("ms", "times_ours")] = spread(ratios)
         results[name]["rounds"] = len(times)
     return results
@@ -216,7 +216,7 @@ def cores() -> int:
 
 def device() -> dict[str, Any]:
     """What the figures were taken on."""
-    found: dict[str, Any] = {
+    about: dict[str, Any] = {
         "device": jax.devices()[0].device_kind,
         "cores": cores(),
         "load_before": round(os.getloadavg()[0], 2),
@@ -225,17 +225,17 @@ def device() -> dict[str, Any]:
     if jax.default_backend() == "cpu":
         lines = Path("/proc/cpuinfo").read_text().splitlines() if os.name == "posix" else []
         models = [line.partition(":")[2].strip() for line in lines if "model name" in line]
-        found["device"] = models[0] if models else platform.processor()
+        about["device"] = models[0] if models else platform.processor()
     try:
         import pytorch_metric_learning
         import torch
 
         torch.set_num_threads(cores())
-        found["versions"]["torch"] = torch.__version__
-        found["versions"]["pytorch-metric-learning"] = pytorch_metric_learning.__version__
+        about["versions"]["torch"] = torch.__version__
+        about["versions"]["pytorch-metric-learning"] = pytorch_metric_learning.__version__
     except ImportError:
-        found["torch_missing"] = "pip install -e '.[bench]' to compare with it"
-    return found
+        about["torch_missing"] = "pip install -e '.[bench]' to compare with it"
+    return about
 
 
 def speed(args: argparse.Namespace, console: Console) -> dict[str, Any]:
@@ -266,21 +266,21 @@ def show_size(size: Sequence[int]) -> str:
 
 def one_line(row: dict[str, Any]) -> str:
     """A row in words."""
-    found = {LABELS[name]: cell(name, row[name]) for name in LABELS if name in row}
-    parts = "; ".join(f"{label} {text}" for label, text in found.items())
+    cells = {LABELS[name]: cell(name, row[name]) for name in LABELS if name in row}
+    parts = "; ".join(f"{label} {text}" for label, text in cells.items())
     return f"{row['loss']} {show_size(row['size'])}: {parts}"
 
 
-def cell(name: str, found: dict[str, Any]) -> str:
+def cell(name: str, costs: dict[str, Any]) -> str:
     """Time, time over ours (on the clock, and CPU time), and memory."""
-    if "skipped" in found:
-        return found["skipped"]
-    parts = [f"{found['ms']['median']:,.2f} ms"]
+    if "skipped" in costs:
+        return costs["skipped"]
+    parts = [f"{costs['ms']['median']:,.2f} ms"]
     if name != "ours":
-        wall, cpu = (found[kind]["median"] for kind in ("times_ours", "cpu_times_ours"))
+        wall, cpu = (costs[kind]["median"] for kind in ("times_ours", "cpu_times_ours"))
         parts.append(f"({wall:.2f}x, CPU {cpu:.2f}x)")
-    if "temporary_mib" in found:
-        parts.append(f"{found['temporary_mib']:,.1f} MiB")
+    if "temporary_mib" in costs:
+        parts.append(f"{costs['temporary_mib']:,.1f} MiB")
     return " ".join(parts)
 
 
@@ -309,7 +309,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     )
     for name, mark in {"closed": "^", "naive": "o", "torch": "s"}.items():
         timed = [(i, row[name]) for i, row in enumerate(rows) if "ms" in row.get(name, {})]
-        ratios = [found["times_ours"]["median"] for _, found in timed]
+        ratios = [costs["times_ours"]["median"] for _, costs in timed]
         times.plot(ratios, [i for i, _ in timed], mark, label=LABELS[name])
         known = [(i, row) for i, row in enumerate(rows) if "temporary_mib" in row.get(name, {})]
         needs = [

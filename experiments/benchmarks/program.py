@@ -123,14 +123,14 @@ def size(shape: str) -> int:
 
 def computations(text: str) -> dict[str, list[str]]:
     """Lines of every computation of a compiled program, by name."""
-    found: dict[str, list[str]] = {}
+    by_name: dict[str, list[str]] = {}
     lines: list[str] = []
     for line in text.splitlines():
         if head := re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line):
-            lines = found.setdefault(head[1], [])
+            lines = by_name.setdefault(head[1], [])
         elif line.startswith(" "):
             lines.append(line)
-    return found
+    return by_name
 
 
 def loop_kernels(text: str, gathered: int = 0) -> list[Kernel]:
@@ -158,9 +158,9 @@ def _kernels(body: list[str], gathered: int) -> Iterator[Kernel]:
     shapes: dict[str, int] = {}
     pattern = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)")
     for line in body:
-        if not (found := pattern.match(line)):
+        if not (match := pattern.match(line)):
             continue
-        name, shape, operation, rest = found.groups()
+        name, shape, operation, rest = match.groups()
         shapes[name] = size(shape)
         if operation in FREE:
             continue
@@ -246,15 +246,15 @@ def summarize(compiled: Any, gathered: int) -> dict[str, Any]:
     }
 
 
-def show(console: Console, name: str, found: dict[str, Any]) -> None:
+def show(console: Console, name: str, figures: dict[str, Any]) -> None:
     """Prints a program's figures."""
     sheet = Sheet("part of a step", "kernels", "megabytes", title=name)
-    for group, count in found["kernels"].items():
-        sheet.add_row(group, str(count), f"{found['megabytes'][group]:.1f}")
+    for group, count in figures["kernels"].items():
+        sheet.add_row(group, str(count), f"{figures['megabytes'][group]:.1f}")
     console.print(sheet)
     console.print(
-        f"temporary memory {found['temporary_megabytes']:g} MB, compiled in "
-        f"{found['compile_seconds']:g} s",
+        f"temporary memory {figures['temporary_megabytes']:g} MB, compiled in "
+        f"{figures['compile_seconds']:g} s",
         highlight=False,
     )
 
@@ -306,8 +306,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
                     started = time.perf_counter()
                     compiled = epoch_program(task, data, device, runs)
                     seconds = round(time.perf_counter() - started, 1)
-                found = summarize(compiled, clips * FRAMES * MELS * 2)
-                result["programs"][name] = {"compile_seconds": seconds, **found}
+                figures = summarize(compiled, clips * FRAMES * MELS * 2)
+                result["programs"][name] = {"compile_seconds": seconds, **figures}
                 show(console, name, result["programs"][name])
     if args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -89,7 +89,7 @@ class ResNet(nn.Module):
 def from_flax(encoder: Mapping[str, Any], batch_stats: Mapping[str, Any]) -> dict[str, Any]:
     """Our parameters and statistics under PyTorch's names and in its layout."""
     names = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
-    found: dict[str, Any] = {}
+    tensors: dict[str, Any] = {}
 
     def walk(tree: Mapping[str, Any], path: tuple[str, ...]) -> None:
         for name, value in tree.items():
@@ -100,11 +100,11 @@ def from_flax(encoder: Mapping[str, Any], batch_stats: Mapping[str, Any]) -> dic
             if name == "kernel":  # [rows, columns, in, out], or [in, out]
                 array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
             key = ".".join((*path, names.get(name, "weight")))
-            found[key] = torch.from_numpy(np.ascontiguousarray(array))
+            tensors[key] = torch.from_numpy(np.ascontiguousarray(array))
 
     walk(encoder, ())
     walk(batch_stats, ())
-    return found
+    return tensors
 
 
 def expanded_loss(
@@ -230,12 +230,12 @@ def compare(task: Task, state: TrainState, batch: Batch, hyper: Hyper) -> dict[s
         theirs = rival.model(rival.crops).cpu().numpy()
     before, wanted = from_flax(host.params["encoder"], {}), from_flax(params, {})
     their_loss = float(rival.step().detach())
-    found = dict(rival.model.named_parameters())
+    updated = dict(rival.model.named_parameters())
     torch.backends.cudnn.allow_tf32 = tf32[0]
     torch.set_float32_matmul_precision(tf32[1])
     length = sum(float((wanted[name] - before[name]).square().sum()) for name in before)
     error = sum(
-        float((found[name].detach().cpu() - wanted[name]).square().sum()) for name in wanted
+        float((updated[name].detach().cpu() - wanted[name]).square().sum()) for name in wanted
     )
     result = {
         "embeddings": float(np.abs(theirs - embeddings).max()),

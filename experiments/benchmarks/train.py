@@ -97,7 +97,7 @@ from experiments.common import run_main
 
 def measure_steps(bench: Bench) -> dict[str, Any]:
     """Steps of both stages and their parts."""
-    found: dict[str, Any] = {"matrix_product_tflops": measure_peak(bench)}
+    figures: dict[str, Any] = {"matrix_product_tflops": measure_peak(bench)}
     for stage in STAGES:
         task = bench.task(stage, bench.loop, bench.count)
         unroll = bench.args.unroll[0]
@@ -123,7 +123,7 @@ def measure_steps(bench: Bench) -> dict[str, Any]:
         for before, name in itertools.pairwise(PIECES):
             gain = [b - a for a, b in zip(seconds[before], seconds[name], strict=True)]
             parts[names[name]] = 1e3 * statistics.median(gain) / bench.count
-        found[stage] = {
+        figures[stage] = {
             "batch": task.stage.batch,
             "steps_timed": bench.count,
             "milliseconds": whole,
@@ -131,14 +131,14 @@ def measure_steps(bench: Bench) -> dict[str, Any]:
             "compile_seconds": made["step"][1].seconds,
             "gflop_per_step": round(flops * 1e-9, 3),
             "tflops": float(f"{tflops:.4g}"),
-            "share_of_matrix_product": round(tflops / found["matrix_product_tflops"], 4),
+            "share_of_matrix_product": round(tflops / figures["matrix_product_tflops"], 4),
             "milliseconds_by_part": {name: float(f"{ms:.4g}") for name, ms in parts.items()},
             "share_by_part": {
                 name: round(ms / (whole["median"] + plan_ms), 4) for name, ms in parts.items()
             },
             "compiled_memory_bytes": made["step"][1].memory,
         }
-    return found
+    return figures
 
 
 def measure_pass(bench: Bench) -> dict[str, Any]:
@@ -201,7 +201,7 @@ def measure_loops(bench: Bench) -> dict[str, Any]:
 
 def measure_lowering(bench: Bench) -> dict[str, Any]:
     """Pre-training steps by lowering and width."""
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     for width in bench.widths:
         runs = {
             name: bench.stepper(
@@ -214,14 +214,14 @@ def measure_lowering(bench: Bench) -> dict[str, Any]:
             task = bench.task("pretrain", bench.loop, bench.count, width=width)
             runs["default_options"] = bench.stepper(task, bench.loop, suited=False)[0]
         seconds = interleave(runs, bench.args.rounds)
-        found[str(width)] = {
+        figures[str(width)] = {
             name: {
                 "milliseconds": per_step(taken, bench.count),
                 "speed_to_native": ratios(seconds["native"], taken),
             }
             for name, taken in seconds.items()
         }
-    return found
+    return figures
 
 
 def measure_sweep(bench: Bench) -> dict[str, Any]:
@@ -309,7 +309,7 @@ def measure_torch(bench: Bench) -> dict[str, Any]:
 
     from experiments.benchmarks import torch_reference as bench_torch
 
-    found: dict[str, Any] = {"threads": torch.get_num_threads(), "cuda": torch.version.cuda}
+    figures: dict[str, Any] = {"threads": torch.get_num_threads(), "cuda": torch.version.cuda}
     for width in bench.widths:
         task = bench.task("pretrain", bench.loop, bench.count, width=width)
         exact = bench.task("pretrain", bench.loop, bench.count, width=width, dtype="float32")
@@ -327,7 +327,7 @@ def measure_torch(bench: Bench) -> dict[str, Any]:
         }
         ours = bench.stepper(task, bench.loop, unroll=bench.args.unroll[0])[0]
         seconds = interleave({"ours": ours, **contenders}, bench.args.rounds)
-        found[str(width)] = {
+        figures[str(width)] = {
             "differences": differences,
             "ours_milliseconds": per_step(seconds["ours"], bench.count),
             **{f"{name}_milliseconds": per_step(seconds[name], bench.count) for name in made},
@@ -340,12 +340,12 @@ def measure_torch(bench: Bench) -> dict[str, Any]:
             },
             **{f"{name}_failed": why for name, why in failed.items()},
         }
-    return found
+    return figures
 
 
 def measure_full(bench: Bench) -> dict[str, Any]:
     """The whole schedule, really run; fine-tuning goes on where pre-training ends."""
-    found: dict[str, Any] = {"clips": bench.clips}
+    figures: dict[str, Any] = {"clips": bench.clips}
     begun = time.perf_counter()
     state: Any = None
     for number, stage in enumerate(STAGES):
@@ -364,7 +364,7 @@ def measure_full(bench: Bench) -> dict[str, Any]:
             state = epoch(state, bench.index, key, hyper)
             losses.append(float(state.loss_sum) / task.steps_per_epoch)
             epochs.append(time.perf_counter() - started)
-        found[stage] = {
+        figures[stage] = {
             "epochs": len(epochs),
             "steps": len(epochs) * task.steps_per_epoch,
             "seconds": round(sum(epochs), 3),
@@ -373,11 +373,11 @@ def measure_full(bench: Bench) -> dict[str, Any]:
             "first_loss": losses[0],
             "last_loss": losses[-1],
         }
-    found["seconds"] = round(time.perf_counter() - begun, 3)
+    figures["seconds"] = round(time.perf_counter() - begun, 3)
     later = [max(0.0, f["first_epoch_seconds"] - f["epoch_seconds"]["median"])
-             for f in (found[stage] for stage in STAGES)]  # fmt: skip
-    found["seconds_without_compiling"] = round(found["seconds"] - sum(later), 3)
-    return found
+             for f in (figures[stage] for stage in STAGES)]  # fmt: skip
+    figures["seconds_without_compiling"] = round(figures["seconds"] - sum(later), 3)
+    return figures
 
 
 PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
