@@ -337,11 +337,11 @@ def _preset(width: int, epochs: tuple[int, int]) -> PrototypeSystem:
 
 # quick shows that everything runs; small is for CPUs and small sets; paper is section 4.2. The
 # first two differ from the paper in what experiments/choose.py decided on normal training clips
-# alone (docs/experiments.md): clips are embedded as a whole, not as the mean of their windows; batch
-# statistics are taken anew over all training clips alike, where training leaves those of balanced
-# episodes, half of them crops of a handful of target clips; clips are compared with the nearest
-# training clips, by distances over their local density, not with prototypes; and they train for a
-# twelfth of the paper's epochs and less.
+# alone (docs/experiments.md): clips are embedded as a whole, not as the mean of their windows;
+# batch statistics are taken anew over all training clips alike, where training leaves those of
+# balanced episodes, half of them crops of a handful of target clips; clips are compared with the
+# nearest training clips, by distances over their local density, not with prototypes; and they
+# train for a twelfth of the paper's epochs and less.
 PRESETS = {
     "quick": _preset(16, (5, 3)),
     "small": _preset(16, (10, 5)),

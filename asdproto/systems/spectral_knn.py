@@ -3,8 +3,8 @@
 *Log-mel -> mean over frames -> Mahalanobis distance to the nearest training clip of the section,
 divided by the density around that clip.* No network and no labels, fitted in the time it takes to
 read the features: a system that learns has to be better than this one. The defaults were chosen
-without labels (docs/experiments.md); ``scale_bands=False whiten=False density_neighbors=0`` is the plain
-variant.
+without labels (docs/experiments.md); the plain variant is ``scale_bands=False whiten=False
+density_neighbors=0``.
 """
 
 from __future__ import annotations
