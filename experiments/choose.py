@@ -75,32 +75,50 @@ class Setting:
         return tuple(one for one in self.overrides if not one.startswith("score."))
 
 
+_PROTOTYPES = ("score.kind=mahalanobis", "score.shrinkage=0.001")
+_PLAIN = ("scale_bands=False", "whiten=False", "density_neighbors=0")
 SETTINGS = {
     "base": Setting(),
-    "statistics of each band": Setting(overrides=("encoder.standardization=band",)),
-    "first weights by fan-in": Setting(overrides=("encoder.init=fan_in",)),
-    "stem without strides": Setting(overrides=("encoder.stem_strides=1",)),
-    "warm-up": Setting(overrides=("pretrain.warmup=5",)),
-    "3 sub-prototypes": Setting(overrides=("pretrain.sub_prototypes=3",)),
-    "4 crops a prototype": Setting(overrides=("pretrain.prototype_crops=4",)),
-    "attribute softmax": Setting("baseline"),
-    "attribute softmax, NPE": Setting("baseline", ("stages=('pretrain', 'finetune')",)),
+    "nearest prototype": Setting(overrides=_PROTOTYPES),
+    "nearest prototype, shrinkage 0.1": Setting(overrides=(*_PROTOTYPES, "score.shrinkage=0.1")),
+    "nearest prototype, Ledoit-Wolf": Setting(
+        overrides=(*_PROTOTYPES, "score.covariance=ledoit-wolf")
+    ),
+    "nearest prototype, covariance within classes": Setting(
+        overrides=(*_PROTOTYPES, "score.center=class")
+    ),
     "cosine": Setting(overrides=("score.kind=cosine",)),
-    "embedding k-NN": Setting(overrides=("score.kind=knn",)),
-    "shrinkage 0.01": Setting(overrides=("score.shrinkage=0.01",)),
+    "Euclidean": Setting(overrides=("score.kind=knn",)),
     "shrinkage 0.1": Setting(overrides=("score.shrinkage=0.1",)),
-    "Ledoit-Wolf": Setting(overrides=("score.covariance=ledoit-wolf",)),
-    "covariance within classes": Setting(overrides=("score.center=class",)),
+    "no density": Setting(overrides=("score.density_neighbors=0",)),
+    "density of 4": Setting(overrides=("score.density_neighbors=4",)),
+    "density of 16": Setting(overrides=("score.density_neighbors=16",)),
     "windows": Setting(overrides=("score.full_clip=False",)),
     "running statistics": Setting(overrides=("score.batch_stats=running",)),
+    "5 + 3 epochs": Setting(overrides=("pretrain.epochs=5", "finetune.epochs=3")),
+    "20 + 10 epochs": Setting(overrides=("pretrain.epochs=20", "finetune.epochs=10")),
+    "attribute softmax": Setting("baseline"),
+    "attribute softmax, NPE": Setting("baseline", ("stages=('pretrain', 'finetune')",)),
+    "statistics of each band": Setting(overrides=("encoder.standardization=band",)),
+    "first weights by fan-in": Setting(overrides=("encoder.init=fan_in",)),
+    "warm-up": Setting(overrides=("pretrain.warmup=3",)),
+    "3 sub-prototypes": Setting(overrides=("pretrain.sub_prototypes=3",)),
+    "4 crops a prototype": Setting(overrides=("pretrain.prototype_crops=4",)),
+    "classes without domain": Setting(overrides=("classes=conditions",)),
+    "sections as classes": Setting(overrides=("classes=sections",)),
+    "anchor left out": Setting(overrides=("finetune.leave_one_out=True",)),
+    "gradient stopped": Setting(overrides=("finetune.stop_gradient=True",)),
+    "mixed to unit length": Setting(overrides=("finetune.normalize_mixed=True",)),
+    "stem without strides": Setting(overrides=("encoder.stem_strides=1",)),
     "knn": Setting("spectral-knn"),
+    "knn, plain": Setting("spectral-knn", _PLAIN),
+    "knn, plain, level off": Setting("spectral-knn", (*_PLAIN, "remove_level=True")),
     "knn, level off": Setting("spectral-knn", ("remove_level=True",)),
-    "knn, scaled": Setting("spectral-knn", ("scale_bands=True",)),
-    "knn, level off, scaled": Setting("spectral-knn", ("remove_level=True", "scale_bands=True")),
+    "knn, bands not scaled": Setting("spectral-knn", ("scale_bands=False",)),
+    "knn, no density": Setting("spectral-knn", ("density_neighbors=0",)),
     "gmm": Setting("gmm"),
     "knn and gmm": Setting("spectral-knn", beside=("gmm",)),
     "base and knn": Setting(beside=("knn",)),
-    "base and knn, level off, scaled": Setting(beside=("knn, level off, scaled",)),
     "base and gmm": Setting(beside=("gmm",)),
 }
 

@@ -100,19 +100,19 @@ def test_folds_are_even_in_every_section_and_domain():
 
 
 def test_settings_are_compared_without_the_test_clips(collection, tmp_path):
-    settings = ["knn", "knn, level off", "knn and gmm"]
+    settings = ["knn, plain", "knn, plain, level off", "knn and gmm"]
     command = ["--data", str(collection), "--workdir", str(tmp_path), "--folds", "2"]
     result = choose.main([*command, "--seeds", "0", "--settings", *settings])
     table = result["tables"]["all"]
     assert list(table) == settings
-    assert table["knn"]["difference"] == 0
-    assert len(table["knn"]["cells"]) == 2
+    assert table["knn, plain"]["difference"] == 0
+    assert len(table["knn, plain"]["cells"]) == 2
     # What takes the level off cannot hear a change of level, and hears a band as before.
-    assert table["knn, level off"]["means"]["level"] < table["knn"]["means"]["level"]
-    assert table["knn"]["means"]["band"] > 0.5
+    assert table["knn, plain, level off"]["means"]["level"] < table["knn, plain"]["means"]["level"]
+    assert table["knn, plain"]["means"]["band"] > 0.5
     written = json.loads((tmp_path / "choose.json").read_text())
     assert written["tables"] == result["tables"]
-    assert "| knn, level off |" in (tmp_path / "choose.md").read_text()
+    assert "| knn, plain, level off |" in (tmp_path / "choose.md").read_text()
     # Finished cells are read back, not made again.
     cells = sorted((tmp_path / "cells").iterdir())
     before = [cell.stat().st_mtime_ns for cell in cells]
