@@ -346,7 +346,7 @@ def _next_scale(
     if not valid.size:
         return scale
     count = jnp.sum(valid)
-    log_mean = masked_logsumexp(log_sums, valid) - jnp.log(jnp.maximum(count, 1))
+    log_mean = masked_logsumexp(log_sums, where=valid) - jnp.log(jnp.maximum(count, 1))
     # The median of what is counted: excluded angles sort behind all others.
     angles = jnp.sort(jnp.where(valid, jnp.arccos(jnp.clip(cosine, -1, 1)), jnp.inf))
     last = jnp.maximum(count - 1, 0)

@@ -22,7 +22,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from asdproto.losses import _checks, _numerics
-from asdproto.losses._numerics import LOG_ZERO, masked_logsumexp
+from asdproto.losses._numerics import masked_logsumexp
 
 # Coefficients [..., classes(, M)], from the first of these classes, their number, and bounds.
 Draw = Callable[[jax.Array | int, int, jax.Array, jax.Array], jax.Array]
@@ -237,10 +237,9 @@ def _one(
     others = jnp.arange(len(scores), dtype=jnp.int32) // per_class != place
     if mask is not None:
         others &= jnp.broadcast_to(mask, (classes, per_class)).reshape(-1)
-    here = (place >= 0) & (place < classes)
-    own = lax.dynamic_slice_in_dim(scores, jnp.where(here, place * per_class, 0), per_class)
-    sums = [masked_logsumexp(x, others) for x in (scores, *mixed)]
-    return jnp.where(here, own, 0), functools.reduce(jnp.logaddexp, sums)
+    is_own = jnp.arange(classes, dtype=jnp.int32)[:, None] == place
+    own = jnp.sum(jnp.where(is_own, scores.reshape(classes, per_class), 0), axis=0)
+    return own, masked_logsumexp(scores, *mixed, where=others)
 
 
 def _over_devices(
@@ -290,7 +289,7 @@ def negative_log_likelihood(compared: Compared, *, clusters: bool = False) -> ja
     their joint probability.
     """
     own, counted, others = compared
-    log_sum = masked_logsumexp(jnp.where(counted, own, LOG_ZERO), axis=-1)
+    log_sum = masked_logsumexp(own, where=counted, axis=-1)
     # log(1 + e^x) keeps every digit of a loss near 0.
     loss = jax.nn.softplus(others - log_sum)
     if not clusters:

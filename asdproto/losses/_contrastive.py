@@ -64,7 +64,7 @@ def supervised_contrastive_loss(
     def anchor(logits: jax.Array, positive: jax.Array, negative: jax.Array) -> jax.Array:
         count = jnp.sum(positive)
         mean = jnp.sum(jnp.where(positive, logits, 0)) / jnp.maximum(count, 1)
-        return jnp.where(count > 0, masked_logsumexp(logits, positive | negative) - mean, 0)
+        return jnp.where(count > 0, masked_logsumexp(logits, where=positive | negative) - mean, 0)
 
     return _in_batch(anchor, embeddings, labels, temperature, where, axis_name, chunk_size)
 
@@ -118,7 +118,7 @@ def nt_xent_loss(
     """
 
     def anchor(logits: jax.Array, positive: jax.Array, negative: jax.Array) -> jax.Array:
-        negatives = masked_logsumexp(logits, negative)
+        negatives = masked_logsumexp(logits, where=negative)
         each = softplus(negatives - jnp.where(positive, logits, 0))
         return jnp.sum(jnp.where(positive, each, 0)) / jnp.maximum(jnp.sum(positive), 1)
 

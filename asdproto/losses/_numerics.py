@@ -1,5 +1,6 @@
 """Sums that do not overflow, cancel or turn to nan; shared by all losses."""
 
+import functools
 from typing import Any
 
 import jax
@@ -55,15 +56,20 @@ def squared_length(x: jax.Array) -> jax.Array:
 
 
 def masked_logsumexp(
-    x: jax.Array, where: jax.Array | None = None, axis: int | None = None
+    *terms: jax.Array, where: jax.Array | None = None, axis: int | None = None
 ) -> jax.Array:
-    """Logsumexp of finite numbers; LOG_ZERO, with zero gradient, if all is masked or nothing is."""
+    """Logsumexp of finite numbers, over all terms of one shape.
+
+    Returns:
+      LOG_ZERO, with zero gradient, if all is masked or nothing is there.
+    """
     if where is not None:
-        x = jnp.where(where, x, LOG_ZERO)
-    top = lax.stop_gradient(jnp.max(x, axis, keepdims=True, initial=LOG_ZERO))
+        terms = tuple(jnp.where(where, x, LOG_ZERO) for x in terms)
+    largest = functools.reduce(jnp.maximum, terms)
+    top = lax.stop_gradient(jnp.max(largest, axis, keepdims=True, initial=LOG_ZERO))
     # With all masked every term is exp(0), and LOG_ZERO plus log of a count is LOG_ZERO again;
     # only with no terms at all the sum is 0.
-    total = jnp.sum(jnp.exp(x - top), axis)
+    total = jnp.sum(functools.reduce(jnp.add, [jnp.exp(x - top) for x in terms]), axis)
     return jnp.squeeze(top, axis) + jnp.log(jnp.where(total == 0, 1, total))
 
 
