@@ -1,6 +1,7 @@
 """What the experiment modules share: how they run as commands."""
 
 import contextlib
+import platform
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -8,27 +9,10 @@ from typing import Any
 
 from asdproto import signals
 from asdproto.commands import message
-from asdproto.commands.train import (
-    add_device_arguments,
-    finish,
-    only_reports,
-    show,
-    start_devices,
-)
 from asdproto.errors import DataError
 from asdproto.systems.run import check_same_run, features_of
 
-__all__ = [
-    "add_device_arguments",
-    "check_same_run",
-    "features_of",
-    "finish",
-    "only_reports",
-    "plain_errors",
-    "run_main",
-    "show",
-    "start_devices",
-]
+__all__ = ["check_same_run", "features_of", "processor", "run_main"]
 
 
 @contextlib.contextmanager
@@ -59,3 +43,12 @@ def run_main(main: Callable[[list[str] | None], Any], *, resumes: bool = True) -
 
 def _one_line(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     print(f"{category.__name__}: {message}", file=sys.stderr)
+
+
+def processor() -> str:
+    """Name of the CPU, as far as the system tells."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as stream:
+        for line in stream:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

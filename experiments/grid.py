@@ -12,6 +12,8 @@ import csv
 import io
 import json
 import math
+import os
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +37,7 @@ from asdproto.systems import PRESETS
 from experiments import common
 
 LOCK = "lock"
+SECONDS = "seconds"
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ def run_cells(cells: Sequence[Cell], workdir: Path, console: Console | None) -> 
             failure = workdir / "failures" / f"{cell.name}.txt"
             if console is not None:
                 console.print(f"Cell:     {cell.name}", highlight=False)
+            started = time.monotonic()
             try:
                 cell.run()
             except Exception as error:  # one broken cell must not cost the others
@@ -106,6 +110,8 @@ def run_cells(cells: Sequence[Cell], workdir: Path, console: Console | None) -> 
                     )
             else:
                 failure.unlink(missing_ok=True)
+                took = f"{time.monotonic() - started:.1f}"
+                write_atomically(workdir / "cells" / cell.name / SECONDS, took.encode())
     return failed
 
 
@@ -164,8 +170,8 @@ def make_parser(
     return parser
 
 
-def start(args: argparse.Namespace, **asked: Any) -> None:
-    """Makes the work folder, or refuses one of other settings.
+def start(args: argparse.Namespace, argv: Sequence[str] | None, *, table: int) -> None:
+    """Makes the work folder, or refuses one of other settings; ``args.command`` is then known.
 
     Raises:
       ConfigError: A seed is given twice.
@@ -173,7 +179,10 @@ def start(args: argparse.Namespace, **asked: Any) -> None:
     """
     if len(set(args.seeds)) != len(args.seeds):
         raise ConfigError(f"--seeds: a seed is given twice; found {args.seeds}")
-    asked |= {name: getattr(args, name) for name in ("preset", "machines", "overrides")}
+    names = ("preset", "machines", "overrides")
+    asked = {"table": table, **{name: getattr(args, name) for name in names}}
+    words = sys.argv[1:] if argv is None else argv
+    args.command = ["python", "-m", f"experiments.table{table}", *words]
     common.check_same_run(args.workdir, asked)
     args.workdir.mkdir(parents=True, exist_ok=True)
     text = json.dumps(asked, indent=1) + "\n"
@@ -196,7 +205,8 @@ def finish(
       args: The command line's.
       failed: Cells that failed.
       console: Where to.
-      **more: Goes into ``results.json``.
+      **more: Goes into ``results.json``, beside the command, the machine and the seconds that each
+        cell took.
 
     Returns:
       What ``results.json`` holds.
@@ -212,9 +222,20 @@ def finish(
         for seed in args.seeds
         if not row.results(seed).exists() and row.key not in failed
     ]
-    result = {**more, "preset": args.preset, "machines": args.machines, "rows": finished}
-    result |= {"overrides": args.overrides, "failed": list(failed)}
     workdir = args.workdir
+    took = sorted((workdir / "cells").glob(f"*/{SECONDS}"))
+    result = {
+        **more,
+        "command": args.command,
+        "processor": common.processor(),
+        "cores": os.cpu_count(),
+        "seconds": {path.parent.name: float(path.read_text()) for path in took},
+        "preset": args.preset,
+        "machines": args.machines,
+        "rows": finished,
+        "overrides": args.overrides,
+        "failed": list(failed),
+    }
     write_results(workdir / "results.json", result)
     if finished:
         text = f"# {title}\n\n{markdown(finished)}"

@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
     console, started = Console(), time.monotonic()
     system = override(get_config(), args.overrides)
     check_same_run(args.workdir, asked(system, [args.seed], None))
-    if train.only_reports(args.workdir, console):
+    if train.report_if_finished(args.workdir, console):
         return
     devices = train.start_devices(args)
     console.rule("1  Machines, as wav files")

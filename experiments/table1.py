@@ -192,7 +192,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     )  # fmt: skip
     args = parser.parse_args(argv)
     systems = get_systems(args)
-    grid.start(args, table=1)
+    grid.start(args, argv, table=1)
     console = Console()
     use_compilation_cache()
     devices = use_devices()

@@ -47,7 +47,7 @@ def run_table(table: int, paper: Any, make_variants: Any, doc: str | None, argv:
     """A table of variants of the paper's system."""
     args = grid.make_parser(f"table{table}", doc).parse_args(argv)
     system = override(preset("prototype", args.preset), args.overrides)
-    grid.start(args, table=table)
+    grid.start(args, argv, table=table)
     console = Console()
     use_compilation_cache()
     devices = use_devices()

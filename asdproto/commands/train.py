@@ -174,7 +174,7 @@ def run(arguments: argparse.Namespace) -> int:
     if changed and (arguments.workdir / "results.json").exists():
         _rescore(arguments.workdir, system, console)
         return 0
-    if only_reports(arguments.workdir, console):
+    if report_if_finished(arguments.workdir, console):
         return 0
     devices = devices or start_devices(arguments)
     quiet = console if devices.is_main else None
@@ -268,7 +268,7 @@ def finish(workdir: Path, results: dict[str, Any], console: Console) -> None:
     show(workdir, results, console)
 
 
-def only_reports(workdir: Path, console: Console) -> bool:
+def report_if_finished(workdir: Path, console: Console) -> bool:
     """Whether the work folder holds a finished run; if so, shows it."""
     from asdproto.errors import DataError
     from asdproto.results.result_files import read_run_results

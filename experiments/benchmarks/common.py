@@ -33,7 +33,8 @@ from asdproto.training.epoch import Loop, Programs, default_loop, scan_steps
 from asdproto.training.packing import pack_state, unpack
 from asdproto.training.stage import Hyper
 from asdproto.training.state import ClipIndex, Task, TrainState, clip_index
-from experiments.benchmarks.features import processor, spread
+from experiments.benchmarks.features import spread
+from experiments.common import processor
 from experiments.two_stage import get_config
 
 PACKAGES = ("asdproto", "jax", "jaxlib", "flax", "optax", "numpy", "torch")

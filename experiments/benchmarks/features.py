@@ -46,6 +46,7 @@ from asdproto.data.extract import build_store
 from asdproto.data.store import versions
 from asdproto.data.table import load_collection
 from asdproto.files import write_atomically
+from experiments.common import processor
 
 SETTINGS = features.FeatureSettings()
 CONTROL_SECONDS = 2.0
@@ -243,15 +244,6 @@ def disk(files: Sequence[Path]) -> dict[str, Any]:
             "files_per_second": round(len(files) / taken, 1),
         }
     return result
-
-
-def processor() -> str:
-    """Name of the CPU, as far as the system tells."""
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as stream:
-        for line in stream:
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:

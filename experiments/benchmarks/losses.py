@@ -216,26 +216,24 @@ def cores() -> int:
 
 def device() -> dict[str, Any]:
     """What the figures were taken on."""
-    about: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "device": jax.devices()[0].device_kind,
         "cores": cores(),
         "load_before": round(os.getloadavg()[0], 2),
         "versions": {"python": platform.python_version(), "jax": jax.__version__},
     }
     if jax.default_backend() == "cpu":
-        lines = Path("/proc/cpuinfo").read_text().splitlines() if os.name == "posix" else []
-        models = [line.partition(":")[2].strip() for line in lines if "model name" in line]
-        about["device"] = models[0] if models else platform.processor()
+        facts["device"] = common.processor()
     try:
         import pytorch_metric_learning
         import torch
 
         torch.set_num_threads(cores())
-        about["versions"]["torch"] = torch.__version__
-        about["versions"]["pytorch-metric-learning"] = pytorch_metric_learning.__version__
+        facts["versions"]["torch"] = torch.__version__
+        facts["versions"]["pytorch-metric-learning"] = pytorch_metric_learning.__version__
     except ImportError:
-        about["torch_missing"] = "pip install -e '.[bench]' to compare with it"
-    return about
+        facts["torch_missing"] = "pip install -e '.[bench]' to compare with it"
+    return facts
 
 
 def speed(args: argparse.Namespace, console: Console) -> dict[str, Any]:

@@ -189,6 +189,11 @@ def test_table1_runs_and_reports_what_fails(places, monkeypatch, capsys):
     found = json.loads((places / "one" / "results.json").read_text())
     assert list(found["rows"]) == ["spectral-knn", "pretrain", "finetune"]
     assert found["failed"] == ["autoencoder-1"]
+    assert found["command"] == ["python", "-m", "experiments.table1", *arguments]
+    assert found["cores"] > 0
+    # Cells that finished, with the time that they took.
+    assert found["seconds"].keys() == {"spectral-knn-1", "paper-1"}
+    assert min(found["seconds"].values()) > 0
 
     monkeypatch.setattr(table1, "train_run", train)
     metrics = (places / "one" / "metrics.jsonl").read_text()
