@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -95,24 +96,37 @@ def test_folds_are_even_in_every_section_and_domain():
                     if (c.machine_type, c.section, c.domain) == (machine, section, domain)
                 ]
                 assert np.bincount(rows, minlength=4).tolist() == [each] * 4
+    mixed = [dataclasses.replace(c, attributes=f"speed_{c.path[-5]}") for c in clips]
+    together = choose.fold_of(mixed, 4, None, by="conditions")
+    for clip, number in zip(mixed, together, strict=True):
+        of_condition = {
+            n
+            for c, n in zip(mixed, together, strict=True)
+            if (c.machine_type, c.section, c.domain, c.attributes)
+            == (clip.machine_type, clip.section, clip.domain, clip.attributes)
+        }
+        assert of_condition == {number}
+    assert set(together) == {0, 1, 2, 3}
+    # Of one condition nothing can be kept out.
+    assert set(choose.fold_of(clips, 4, None, by="conditions")) == {-1}
     only = choose.fold_of(clips, 4, ["pump"])
     assert {c.machine_type for c, f in zip(clips, only, strict=True) if f < 0} == {"fan"}
 
 
 def test_settings_are_compared_without_the_test_clips(collection, tmp_path):
-    settings = ["knn, plain", "knn, plain, level off", "knn and gmm"]
+    settings = ["knn", "knn, level off", "knn and gmm"]
     command = ["--data", str(collection), "--workdir", str(tmp_path), "--folds", "2"]
     result = choose.main([*command, "--seeds", "0", "--settings", *settings])
     table = result["tables"]["all"]
     assert list(table) == settings
-    assert table["knn, plain"]["difference"] == 0
-    assert len(table["knn, plain"]["cells"]) == 2
+    assert table["knn"]["difference"] == 0
+    assert len(table["knn"]["cells"]) == 2
     # What takes the level off cannot hear a change of level, and hears a band as before.
-    assert table["knn, plain, level off"]["means"]["level"] < table["knn, plain"]["means"]["level"]
-    assert table["knn, plain"]["means"]["band"] > 0.5
+    assert table["knn, level off"]["means"]["level"] < table["knn"]["means"]["level"]
+    assert table["knn"]["means"]["band"] > 0.5
     written = json.loads((tmp_path / "choose.json").read_text())
     assert written["tables"] == result["tables"]
-    assert "| knn, plain, level off |" in (tmp_path / "choose.md").read_text()
+    assert "| knn, level off |" in (tmp_path / "choose.md").read_text()
     # Finished cells are read back, not made again.
     cells = sorted((tmp_path / "cells").iterdir())
     before = [cell.stat().st_mtime_ns for cell in cells]
