@@ -132,8 +132,8 @@ def dataset(clips=14, domains=("source", "source", "target"), seed=0):
 
 
 SYSTEMS = [
-    knn.SpectralKnnSystem(),
-    knn.SpectralKnnSystem(remove_level=True, scale_bands=True, whiten=False, neighbors=2),
+    knn.SpectralKnnSystem(whiten=True, density_neighbors=3),
+    knn.SpectralKnnSystem(remove_level=True, scale_bands=True, neighbors=2),
     gmm.GmmSystem(r=0.9, target_ratio=0.5),
 ]
 
@@ -190,11 +190,7 @@ def test_figures_on_real_recordings(scale, real_data, tmp_path):
         if kind != scale:
             continue
         system = knn.SpectralKnnSystem(
-            features=settings,
-            remove_level=remove_level,
-            scale_bands=scale_bands,
-            whiten=False,
-            density_neighbors=0,
+            features=settings, remove_level=remove_level, scale_bands=scale_bands
         )
         options = RunOptions(tmp_path / f"{remove_level}{scale_bands}", use_devices(1))
         figures = train_run(system, store, options)["systems"][system.kind]
