@@ -315,7 +315,7 @@ def test_nearest_classes_and_similarities_are_those_of_the_back_end(finished):
     np.testing.assert_allclose(similarity.cosine, prototypes @ prototypes.T, atol=1e-12)
 
 
-def test_the_excerpt_is_around_the_highest_window(finished, tmp_path):
+def test_the_excerpt_is_around_the_highest_window(finished, tmp_path, monkeypatch):
     path, rate = tmp_path / "long.wav", 8000
     seconds = np.arange(10 * rate) / rate
     loud = np.where((seconds > 7.0) & (seconds < 7.5), 0.5, 0.001)
@@ -324,7 +324,7 @@ def test_the_excerpt_is_around_the_highest_window(finished, tmp_path):
     windows = read_windows(finished / "scores" / "finetune")
     some = next(iter(windows.values()))
     some = type(some)(np.array([1.0, 7.0, 9.9]), np.full(3, 0.5), np.array([0.1, 0.9, np.nan]))
-    (start, end), audio = report_clips._excerpt(path, some, 4.0)
+    (start, end), audio = report_clips._excerpt(path, some)
     assert (start, end) == (5.25, 9.25)
     samples, rate = soundfile.read(io.BytesIO(audio))
     assert (samples.shape, rate) == ((4 * 16_000,), 16_000)
@@ -335,9 +335,10 @@ def test_the_excerpt_is_around_the_highest_window(finished, tmp_path):
     assert abs(samples.mean()) < 1e-3
     # Near the end it is moved, without windows it is from the middle; short clips are played whole.
     late = type(some)(np.array([9.8]), np.array([0.2]), np.array([1.0]))
-    assert report_clips._excerpt(path, late, 4.0)[0] == (6.0, 10.0)
-    assert report_clips._excerpt(path, None, 4.0)[0] == (3.0, 7.0)
-    assert report_clips._excerpt(path, None, 60.0)[0] == (0.0, 10.0)
+    assert report_clips._excerpt(path, late)[0] == (6.0, 10.0)
+    assert report_clips._excerpt(path, None)[0] == (3.0, 7.0)
+    monkeypatch.setattr(report_clips, "_EXCERPT", 60.0)
+    assert report_clips._excerpt(path, None)[0] == (0.0, 10.0)
 
 
 def test_recordings_outside_the_collection_are_not_read(workdir):

@@ -253,9 +253,19 @@ for name in ("flax", "optax", "orbax", "librosa", "sklearn", "soundfile", "asdpr
 """
 
 
-@pytest.mark.filterwarnings("ignore:undefined figures")
-@pytest.mark.parametrize("change", [[], ["score.kind=knn", "score.neighbors=2"],
-                                    ["score.kind=cosine", "score.full_clip=true"]])  # fmt: skip
+@pytest.mark.filterwarnings(
+    "ignore:undefined figures", "ignore::asdproto.scoring.thresholds.ThresholdWarning"
+)
+@pytest.mark.parametrize(
+    "change",
+    [
+        [],
+        ["score.kind=mahalanobis", "score.shrinkage=0.001"],
+        ["score.kind=knn", "score.neighbors=2"],
+        ["score.kind=cosine", "score.full_clip=false"],
+    ],
+    ids=lambda change: "-".join(change),
+)
 def test_an_exported_detector_needs_jax_and_numpy_alone(finished, tmp_path, change):
     root, clips, workdir, _ = finished
     if change:
