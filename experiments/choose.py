@@ -37,7 +37,7 @@ import numpy as np
 from rich.console import Console
 
 from asdproto.arguments import Parser
-from asdproto.config import ConfigError, override
+from asdproto.config import ConfigError, override, to_dict
 from asdproto.data.dataset import section_keys
 from asdproto.data.dcase import Clip
 from asdproto.data.store import FeatureStore, open_store, write_store
@@ -298,8 +298,9 @@ class Bench:
 
     def file(self, cell: Cell, setting: Setting) -> Path:
         """Where the scores of a setting are kept."""
-        described = [setting.kind, setting.overrides, self.preset, self.folds, self.machines]
-        described += [self.by] if self.by != "clips" else []
+        # All fields, not the overrides alone: a default may change.
+        system = to_dict(self.system(setting))
+        described = [setting.kind, system, self.by, self.folds, self.machines]
         text = json.dumps([*described, COPIES, STRENGTHS])
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         return self.workdir / "cells" / f"{cell.collection}-{cell.fold}-{cell.seed}-{digest}.json"
