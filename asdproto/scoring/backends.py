@@ -11,6 +11,7 @@ scored with it, so a single file scores as it does in a batch.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import operator
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -29,7 +30,7 @@ NEAREST_CLIPS = ("knn", "mahalanobis-knn")
 SHRINKAGE = 0.001
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False)
 class SectionModel:
     """What one section's training clips left for scoring.
 
@@ -46,6 +47,11 @@ class SectionModel:
     labels: np.ndarray
     whitening: np.ndarray
     density: np.ndarray
+
+    @functools.cached_property
+    def whitened(self) -> np.ndarray:
+        """The references, made once: of nearest neighbors they are all training embeddings."""
+        return _whitened(self.references, self.whitening)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -303,8 +309,7 @@ def fit_scorer(
                 )
             whitening = _whitening(centered, covariance, shrinkage=shrinkage, ridge=ridge)
         if kind in NEAREST_CLIPS:
-            space = rowwise_product(chosen, whitening) if whitening.size else chosen
-            density = _local_density(space, density_neighbors)
+            density = _local_density(_whitened(chosen, whitening), density_neighbors)
             models[key] = SectionModel(chosen, classes, whitening, density)
         else:
             models[key] = SectionModel(prototypes, present, whitening, np.ones(len(present)))
@@ -431,11 +436,12 @@ def _distances(kind: str, model: SectionModel, embeddings: np.ndarray) -> np.nda
     """float64 ``[n, r]``: distance of every embedding to every reference of its section."""
     if kind == "cosine":
         return 1.0 - rowwise_product(_unit(embeddings), _unit(model.references).T)
-    references = model.references
-    if kind.startswith("mahalanobis"):
-        embeddings = rowwise_product(embeddings, model.whitening)
-        references = rowwise_product(references, model.whitening)
-    return _euclidean(embeddings, references) / model.density
+    return _euclidean(_whitened(embeddings, model.whitening), model.whitened) / model.density
+
+
+def _whitened(embeddings: np.ndarray, whitening: np.ndarray) -> np.ndarray:
+    """Embeddings as distances are measured between them; as they are without a covariance."""
+    return rowwise_product(embeddings, whitening) if whitening.size else embeddings
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

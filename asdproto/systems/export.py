@@ -178,7 +178,7 @@ def _backend(member: PrototypeMember, sections: Sequence[Section]) -> Any:
     def compare(embeddings: jax.Array, section: jax.Array) -> tuple[jax.Array, jax.Array]:
         # Differences before products: near ones keep their digits.
         differences = embeddings[:, None] - jnp.asarray(references)[section]
-        if kind.startswith("mahalanobis"):
+        if rank:
             matrix = jnp.asarray(whitening)[section]
             differences = jnp.einsum("brd,bdk->brk", differences, matrix, precision="highest")
         distances = jnp.linalg.norm(differences, axis=-1) / jnp.asarray(density)[section]
