@@ -46,7 +46,6 @@ from asdproto.data.extract import build_store
 from asdproto.data.store import versions
 from asdproto.data.table import load_collection
 from asdproto.files import write_atomically
-from experiments.common import processor
 
 SETTINGS = features.FeatureSettings()
 CONTROL_SECONDS = 2.0
@@ -263,6 +262,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     for name in ("rounds", "batch", "clips", "repeats", "workers"):
         if getattr(args, name) < 1:
             parser.error(f"--{name} must be at least 1, found {getattr(args, name)}")
+
+    # Here, since it imports jax: worker processes, which load this module anew, go without.
+    from experiments.common import processor
 
     console = Console()
     load = os.getloadavg()[0]
