@@ -233,25 +233,18 @@ def evaluate(scores: np.ndarray, clips: Sequence[Clip], kinds: np.ndarray) -> di
       clips: Kept-out clips and their copies.
       kinds: int64, shape ``[clips]``, as :func:`keep_out` gives them.
     """
-    found: dict[str, list[float]] = {name: [] for name in COLUMNS}
+    figures: dict[str, list[float]] = {name: [] for name in COLUMNS}
     for kind, (strength, name) in enumerate(COPIES):
         rows = np.flatnonzero((kinds == -1) | (kinds == kind))
         for section in metrics.group_scores([clips[int(row)] for row in rows], scores[rows]):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", metrics.UndefinedMetricWarning)
-                one = metrics.section_metrics(section)
-            values = {
-                figure: one[key]
-                for figure, key in zip(FIGURES, metrics.AUC_METRICS, strict=True)
-                if np.isfinite(one[key])
-            }
-            if name == "level":
-                found["level"] += values.values()
-                continue
-            for figure, value in values.items():
-                for column in ("mean", figure, strength, name):
-                    found[column].append(value)
-    return {column: float(np.mean(values)) for column, values in found.items() if values}
+            of_section = metrics.section_metrics(section)
+            for figure, key in zip(FIGURES, metrics.AUC_METRICS, strict=True):
+                if not np.isfinite(of_section[key]):
+                    continue
+                columns = (name,) if name == "level" else ("mean", figure, strength, name)
+                for column in columns:
+                    figures[column].append(of_section[key])
+    return {column: float(np.mean(values)) for column, values in figures.items() if values}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -364,9 +357,9 @@ class Bench:
 
     def figures(self, cell: Cell, setting: Setting) -> dict[str, dict[str, float]]:
         """Figures of a finished setting by detector; combined with others where it names some."""
-        found = read_json(self.file(cell, setting), remedy="Delete it; it is made again.")
+        kept = read_json(self.file(cell, setting), remedy="Delete it; it is made again.")
         if not setting.beside:
-            return found["figures"]
+            return kept["figures"]
         data, kinds = self.data(cell, self.system(setting))
         parts = [
             read_json(self.file(cell, SETTINGS[name]), remedy="Delete it; it is made again.")
@@ -384,7 +377,7 @@ class Bench:
                 data.test_clips,
                 kinds,
             )
-            for name, own in found["scores"].items()
+            for name, own in kept["scores"].items()
         }
 
 
@@ -397,19 +390,19 @@ def compare(
       By ``SETTING`` or ``SETTING, DETECTOR``: ``means`` of each column, ``cells`` with every cell's
       ``mean``, and ``difference`` and ``standard_error`` of ``mean``, all in [0, 1].
     """
-    found: dict[str, list[dict[str, float]]] = {}
+    by_row: dict[str, list[dict[str, float]]] = {}
     result_of = {}
     for name, setting in settings.items():
         for cell in cells:
             figures = bench.figures(cell, setting)
             result_of[name] = title(name, list(figures)[-1], figures)
             for detector, one in figures.items():
-                found.setdefault(title(name, detector, figures), []).append(one)
-    first = np.array([one["mean"] for one in found[result_of[next(iter(settings))]]])
+                by_row.setdefault(title(name, detector, figures), []).append(one)
+    first = np.array([one["mean"] for one in by_row[result_of[next(iter(settings))]]])
     table: dict[str, dict[str, Any]] = {}
-    for row, values in found.items():
-        faults = np.array([one["mean"] for one in values])
-        gain = faults - first
+    for row, values in by_row.items():
+        means = np.array([one["mean"] for one in values])
+        gain = means - first
         error = float(gain.std(ddof=1) / np.sqrt(len(gain))) if len(gain) > 1 else None
         table[row] = {
             "means": {
@@ -419,7 +412,7 @@ def compare(
             },
             "difference": float(gain.mean()),
             "standard_error": error,
-            "cells": [round(float(value), 4) for value in faults],
+            "cells": [round(float(value), 4) for value in means],
         }
     return table
 
