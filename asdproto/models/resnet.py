@@ -35,6 +35,9 @@ class ResNet(nn.Module):
         batch normalization, 64 times as slow to learn.
       lowering: How convolutions are compiled, see :mod:`asdproto.models.convolution`.
       dtype: Dtype of activations; parameters, batch statistics and the embedding are float32.
+      all_stages: Whether the embedding holds, beside the pooled last map, the mean over time and
+        frequency of the map that each earlier stage ends with, all brought to unit length. To tell
+        classes apart, the last stage forgets what does not; earlier ones still hear it.
       axis_name: Mapped axis over which batch statistics are averaged, so that several devices
         normalize as one; ``None`` keeps them per device.
     """
@@ -46,12 +49,14 @@ class ResNet(nn.Module):
     init_weights: Init = "fan_out"
     lowering: Lowering = "native"
     dtype: jnp.dtype = jnp.float32
+    all_stages: bool = False
     axis_name: str | None = None
 
     @property
     def embedding_dim(self) -> int:
         """Length of an embedding."""
-        return self.width * 2 ** (len(self.stages) - 1)
+        features = [self.width * 2**stage for stage in range(len(self.stages))]
+        return sum(features) if self.all_stages else features[-1]
 
     @nn.compact
     def __call__(
@@ -79,6 +84,7 @@ class ResNet(nn.Module):
         x = conv(self.width, kernel_size=7, strides=self.stem_strides, name="stem")(x)
         x = norm(relu=True, name="stem_norm")(x, where)
         x = max_pool_3x3(x)
+        means = []
         for stage, blocks in enumerate(self.stages):
             for block in range(blocks):
                 features = self.width * 2**stage
@@ -94,5 +100,10 @@ class ResNet(nn.Module):
                     )(x)
                     shortcut = norm(name=f"{name}_project_norm")(shortcut, where)
                 x = norm(relu=True, name=f"{name}_norm2")(y, where, shortcut)
+            means.append(jnp.mean(x, axis=(1, 2), dtype=jnp.float32))
         pool = TimeFrequencyAttentionPooling(self.attention, dtype=self.dtype, name="pool")
-        return l2_normalize(pool(x))
+        embedding = l2_normalize(pool(x))
+        if not self.all_stages:
+            return embedding
+        vectors = [embedding, *map(l2_normalize, means[:-1])]
+        return l2_normalize(jnp.concatenate(vectors, axis=-1))

@@ -102,7 +102,7 @@ class EncoderConfig:
                 f"module={name}: expected an attribute embedding_dim, the length of an embedding"
             )
 
-    def build(self, devices: Devices, loop: Loop) -> nn.Module:
+    def build(self, devices: Devices, loop: Loop, *, all_stages: bool = False) -> nn.Module:
         """The encoder for given devices and loop."""
         axis_name = AXIS if self.sync_batch_stats and devices.count > 1 else None
         if self.module is not None:
@@ -117,6 +117,7 @@ class EncoderConfig:
             init_weights=self.init,
             lowering=lowering,
             dtype=jnp.dtype(self.dtype),  # type: ignore[arg-type]
+            all_stages=all_stages,
             axis_name=axis_name,
         )
 
@@ -139,6 +140,8 @@ class ScoreConfig:
       density_neighbors: Their distances are divided by how far each training clip lies from so many
         of its own neighbors, so that the few clips of the target domain count like the many of the
         source; 0 leaves them as they are.
+      all_stages: Whether clips are compared by the maps of all stages of the ResNet, see
+        :class:`asdproto.models.resnet.ResNet`, or by the embedding that is trained.
       hop: Largest distance between the windows of a clip, in frames.
       full_clip: One window over the whole clip instead.
       dtype: Dtype of the encoder's arithmetic when clips are scored, whatever it was in training:
@@ -155,6 +158,7 @@ class ScoreConfig:
     shrinkage: float = SHRINKAGE
     neighbors: int = 1
     density_neighbors: int = 0
+    all_stages: bool = False
     hop: int = 32
     full_clip: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -329,6 +333,7 @@ def _preset(width: int, epochs: tuple[int, int]) -> PrototypeSystem:
             kind="mahalanobis-knn",
             shrinkage=0.3,
             density_neighbors=8,
+            all_stages=True,
             full_clip=True,
             batch_stats="training",
         ),
@@ -560,7 +565,8 @@ def fit_backend(
 def evaluation_model(system: PrototypeSystem, devices: Devices) -> nn.Module:
     """The encoder for one device and calls from the host."""
     encoder = dataclasses.replace(system.encoder, dtype=system.score.dtype)
-    return _with_axis(encoder.build(devices, "dispatch"), None)
+    model = encoder.build(devices, "dispatch", all_stages=system.score.all_stages)
+    return _with_axis(model, None)
 
 
 def _scoring_device() -> Devices:

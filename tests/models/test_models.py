@@ -307,6 +307,24 @@ def test_embeddings_are_unit_float32_and_depend_on_each_crop_alone():
     np.testing.assert_allclose(z[2:3], alone, atol=1e-5)
 
 
+def test_all_stages_join_the_embedding_with_equal_weights():
+    model, x = _small(), _random(3, 32, 24)
+    variables = model.init(jax.random.key(0), x, train=False)
+    last, kept = model.apply(
+        variables, x, train=False, capture_intermediates=True, mutable=["intermediates"]
+    )
+    joined = _small(all_stages=True)
+    assert joined.embedding_dim == 4 + 8 + 16
+    z = np.asarray(joined.apply(variables, x, train=False))
+    assert z.shape == (3, 28)
+    expected = [np.asarray(last)]
+    for stage in 1, 2:
+        maps = kept["intermediates"][f"stage{stage}_block1_norm2"]["__call__"][0]
+        mean = np.asarray(maps, np.float64).mean(axis=(1, 2))
+        expected.append(mean / np.linalg.norm(mean, axis=1, keepdims=True))
+    np.testing.assert_allclose(z, np.concatenate(expected, axis=1) / 3**0.5, atol=1e-6)
+
+
 @pytest.mark.parametrize("lowering", ["patches", "native_if_fits", "native_if_large"])
 def test_network_is_the_same_in_every_lowering(lowering):
     x = _random(4, 32, 24)
