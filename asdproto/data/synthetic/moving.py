@@ -59,9 +59,8 @@ def slider(context: ClipContext) -> np.ndarray:
     points = ((80, 0.0), (500, 0.0), (2000, -5.0), (5000, -10.0), (8000, -18.0))
     curve = ph.noise_curve(grid.samples, points) * frame * ph.wavy_curve(rub, grid, 0.5, 1.0)
     if dry:
-        lift = np.interp(grid.hz, [900, 2200, 7000], [0, 3, 3]) * dry
-        curve = curve * np.exp2(lift / 6.02).astype(np.float32)
-    friction = ph.to_sound(ph.noise_spectrum(rub, grid, curve), grid)
+        curve = curve * ph.tilt(grid, [900, 2200, 7000], [0, 3, 3], dry)
+    friction = ph.noise(rub, grid, curve)
     # Rails and balls have their own roughness along the way.
     rough = unit.lognormal(0, 0.2, 24)
     bumps = np.interp(there, np.linspace(0, _STROKE, 24), rough)
@@ -166,28 +165,21 @@ def _actuate(context: ClipContext, name: str, pattern: str, sound: np.ndarray) -
             knock_height *= max(0.15, (1 - 0.3 * dirty) * (1 - 0.5 * short * weak))
             height *= (1 if opens else 0.5) * hard * max(0.3, 1 - 0.5 * short * weak)
             scale = 0.9 if opens else 0.6
-            ph.add_bursts(sound, np.array([time]), np.array([height]), click)
-            ph.add_bursts(
-                sound, np.array([time + lag]), np.array([1.3 * knock_height * scale * hard]), knock
-            )
+            ph.add_bursts(sound, time, height, click)
+            ph.add_bursts(sound, time + lag, 1.3 * knock_height * scale * hard, knock)
             if not opens:  # the outlet vents
                 vent = 0.11 * air_height * (1 + 0.4 * dirty)
-                ph.add_bursts(sound, np.array([time + 0.01]), np.array([vent]), air)
-
-
-def _toy_car(name: str) -> tuple[str, str]:
-    """Model and individual of a toy, ``"A2"``."""
-    return name[0], name[1:]
+                ph.add_bursts(sound, time + 0.01, vent, air)
 
 
 def toy_car(context: ClipContext) -> np.ndarray:
     """A toy car on a roller bench: motor and gears run up, run, and run down; the wheels rattle.
 
-    ``car`` is the model (letter) and its copy (digit), ``spd`` the supply in tenths of a volt,
+    ``car`` is the model (a letter) and its copy (a digit), ``spd`` the supply in tenths of a volt,
     ``mic`` the microphone.
     """
     grid, drive = context.grid, context.rng("drive")
-    model, copy = _toy_car(context.attributes["car"])
+    model, copy = context.attributes["car"]
     made = ph.stream("toy car", model)
     own = ph.stream("toy car", model, copy)
     volts = float(context.attributes["spd"].rstrip("V")) / 10
@@ -225,7 +217,7 @@ def toy_car(context: ClipContext) -> np.ndarray:
     rng = context.rng("rattle")
     points = ((80, -6.0), (400, 0.0), (1200, 0.0), (3000, -9.0), (6000, -12.0), (8000, -18.0))
     curve = ph.noise_curve(grid.samples, points) * ph.wavy_curve(rng, grid, 0.5, 1.0)
-    rattle = ph.to_sound(ph.noise_spectrum(rng, grid, curve), grid)
+    rattle = ph.noise(rng, grid, curve)
     swing = ph.wave_table(np.array([0.2 + 0.15 * bent, 0.1]), ph.stream("toy car", model, "swing"))
     rattle *= np.maximum(1 + ph.read_table(swing, turns), 0.1) * run
     rattle *= np.float32(ph.gain(-1 + rng.normal(0, 0.6)))
@@ -246,7 +238,7 @@ def toy_train(context: ClipContext) -> np.ndarray:
     ``car`` as for the toy car, ``spd`` the setting of the supply, ``mic`` the microphone.
     """
     grid, drive = context.grid, context.rng("drive")
-    model, copy = _toy_car(context.attributes["car"])
+    model, copy = context.attributes["car"]
     made = ph.stream("toy train", model)
     own = ph.stream("toy train", model, copy)
     over_voltage = context.amount("over_voltage")
@@ -275,7 +267,7 @@ def toy_train(context: ClipContext) -> np.ndarray:
     rng = context.rng("rolling")
     points = ((80, -4.0), (400, 0.0), (1500, -3.0), (4000, -9.0), (8000, -16.0))
     curve = ph.noise_curve(grid.samples, points) * ph.wavy_curve(rng, grid, 0.5, 1.0)
-    rolling = ph.to_sound(ph.noise_spectrum(rng, grid, curve), grid)
+    rolling = ph.noise(rng, grid, curve)
     swing = ph.wave_table(np.array([0.15 + 0.08 * bent, 0.08]), ph.stream("toy train swing"))
     rolling *= near * np.sqrt(near) * np.maximum(1 + ph.read_table(swing, turns), 0.1)
     rolling = ph.at_level(rolling, -4 + rng.normal(0, 0.6))
@@ -298,10 +290,8 @@ def toy_train(context: ClipContext) -> np.ndarray:
     if flat:  # the flat knocks on the rail once a turn
         times = grid.time[np.flatnonzero(np.diff(np.floor(turns)))]
         click = ph.ring(f"toy train {model} wheel", 8, 800, 6500, 0.02)
-        height = (
-            2.0 * flat * np.interp(times, grid.time, near) * faulty.lognormal(0, 0.2, len(times))
-        )
-        ph.add_bursts(rolling, times, height, click)
+        heights = 2.0 * flat * np.interp(times, grid.time, near)
+        ph.add_bursts(rolling, times, heights * faulty.lognormal(0, 0.2, len(times)), click)
     shell = ph.fixed_wavy_curve(grid.samples, f"toy train {model}", 3.0, 0.3)
     shell = shell * ph.fixed_wavy_curve(grid.samples, f"toy train {model}{copy}", 1.2, 0.3)
     spectrum = ph.to_spectrum(motor + rolling) * shell

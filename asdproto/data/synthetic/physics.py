@@ -68,7 +68,7 @@ def to_spectrum(sound: np.ndarray) -> np.ndarray:
 
 def to_sound(spectrum: np.ndarray, grid: Grid) -> np.ndarray:
     """Spectrum to samples."""
-    return scipy.fft.irfft(spectrum, grid.samples, overwrite_x=False)
+    return scipy.fft.irfft(spectrum, grid.samples)
 
 
 def level_of(sound: np.ndarray) -> float:
@@ -96,6 +96,11 @@ def noise_spectrum(rng: np.random.Generator, grid: Grid, curve: np.ndarray) -> n
     return parts.view(np.complex64) * (curve * np.float32(np.sqrt(grid.samples / 2)))
 
 
+def noise(rng: np.random.Generator, grid: Grid, curve: np.ndarray) -> np.ndarray:
+    """Samples of :func:`noise_spectrum`."""
+    return to_sound(noise_spectrum(rng, grid, curve), grid)
+
+
 @functools.lru_cache(maxsize=128)
 def noise_curve(samples: int, points: tuple[tuple[float, float], ...]) -> np.ndarray:
     """Amplitude curve through ``(Hz, dB)`` points, straight over octaves, of level 0 dB."""
@@ -112,6 +117,11 @@ def _knots(samples: int, width: float) -> tuple[int, np.ndarray, np.ndarray]:
     place = (make_grid(samples).octave - 4) / width
     left = place.astype(np.int32)
     return int(left.max()) + 2, left, (place - left).astype(np.float32)
+
+
+def tilt(grid: Grid, hz: list[float], decibels: list[float], amount: float) -> np.ndarray:
+    """Amplitude curve, float32: ``amount`` times the levels in dB, straight between ``hz``."""
+    return np.exp2(np.interp(grid.hz, hz, decibels) * amount / 6.02).astype(np.float32)
 
 
 def wavy_curve(rng: np.random.Generator, grid: Grid, decibels: float, width: float) -> np.ndarray:
@@ -288,12 +298,12 @@ def impulses(grid: Grid, times: np.ndarray, amplitudes: np.ndarray) -> np.ndarra
 
 def add_bursts(
     sound: np.ndarray,
-    times: np.ndarray,
-    amplitudes: np.ndarray,
+    times: np.ndarray | float,
+    amplitudes: np.ndarray | float,
     burst: np.ndarray,
 ) -> None:
     """Adds a short sound at given times, in place; what passes the clip's end is cut off."""
-    for time, amplitude in zip(times, amplitudes, strict=True):
+    for time, amplitude in zip(np.atleast_1d(times), np.atleast_1d(amplitudes), strict=True):
         first = int(time * RATE)
         if 0 <= first < len(sound):
             part = burst[: len(sound) - first]

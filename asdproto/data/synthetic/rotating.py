@@ -50,8 +50,7 @@ def fan(context: ClipContext) -> np.ndarray:
     curve = curve * ph.fixed_wavy_curve(grid.samples, context.body("duct"), 2.5, 0.35)
     clogging = context.amount("clogging")
     if clogging:  # more and slower turbulence
-        tilt = np.interp(grid.hz, [100, 250, 900, 2500], [0, 2, 2, -1]) * clogging
-        curve = curve * np.exp2(tilt / 6.02).astype(np.float32)
+        curve = curve * ph.tilt(grid, [100, 250, 900, 2500], [0, 2, 2, -1], clogging)
     flow_rng = context.rng("flow")
     curve = curve * ph.wavy_curve(flow_rng, grid, 0.5, 1.0)
     curve *= np.float32(ph.gain(flow_rng.normal(-2, 0.7)))
@@ -116,9 +115,8 @@ def gearbox(context: ClipContext) -> np.ndarray:
     points = ((60, 0.0), (400, -4.0), (1500, -10.0), (4000, -17.0), (8000, -28.0))
     curve = ph.noise_curve(grid.samples, points) * case * ph.wavy_curve(friction, grid, 0.5, 1.0)
     if dry:
-        rise = np.interp(grid.hz, [1500, 3000, 6500, 8000], [0, 2.5, 2.5, 0]) * dry
-        curve = curve * np.exp2(rise / 6.02).astype(np.float32)
-    rattle = ph.to_sound(ph.noise_spectrum(friction, grid, curve), grid)
+        curve = curve * ph.tilt(grid, [1500, 3000, 6500, 8000], [0, 2.5, 2.5, 0], dry)
+    rattle = ph.noise(friction, grid, curve)
     swing = ph.wave_table(np.array([0.3, 0.18, 0.1, 0.06]), context.unit("swing"))
     rattle *= np.maximum(1 + ph.read_table(swing, turns), 0.1)
     rattle *= np.float32(ph.gain(-7 + 6 * np.log2(volts / 1.5 + 0.4) + friction.normal(0, 0.6)))
