@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -133,6 +133,11 @@ def remove_abandoned(folder: Path) -> None:
     for path in folder.glob(".*"):
         if re.fullmatch(r"\..+\.[0-9a-f]{8}", path.name) and path.is_file():
             path.unlink(missing_ok=True)
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file; -1 where there is none."""
+    return path.stat().st_size if path.is_file() else -1
 
 
 def sync_folder(folder: Path) -> None:
@@ -261,6 +266,13 @@ def spreadsheet_cell(text: str) -> str:
 def plain_cell(text: str) -> str:
     """The text that :func:`spreadsheet_cell` was given."""
     return text[1:] if re.match(r"'+[=+\-@\t\r]", text) else text
+
+
+def csv_text(rows: Iterable[Iterable[Any]]) -> str:
+    """The rows of a csv as text, a line for each."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -3,6 +3,7 @@
 An attribute string is a row of key and value pairs joined by ``_``: ``car_A1_spd_34V_mic_1``.
 """
 
+import itertools
 import os
 import re
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ from asdproto.files import read_csv
 
 # Stands for the attributes where a year conceals them.
 CONCEALED = "noAttribute"
-# The attribute files write some keys out in full.
-_KEY_ALIASES = {"speed": "spd"}
+# Key of a file name -> what the attribute files write for it.
+LONG_KEYS = {"spd": "speed"}
 
 
 def attribute_pairs(attributes: str) -> tuple[tuple[str, str], ...]:
@@ -26,8 +27,7 @@ def attribute_pairs(attributes: str) -> tuple[tuple[str, str], ...]:
       ``(key, value)`` pairs in order; an odd last word is a key with the value ``""``.
     """
     words = attributes.split("_") if attributes else []
-    values = words[1::2] + [""] * (len(words) % 2)
-    return tuple(zip(words[::2], values, strict=True))
+    return tuple(itertools.zip_longest(words[::2], words[1::2], fillvalue=""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +122,10 @@ def disagreement(row: AttributeRow, attributes: str) -> tuple[str, bool]:
       What differs, ``""`` if nothing does; and whether the values agree at least. In the official
       files of valve section 05 the only value of a row always stands under the first key.
     """
-    named = {_KEY_ALIASES.get(key, key): value for key, value in attribute_pairs(attributes)}
+    named = {LONG_KEYS.get(key, key): value for key, value in attribute_pairs(attributes)}
     wrong = []
     for key, value in row.pairs:
-        in_name = named.get(_KEY_ALIASES.get(key, key))
+        in_name = named.get(LONG_KEYS.get(key, key))
         if in_name != value:
             wrong.append(f"{key} is {value!r} here and {in_name!r} in the name")
     agree = sorted(value for _, value in row.pairs) == sorted(named.values())

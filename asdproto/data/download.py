@@ -35,7 +35,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from asdproto.data.dcase import name_fault, path_fault
 from asdproto.errors import DataError, quoted
-from asdproto.files import locked, naming, read_json, replacing, write_atomically
+from asdproto.files import locked, naming, read_json, replacing, size_of, write_atomically
 
 SERVER = "https://zenodo.org"
 # Data set -> part -> number of its record. 2023 and 2024 name those that replace faulty ones.
@@ -98,7 +98,8 @@ class _Archive:
         """Whether everything that came out of it is in one of some folders."""
         files = self.files()
         return bool(files) and all(
-            any(_size(folder / path) == size for folder in folders) for path, size in files.items()
+            any(size_of(folder / path) == size for folder in folders)
+            for path, size in files.items()
         )
 
 
@@ -264,7 +265,7 @@ def _patiently(
 
 def _fetch(session: requests.Session, archive: _Archive, pause: float, bars: Progress) -> None:
     """Fetches what is missing of an archive, and checks its size and its checksum."""
-    if _size(archive.file) == archive.size:  # it was checked before it got its name
+    if size_of(archive.file) == archive.size:  # it was checked before it got its name
         return
     bar = bars.add_task(archive.name, total=archive.size)
 
@@ -301,7 +302,7 @@ def _fetch(session: requests.Session, archive: _Archive, pause: float, bars: Pro
         remedy = "Run this again: it is fetched from its beginning."
         raise DataError(archive.url, found, expected, remedy)
 
-    _patiently(attempt, archive.url, pause, lambda: max(0, _size(archive.part)))
+    _patiently(attempt, archive.url, pause, lambda: max(0, size_of(archive.part)))
     algorithm, _, digest = archive.checksum.partition(":")
     computed = pooch.file_hash(str(archive.part), algorithm)
     if computed != digest.lower():
@@ -385,7 +386,7 @@ def _check_space(root: Path, archives: Sequence[_Archive]) -> None:
     """Checks that a disk can hold the archives' contents and the largest archive beside them."""
     left = [archive for archive in archives if not archive.is_in(archive.tree, archive.target)]
     if left:
-        here = sum(max(0, _size(a.part), _size(a.file)) for a in left)
+        here = sum(max(0, size_of(a.part), size_of(a.file)) for a in left)
         need = sum(_EXPANSION * a.size for a in left) + max(a.size for a in left) - here
         _need(root, int(need), "for the archives and what is in them")
 
@@ -396,11 +397,6 @@ def _need(folder: Path, size: int, purpose: str) -> None:
         found, expected = f"{decimal(free)} of free space", f"{decimal(size)} {purpose}"
         remedy = "Make room, or choose another folder: what has come is kept."
         raise DataError(folder, found, expected, remedy)
-
-
-def _size(path: Path) -> int:
-    """Bytes of a file; -1 where there is none."""
-    return path.stat().st_size if path.is_file() else -1
 
 
 def _bars(show: bool) -> Progress:

@@ -30,6 +30,7 @@ from asdproto.errors import StoreError
 from asdproto.files import (
     beside,
     checksum,
+    csv_text,
     json_checksum,
     read_json,
     replacing,
@@ -257,15 +258,11 @@ def save_store(
         for block in blocks:
             stream.write(np.ascontiguousarray(block).data)
             stream.write(bytes(row_bytes - block.nbytes))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
+    lines: list[Iterable[Any]] = [_COLUMNS]
     for row in rows:
-        fields = [getattr(row.clip, name) for name in CLIP_FIELDS]
-        writer.writerow(
-            [*fields, row.frames, f"{row.crc32:08x}", row.bytes, row.modified_ns, row.note]
-        )
-    table = text.getvalue().encode()
+        source = row.bytes, row.modified_ns, row.note
+        lines.append([*dataclasses.astuple(row.clip), row.frames, f"{row.crc32:08x}", *source])
+    table = csv_text(lines).encode()
     manifest = {
         "format": FORMAT,
         "settings": settings,

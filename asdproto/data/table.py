@@ -11,10 +11,8 @@
 """
 
 import contextlib
-import csv
 import dataclasses
 import difflib
-import io
 import os
 import posixpath
 from collections.abc import Callable, Iterable
@@ -32,7 +30,7 @@ from asdproto.data.dcase import (
 )
 from asdproto.data.store import MANIFEST
 from asdproto.errors import DataError, quoted
-from asdproto.files import read_csv, spreadsheet_cell, write_atomically
+from asdproto.files import csv_text, read_csv, spreadsheet_cell, write_atomically
 
 COLUMNS = ("file", "machine_type", "section", "domain", "split", "state", "attributes")
 REQUIRED = ("file", "machine_type", "split")
@@ -185,12 +183,8 @@ def write_table(path: str | os.PathLike, clips: Iterable[Clip]) -> None:
       path: The file; it belongs at the collection's root. Replaced as a whole if it exists.
       clips: The clips.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for clip in clips:
-        writer.writerow([spreadsheet_cell(cell) for cell in dataclasses.astuple(clip)])
-    write_atomically(Path(path), text.getvalue().encode())
+    rows = ([spreadsheet_cell(cell) for cell in dataclasses.astuple(clip)] for clip in clips)
+    write_atomically(Path(path), csv_text([COLUMNS, *rows]).encode())
 
 
 def survey_collection(
