@@ -7,7 +7,8 @@ names that carry none.
 
 import os
 import re
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -28,20 +29,17 @@ SPLIT_FOLDERS = {
 }
 # Levels between a collection's root and its machine types that say nothing about a clip.
 _CONTAINERS = ("raw", "dev_data", "eval_data")
+_SILENT = ("/", ".", "..", *_CONTAINERS)
 
-_LABELLED = re.compile(
-    r"section_(?P<section>[0-9]{2,})_(?P<domain>source|target)_(?P<split>train|test)"
-    r"_(?:(?P<state>normal|anomaly)_)?(?P<index>[0-9]+)(?:_(?P<attributes>.*))?"
-)
-_UNLABELLED = re.compile(
-    r"section_(?P<section>[0-9]{2,})_(?P<index>[0-9]+)(?:_(?P<attributes>.*))?"
-)
-_SUPPLEMENTAL = re.compile(
-    r"section_(?P<section>[0-9]{2,})_(?P<supplement>machine|noise|clean)_(?P<index>[0-9]+)"
-    r"(?:_(?P<attributes>.*))?"
-)
-_YEAR_2020 = re.compile(
-    r"(?:(?P<state>normal|anomaly)_)?id_(?P<section>[0-9]{2,})_(?P<index>[0-9]+)(?P<attributes>)"
+_SECTION = "section_(?P<section>[0-9]{2,})"
+_LABELS = "(?P<domain>source|target)_(?P<split>train|test)(?:_(?P<state>normal|anomaly))?"
+_REST = "(?P<index>[0-9]+)(?:_(?P<attributes>.*))?"
+_NAMES = (
+    f"{_SECTION}_{_LABELS}_{_REST}",
+    f"{_SECTION}_(?P<supplement>machine|noise|clean)_{_REST}",
+    f"{_SECTION}_{_REST}",
+    # 2020
+    "(?:(?P<state>normal|anomaly)_)?id_(?P<section>[0-9]{2,})_(?P<index>[0-9]+)(?P<attributes>)",
 )
 _LONGEST = 80  # bytes of a machine type or section: both stand in names of score files
 _GRAMMAR = (
@@ -117,14 +115,9 @@ def parse_name(path: str | os.PathLike) -> ParsedName:
       DataError: The name follows no known grammar, or a folder contradicts it.
     """
     pure = PurePosixPath(os.fspath(path).replace(os.sep, "/"))
-    stem, suffix = pure.stem, pure.suffix
-    match = None
-    if suffix.lower() in AUDIO_SUFFIXES:
-        for grammar in (_LABELLED, _SUPPLEMENTAL, _UNLABELLED, _YEAR_2020):
-            match = grammar.fullmatch(stem)
-            if match:
-                break
-    if match is None:
+    matches = (re.fullmatch(pattern, pure.stem) for pattern in _NAMES)
+    match = next(filter(None, matches), None)
+    if match is None or pure.suffix.lower() not in AUDIO_SUFFIXES:
         raise DataError(
             path,
             f"the name {quoted(pure.name)}",
@@ -139,9 +132,7 @@ def parse_name(path: str | os.PathLike) -> ParsedName:
     split = "supplemental" if supplement else fields.get("split", "")
     domain = fields.get("domain", "")
 
-    folders = [part for part in pure.parts[:-1] if part not in ("/", ".", "..")]
-    while folders and folders[-1].lower() in _CONTAINERS:
-        folders.pop()
+    folders = [part for part in pure.parts[:-1] if part.lower() not in _SILENT]
     if folders and folders[-1].lower() in SPLIT_FOLDERS:
         folder = folders.pop()
         folder_split, folder_domain = SPLIT_FOLDERS[folder.lower()]
@@ -160,8 +151,6 @@ def parse_name(path: str | os.PathLike) -> ParsedName:
                 f"Move it to the folder '{domain}_test', or rename it.",
             )
         split, domain = split or folder_split, domain or folder_domain
-    while folders and folders[-1].lower() in _CONTAINERS:
-        folders.pop()
     machine_type = folders[-1] if folders else ""
     return ParsedName(
         machine_type,
@@ -293,15 +282,14 @@ def survey(
                     found = f"the {field.replace('_', ' ')} {quoted(getattr(clip, field))}"
                     raise DataError(path, found, fault, "Rename it.")
         except DataError as error:
-            errors.append(DataError(path, error.found, error.expected, error.remedy))
+            errors.append(error.at(path))
             continue
         if clip.split != "supplemental" or supplemental:
             clips.append(clip)
     try:
         clips = _fill_attributes(root, clips)
     except DataError as error:
-        file = Path(os.path.relpath(error.file, root)).as_posix()
-        errors.append(DataError(file, error.found, error.expected, error.remedy))
+        errors.append(error.at(Path(os.path.relpath(error.file, root)).as_posix()))
     return clips, errors
 
 
@@ -397,31 +385,32 @@ def machine_folder(path: str) -> str:
     return (parent.parent if parent.name.lower() in SPLIT_FOLDERS else parent).as_posix()
 
 
-def clip_of(row: AttributeRow, clips: Sequence[Clip]) -> Iterator[Clip]:
-    """The clips a row of an attribute file can mean: same name and, where written, same split."""
-    name = row.file.rpartition("/")[2]
-    split, _ = SPLIT_FOLDERS.get(PurePosixPath(row.file).parent.name.lower(), ("", ""))
+def clips_by_name(clips: Iterable[Clip]) -> dict[tuple[str, str], list[Clip]]:
+    """Folder of the machine type and name of the file -> the clips."""
+    named: dict[tuple[str, str], list[Clip]] = defaultdict(list)
     for clip in clips:
-        if clip.name == name and split in ("", clip.split):
-            yield clip
+        named[machine_folder(clip.path), clip.name].append(clip)
+    return named
+
+
+def clips_of(
+    row: AttributeRow, folder: str, named: Mapping[tuple[str, str], list[Clip]]
+) -> list[Clip]:
+    """The clips a row of an attribute file can mean: same name and, where written, same split."""
+    split, _ = SPLIT_FOLDERS.get(PurePosixPath(row.file).parent.name.lower(), ("", ""))
+    same = named.get((folder, row.file.rpartition("/")[2]), [])
+    return [clip for clip in same if split in ("", clip.split)]
 
 
 def _fill_attributes(root: Path, clips: list[Clip]) -> list[Clip]:
     """Take attributes from the csv for the clips whose names carry none."""
-    bare = {clip.path for clip in clips if not clip.attributes}
-    if not bare:
-        return clips
-    by_folder: dict[str, dict[str, list[Clip]]] = {}
-    for clip in clips:
-        if clip.path in bare:
-            names = by_folder.setdefault(machine_folder(clip.path), {})
-            names.setdefault(clip.name, []).append(clip)
+    bare = [clip for clip in clips if not clip.attributes]
+    named = clips_by_name(bare)
     filled: dict[str, str] = {}
-    for folder, files in attribute_files(root, (c for c in clips if c.path in bare)).items():
+    for folder, files in attribute_files(root, bare).items():
         for file in files:
             for row in read_attributes(file):
-                named = by_folder[folder].get(row.file.rpartition("/")[2], ())
-                for clip in clip_of(row, named):
+                for clip in clips_of(row, folder, named):
                     filled[clip.path] = row.attributes
     return [
         replace(clip, attributes=filled[clip.path]) if filled.get(clip.path) else clip

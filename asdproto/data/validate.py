@@ -3,7 +3,6 @@
 Extraction refuses what is an error here, by the same functions, and takes everything else.
 """
 
-import dataclasses
 import hashlib
 import os
 from collections import Counter, defaultdict
@@ -19,7 +18,7 @@ from asdproto.data.attributes import AttributeRow, disagreement, read_attributes
 from asdproto.data.dcase import AUDIO_SUFFIXES, SPLIT_FOLDERS, Clip
 from asdproto.data.store import MOST_PADDED, overlong
 from asdproto.data.table import TABLE_NAME, plain_clips, survey_collection
-from asdproto.errors import DataError, describe
+from asdproto.errors import DataError, counted, describe
 
 ERROR, NOTICE = "error", "notice"
 _OTHER_AUDIO = (".aac", ".aif", ".aiff", ".au", ".m4a", ".mp3", ".ogg", ".opus", ".wma")
@@ -130,6 +129,10 @@ def _problem(error: DataError) -> Problem:
     return Problem(error.file, error.found, error.expected, error.remedy)
 
 
+def _notice(file: str, found: str, expected: str, remedy: str) -> Problem:
+    return Problem(file, found, expected, remedy, NOTICE)
+
+
 def _folders(root: Path) -> Iterator[Problem]:
     """Empty folders, and files that look like recordings and are not read."""
     for prefix, folders, names in dcase.visible(root, lambda error: None):  # said already
@@ -148,37 +151,32 @@ def _folders(root: Path) -> Iterator[Problem]:
             suffix = PurePosixPath(name).suffix.lower()
             file = prefix + name
             if suffix in _OTHER_AUDIO:
-                yield Problem(
+                yield _notice(
                     file,
                     f"a {suffix} file, which is not read",
                     ".wav or .flac",
                     "Convert it, or remove it.",
-                    NOTICE,
                 )
             elif suffix in _ARCHIVES:
-                yield Problem(
+                yield _notice(
                     file,
                     "an archive, which is not read",
                     "its files",
                     "Unpack it unless that is done already.",
-                    NOTICE,
                 )
 
 
 def _attribute_files(root: Path, clips: list[Clip]) -> Iterator[Problem]:
     """Rows that name no clip, name one twice, or contradict its name."""
     split = root.resolve().name
-    by_name: dict[str, dict[str, list[Clip]]] = defaultdict(lambda: defaultdict(list))
-    for clip in clips:
-        by_name[dcase.machine_folder(clip.path)][clip.name].append(clip)
+    by_name = dcase.clips_by_name(clips)
     for folder, files in dcase.attribute_files(root, clips).items():
         for file in files:
             where = Path(os.path.relpath(file, root)).as_posix()
             try:
                 rows = read_attributes(file)
             except DataError as error:
-                place = where + error.file.removeprefix(str(file))
-                yield Problem(place, error.found, error.expected, error.remedy)
+                yield _problem(error.at(where + error.file.removeprefix(str(file))))
                 continue
             seen: dict[str, int] = {}
             for row in rows:
@@ -186,17 +184,14 @@ def _attribute_files(root: Path, clips: list[Clip]) -> Iterator[Problem]:
                     continue  # the root is one split's folder, the file beside it is of all
                 place = f"{where}: line {row.line}"
                 if row.file in seen:
-                    yield Problem(
+                    yield _notice(
                         place,
                         f"{row.file!r} a second time",
                         f"each file once; line {seen[row.file]} has it already",
                         "Remove one of the lines.",
-                        NOTICE,
                     )
                 seen.setdefault(row.file, row.line)
-                named = list(
-                    dcase.clip_of(row, by_name[folder].get(row.file.rpartition("/")[2], []))
-                )
+                named = dcase.clips_of(row, folder, by_name)
                 if not named:
                     yield Problem(
                         place,
@@ -256,15 +251,14 @@ def _recordings(
         recordings = pool.map(lambda clip: _listen(root / clip.path, settings), clips)
         for clip, heard in zip(clips, recordings, strict=True):
             if isinstance(heard, DataError):
-                yield dataclasses.replace(_problem(heard), file=clip.path)
+                yield _problem(heard.at(clip.path))
                 continue
             if heard.constant:
-                yield Problem(
+                yield _notice(
                     clip.path,
                     features.CONSTANT,
                     "a recording that moves",
                     "Nothing to do if it is silence; else check the microphone.",
-                    NOTICE,
                 )
             else:  # silence is no copy of silence
                 alike[heard.digest].append(clip)
@@ -280,7 +274,7 @@ def _recordings(
             if rate != settings.sample_rate or len(mixed) > 1:
                 others = sorted({*mixed} - {rate})
                 beside = f", others at {_listed(others)} Hz" if others else ""
-                yield Problem(
+                yield _notice(
                     paths[0],
                     f"{rate} Hz in {_count(paths)} of {machine_type}{beside}",
                     f"{settings.sample_rate} Hz throughout",
@@ -288,28 +282,25 @@ def _recordings(
                     "machine type's are, a model may learn the rate instead of the machine."
                     if others
                     else "Nothing to do: they are resampled.",
-                    NOTICE,
                 )
         for number, paths in sorted(channels[machine_type].items()):
             if number > 1:
-                yield Problem(
+                yield _notice(
                     paths[0],
                     f"{number} channels in {_count(paths)} of {machine_type}",
                     "one channel",
                     "Nothing to do: channel 0 is taken.",
-                    NOTICE,
                 )
         if len(lengths[machine_type]) > 1:
             # One example, of the length that occurs least.
             counts = lengths[machine_type]
             rarest = min(counts, key=lambda length: (len(counts[length]), length))
-            yield Problem(
+            yield _notice(
                 counts[rarest][0],
                 f"{machine_type} clips of {_listed(sorted(counts))} seconds; {rarest:g} in "
                 f"{_count(counts[rarest])}",
                 "one length for each machine type",
                 "Nothing to do if they were recorded so: each is used in full.",
-                NOTICE,
             )
 
 
@@ -339,12 +330,11 @@ def labels(clips: list[Clip]) -> Iterator[Problem]:
             )
             continue
         if not test:
-            yield Problem(
+            yield _notice(
                 where,
                 f"{train} training clips and no test clip",
                 "test clips too",
                 "Nothing to do unless the section should be scored.",
-                NOTICE,
             )
         domains = {clip.domain for clip in group} - {""}
         for domain, other in (("source", "target"), ("target", "source")):
@@ -352,32 +342,29 @@ def labels(clips: list[Clip]) -> Iterator[Problem]:
                 continue
             tested = count["test", domain]
             if tested or domain not in domains:
-                yield Problem(
+                yield _notice(
                     where,
                     f"no {domain} training clip"
                     + (f", though {tested} test clips are of that domain" if tested else ""),
                     f"training clips of both domains, as of {other}",
                     f"Add {domain} training clips, or check the domain in the names.",
-                    NOTICE,
                 )
         labeled = Counter(clip.state for clip in group if clip.split == "test")
         without = labeled.pop("", 0)
         if without:
-            yield Problem(
+            yield _notice(
                 where,
                 f"{without} of {test} test clips not labeled normal or anomaly",
                 "labels for all, to compute metrics",
                 "Nothing to do: all test clips get scores, but no metrics are computed.",
-                NOTICE,
             )
         elif len(labeled) == 1:
             state = next(iter(labeled))
-            yield Problem(
+            yield _notice(
                 where,
                 f"{labeled[state]} {state} test clips and none of the other kind",
                 "normal and anomalous test clips",
                 "Nothing to do, but no AUC can be computed for it.",
-                NOTICE,
             )
 
 
@@ -431,7 +418,7 @@ def padded(frames: Mapping[str, int]) -> Iterator[Problem]:
 
 
 def _count(paths: list[str]) -> str:
-    return f"{len(paths)} recordings" if len(paths) > 1 else "1 recording"
+    return counted(len(paths), "recording")
 
 
 def _listed(values: Iterable[float]) -> str:
