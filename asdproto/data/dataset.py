@@ -74,11 +74,8 @@ class ClipArrays:
         """Gathers crops, shape ``[batch, crop, mels]``."""
         out = np.empty((len(clips), self.crop, self.features.shape[2]), self.features.dtype)
         for index, (clip, start) in enumerate(zip(clips, starts, strict=True)):
-            frames = self.frames[clip]
-            if frames >= self.crop:
-                out[index] = self.features[self.rows[clip], start : start + self.crop]
-            else:
-                out[index] = tile_to(self.features[self.rows[clip], :frames], self.crop)
+            frames = self.features[self.rows[clip], : self.frames[clip]]
+            out[index] = tile_to(frames, self.crop)[start : start + self.crop]
         return out
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
