@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from asdproto.errors import DataError
+from asdproto.errors import DataError, some
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -128,6 +128,30 @@ def beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
 
 
+def check_folder(
+    path: Path, ours: tuple[str, ...], wanted: str, *, error: type[DataError] = DataError
+) -> None:
+    """Refuse to write into a folder that holds something else.
+
+    Args:
+      path: The folder, which need not be there.
+      ours: How the names begin that may be in it.
+      wanted: What the folder may hold, for the message.
+      error: What to raise.
+
+    Raises:
+      DataError: There is a file, or something else in the folder.
+    """
+    expected, remedy = f"an empty folder, or {wanted}", "Choose another folder."
+    if path.exists() and not path.is_dir():
+        raise error(path, "a file", expected, remedy)
+    names = os.listdir(path) if path.exists() else []
+    others = sorted(name for name in names if not name.startswith(ours))
+    if others:
+        found = f"a folder with other things in it ({some(others)})"
+        raise error(path, found, expected, remedy)
+
+
 def remove_abandoned(folder: Path) -> None:
     """Remove what killed processes were writing into a folder, where nobody else writes now."""
     for path in folder.glob(".*"):
@@ -160,7 +184,7 @@ def read_json(
       error: What to raise then.
 
     Returns:
-      The object; ``null`` is None.
+      The object.
 
     Raises:
       DataError: The file is missing, cut, binary, or holds something else than an object.

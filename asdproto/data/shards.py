@@ -70,7 +70,7 @@ def extract_piece(piece: Piece) -> tuple[str | None, list[DataError]]:
                         file, "a file that changed meanwhile", "files at rest", "Run this again."
                     )
             except DataError as error:
-                errors.append(DataError(path, error.found, error.expected, error.remedy))
+                errors.append(error.at(path))
                 continue
             except OSError as error:
                 found = error.strerror or str(error)

@@ -1,7 +1,7 @@
 """Writing a synthetic set: many processes, whole files only, and on from where it stopped."""
 
 import contextlib
-import dataclasses
+import functools
 import io
 import itertools
 import json
@@ -22,7 +22,14 @@ from asdproto.data.synthetic.facts import DOMAINS, MACHINES, SECTIONS, attribute
 from asdproto.data.synthetic.physics import RATE
 from asdproto.data.synthetic.plan import Order, plan_group, render
 from asdproto.errors import DataError
-from asdproto.files import csv_text, locked, remove_abandoned, size_of, write_atomically
+from asdproto.files import (
+    check_folder,
+    csv_text,
+    locked,
+    remove_abandoned,
+    size_of,
+    write_atomically,
+)
 
 MANIFEST = "synthetic.json"
 FAULTS_TABLE = "faults.csv"
@@ -102,14 +109,15 @@ def synthesize(
     )
     out = Path(out_dir)
     orders = _plan(settings)
-    _check_folder(out, settings)
+    _is_finished(out, settings)
     out.mkdir(parents=True, exist_ok=True)
     with locked(out, _LOCK):
-        finished = _check_folder(out, settings)
+        finished = _is_finished(out, settings)
         if not finished:
             _write_manifest(out, settings, finished=False)
         root = out / "dev_data"
-        missing = _missing(root, orders, round(seconds * RATE))
+        size = _HEADER + 2 * round(seconds * RATE)
+        missing = [order for order in orders if size_of(root / order.clip.path) != size]
         if finished and not missing:
             return root
         for folder in {(root / order.clip.path).parent for order in orders}:
@@ -117,14 +125,12 @@ def synthesize(
             remove_abandoned(folder)
         if workers is None:
             workers = count_workers(len(missing), worth=_POOL_WORTH)
-        pieces = [
-            _Piece(root, missing[first : first + _CHUNK], seconds)
-            for first in range(0, len(missing), _CHUNK)
-        ]
+        make = functools.partial(_make, root, seconds)
+        chunks = [missing[first : first + _CHUNK] for first in range(0, len(missing), _CHUNK)]
         done = len(orders) - len(missing)
         with (
             Bar(progress, "Synthesizing", len(orders), done) as bar,
-            contextlib.closing(run(_make, pieces, workers)) as results,
+            contextlib.closing(run(make, chunks, workers)) as results,
         ):
             for made in results:
                 bar.advance(made)
@@ -197,23 +203,12 @@ def _plan(settings: dict[str, Any]) -> list[Order]:
 # --- the folder
 
 
-def _check_folder(out: Path, settings: dict[str, Any]) -> bool:
+def _is_finished(out: Path, settings: dict[str, Any]) -> bool:
     """Whether a folder holds this set, finished; an error if it holds another, or other things."""
-    if not out.exists():
-        return False
-    if not out.is_dir():
-        raise DataError(out, "a file", "a folder for the data set", "Choose another path.")
     manifest = out / MANIFEST
     if not manifest.is_file():
-        # What else begins with a dot is hidden, or our own before the manifest was there.
-        others = sorted(entry.name for entry in out.iterdir() if not entry.name.startswith("."))
-        if others:
-            raise DataError(
-                out,
-                f"a folder with other things in it ({', '.join(others[:3])})",
-                "an empty folder, or a synthetic data set",
-                "Choose another folder.",
-            )
+        # What begins with a dot is hidden, or our own before the manifest was there.
+        check_folder(out, (".",), "a synthetic data set")
         return False
     try:
         held = json.loads(manifest.read_text(encoding="utf-8"))
@@ -246,12 +241,6 @@ def _listed(settings: dict[str, Any], names: Iterable[str]) -> str:
 def _write_manifest(out: Path, settings: dict[str, Any], *, finished: bool) -> None:
     content = {"about": "synthetic machine sounds", "settings": settings, "finished": finished}
     write_atomically(out / MANIFEST, (json.dumps(content, indent=2) + "\n").encode())
-
-
-def _missing(root: Path, orders: list[Order], samples: int) -> list[Order]:
-    """Orders whose file is not there, or not of its size."""
-    size = _HEADER + 2 * samples
-    return [order for order in orders if size_of(root / order.clip.path) != size]
 
 
 def _write_tables(out: Path, orders: list[Order]) -> None:
@@ -293,19 +282,10 @@ def _write_tables(out: Path, orders: list[Order]) -> None:
 # --- the work
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Piece:
-    """Clips that one process makes together."""
-
-    root: Path
-    orders: list[Order]
-    seconds: float
-
-
-def _make(piece: _Piece) -> int:
+def _make(root: Path, seconds: float, orders: list[Order]) -> int:
     """Make some clips, and bring them to the disk together."""
-    paths = [piece.root / order.clip.path for order in piece.orders]
-    contents = [_wav(render(order, piece.seconds)) for order in piece.orders]
+    paths = [root / order.clip.path for order in orders]
+    contents = [_wav(render(order, seconds)) for order in orders]
     with ThreadPoolExecutor(4) as threads:  # they wait for the disk
         list(threads.map(write_atomically, paths, contents))
     return len(paths)
