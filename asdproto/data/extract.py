@@ -71,17 +71,15 @@ class ExtractionError(StoreError):
 
     def __init__(self, path: str | os.PathLike, errors: Sequence[Any], done: int):
         self.errors = list(errors)
+        self.done = done
         listed = "".join(f"\n  {error}" for error in self.errors[:_MOST_LISTED])
         if len(self.errors) > _MOST_LISTED:
             listed += f"\n  and {len(self.errors) - _MOST_LISTED} more"
-        super().__init__(
-            path,
-            f"{counted(len(self.errors), 'fault')}:{listed}\n",
-            "a collection without",
-            "Repair them and run this again, or leave them out with on_error='skip'."
-            + (f" The features of {counted(done, 'clip')} are kept." if done else ""),
-        )
-        self.done = done
+        found = f"{counted(len(self.errors), 'fault')}:{listed}\n"
+        remedy = "Repair them and run this again, or leave them out with on_error='skip'."
+        if done:
+            remedy += f" The features of {counted(done, 'clip')} are kept."
+        super().__init__(path, found, "a collection without", remedy)
 
     def __reduce__(self):
         return type(self), (self.file, self.errors, self.done)
@@ -392,9 +390,9 @@ def _clip_differences(store: FeatureStore, clips: list[Clip]) -> str:
 
 
 def _say_notes(rows: Sequence[Row], bar: Bar) -> None:
-    notes: dict[str, list[str]] = {}
+    notes: dict[str, list[str]] = defaultdict(list)
     for row in rows:
         if row.note:
-            notes.setdefault(row.note, []).append(row.clip.path)
+            notes[row.note].append(row.clip.path)
     for note, paths in notes.items():
         bar.say(f"{counted(len(paths), 'clip')}: {note} ({some(paths)})")

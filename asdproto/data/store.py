@@ -10,6 +10,7 @@
 A folder without ``manifest.json`` is no store. Reading one needs NumPy and nothing else.
 """
 
+import contextlib
 import csv
 import dataclasses
 import importlib.metadata
@@ -44,8 +45,9 @@ DTYPES = ("float16", "float32")
 # Size of a store over that of its clips without padding; see overlong.
 MOST_PADDED = 4
 CLIP_FIELDS = tuple(field.name for field in dataclasses.fields(Clip))
-_verified: set[tuple[Any, ...]] = set()
 _COLUMNS = (*CLIP_FIELDS, "frames", "crc32", "bytes", "modified_ns", "note")
+_AGAIN = "Delete this store and extract it again."
+_verified: set[tuple[Any, ...]] = set()
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class FeatureStore:
                 self.root / FEATURES,
                 f"damage in {len(damaged)} of {len(self)} clips: {', '.join(damaged)}",
                 "features that match their checksums",
-                "Delete this store and extract it again.",
+                _AGAIN,
             )
 
 
@@ -246,10 +248,8 @@ def save_store(
     """
     shape = (len(rows), max(row.frames for row in rows), columns)
     header = io.BytesIO()
-    descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
-    np.lib.format.write_array_header_1_0(
-        header, {"descr": descr, "fortran_order": False, "shape": shape}
-    )
+    about = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, about)
     row_bytes = shape[1] * shape[2] * np.dtype(dtype).itemsize
     size = len(header.getvalue()) + len(rows) * row_bytes
     # Written, not mapped: a full disk is then an error, and not the end of the process.
@@ -277,12 +277,7 @@ def save_store(
     write_atomically(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
 
 
-def open_store(
-    path: str | os.PathLike,
-    *,
-    expect: Any = None,
-    verify: bool = True,
-) -> FeatureStore:
+def open_store(path: str | os.PathLike, *, expect: Any = None, verify: bool = True) -> FeatureStore:
     """Open a store for reading.
 
     Args:
@@ -305,36 +300,36 @@ def open_store(
             "a feature store",
             "Run the extraction, again with the same settings if it was interrupted.",
         )
+
+    def damaged(name: str, found: str, expected: str) -> StoreError:
+        return StoreError(root / name, found, expected, _AGAIN)
+
     manifest = read_json(root / MANIFEST, remedy=_AGAIN, error=StoreError)
     own = manifest.pop("crc32", None)
     if own is not None and own != f"{json_checksum(manifest):08x}":
-        raise StoreError(root / MANIFEST, "a manifest that was changed", "as written", _AGAIN)
+        raise damaged(MANIFEST, "a manifest that was changed", "as written")
     try:
         format_, table_crc = manifest["format"], manifest["table_crc32"]
         shape, dtype, settings = tuple(manifest["shape"]), manifest["dtype"], manifest["settings"]
     except (KeyError, TypeError) as error:
-        raise StoreError(root / MANIFEST, repr(error), "a whole manifest", _AGAIN) from None
+        raise damaged(MANIFEST, repr(error), "a whole manifest") from None
     if format_ != FORMAT:
-        raise StoreError(root / MANIFEST, f"format {format_}", f"format {FORMAT}", _AGAIN)
+        raise damaged(MANIFEST, f"format {format_}", f"format {FORMAT}")
     try:
         table = (root / TABLE).read_bytes()
     except OSError as error:
-        raise StoreError(root / TABLE, str(error.strerror), "a table", _AGAIN) from None
+        raise damaged(TABLE, str(error.strerror), "a table") from None
     if f"{zlib.crc32(table):08x}" != table_crc:
-        raise StoreError(root / TABLE, "a table that was changed", "the one written", _AGAIN)
+        raise damaged(TABLE, "a table that was changed", "the one written")
     rows = _read_rows(table)
     try:
         features = np.lib.format.open_memmap(root / FEATURES, mode="r")
     except Exception as error:  # numpy parses the header, and has an error for each way to fail
         found = str(getattr(error, "strerror", None) or error)
-        raise StoreError(root / FEATURES, found, "whole features", _AGAIN) from None
+        raise damaged(FEATURES, found, "whole features") from None
     if (features.shape, str(features.dtype), len(rows)) != (shape, dtype, shape[0]):
-        raise StoreError(
-            root / FEATURES,
-            f"{features.dtype} {features.shape} and {len(rows)} rows",
-            f"{dtype} {shape} as the manifest says",
-            _AGAIN,
-        )
+        found = f"{features.dtype} {features.shape} and {len(rows)} rows"
+        raise damaged(FEATURES, found, f"{dtype} {shape} as the manifest says")
     if expect is not None:
         different = differences(settings, as_settings(expect))
         if different:
@@ -363,21 +358,11 @@ def open_store(
     return store
 
 
-_AGAIN = "Delete this store and extract it again."
-
-
 def _read_rows(table: bytes) -> list[Row]:
-    reader = csv.DictReader(io.StringIO(table.decode(), newline=""))
+    _, *lines = csv.reader(io.StringIO(table.decode(), newline=""))
     return [
-        Row(
-            Clip(**{name: line[name] for name in CLIP_FIELDS}),
-            int(line["frames"]),
-            int(line["crc32"], 16),
-            int(line["bytes"]),
-            int(line["modified_ns"]),
-            line["note"],
-        )
-        for line in reader
+        Row(Clip(*clip), int(frames), int(crc32, 16), int(size), int(modified_ns), note)
+        for *clip, frames, crc32, size, modified_ns, note in lines
     ]
 
 
@@ -390,16 +375,14 @@ def as_settings(settings: Any) -> dict[str, Any]:
 
 def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
     """Say which settings differ, one phrase each; a switch unknown to a store was off."""
-    absent = object()
 
-    def show(value: object) -> str:
-        return "nothing" if value is absent else repr(value)
+    def show(settings: Mapping[str, Any], key: str) -> str:
+        return repr(settings[key]) if key in settings else "nothing"
 
     return [
-        f"{key} is {show(stored.get(key, absent))} in the store, "
-        f"{show(asked.get(key, absent))} asked for"
+        f"{key} is {show(stored, key)} in the store, {show(asked, key)} asked for"
         for key in sorted({*stored, *asked})
-        if stored.get(key, False) != asked.get(key, absent)
+        if key not in asked or stored.get(key, False) != asked[key]
     ]
 
 
@@ -413,8 +396,6 @@ def versions() -> dict[str, str]:
     """Versions of what features are computed with, of those packages that are installed."""
     installed = {}
     for package in ("asdproto", "numpy", "scipy", "librosa", "soundfile", "soxr"):
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             installed[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return installed
