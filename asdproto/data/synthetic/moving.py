@@ -179,7 +179,7 @@ def toy_car(context: ClipContext) -> np.ndarray:
     ``mic`` the microphone.
     """
     grid, drive = context.grid, context.rng("drive")
-    model, copy = context.attributes["car"]
+    model, copy = tuple(context.attributes["car"])
     made = ph.stream("toy car", model)
     own = ph.stream("toy car", model, copy)
     volts = float(context.attributes["spd"].rstrip("V")) / 10
@@ -211,15 +211,13 @@ def toy_car(context: ClipContext) -> np.ndarray:
     partials *= drive.lognormal(0, 0.12, 499)
     table = ph.wave_table(partials, ph.stream("toy car", model, copy, "phases"), wheel_hz)
     force = ph.at_level(ph.read_table(table, turns) * run, -2 + drive.normal(0, 0.6))
-    shell = ph.fixed_wavy_curve(grid.samples, f"toy car {model}", 3.5, 0.3)
-    shell = shell * ph.fixed_wavy_curve(grid.samples, f"toy car {model}{copy}", 1.2, 0.3)
 
     rng = context.rng("rattle")
     points = ((80, -6.0), (400, 0.0), (1200, 0.0), (3000, -9.0), (6000, -12.0), (8000, -18.0))
     curve = ph.noise_curve(grid.samples, points) * ph.wavy_curve(rng, grid, 0.5, 1.0)
     rattle = ph.noise(rng, grid, curve)
-    swing = ph.wave_table(np.array([0.2 + 0.15 * bent, 0.1]), ph.stream("toy car", model, "swing"))
-    rattle *= np.maximum(1 + ph.read_table(swing, turns), 0.1) * run
+    made_swing = ph.stream("toy car", model, "swing")
+    rattle *= ph.swell([0.2 + 0.15 * bent, 0.1], made_swing, turns) * run
     rattle *= np.float32(ph.gain(-1 + rng.normal(0, 0.6)))
     flat = context.amount("deformed_tyre")
     if flat:  # thumps once a turn
@@ -227,9 +225,7 @@ def toy_car(context: ClipContext) -> np.ndarray:
         thump = ph.ring(f"toy car {model} tyre", 8, 120, 1800, 0.03)
         heights = 2.0 * flat * np.interp(times, grid.time, run)
         ph.add_bursts(rattle, times, heights, thump)
-    spectrum = ph.to_spectrum(force + rattle) * shell
-    spectrum *= ph.fixed_wavy_curve(grid.samples, f"toy mic {context.attributes['mic']}", 2.0, 0.5)
-    return spectrum
+    return _through_shell(context, force + rattle, f"toy car {model}", copy, 3.5)
 
 
 def toy_train(context: ClipContext) -> np.ndarray:
@@ -238,7 +234,7 @@ def toy_train(context: ClipContext) -> np.ndarray:
     ``car`` as for the toy car, ``spd`` the setting of the supply, ``mic`` the microphone.
     """
     grid, drive = context.grid, context.rng("drive")
-    model, copy = context.attributes["car"]
+    model, copy = tuple(context.attributes["car"])
     made = ph.stream("toy train", model)
     own = ph.stream("toy train", model, copy)
     over_voltage = context.amount("over_voltage")
@@ -268,8 +264,8 @@ def toy_train(context: ClipContext) -> np.ndarray:
     points = ((80, -4.0), (400, 0.0), (1500, -3.0), (4000, -9.0), (8000, -16.0))
     curve = ph.noise_curve(grid.samples, points) * ph.wavy_curve(rng, grid, 0.5, 1.0)
     rolling = ph.noise(rng, grid, curve)
-    swing = ph.wave_table(np.array([0.15 + 0.08 * bent, 0.08]), ph.stream("toy train swing"))
-    rolling *= near * np.sqrt(near) * np.maximum(1 + ph.read_table(swing, turns), 0.1)
+    swing = ph.swell([0.15 + 0.08 * bent, 0.08], ph.stream("toy train swing"), turns)
+    rolling *= near * np.sqrt(near) * swing
     rolling = ph.at_level(rolling, -4 + rng.normal(0, 0.6))
 
     # Joints lie evenly along the rail; every axle of the train knocks at each of them.
@@ -292,8 +288,14 @@ def toy_train(context: ClipContext) -> np.ndarray:
         click = ph.ring(f"toy train {model} wheel", 8, 800, 6500, 0.02)
         heights = 2.0 * flat * np.interp(times, grid.time, near)
         ph.add_bursts(rolling, times, heights * faulty.lognormal(0, 0.2, len(times)), click)
-    shell = ph.fixed_wavy_curve(grid.samples, f"toy train {model}", 3.0, 0.3)
-    shell = shell * ph.fixed_wavy_curve(grid.samples, f"toy train {model}{copy}", 1.2, 0.3)
-    spectrum = ph.to_spectrum(motor + rolling) * shell
-    spectrum *= ph.fixed_wavy_curve(grid.samples, f"toy mic {context.attributes['mic']}", 2.0, 0.5)
-    return spectrum
+    return _through_shell(context, motor + rolling, f"toy train {model}", copy, 3.0)
+
+
+def _through_shell(
+    context: ClipContext, sound: np.ndarray, model: str, copy: str, decibels: float
+) -> np.ndarray:
+    """Spectrum of a toy's sound behind its shell, as the clip's microphone hears it."""
+    samples, mic = context.grid.samples, context.attributes["mic"]
+    shell = ph.fixed_wavy_curve(samples, model, decibels, 0.3)
+    shell = shell * ph.fixed_wavy_curve(samples, f"{model}{copy}", 1.2, 0.3)
+    return ph.to_spectrum(sound) * shell * ph.fixed_wavy_curve(samples, f"toy mic {mic}", 2.0, 0.5)

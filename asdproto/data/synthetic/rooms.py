@@ -169,8 +169,8 @@ def background(context: ClipContext) -> np.ndarray:
     if kind.pulse[1]:
         speed = kind.pulse[0] * (1 + 0.02 * rng.standard_normal())
         beat = ph.rotation(rng, grid, speed, 0.01).sampled(grid)
-        table = ph.wave_table(np.array([0.7, 0.3]), ph.stream("noise", name, "pulse"))
-        swing = swing * np.maximum(1 + kind.pulse[1] * ph.read_table(table, beat), 0.1)
+        pulse = ph.stream("noise", name, "pulse")
+        swing = swing * ph.swell([0.7, 0.3], pulse, beat, kind.pulse[1])
     sound *= swing
     rate, level = kind.blows
     struck = ph.ring(f"noise {name}", 12, 200, 4500, 0.35)

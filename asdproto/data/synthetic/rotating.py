@@ -117,8 +117,7 @@ def gearbox(context: ClipContext) -> np.ndarray:
     if dry:
         curve = curve * ph.tilt(grid, [1500, 3000, 6500, 8000], [0, 2.5, 2.5, 0], dry)
     rattle = ph.noise(friction, grid, curve)
-    swing = ph.wave_table(np.array([0.3, 0.18, 0.1, 0.06]), context.unit("swing"))
-    rattle *= np.maximum(1 + ph.read_table(swing, turns), 0.1)
+    rattle *= ph.swell([0.3, 0.18, 0.1, 0.06], context.unit("swing"), turns)
     rattle *= np.float32(ph.gain(-7 + 6 * np.log2(volts / 1.5 + 0.4) + friction.normal(0, 0.6)))
     spectrum += ph.to_spectrum(rattle)
 
