@@ -345,12 +345,8 @@ def locked(path: Path, name: str) -> Iterator[None]:
             _log.info("%s: this file system has no locks; going on without", path)
             has_lock = True
         if not has_lock:  # held by another process, or just removed by one that has ended
-            raise DataError(
-                path,
-                "another process working in it",
-                "one at a time",
-                "Wait for it to end, or choose another folder.",
-            )
+            remedy = "Wait for it to end, or choose another folder."
+            raise DataError(path, "another process working in it", "one at a time", remedy)
         try:
             yield
         finally:

@@ -67,37 +67,31 @@ def read_attributes(csv_path: str | os.PathLike) -> list[AttributeRow]:
       DataError: The file cannot be read, its header lacks ``file_name``, or a cell holds control
         characters.
     """
-    rows: list[AttributeRow] = []
     if not os.path.isfile(csv_path):  # opening a pipe would wait for a writer
         found = "a folder, pipe, device or link to nothing"
         raise DataError(csv_path, found, "a csv", "Remove it, or put the file there.")
     lines = read_csv(csv_path)
     header = lines[0][1] if lines else []
     if "file_name" not in header:
-        raise DataError(
-            csv_path,
-            f"the header {quoted(','.join(header))}",
-            "file_name,d1p,d1v,...",
-            "Add the header line, or remove the file: it is optional.",
-        )
+        found = f"the header {quoted(','.join(header))}"
+        remedy = "Add the header line, or remove the file: it is optional."
+        raise DataError(csv_path, found, "file_name,d1p,d1v,...", remedy)
     name_column = header.index("file_name")
     pair_columns = []
     for column, title in enumerate(header):
         match = re.fullmatch(r"d(\d+)p", title)
         if match and f"d{match[1]}v" in header:
             pair_columns.append((column, header.index(f"d{match[1]}v")))
+    rows: list[AttributeRow] = []
     for number, cells in lines[1:]:
         cells += [""] * (len(header) - len(cells))
         pairs = [(cells[key], cells[value]) for key, value in pair_columns]
         file = cells[name_column].replace("\\", "/")
         odd = next((text for text in cells if any(map(is_control, text))), None)
         if odd is not None:
-            raise DataError(
-                f"{csv_path}: line {number}",
-                quoted(odd),
-                "text without control characters",
-                "Correct it; a quotation mark may be missing before it.",
-            )
+            place, expected = f"{csv_path}: line {number}", "text without control characters"
+            remedy = "Correct it; a quotation mark may be missing before it."
+            raise DataError(place, quoted(odd), expected, remedy)
         # A row shorter than the header puts a trailing column's text where a pair would stand.
         kept = [
             (key, value)

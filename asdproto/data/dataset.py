@@ -40,9 +40,8 @@ class ClipArrays:
 
     def __post_init__(self) -> None:
         if np.size(self.frames) and np.min(self.frames) < 1:
-            raise ValueError(
-                f"clip {int(np.argmin(self.frames))} has no frames; expected 1 or more"
-            )
+            clip = int(np.argmin(self.frames))
+            raise ValueError(f"clip {clip} has no frames; expected 1 or more")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -167,12 +166,9 @@ def check_machines(place: Path, clips: Sequence[Clip], machines: Sequence[str] |
     known = sorted({clip.machine_type for clip in clips})
     unknown = [machine for machine in machines or () if machine not in known]
     if unknown:
-        raise DataError(
-            place,
-            f"no machine type {', '.join(unknown)}",
-            f"some of {', '.join(known)}",
-            f"Correct --machines{nearest(unknown[0], known) or '.'}",
-        )
+        found, expected = f"no machine type {', '.join(unknown)}", f"some of {', '.join(known)}"
+        remedy = f"Correct --machines{nearest(unknown[0], known) or '.'}"
+        raise DataError(place, found, expected, remedy)
 
 
 def prepare(
@@ -206,21 +202,15 @@ def prepare(
     train = [index for index in kept if store.clips[index].split == "train"]
     test = [index for index in kept if store.clips[index].split == "test"]
     if not train:
-        raise DataError(
-            store.root,
-            f"no training clips among {len(kept)}",
-            "normal clips with split 'train'",
-            "Check the collection with: python -m asdproto validate",
-        )
-    for index in train:
-        if store.clips[index].state == "anomaly":
-            raise DataError(
-                store.clips[index].path,
-                "an anomaly in the training split",
-                "normal clips only",
-                "Move it to the test split, or correct its state.",
-            )
+        found, expected = f"no training clips among {len(kept)}", "normal clips with split 'train'"
+        remedy = "Check the collection with: python -m asdproto validate"
+        raise DataError(store.root, found, expected, remedy)
     train_clips = [store.clips[index] for index in train]
+    for clip in train_clips:
+        if clip.state == "anomaly":
+            found, expected = "an anomaly in the training split", "normal clips only"
+            remedy = "Move it to the test split, or correct its state."
+            raise DataError(clip.path, found, expected, remedy)
     labels, classes = assign_classes(train_clips, key)
 
     def arrays(rows: list[int]) -> ClipArrays:

@@ -118,12 +118,8 @@ def parse_name(path: str | os.PathLike) -> ParsedName:
     matches = (re.fullmatch(pattern, pure.stem) for pattern in _NAMES)
     match = next(filter(None, matches), None)
     if match is None or pure.suffix.lower() not in AUDIO_SUFFIXES:
-        raise DataError(
-            path,
-            f"the name {quoted(pure.name)}",
-            _GRAMMAR,
-            "Rename the file, or describe the collection by a csv of clips.",
-        )
+        remedy = "Rename the file, or describe the collection by a csv of clips."
+        raise DataError(path, f"the name {quoted(pure.name)}", _GRAMMAR, remedy)
     fields = {key: value or "" for key, value in match.groupdict().items()}
     attributes = fields["attributes"].strip("_")
     if attributes.lower() == CONCEALED.lower():
@@ -137,19 +133,13 @@ def parse_name(path: str | os.PathLike) -> ParsedName:
         folder = folders.pop()
         folder_split, folder_domain = SPLIT_FOLDERS[folder.lower()]
         if split and split != folder_split:
-            raise DataError(
-                path,
-                f"a {split} clip in the folder {folder!r}",
-                f"the folder {folder_split!r} to hold {folder_split} clips only",
-                f"Move it to a folder {split!r}, or rename it.",
-            )
+            found = f"a {split} clip in the folder {folder!r}"
+            expected = f"the folder {folder_split!r} to hold {folder_split} clips only"
+            raise DataError(path, found, expected, f"Move it to a folder {split!r}, or rename it.")
         if domain and folder_domain and domain != folder_domain:
-            raise DataError(
-                path,
-                f"a {domain} clip in the folder {folder!r}",
-                f"{folder_domain} clips there",
-                f"Move it to the folder '{domain}_test', or rename it.",
-            )
+            found = f"a {domain} clip in the folder {folder!r}"
+            remedy = f"Move it to the folder '{domain}_test', or rename it."
+            raise DataError(path, found, f"{folder_domain} clips there", remedy)
         split, domain = split or folder_split, domain or folder_domain
     machine_type = folders[-1] if folders else ""
     return ParsedName(
@@ -296,31 +286,20 @@ def survey(
 def _as_clip(path: str, parsed: ParsedName) -> Clip:
     split = parsed.split
     if not parsed.machine_type:
-        raise DataError(
-            path,
+        found, expected = (
             "no folder that says the machine type",
             "<machine type>/{train,test}/<name>",
-            "Move it to its machine type's folder.",
         )
+        raise DataError(path, found, expected, "Move it to its machine type's folder.")
     if not split:
         if parsed.state:
-            raise DataError(
-                path,
-                "neither the name nor a folder that says the split",
-                "a folder 'train' or 'test'",
-                "Move it to its split's folder.",
-            )
+            found = "neither the name nor a folder that says the split"
+            expected = "a folder 'train' or 'test'"
+            raise DataError(path, found, expected, "Move it to its split's folder.")
         split = "test"  # names without labels occur in evaluation test sets only
     state = "normal" if parsed.supplement in ("machine", "clean") else parsed.state
-    return Clip(
-        path,
-        parsed.machine_type,
-        parsed.section,
-        parsed.domain,
-        split,
-        state,
-        parsed.attributes,
-    )
+    place = parsed.machine_type, parsed.section, parsed.domain
+    return Clip(path, *place, split, state, parsed.attributes)
 
 
 def scan(root: str | os.PathLike, *, supplemental: bool = False) -> list[Clip]:
@@ -343,19 +322,11 @@ def scan(root: str | os.PathLike, *, supplemental: bool = False) -> list[Clip]:
     if errors:
         first = errors[0]
         more = f" {len(errors) - 1} more like it." if len(errors) > 1 else ""
-        raise DataError(
-            Path(root) / first.file,
-            first.found,
-            first.expected,
-            f"{first.remedy}{more} 'python -m asdproto validate' lists every problem.",
-        )
+        remedy = f"{first.remedy}{more} 'python -m asdproto validate' lists every problem."
+        raise DataError(Path(root) / first.file, first.found, first.expected, remedy)
     if not clips:
-        raise DataError(
-            root,
-            "no .wav or .flac file",
-            "<machine type>/{train,test}/*.wav below it",
-            "Check the path.",
-        )
+        expected = "<machine type>/{train,test}/*.wav below it"
+        raise DataError(root, "no .wav or .flac file", expected, "Check the path.")
     return clips
 
 

@@ -362,9 +362,8 @@ def _members(file: Path, infos: Iterable[zipfile.ZipInfo]) -> dict[str, zipfile.
             fault = "each name once"
         fault = fault or path_fault(info.orig_filename)
         if fault:
-            raise DataError(
-                file, quoted(info.orig_filename), fault, "Nothing is unpacked from it; report it."
-            )
+            remedy = "Nothing is unpacked from it; report it."
+            raise DataError(file, quoted(info.orig_filename), fault, remedy)
         if not info.is_dir():
             members[str(path)] = info
     if not members:

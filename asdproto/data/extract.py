@@ -361,12 +361,9 @@ def _open_same(
                 f"features of {counted(len(changed), 'recording')} changed since: {some(changed)}"
             )
     if reason:
-        raise StoreError(
-            path,
-            reason,
-            "a store of this collection as it is now",
-            "Choose another folder, or delete this one to extract again.",
-        )
+        expected = "a store of this collection as it is now"
+        remedy = "Choose another folder, or delete this one to extract again."
+        raise StoreError(path, reason, expected, remedy)
     return store
 
 

@@ -52,12 +52,7 @@ def run(
         return
     # A fork of a process that holds a started accelerator backend may hang.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(
-        workers,
-        mp_context=context,
-        initializer=_start_worker,
-        initargs=(initialize, arguments),
-    )
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (initialize, arguments))
     try:
         waiting: set[Future] = {pool.submit(function, piece) for piece in pieces}
         while waiting:
@@ -65,13 +60,12 @@ def run(
             for future in done:
                 yield future.result()
     except BrokenProcessPool:
-        raise DataError(
-            "workers",
-            "a worker process that ended abruptly",
-            "workers that live",
+        found = "a worker process that ended abruptly"
+        remedy = (
             "Run this again, with fewer workers if memory was short: what is done is kept. A "
-            "script of your own must do its work under if __name__ == '__main__'.",
-        ) from None
+            "script of your own must do its work under if __name__ == '__main__'."
+        )
+        raise DataError("workers", found, "workers that live", remedy) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from asdproto import features
-from asdproto.data.store import FEATURES, differences
+from asdproto.data.store import FEATURES, check_settings
 from asdproto.errors import DataError, StoreError
 from asdproto.files import checksum, write_atomically
 
@@ -66,9 +66,8 @@ def extract_piece(piece: Piece) -> tuple[str | None, list[DataError]]:
                 before = stamp_of(file)
                 array, notes = features.file_features(file, settings)
                 if stamp_of(file) != before:
-                    raise DataError(
-                        file, "a file that changed meanwhile", "files at rest", "Run this again."
-                    )
+                    found, expected = "a file that changed meanwhile", "files at rest"
+                    raise DataError(file, found, expected, "Run this again.")
             except DataError as error:
                 errors.append(error.at(path))
                 continue
@@ -98,14 +97,8 @@ def read_shard(shard: Path, plan: dict[str, Any]) -> Iterator[tuple[str, Done]]:
         head = json.loads(stream.readline())
         offset = stream.tell()
     settings = {**head["plan"]["settings"], "dtype": head["plan"]["dtype"]}
-    different = differences(settings, {**plan["settings"], "dtype": plan["dtype"]})
-    if different:
-        raise StoreError(
-            shard.parent,
-            "an unfinished extraction with other settings: " + "; ".join(different),
-            "the settings asked for",
-            "Choose another folder, or delete this one to begin again.",
-        )
+    asked = {**plan["settings"], "dtype": plan["dtype"]}
+    check_settings("an unfinished extraction", shard.parent, settings, asked)
     columns = features.FeatureSettings(**plan["settings"]).columns
     shape = (sum(entry[1] for entry in head["clips"]), columns)
     frames = np.memmap(shard, plan["dtype"], "r", offset, shape)

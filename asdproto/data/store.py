@@ -108,12 +108,9 @@ class FeatureStore:
             if checksum(self.features[index, : self.frames[index]]) != self.checksums[index]
         ]
         if damaged:
-            raise StoreError(
-                self.root / FEATURES,
-                f"damage in {len(damaged)} of {len(self)} clips: {', '.join(damaged)}",
-                "features that match their checksums",
-                _AGAIN,
-            )
+            found = f"damage in {len(damaged)} of {len(self)} clips: {', '.join(damaged)}"
+            expected = "features that match their checksums"
+            raise StoreError(self.root / FEATURES, found, expected, _AGAIN)
 
 
 def write_store(
@@ -146,12 +143,9 @@ def write_store(
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise StoreError(path, "something there already", "a new folder", "Choose another folder.")
     if len(features) != len(clips) or (frames is not None and len(frames) != len(clips)):
-        raise StoreError(
-            path,
-            f"{len(features)} arrays and {len(clips)} clips",
-            "one array, and one count of frames, for each clip",
-            "Pass lists of equal length.",
-        )
+        found = f"{len(features)} arrays and {len(clips)} clips"
+        expected = "one array, and one count of frames, for each clip"
+        raise StoreError(path, found, expected, "Pass lists of equal length.")
     if not len(clips):
         raise StoreError(path, "no clips", "at least one", "Pass some.")
     counts = [len(array) for array in features] if frames is None else [int(n) for n in frames]
@@ -160,21 +154,15 @@ def write_store(
     for clip, array, count in zip(clips, features, counts, strict=True):
         block = np.asarray(array)
         if block.ndim != 2 or block.shape[1] != mels or not 0 < count <= len(block):
-            raise StoreError(
-                clip.path,
-                f"features of shape {block.shape}, of which {count} frames count",
-                f"shape [frames, {mels}] and at least one frame",
-                "Correct the array or the count.",
-            )
+            found = f"features of shape {block.shape}, of which {count} frames count"
+            expected = f"shape [frames, {mels}] and at least one frame"
+            raise StoreError(clip.path, found, expected, "Correct the array or the count.")
         with np.errstate(over="ignore"):
             block = block[:count].astype(dtype)
         if not np.isfinite(block).all():
-            raise StoreError(
-                clip.path,
-                f"values that are not finite as {dtype}",
-                "finite values",
-                "Correct the features, or choose dtype float32.",
-            )
+            found = f"values that are not finite as {dtype}"
+            remedy = "Correct the features, or choose dtype float32."
+            raise StoreError(clip.path, found, "finite values", remedy)
         rows.append(Row(clip, count, checksum(block)))
         blocks.append(block)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -294,12 +282,9 @@ def open_store(path: str | os.PathLike, *, expect: Any = None, verify: bool = Tr
     """
     root = Path(path)
     if not (root / MANIFEST).is_file():
-        raise StoreError(
-            root,
-            "an extraction that has not ended" if root.is_dir() else "nothing",
-            "a feature store",
-            "Run the extraction, again with the same settings if it was interrupted.",
-        )
+        found = "an extraction that has not ended" if root.is_dir() else "nothing"
+        remedy = "Run the extraction, again with the same settings if it was interrupted."
+        raise StoreError(root, found, "a feature store", remedy)
 
     def damaged(name: str, found: str, expected: str) -> StoreError:
         return StoreError(root / name, found, expected, _AGAIN)
@@ -331,14 +316,7 @@ def open_store(path: str | os.PathLike, *, expect: Any = None, verify: bool = Tr
         found = f"{features.dtype} {features.shape} and {len(rows)} rows"
         raise damaged(FEATURES, found, f"{dtype} {shape} as the manifest says")
     if expect is not None:
-        different = differences(settings, as_settings(expect))
-        if different:
-            raise StoreError(
-                root,
-                "features made with other settings: " + "; ".join(different),
-                "the settings asked for",
-                "Choose another folder, or delete this one to extract again.",
-            )
+        check_settings("features made", root, settings, as_settings(expect))
     store = FeatureStore(
         root=root,
         features=features,
@@ -373,17 +351,23 @@ def as_settings(settings: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dict(settings)))
 
 
-def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """Say which settings differ, one phrase each; a switch unknown to a store was off."""
+def check_settings(
+    what: str, folder: Path, stored: Mapping[str, Any], asked: Mapping[str, Any]
+) -> None:
+    """Refuse what was made with other settings; a switch unknown to a store was off."""
 
     def show(settings: Mapping[str, Any], key: str) -> str:
         return repr(settings[key]) if key in settings else "nothing"
 
-    return [
+    different = [
         f"{key} is {show(stored, key)} in the store, {show(asked, key)} asked for"
         for key in sorted({*stored, *asked})
         if key not in asked or stored.get(key, False) != asked[key]
     ]
+    if different:
+        found = f"{what} with other settings: {'; '.join(different)}"
+        remedy = "Choose another folder, or delete this one to extract again."
+        raise StoreError(folder, found, "the settings asked for", remedy)
 
 
 def check_dtype(dtype: str) -> None:

@@ -144,12 +144,10 @@ def _header_and_rows(
         hints += [f"Keep one column {column}." for column in twice]
         if len(header) == 1 and (";" in header[0] or "\t" in header[0]):
             hints = ["Separate the columns by commas."]
-        raise TableError(
-            f"{csv_path}: row {lines[0][0]}",
-            f"the columns {quoted(','.join(header), 200)}",
-            f"the columns {','.join(COLUMNS)}, of which {', '.join(REQUIRED)} are required",
-            " ".join(hints) or f"Add {', '.join(missing)}.",
-        )
+        found = f"the columns {quoted(','.join(header), 200)}"
+        expected = f"the columns {','.join(COLUMNS)}, of which {', '.join(REQUIRED)} are required"
+        remedy = " ".join(hints) or f"Add {', '.join(missing)}."
+        raise TableError(f"{csv_path}: row {lines[0][0]}", found, expected, remedy)
     return header, lines[1:]
 
 
@@ -267,9 +265,8 @@ def plain_clips(
 def _table_of(path: Path) -> Path | None:
     """The csv that describes a collection, if one does."""
     if os.path.isfile(path / MANIFEST):  # which is False where a folder cannot be entered
-        raise DataError(
-            path, "a feature store", "recordings", "Pass the folder that it was extracted from."
-        )
+        remedy = "Pass the folder that it was extracted from."
+        raise DataError(path, "a feature store", "recordings", remedy)
     table = path / TABLE_NAME if os.path.isdir(path) else path
     if os.path.isfile(table):
         return table

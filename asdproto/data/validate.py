@@ -330,9 +330,8 @@ def copies(alike: Mapping[Any, list[Clip]]) -> Iterator[Problem]:
             found, severity = f"a copy of {original.path}", NOTICE
             if original.split != clip.split:
                 found, severity = f"{found}, across the splits", ERROR
-            yield Problem(
-                clip.path, found, "each recording once", "Remove one of the two.", severity
-            )
+            remedy = "Remove one of the two."
+            yield Problem(clip.path, found, "each recording once", remedy, severity)
 
 
 def padded(frames: Mapping[str, int]) -> Iterator[Problem]:

@@ -214,20 +214,14 @@ def _is_finished(out: Path, settings: dict[str, Any]) -> bool:
         held = json.loads(manifest.read_text(encoding="utf-8"))
         old, finished = dict(held["settings"]), bool(held["finished"])
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            manifest,
-            f"no readable record ({error})",
-            "the settings of a synthetic data set",
-            "Delete the folder and synthesize again, or choose another one.",
-        ) from None
+        found, expected = f"no readable record ({error})", "the settings of a synthetic data set"
+        remedy = "Delete the folder and synthesize again, or choose another one."
+        raise DataError(manifest, found, expected, remedy) from None
     differing = [name for name in {**settings, **old} if settings.get(name) != old.get(name)]
     if differing:
-        raise DataError(
-            out,
-            "a synthetic data set with " + _listed(old, differing),
-            _listed(settings, differing),
-            "Choose another folder, or delete this one.",
-        )
+        found, expected = _listed(old, differing), _listed(settings, differing)
+        remedy = "Choose another folder, or delete this one."
+        raise DataError(out, f"a synthetic data set with {found}", expected, remedy)
     return finished
 
 
