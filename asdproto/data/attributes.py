@@ -35,13 +35,11 @@ class AttributeRow:
     """One row of an attribute file.
 
     Attributes:
-      csv: Path of the attribute file.
-      line: Line number, from 1.
+      line: Line number in the attribute file, from 1.
       file: The clip's file as written, with forward slashes.
       pairs: ``(key, value)`` pairs.
     """
 
-    csv: str
     line: int
     file: str
     pairs: tuple[tuple[str, str], ...]
@@ -85,20 +83,18 @@ def read_attributes(csv_path: str | os.PathLike) -> list[AttributeRow]:
     rows: list[AttributeRow] = []
     for number, cells in lines[1:]:
         cells += [""] * (len(header) - len(cells))
-        pairs = [(cells[key], cells[value]) for key, value in pair_columns]
-        file = cells[name_column].replace("\\", "/")
         odd = next((text for text in cells if any(map(is_control, text))), None)
         if odd is not None:
             place, expected = f"{csv_path}: line {number}", "text without control characters"
             remedy = "Correct it; a quotation mark may be missing before it."
             raise DataError(place, quoted(odd), expected, remedy)
         # A row shorter than the header puts a trailing column's text where a pair would stand.
-        kept = [
-            (key, value)
-            for key, value in pairs
-            if key and key.lower() != CONCEALED.lower() and "/" not in key
-        ]
-        rows.append(AttributeRow(str(csv_path), number, file, tuple(kept)))
+        pairs = tuple(
+            (cells[key], cells[value])
+            for key, value in pair_columns
+            if cells[key].lower() not in ("", CONCEALED.lower()) and "/" not in cells[key]
+        )
+        rows.append(AttributeRow(number, cells[name_column].replace("\\", "/"), pairs))
     return rows
 
 

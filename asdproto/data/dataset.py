@@ -1,6 +1,7 @@
 """A feature store as the systems see it: training and test clips, attribute classes, statistics."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -54,16 +55,15 @@ class ClipArrays:
     @property
     def nbytes(self) -> int:
         """Bytes of the chosen clips once they are in memory."""
-        shape = (len(self), self._longest(), self.features.shape[2])
-        return int(np.prod(shape)) * self.features.dtype.itemsize
+        return math.prod(self._shape()) * self.features.dtype.itemsize
 
-    def _longest(self) -> int:
-        return int(self.usable_frames.max(initial=self.crop))
+    def _shape(self) -> tuple[int, int, int]:
+        longest = int(self.usable_frames.max(initial=self.crop))
+        return len(self), longest, self.features.shape[2]
 
     def load(self) -> np.ndarray:
         """All chosen clips, shape ``[clips, longest, mels]``, zeros after a clip's end."""
-        longest = self._longest()
-        out = np.zeros((len(self), longest, self.features.shape[2]), self.features.dtype)
+        out = np.zeros(self._shape(), self.features.dtype)
         for index, (row, frames) in enumerate(zip(self.rows, self.frames, strict=True)):
             clip = tile_to(self.features[row, :frames], self.crop)
             out[index, : len(clip)] = clip

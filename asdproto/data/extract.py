@@ -283,10 +283,8 @@ def _extract(
         _say_notes(rows, bar)
     if left_out:
         names = some([entry["file"] for entry in left_out])
-        message = (
-            f"{counted(len(left_out), 'fault')} left out ({names}); {path / MANIFEST} lists all"
-        )
-        warnings.warn(printable(message), stacklevel=3)
+        faults = f"{counted(len(left_out), 'fault')} left out ({names})"
+        warnings.warn(printable(f"{faults}; {path / MANIFEST} lists all"), stacklevel=3)
 
 
 @contextlib.contextmanager
@@ -357,9 +355,8 @@ def _open_same(
             if stamp != (0, 0) and not has_stamp(root / file, stamp)
         ]
         if changed:
-            reason = (
-                f"features of {counted(len(changed), 'recording')} changed since: {some(changed)}"
-            )
+            recordings = counted(len(changed), "recording")
+            reason = f"features of {recordings} changed since: {some(changed)}"
     if reason:
         expected = "a store of this collection as it is now"
         remedy = "Choose another folder, or delete this one to extract again."
@@ -372,12 +369,10 @@ def _clip_differences(store: FeatureStore, clips: list[Clip]) -> str:
         return ""
     stored, asked = ({clip.path: clip for clip in group} for group in (store.clips, clips))
     parts = []
-    for name, missing in (
-        ("no longer in the collection", [path for path in stored if path not in asked]),
-        ("not in the store", [path for path in asked if path not in stored]),
-    ):
-        if missing:
-            parts.append(f"{len(missing)} {name} ({some(missing)})")
+    if gone := [path for path in stored if path not in asked]:
+        parts.append(f"{len(gone)} no longer in the collection ({some(gone)})")
+    if new := [path for path in asked if path not in stored]:
+        parts.append(f"{len(new)} not in the store ({some(new)})")
     for path in asked:
         if path in stored and stored[path] != asked[path]:
             fields = [f for f in CLIP_FIELDS if getattr(stored[path], f) != getattr(asked[path], f)]
