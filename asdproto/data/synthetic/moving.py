@@ -50,7 +50,7 @@ def slider(context: ClipContext) -> np.ndarray:
     partials[order * top / _PITCH > 7600] = 0
     damaged = context.amount("screw_damage")
     partials[12:60] += 0.10 * damaged
-    tones = ph.read_table(ph.wave_table(partials, context.unit("phases")), turns)
+    tones = ph.tones(partials, context.unit("phases"), turns)
     tones = tones * move * np.float32(0.5 * ph.gain(drive.normal(0, 0.6)))
     frame = ph.fixed_wavy_curve(grid.samples, context.body("frame"), 3.0, 0.35)
     spectrum = ph.to_spectrum(tones) * frame
@@ -209,8 +209,8 @@ def toy_car(context: ClipContext) -> np.ndarray:
                 partials[number * base - 1 + near] += tall * (0.25 + 0.3 * bent)
     partials[: 2 * mesh] += 0.15 * chipped
     partials *= drive.lognormal(0, 0.12, 499)
-    table = ph.wave_table(partials, ph.stream("toy car", model, copy, "phases"), wheel_hz)
-    force = ph.at_level(ph.read_table(table, turns) * run, -2 + drive.normal(0, 0.6))
+    force = ph.tones(partials, ph.stream("toy car", model, copy, "phases"), turns, wheel_hz)
+    force = ph.at_level(force * run, -2 + drive.normal(0, 0.6))
 
     rng = context.rng("rattle")
     points = ((80, -6.0), (400, 0.0), (1200, 0.0), (3000, -9.0), (6000, -12.0), (8000, -18.0))
@@ -256,9 +256,8 @@ def toy_train(context: ClipContext) -> np.ndarray:
         for side in (-2, -1, 1, 2):
             partials[number * 72 - 1 + side] += 0.15 * bent / number**0.8
     partials *= drive.lognormal(0, 0.12, 2400)[: len(order)]
-    table = ph.wave_table(partials, ph.stream("toy train", model, copy, "phases"), hz)
-    motor = ph.read_table(table, turns) * (0.35 + 0.65 * near)
-    motor = ph.at_level(motor, -4 + drive.normal(0, 0.6))
+    motor = ph.tones(partials, ph.stream("toy train", model, copy, "phases"), turns, hz)
+    motor = ph.at_level(motor * (0.35 + 0.65 * near), -4 + drive.normal(0, 0.6))
 
     rng = context.rng("rolling")
     points = ((80, -4.0), (400, 0.0), (1500, -3.0), (4000, -9.0), (8000, -16.0))

@@ -233,15 +233,16 @@ def ride(time: np.ndarray, speed: np.ndarray, first: float = 0.0) -> Rotation:
     return Rotation(time, first + np.concatenate([[0.0], np.cumsum(steps)]))
 
 
-def wave_table(
-    amplitudes: np.ndarray, rng: np.random.Generator, hz: float | None = None
+def tones(
+    amplitudes: np.ndarray, rng: np.random.Generator, turns: np.ndarray, hz: float | None = None
 ) -> np.ndarray:
-    """One turn of a periodic sound of random phases, float32, shape ``[TABLE_SIZE]``.
+    """A periodic sound of random phases, float32, shape of ``turns``.
 
     Args:
-      amplitudes: Effective value of the partials 1, 2, ...
+      amplitudes: Effective value of the partials 1, 2, ... of a turn.
       rng: Draws the phases.
-      hz: Speed it will be read at: partials beyond the recorder's range are left out.
+      turns: Where the shaft is at every sample, float64.
+      hz: Its mean speed: partials beyond the recorder's range are left out.
     """
     amplitudes = np.asarray(amplitudes)[: TABLE_SIZE // 2 - 1]
     phases = rng.uniform(0, 2 * np.pi, len(amplitudes))
@@ -249,11 +250,7 @@ def wave_table(
         amplitudes = np.where(hz * np.arange(1, len(amplitudes) + 1) < _NYQUIST, amplitudes, 0)
     spectrum = np.zeros(TABLE_SIZE // 2 + 1, np.complex128)
     spectrum[1 : len(amplitudes) + 1] = amplitudes * np.exp(1j * phases) * TABLE_SIZE / np.sqrt(2)
-    return scipy.fft.irfft(spectrum, TABLE_SIZE).astype(np.float32)
-
-
-def read_table(table: np.ndarray, turns: np.ndarray) -> np.ndarray:
-    """The periodic sound of a table at given turns (float64)."""
+    table = scipy.fft.irfft(spectrum, TABLE_SIZE).astype(np.float32)
     return table[(turns * TABLE_SIZE).astype(np.int64) & (TABLE_SIZE - 1)]
 
 
@@ -261,7 +258,7 @@ def swell(
     amplitudes: list[float], rng: np.random.Generator, turns: np.ndarray, depth: float = 1.0
 ) -> np.ndarray:
     """An amplitude about 1 that swells alike in every turn, and at least 0.1."""
-    return np.maximum(1 + depth * read_table(wave_table(np.array(amplitudes), rng), turns), 0.1)
+    return np.maximum(1 + depth * tones(np.array(amplitudes), rng, turns), 0.1)
 
 
 # --- things that happen

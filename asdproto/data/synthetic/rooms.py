@@ -164,7 +164,7 @@ def background(context: ClipContext) -> np.ndarray:
         partials *= ph.gain(level) / np.sqrt(np.sum(partials**2))
         speed = hz * (1 + 0.004 * rng.standard_normal())
         turns = ph.rotation(rng, grid, speed, 0.001).sampled(grid)
-        sound += ph.read_table(ph.wave_table(partials, made, speed), turns)
+        sound += ph.tones(partials, made, turns, speed)
     swing = ph.slow_wave(rng, grid, kind.swing, 0.7)
     if kind.pulse[1]:
         speed = kind.pulse[0] * (1 + 0.02 * rng.standard_normal())

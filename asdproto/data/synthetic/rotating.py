@@ -42,7 +42,7 @@ def fan(context: ClipContext) -> np.ndarray:
     partials[:4] += 0.9 * context.amount("unbalance") / np.arange(1, 5) ** 1.2
     odd = np.exp(-0.5 * ((order - 2 * blades) / (1.5 * blades)) ** 2)
     partials += 0.22 * context.amount("broken_blade") * odd
-    tones = ph.read_table(ph.wave_table(partials, context.unit("phases"), speed), turns)
+    tones = ph.tones(partials, context.unit("phases"), turns, speed)
     tones *= np.float32(ph.gain(-3 + drive.normal(0, 0.7)))
 
     points = ((40, 0.0), (200, 2.0), (1000, -9.0), (4000, -24.0), (8000, -34.0))
@@ -105,8 +105,8 @@ def gearbox(context: ClipContext) -> np.ndarray:
     motor_level *= 1 + 0.4 * over_voltage
     partials[motor[motor < 2200] - 1] += motor_level[motor < 2200]
     partials *= drive.lognormal(0, 0.1, len(partials))
-    table = ph.wave_table(partials, context.unit(f"{individual}/phases"), speed)
-    force = ph.at_level(ph.read_table(table, turns), -4 + drive.normal(0, 0.6))
+    force = ph.tones(partials, context.unit(f"{individual}/phases"), turns, speed)
+    force = ph.at_level(force, -4 + drive.normal(0, 0.6))
     case = ph.fixed_wavy_curve(grid.samples, context.body(f"case{individual}"), 3.5, 0.3)
     spectrum = ph.to_spectrum(force) * case
 
@@ -158,8 +158,8 @@ def bearing(context: ClipContext) -> np.ndarray:
         places = places[(places > 0) & (places <= count)] - 1
         partials[places] += 0.06 * skew / (1 + places * nominal / 1200)
     partials *= drive.lognormal(0, 0.12, count)
-    table = ph.wave_table(partials, context.unit("phases"), speed)
-    tones = ph.read_table(table, turns) * np.float32(ph.gain(-1 + drive.normal(0, 0.6)))
+    tones = ph.tones(partials, context.unit("phases"), turns, speed)
+    tones *= np.float32(ph.gain(-1 + drive.normal(0, 0.6)))
     spectrum = ph.to_spectrum(tones)
 
     roll = context.rng("roll")
