@@ -25,7 +25,7 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pooch
 import requests
@@ -206,7 +206,7 @@ def _ask(
     answer = _patiently(attempt, url, pause)
     try:
         files = json.loads(answer)["files"]
-        archives = [
+        archives: list[dict[str, Any]] = [
             {
                 "name": str(file["key"]),
                 "size": int(file["size"]),
@@ -221,7 +221,8 @@ def _ask(
     if not archives:
         expected = "the record's zip files with key, size, checksum and links"
         raise DataError(url, "none of them", expected, "Open it in a browser: has it moved?")
-    for name in (str(archive["name"]) for archive in archives):
+    for archive in archives:
+        name = archive["name"]
         if fault := name_fault(name):
             raise DataError(url, f"a file named {quoted(name)}", fault, "Report it.")
     work.mkdir(exist_ok=True)
@@ -234,11 +235,7 @@ def _patiently(
 ) -> _Result:
     """Tries until it works; gives up after some tries in a row that brought nothing more.
 
-    Args:
-      attempt: Does it; raises what requests raises.
-      url: Named in errors.
-      pause: Seconds before the second try.
-      reached: How far it is, in bytes.
+    ``attempt`` raises what requests raises, ``reached`` says how many bytes have come.
     """
     failures, best = 0, reached()
     while True:
@@ -319,7 +316,8 @@ def _unpack(archive: _Archive, bars: Progress) -> None:
     try:
         with zipfile.ZipFile(archive.file) as zipped:
             members = _members(archive.file, zipped.infolist())
-            total = sum(member.file_size for member in members.values())
+            files = {name: member.file_size for name, member in members.items()}
+            total = sum(files.values())
             _need(archive.work, total, f"for what is in {archive.name}")
             bar = bars.add_task(f"{archive.name}, unpacking", total=total)
             for name, member in members.items():
@@ -336,12 +334,9 @@ def _unpack(archive: _Archive, bars: Progress) -> None:
                 bars.advance(bar, member.file_size)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         archive.file.unlink()
-        remedy = (
-            "Run this again: it is fetched from its beginning. Report it if that does not help."
-        )
+        remedy = "Run this again: it is fetched anew. Report it if that does not help."
         raise DataError(archive.file, f"damage ({error})", "a whole zip archive", remedy) from error
     os.sync()  # once, and not once a file: a list on the disk says that its files are, too
-    files = {name: member.file_size for name, member in members.items()}
     listed = {"checksum": archive.checksum, "files": files}
     write_atomically(archive.contents, json.dumps(listed).encode())
 

@@ -12,6 +12,7 @@ space as the store, until it is finished.
 """
 
 import contextlib
+import functools
 import hashlib
 import os
 import warnings
@@ -248,15 +249,11 @@ def _extract(
     if workers is None:
         workers = count_workers(len(todo), worth=_POOL_WORTH)
     pieces = [Piece(str(root), str(path), paths, plan) for paths in split(todo, workers)]
+    bank = features.filterbank(settings)
+    share = functools.partial(features.share_filterbank, settings, bank)
     errors: list[Any] = []
     with Bar(show, "Extracting features", len(clips), len(done)) as bar:
-        results = run(
-            extract_piece,
-            pieces,
-            workers,
-            initialize=features.share_filterbank,
-            arguments=(settings, features.filterbank(settings)),
-        )
+        results = run(extract_piece, pieces, workers, initialize=share)
         with _naming_space(path, len(clips), done), contextlib.closing(results):
             for shard, failed in results:
                 errors += failed

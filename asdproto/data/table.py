@@ -97,7 +97,7 @@ def survey_table(csv_path: str | os.PathLike) -> tuple[list[Clip], list[DataErro
         errors += faults
         if not faults:
             first_row[file] = number
-            clips.append(Clip(path=file, **{c: values[c] for c in COLUMNS if c != "file"}))
+            clips.append(Clip(*values.values()))
     return clips, errors
 
 
