@@ -112,9 +112,9 @@ def _reserve(stream: BinaryIO, size: int) -> None:
 def _space(error: OSError, path: Path, size: int) -> str:
     status = os.statvfs(path.parent)
     missing = size - status.f_bavail * status.f_frsize
-    if missing <= 0:  # a quota or a limit of the process
-        return f"{error.strerror}; {size:,} bytes are needed"
-    return f"{error.strerror}; {size:,} bytes are needed, {missing:,} of them are missing"
+    needed = f"{error.strerror}; {size:,} bytes are needed"
+    # Where none are missing, a quota or a limit of the process is at work.
+    return f"{needed}, {missing:,} of them are missing" if missing > 0 else needed
 
 
 def is_full(error: OSError) -> bool:

@@ -246,8 +246,7 @@ def _extract(
     settings = features.FeatureSettings(**plan["settings"])
     done = done_before(path, plan, {clip.path for clip in clips}, root)
     todo = [clip.path for clip in clips if clip.path not in done]
-    if workers is None:
-        workers = count_workers(len(todo), worth=_POOL_WORTH)
+    workers = workers or count_workers(len(todo), worth=_POOL_WORTH)
     pieces = [Piece(str(root), str(path), paths, plan) for paths in split(todo, workers)]
     bank = features.filterbank(settings)
     share = functools.partial(features.share_filterbank, settings, bank)

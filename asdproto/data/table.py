@@ -185,17 +185,15 @@ def write_table(path: str | os.PathLike, clips: Iterable[Clip]) -> None:
     write_atomically(Path(path), csv_text([COLUMNS, *rows]).encode())
 
 
-def survey_collection(
-    path: str | os.PathLike, *, supplemental: bool = False
-) -> tuple[Path, list[Clip], list[DataError]]:
+def survey_collection(path: str | os.PathLike) -> tuple[Path, list[Clip], list[DataError]]:
     """Read a collection, however it is described, as far as it can be read.
 
     Args:
       path: As for :func:`load_collection`.
-      supplemental: As for :func:`asdproto.data.dcase.scan`.
 
     Returns:
-      The root that the clips' paths are relative to, the clips without fault, and the faults.
+      The root that the clips' paths are relative to, the clips without fault, the supplemental
+      ones of DCASE 2025 too, and the faults.
 
     Raises:
       DataError: Nothing can be read.
@@ -207,7 +205,7 @@ def survey_collection(
     errors: list[DataError] = []
     if clips := plain_clips(path, errors.append):
         return path, clips, errors
-    return (path, *survey(path, supplemental=supplemental))
+    return (path, *survey(path, supplemental=True))
 
 
 def load_collection(path: str | os.PathLike) -> tuple[Path, list[Clip]]:
@@ -240,9 +238,9 @@ def plain_clips(
       unreadable: As for :func:`asdproto.data.dcase.visible`.
 
     Returns:
-      Its clips, with the folder's name as machine type (that of the folder
-      above ``normal`` or ``train``); empty where recordings lie in folders of
-      their own, where a name follows the grammar of a DCASE set, or speaks of faults.
+      Its clips, with the folder's name as machine type (that of the folder above ``normal`` or
+      ``train``); empty where recordings lie in folders of their own, or where a name follows the
+      grammar of a DCASE set or speaks of faults.
 
     Raises:
       DataError: ``root`` is not a folder, or a folder in it cannot be read.

@@ -90,7 +90,7 @@ def survey(root: str | os.PathLike) -> tuple[Path, list[Clip], list[Problem]]:
     Raises:
       DataError: Nothing can be read.
     """
-    folder, clips, errors = survey_collection(root, supplemental=True)
+    folder, clips, errors = survey_collection(root)
     problems = [_problem(error) for error in errors]
     if not clips and not errors:
         expected = "recordings, <machine type>/{train,test}/<name>.wav"

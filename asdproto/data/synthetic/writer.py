@@ -123,8 +123,7 @@ def synthesize(
         for folder in {(root / order.clip.path).parent for order in orders}:
             folder.mkdir(parents=True, exist_ok=True)
             remove_abandoned(folder)
-        if workers is None:
-            workers = count_workers(len(missing), worth=_POOL_WORTH)
+        workers = workers or count_workers(len(missing), worth=_POOL_WORTH)
         make = functools.partial(_make, root, seconds)
         chunks = [missing[first : first + _CHUNK] for first in range(0, len(missing), _CHUNK)]
         done = len(orders) - len(missing)
@@ -250,16 +249,11 @@ def _write_tables(out: Path, orders: list[Order]) -> None:
         ]
         # A key that has one value throughout the section is not listed.
         constant = {key for key in possible[0] if len({pairs.get(key) for pairs in possible}) == 1}
-        rows = [
-            [order.clip.path]
-            + [
-                word
-                for key, value in attribute_pairs(order.clip.attributes)
-                if key not in constant
-                for word in (LONG_KEYS.get(key, key), value)
-            ]
-            for order in members
-        ]
+        rows = []
+        for order in members:
+            pairs = attribute_pairs(order.clip.attributes)
+            listed = [(LONG_KEYS.get(key, key), text) for key, text in pairs if key not in constant]
+            rows.append([order.clip.path, *itertools.chain.from_iterable(listed)])
         most = max(len(row) for row in rows) // 2
         header = ["file_name"] + [f"d{n}{kind}" for n in range(1, most + 1) for kind in "pv"]
         path = out / "dev_data" / machine / f"attributes_{section}.csv"
