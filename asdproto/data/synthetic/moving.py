@@ -58,8 +58,7 @@ def slider(context: ClipContext) -> np.ndarray:
     rub, dry = context.rng("friction"), context.amount("lack_of_grease")
     points = ((80, 0.0), (500, 0.0), (2000, -5.0), (5000, -10.0), (8000, -18.0))
     curve = ph.noise_curve(grid.samples, points) * frame * ph.wavy_curve(rub, grid, 0.5, 1.0)
-    if dry:
-        curve = curve * ph.tilt(grid, [900, 2200, 7000], [0, 3, 3], dry)
+    curve *= ph.tilt(grid, [900, 2200, 7000], [0, 3, 3], dry)
     friction = ph.noise(rub, grid, curve)
     # Rails and balls have their own roughness along the way.
     rough = unit.lognormal(0, 0.2, 24)

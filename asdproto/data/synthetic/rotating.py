@@ -48,9 +48,8 @@ def fan(context: ClipContext) -> np.ndarray:
     points = ((40, 0.0), (200, 2.0), (1000, -9.0), (4000, -24.0), (8000, -34.0))
     curve = ph.noise_curve(grid.samples, points)
     curve = curve * ph.fixed_wavy_curve(grid.samples, context.body("duct"), 2.5, 0.35)
-    clogging = context.amount("clogging")
-    if clogging:  # more and slower turbulence
-        curve = curve * ph.tilt(grid, [100, 250, 900, 2500], [0, 2, 2, -1], clogging)
+    # Clogging makes more and slower turbulence.
+    curve *= ph.tilt(grid, [100, 250, 900, 2500], [0, 2, 2, -1], context.amount("clogging"))
     flow_rng = context.rng("flow")
     curve = curve * ph.wavy_curve(flow_rng, grid, 0.5, 1.0)
     curve *= np.float32(ph.gain(flow_rng.normal(-2, 0.7)))
@@ -114,8 +113,7 @@ def gearbox(context: ClipContext) -> np.ndarray:
     friction, dry = context.rng("friction"), context.amount("lack_of_grease")
     points = ((60, 0.0), (400, -4.0), (1500, -10.0), (4000, -17.0), (8000, -28.0))
     curve = ph.noise_curve(grid.samples, points) * case * ph.wavy_curve(friction, grid, 0.5, 1.0)
-    if dry:
-        curve = curve * ph.tilt(grid, [1500, 3000, 6500, 8000], [0, 2.5, 2.5, 0], dry)
+    curve *= ph.tilt(grid, [1500, 3000, 6500, 8000], [0, 2.5, 2.5, 0], dry)
     rattle = ph.noise(friction, grid, curve)
     rattle *= ph.swell([0.3, 0.18, 0.1, 0.06], context.unit("swing"), turns)
     rattle *= np.float32(ph.gain(-7 + 6 * np.log2(volts / 1.5 + 0.4) + friction.normal(0, 0.6)))
