@@ -27,7 +27,7 @@ SPLIT_FOLDERS = {
     "target_test": ("test", "target"),
     "supplemental": ("supplemental", ""),
 }
-# Levels between a collection's root and its machine types that say nothing about a clip.
+# Levels between a collection's root and its machine types, which say nothing about a clip.
 _CONTAINERS = ("raw", "dev_data", "eval_data")
 _SILENT = ("/", ".", "..", *_CONTAINERS)
 
@@ -38,7 +38,7 @@ _NAMES = (
     f"{_SECTION}_{_LABELS}_{_REST}",
     f"{_SECTION}_(?P<supplement>machine|noise|clean)_{_REST}",
     f"{_SECTION}_{_REST}",
-    # 2020
+    # The year 2020.
     "(?:(?P<state>normal|anomaly)_)?id_(?P<section>[0-9]{2,})_(?P<index>[0-9]+)(?P<attributes>)",
 )
 _LONGEST = 80  # bytes of a machine type or section: both stand in names of score files
@@ -286,10 +286,8 @@ def survey(
 def _as_clip(path: str, parsed: ParsedName) -> Clip:
     split = parsed.split
     if not parsed.machine_type:
-        found, expected = (
-            "no folder that says the machine type",
-            "<machine type>/{train,test}/<name>",
-        )
+        found = "no folder that says the machine type"
+        expected = "<machine type>/{train,test}/<name>"
         raise DataError(path, found, expected, "Move it to its machine type's folder.")
     if not split:
         if parsed.state:
