@@ -2,6 +2,7 @@
 
 import os
 import unicodedata
+from collections.abc import Sequence
 
 
 class DataError(ValueError):
@@ -17,6 +18,10 @@ class DataError(ValueError):
     def __init__(self, file: str | os.PathLike, found: str, expected: str, remedy: str):
         self.file, self.found, self.expected, self.remedy = str(file), found, expected, remedy
         super().__init__(describe(self.file, found, expected, remedy))
+
+    def at(self, file: str | os.PathLike) -> "DataError":
+        """The same error of a file under another name."""
+        return DataError(file, self.found, self.expected, self.remedy)
 
     def __reduce__(self):  # crosses process borders with its four fields
         return type(self), (self.file, self.found, self.expected, self.remedy)
@@ -42,6 +47,16 @@ def printable(name: str) -> str:
 def is_control(char: str) -> bool:
     """Whether a character is a control character, a line break, or a byte that is not UTF-8."""
     return unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp")
+
+
+def counted(number: int, name: str) -> str:
+    """``"1 clip"``, ``"2 clips"``."""
+    return f"{number} {name}" if number == 1 else f"{number} {name}s"
+
+
+def some(names: Sequence[str]) -> str:
+    """The first three of some names."""
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def quoted(text: str, most: int = 60) -> str:

@@ -157,9 +157,8 @@ def decode(path: str | os.PathLike) -> tuple[np.ndarray, AudioInfo]:
         with soundfile.SoundFile(os.fsencode(path)) as file:  # names need not be UTF-8
             info = _info(path, file)
             # The same numbers as reading float32, three times as fast.
-            sixteen = info.subtype == "PCM_16"
+            dtype = "int16" if info.subtype == "PCM_16" else "float32"
             try:
-                dtype = "int16" if sixteen else "float32"
                 # The count is said, as some codings cannot be sought in.
                 audio = file.read(info.samples, dtype=dtype, always_2d=True)[:, 0]
             except soundfile.SoundFileError as error:
@@ -167,19 +166,15 @@ def decode(path: str | os.PathLike) -> tuple[np.ndarray, AudioInfo]:
                 raise _truncated(path, found, f"{info.samples} samples") from None
     # A suffix such as .raw makes a TypeError.
     except (OSError, TypeError, soundfile.SoundFileError) as error:
-        found = f"{os.path.getsize(path)} bytes that do not decode ({_reason(error)})"
-        remedy = "Copy or download it again, or convert it."
-        raise DataError(path, found, "a wav or flac file", remedy) from None
+        raise _undecodable(path, _reason(error)) from None
     if len(audio) != info.samples:
         raise _truncated(path, f"{len(audio)} samples", f"{info.samples} samples")
-    if sixteen:
-        samples = np.multiply(audio, np.float32(2**-15), dtype=np.float32)
-    else:
-        samples = np.ascontiguousarray(audio)
-    if not sixteen and not np.abs(samples).max() < _LOUDEST:  # also where it is not a number
+    if dtype == "int16":
+        return np.multiply(audio, np.float32(2**-15), dtype=np.float32), info
+    if not np.abs(audio).max() < _LOUDEST:  # also where it is not a number
         found = "samples that are not finite, or far beyond full scale"
         raise DataError(path, found, "finite samples", "Replace or repair the file.")
-    return samples, info
+    return np.ascontiguousarray(audio), info
 
 
 def _check_file(path: str | os.PathLike) -> None:
@@ -193,8 +188,12 @@ def _check_file(path: str | os.PathLike) -> None:
             raise DataError(path, found, "a wav or flac file", "Remove or rename it.")
         with open(path, "rb") as stream:
             head = stream.read(4)
+            if head in _OTHERS:
+                raise _foreign(path, _OTHERS[head])
+            if head[:1] == b"\xff" and head[1:2] >= b"\xe0":
+                raise _foreign(path, "MP3")
             if not head.startswith(_TAKEN):
-                raise _foreign(path, head)
+                raise _undecodable(path, f"they begin with {head!r}")
             _check_wav(path, stream)
     except OSError as error:
         found = f"no readable file ({error.strerror})"
@@ -216,11 +215,8 @@ def _check_wav(path: str | os.PathLike, stream: BinaryIO) -> None:
         if name == b"data":
             # Streamed files leave the size 0 or the largest number.
             if length < 0xFFFFFF00 and position + 8 + length > size:
-                raise _truncated(
-                    path,
-                    f"{size - position - 8} bytes of audio",
-                    f"{length} bytes as its header says",
-                )
+                found = f"{size - position - 8} bytes of audio"
+                raise _truncated(path, found, f"{length} bytes as its header says")
             return
         position += 8 + length + length % 2
 
@@ -241,24 +237,20 @@ def _info(path: str | os.PathLike, file: Any) -> AudioInfo:
     return info
 
 
-def _foreign(path: str | os.PathLike, kind: bytes | str) -> DataError:
-    """The error for a file of another format, which is called by its name or its first bytes."""
-    if isinstance(kind, bytes) and kind in _OTHERS:
-        kind = _OTHERS[kind]
-    elif isinstance(kind, bytes) and kind[:1] == b"\xff" and kind[1:2] >= b"\xe0":
-        kind = "MP3"
-    if isinstance(kind, bytes):
-        found = f"{os.path.getsize(path)} bytes that do not decode (they begin with {kind!r})"
-        remedy = "Copy or download it again, or convert it."
-    else:
-        found, remedy = f"{kind} audio", "Convert it: its name alone does not make it one."
+def _foreign(path: str | os.PathLike, kind: str) -> DataError:
+    remedy = "Convert it: its name alone does not make it one."
+    return DataError(path, f"{kind} audio", "a wav or flac file", remedy)
+
+
+def _undecodable(path: str | os.PathLike, reason: str) -> DataError:
+    found = f"{os.path.getsize(path)} bytes that do not decode ({reason})"
+    remedy = "Copy or download it again, or convert it."
     return DataError(path, found, "a wav or flac file", remedy)
 
 
 def _truncated(path: str | os.PathLike, found: str, expected: str) -> DataError:
-    return DataError(
-        path, f"a truncated or damaged file, {found}", expected, "Copy or download it again."
-    )
+    found = f"a truncated or damaged file, {found}"
+    return DataError(path, found, expected, "Copy or download it again.")
 
 
 def _reason(error: Exception) -> str:
@@ -370,7 +362,7 @@ def _plan(settings: FeatureSettings) -> tuple[np.ndarray, list[tuple[slice, slic
     bank = filterbank(settings)
     groups = []
     for first in range(0, settings.n_mels, _GROUP):
-        filters = slice(first, min(first + _GROUP, settings.n_mels))
+        filters = slice(first, first + _GROUP)
         used = np.flatnonzero(bank[filters].any(axis=0))
         bins = slice(int(used[0]), int(used[-1]) + 1)
         groups.append((filters, bins, np.ascontiguousarray(bank[filters, bins].T)))
@@ -404,11 +396,9 @@ def log_mel(audio: np.ndarray, settings: FeatureSettings | None = None) -> np.nd
             f"audio must hold at least one window of {settings.n_fft} samples, found {audio.size}"
         )
     half = settings.n_fft // 2
-    padded = np.zeros(audio.size + 2 * half, dtype=np.float32)
-    padded[half:-half] = audio
-    framed = np.lib.stride_tricks.sliding_window_view(padded, settings.n_fft)[
-        :: settings.hop_length
-    ]
+    padded = np.pad(audio.astype(np.float32, copy=False), half)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, settings.n_fft)
+    framed = windows[:: settings.hop_length]
     window, groups = _plan(settings)
     mel = np.empty((len(framed), settings.n_mels), dtype=np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -493,11 +483,7 @@ def resample(audio: np.ndarray, sample_rate: int, target: int) -> np.ndarray:
 
 
 def waveform_frames(audio: np.ndarray, settings: FeatureSettings) -> np.ndarray:
-    """Samples of every frame, from its center to the next one's.
-
-    Args:
-      audio: float, shape ``[samples]``.
-      settings: Of the frames.
+    """Samples ``[samples]`` of every frame, from its center to the next one's.
 
     Returns:
       float32, shape ``[frames, hop_length]``, zeros after the last sample.
@@ -509,9 +495,6 @@ def waveform_frames(audio: np.ndarray, settings: FeatureSettings) -> np.ndarray:
 
 def too_short(path: str | os.PathLike, samples: int, settings: FeatureSettings) -> DataError:
     """The error for a clip of less than one window."""
-    return DataError(
-        path,
-        f"{samples} samples at {settings.sample_rate} Hz",
-        f"at least one window of {settings.n_fft}",
-        "Remove the clip, or choose a shorter window.",
-    )
+    found = f"{samples} samples at {settings.sample_rate} Hz"
+    expected = f"at least one window of {settings.n_fft}"
+    return DataError(path, found, expected, "Remove the clip, or choose a shorter window.")

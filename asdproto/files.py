@@ -10,13 +10,13 @@ import os
 import re
 import secrets
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from asdproto.errors import DataError
+from asdproto.errors import DataError, some
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -112,9 +112,9 @@ def _reserve(stream: BinaryIO, size: int) -> None:
 def _space(error: OSError, path: Path, size: int) -> str:
     status = os.statvfs(path.parent)
     missing = size - status.f_bavail * status.f_frsize
-    if missing <= 0:  # a quota or a limit of the process
-        return f"{error.strerror}; {size:,} bytes are needed"
-    return f"{error.strerror}; {size:,} bytes are needed, {missing:,} of them are missing"
+    needed = f"{error.strerror}; {size:,} bytes are needed"
+    # Where none are missing, a quota or a limit of the process is at work.
+    return f"{needed}, {missing:,} of them are missing" if missing > 0 else needed
 
 
 def is_full(error: OSError) -> bool:
@@ -128,11 +128,40 @@ def beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
 
 
+def check_folder(
+    path: Path, ours: tuple[str, ...], wanted: str, *, error: type[DataError] = DataError
+) -> None:
+    """Refuse to write into a folder that holds something else.
+
+    Args:
+      path: The folder, which need not be there.
+      ours: How the names begin that may be in it.
+      wanted: What the folder may hold, for the message.
+      error: What to raise.
+
+    Raises:
+      DataError: There is a file, or something else in the folder.
+    """
+    expected, remedy = f"an empty folder, or {wanted}", "Choose another folder."
+    if path.exists() and not path.is_dir():
+        raise error(path, "a file", expected, remedy)
+    names = os.listdir(path) if path.exists() else []
+    others = sorted(name for name in names if not name.startswith(ours))
+    if others:
+        found = f"a folder with other things in it ({some(others)})"
+        raise error(path, found, expected, remedy)
+
+
 def remove_abandoned(folder: Path) -> None:
     """Remove what killed processes were writing into a folder, where nobody else writes now."""
     for path in folder.glob(".*"):
         if re.fullmatch(r"\..+\.[0-9a-f]{8}", path.name) and path.is_file():
             path.unlink(missing_ok=True)
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file; -1 where there is none."""
+    return path.stat().st_size if path.is_file() else -1
 
 
 def sync_folder(folder: Path) -> None:
@@ -155,7 +184,7 @@ def read_json(
       error: What to raise then.
 
     Returns:
-      The object; ``null`` is None.
+      The object.
 
     Raises:
       DataError: The file is missing, cut, binary, or holds something else than an object.
@@ -263,6 +292,13 @@ def plain_cell(text: str) -> str:
     return text[1:] if re.match(r"'+[=+\-@\t\r]", text) else text
 
 
+def csv_text(rows: Iterable[Iterable[Any]]) -> str:
+    """The rows of a csv as text, a line for each."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write an npz file that is either whole or not there; the same arrays give the same bytes."""
     buffer = io.BytesIO()
@@ -309,12 +345,8 @@ def locked(path: Path, name: str) -> Iterator[None]:
             _log.info("%s: this file system has no locks; going on without", path)
             has_lock = True
         if not has_lock:  # held by another process, or just removed by one that has ended
-            raise DataError(
-                path,
-                "another process working in it",
-                "one at a time",
-                "Wait for it to end, or choose another folder.",
-            )
+            remedy = "Wait for it to end, or choose another folder."
+            raise DataError(path, "another process working in it", "one at a time", remedy)
         try:
             yield
         finally:

@@ -125,9 +125,8 @@ def stop(kept: str = "") -> None:
     raise Stopped(_noted or signal.SIGTERM, kept)
 
 
-def _handle(number: int, frame: object) -> None:
+def _handle(number: int, _: object) -> None:
     global _noted
-    del frame
     if not _deferring:
         raise Stopped(number)
     _noted = number

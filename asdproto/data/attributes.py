@@ -3,6 +3,7 @@
 An attribute string is a row of key and value pairs joined by ``_``: ``car_A1_spd_34V_mic_1``.
 """
 
+import itertools
 import os
 import re
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ from asdproto.files import read_csv
 
 # Stands for the attributes where a year conceals them.
 CONCEALED = "noAttribute"
-# The attribute files write some keys out in full.
-_KEY_ALIASES = {"speed": "spd"}
+# Key of a file name -> what the attribute files write for it.
+LONG_KEYS = {"spd": "speed"}
 
 
 def attribute_pairs(attributes: str) -> tuple[tuple[str, str], ...]:
@@ -26,8 +27,7 @@ def attribute_pairs(attributes: str) -> tuple[tuple[str, str], ...]:
       ``(key, value)`` pairs in order; an odd last word is a key with the value ``""``.
     """
     words = attributes.split("_") if attributes else []
-    values = words[1::2] + [""] * (len(words) % 2)
-    return tuple(zip(words[::2], values, strict=True))
+    return tuple(itertools.zip_longest(words[::2], words[1::2], fillvalue=""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +35,11 @@ class AttributeRow:
     """One row of an attribute file.
 
     Attributes:
-      csv: Path of the attribute file.
-      line: Line number, from 1.
+      line: Line number in the attribute file, from 1.
       file: The clip's file as written, with forward slashes.
       pairs: ``(key, value)`` pairs.
     """
 
-    csv: str
     line: int
     file: str
     pairs: tuple[tuple[str, str], ...]
@@ -67,44 +65,36 @@ def read_attributes(csv_path: str | os.PathLike) -> list[AttributeRow]:
       DataError: The file cannot be read, its header lacks ``file_name``, or a cell holds control
         characters.
     """
-    rows: list[AttributeRow] = []
     if not os.path.isfile(csv_path):  # opening a pipe would wait for a writer
         found = "a folder, pipe, device or link to nothing"
         raise DataError(csv_path, found, "a csv", "Remove it, or put the file there.")
     lines = read_csv(csv_path)
     header = lines[0][1] if lines else []
     if "file_name" not in header:
-        raise DataError(
-            csv_path,
-            f"the header {quoted(','.join(header))}",
-            "file_name,d1p,d1v,...",
-            "Add the header line, or remove the file: it is optional.",
-        )
+        found = f"the header {quoted(','.join(header))}"
+        remedy = "Add the header line, or remove the file: it is optional."
+        raise DataError(csv_path, found, "file_name,d1p,d1v,...", remedy)
     name_column = header.index("file_name")
     pair_columns = []
     for column, title in enumerate(header):
         match = re.fullmatch(r"d(\d+)p", title)
         if match and f"d{match[1]}v" in header:
             pair_columns.append((column, header.index(f"d{match[1]}v")))
+    rows: list[AttributeRow] = []
     for number, cells in lines[1:]:
         cells += [""] * (len(header) - len(cells))
-        pairs = [(cells[key], cells[value]) for key, value in pair_columns]
-        file = cells[name_column].replace("\\", "/")
         odd = next((text for text in cells if any(map(is_control, text))), None)
         if odd is not None:
-            raise DataError(
-                f"{csv_path}: line {number}",
-                quoted(odd),
-                "text without control characters",
-                "Correct it; a quotation mark may be missing before it.",
-            )
+            place, expected = f"{csv_path}: line {number}", "text without control characters"
+            remedy = "Correct it; a quotation mark may be missing before it."
+            raise DataError(place, quoted(odd), expected, remedy)
         # A row shorter than the header puts a trailing column's text where a pair would stand.
-        kept = [
-            (key, value)
-            for key, value in pairs
-            if key and key.lower() != CONCEALED.lower() and "/" not in key
-        ]
-        rows.append(AttributeRow(str(csv_path), number, file, tuple(kept)))
+        pairs = tuple(
+            (cells[key], cells[value])
+            for key, value in pair_columns
+            if cells[key].lower() not in ("", CONCEALED.lower()) and "/" not in cells[key]
+        )
+        rows.append(AttributeRow(number, cells[name_column].replace("\\", "/"), pairs))
     return rows
 
 
@@ -122,10 +112,10 @@ def disagreement(row: AttributeRow, attributes: str) -> tuple[str, bool]:
       What differs, ``""`` if nothing does; and whether the values agree at least. In the official
       files of valve section 05 the only value of a row always stands under the first key.
     """
-    named = {_KEY_ALIASES.get(key, key): value for key, value in attribute_pairs(attributes)}
+    named = {LONG_KEYS.get(key, key): value for key, value in attribute_pairs(attributes)}
     wrong = []
     for key, value in row.pairs:
-        in_name = named.get(_KEY_ALIASES.get(key, key))
+        in_name = named.get(LONG_KEYS.get(key, key))
         if in_name != value:
             wrong.append(f"{key} is {value!r} here and {in_name!r} in the name")
     agree = sorted(value for _, value in row.pairs) == sorted(named.values())

@@ -1,6 +1,7 @@
 """A feature store as the systems see it: training and test clips, attribute classes, statistics."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -40,9 +41,8 @@ class ClipArrays:
 
     def __post_init__(self) -> None:
         if np.size(self.frames) and np.min(self.frames) < 1:
-            raise ValueError(
-                f"clip {int(np.argmin(self.frames))} has no frames; expected 1 or more"
-            )
+            clip = int(np.argmin(self.frames))
+            raise ValueError(f"clip {clip} has no frames; expected 1 or more")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -55,16 +55,15 @@ class ClipArrays:
     @property
     def nbytes(self) -> int:
         """Bytes of the chosen clips once they are in memory."""
-        shape = (len(self), self._longest(), self.features.shape[2])
-        return int(np.prod(shape)) * self.features.dtype.itemsize
+        return math.prod(self._shape()) * self.features.dtype.itemsize
 
-    def _longest(self) -> int:
-        return int(self.usable_frames.max(initial=self.crop))
+    def _shape(self) -> tuple[int, int, int]:
+        longest = int(self.usable_frames.max(initial=self.crop))
+        return len(self), longest, self.features.shape[2]
 
     def load(self) -> np.ndarray:
         """All chosen clips, shape ``[clips, longest, mels]``, zeros after a clip's end."""
-        longest = self._longest()
-        out = np.zeros((len(self), longest, self.features.shape[2]), self.features.dtype)
+        out = np.zeros(self._shape(), self.features.dtype)
         for index, (row, frames) in enumerate(zip(self.rows, self.frames, strict=True)):
             clip = tile_to(self.features[row, :frames], self.crop)
             out[index, : len(clip)] = clip
@@ -74,11 +73,8 @@ class ClipArrays:
         """Gathers crops, shape ``[batch, crop, mels]``."""
         out = np.empty((len(clips), self.crop, self.features.shape[2]), self.features.dtype)
         for index, (clip, start) in enumerate(zip(clips, starts, strict=True)):
-            frames = self.frames[clip]
-            if frames >= self.crop:
-                out[index] = self.features[self.rows[clip], start : start + self.crop]
-            else:
-                out[index] = tile_to(self.features[self.rows[clip], :frames], self.crop)
+            frames = self.features[self.rows[clip], : self.frames[clip]]
+            out[index] = tile_to(frames, self.crop)[start : start + self.crop]
         return out
 
     def statistics(self) -> tuple[np.ndarray, np.ndarray]:
@@ -170,12 +166,9 @@ def check_machines(place: Path, clips: Sequence[Clip], machines: Sequence[str] |
     known = sorted({clip.machine_type for clip in clips})
     unknown = [machine for machine in machines or () if machine not in known]
     if unknown:
-        raise DataError(
-            place,
-            f"no machine type {', '.join(unknown)}",
-            f"some of {', '.join(known)}",
-            f"Correct --machines{nearest(unknown[0], known) or '.'}",
-        )
+        found, expected = f"no machine type {', '.join(unknown)}", f"some of {', '.join(known)}"
+        remedy = f"Correct --machines{nearest(unknown[0], known) or '.'}"
+        raise DataError(place, found, expected, remedy)
 
 
 def prepare(
@@ -209,21 +202,15 @@ def prepare(
     train = [index for index in kept if store.clips[index].split == "train"]
     test = [index for index in kept if store.clips[index].split == "test"]
     if not train:
-        raise DataError(
-            store.root,
-            f"no training clips among {len(kept)}",
-            "normal clips with split 'train'",
-            "Check the collection with: python -m asdproto validate",
-        )
-    for index in train:
-        if store.clips[index].state == "anomaly":
-            raise DataError(
-                store.clips[index].path,
-                "an anomaly in the training split",
-                "normal clips only",
-                "Move it to the test split, or correct its state.",
-            )
+        found, expected = f"no training clips among {len(kept)}", "normal clips with split 'train'"
+        remedy = "Check the collection with: python -m asdproto validate"
+        raise DataError(store.root, found, expected, remedy)
     train_clips = [store.clips[index] for index in train]
+    for clip in train_clips:
+        if clip.state == "anomaly":
+            found, expected = "an anomaly in the training split", "normal clips only"
+            remedy = "Move it to the test split, or correct its state."
+            raise DataError(clip.path, found, expected, remedy)
     labels, classes = assign_classes(train_clips, key)
 
     def arrays(rows: list[int]) -> ClipArrays:

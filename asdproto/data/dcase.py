@@ -7,7 +7,8 @@ names that carry none.
 
 import os
 import re
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -26,22 +27,19 @@ SPLIT_FOLDERS = {
     "target_test": ("test", "target"),
     "supplemental": ("supplemental", ""),
 }
-# Levels between a collection's root and its machine types that say nothing about a clip.
+# Levels between a collection's root and its machine types, which say nothing about a clip.
 _CONTAINERS = ("raw", "dev_data", "eval_data")
+_SILENT = ("/", ".", "..", *_CONTAINERS)
 
-_LABELLED = re.compile(
-    r"section_(?P<section>[0-9]{2,})_(?P<domain>source|target)_(?P<split>train|test)"
-    r"_(?:(?P<state>normal|anomaly)_)?(?P<index>[0-9]+)(?:_(?P<attributes>.*))?"
-)
-_UNLABELLED = re.compile(
-    r"section_(?P<section>[0-9]{2,})_(?P<index>[0-9]+)(?:_(?P<attributes>.*))?"
-)
-_SUPPLEMENTAL = re.compile(
-    r"section_(?P<section>[0-9]{2,})_(?P<supplement>machine|noise|clean)_(?P<index>[0-9]+)"
-    r"(?:_(?P<attributes>.*))?"
-)
-_YEAR_2020 = re.compile(
-    r"(?:(?P<state>normal|anomaly)_)?id_(?P<section>[0-9]{2,})_(?P<index>[0-9]+)(?P<attributes>)"
+_SECTION = "section_(?P<section>[0-9]{2,})"
+_LABELS = "(?P<domain>source|target)_(?P<split>train|test)(?:_(?P<state>normal|anomaly))?"
+_REST = "(?P<index>[0-9]+)(?:_(?P<attributes>.*))?"
+_NAMES = (
+    f"{_SECTION}_{_LABELS}_{_REST}",
+    f"{_SECTION}_(?P<supplement>machine|noise|clean)_{_REST}",
+    f"{_SECTION}_{_REST}",
+    # The year 2020.
+    "(?:(?P<state>normal|anomaly)_)?id_(?P<section>[0-9]{2,})_(?P<index>[0-9]+)(?P<attributes>)",
 )
 _LONGEST = 80  # bytes of a machine type or section: both stand in names of score files
 _GRAMMAR = (
@@ -117,20 +115,11 @@ def parse_name(path: str | os.PathLike) -> ParsedName:
       DataError: The name follows no known grammar, or a folder contradicts it.
     """
     pure = PurePosixPath(os.fspath(path).replace(os.sep, "/"))
-    stem, suffix = pure.stem, pure.suffix
-    match = None
-    if suffix.lower() in AUDIO_SUFFIXES:
-        for grammar in (_LABELLED, _SUPPLEMENTAL, _UNLABELLED, _YEAR_2020):
-            match = grammar.fullmatch(stem)
-            if match:
-                break
-    if match is None:
-        raise DataError(
-            path,
-            f"the name {quoted(pure.name)}",
-            _GRAMMAR,
-            "Rename the file, or describe the collection by a csv of clips.",
-        )
+    matches = (re.fullmatch(pattern, pure.stem) for pattern in _NAMES)
+    match = next(filter(None, matches), None)
+    if match is None or pure.suffix.lower() not in AUDIO_SUFFIXES:
+        remedy = "Rename the file, or describe the collection by a csv of clips."
+        raise DataError(path, f"the name {quoted(pure.name)}", _GRAMMAR, remedy)
     fields = {key: value or "" for key, value in match.groupdict().items()}
     attributes = fields["attributes"].strip("_")
     if attributes.lower() == CONCEALED.lower():
@@ -139,29 +128,19 @@ def parse_name(path: str | os.PathLike) -> ParsedName:
     split = "supplemental" if supplement else fields.get("split", "")
     domain = fields.get("domain", "")
 
-    folders = [part for part in pure.parts[:-1] if part not in ("/", ".", "..")]
-    while folders and folders[-1].lower() in _CONTAINERS:
-        folders.pop()
+    folders = [part for part in pure.parts[:-1] if part.lower() not in _SILENT]
     if folders and folders[-1].lower() in SPLIT_FOLDERS:
         folder = folders.pop()
         folder_split, folder_domain = SPLIT_FOLDERS[folder.lower()]
         if split and split != folder_split:
-            raise DataError(
-                path,
-                f"a {split} clip in the folder {folder!r}",
-                f"the folder {folder_split!r} to hold {folder_split} clips only",
-                f"Move it to a folder {split!r}, or rename it.",
-            )
+            found = f"a {split} clip in the folder {folder!r}"
+            expected = f"the folder {folder_split!r} to hold {folder_split} clips only"
+            raise DataError(path, found, expected, f"Move it to a folder {split!r}, or rename it.")
         if domain and folder_domain and domain != folder_domain:
-            raise DataError(
-                path,
-                f"a {domain} clip in the folder {folder!r}",
-                f"{folder_domain} clips there",
-                f"Move it to the folder '{domain}_test', or rename it.",
-            )
+            found = f"a {domain} clip in the folder {folder!r}"
+            remedy = f"Move it to the folder '{domain}_test', or rename it."
+            raise DataError(path, found, f"{folder_domain} clips there", remedy)
         split, domain = split or folder_split, domain or folder_domain
-    while folders and folders[-1].lower() in _CONTAINERS:
-        folders.pop()
     machine_type = folders[-1] if folders else ""
     return ParsedName(
         machine_type,
@@ -293,46 +272,32 @@ def survey(
                     found = f"the {field.replace('_', ' ')} {quoted(getattr(clip, field))}"
                     raise DataError(path, found, fault, "Rename it.")
         except DataError as error:
-            errors.append(DataError(path, error.found, error.expected, error.remedy))
+            errors.append(error.at(path))
             continue
         if clip.split != "supplemental" or supplemental:
             clips.append(clip)
     try:
         clips = _fill_attributes(root, clips)
     except DataError as error:
-        file = Path(os.path.relpath(error.file, root)).as_posix()
-        errors.append(DataError(file, error.found, error.expected, error.remedy))
+        errors.append(error.at(Path(os.path.relpath(error.file, root)).as_posix()))
     return clips, errors
 
 
 def _as_clip(path: str, parsed: ParsedName) -> Clip:
     split = parsed.split
     if not parsed.machine_type:
-        raise DataError(
-            path,
-            "no folder that says the machine type",
-            "<machine type>/{train,test}/<name>",
-            "Move it to its machine type's folder.",
-        )
+        found = "no folder that says the machine type"
+        expected = "<machine type>/{train,test}/<name>"
+        raise DataError(path, found, expected, "Move it to its machine type's folder.")
     if not split:
         if parsed.state:
-            raise DataError(
-                path,
-                "neither the name nor a folder that says the split",
-                "a folder 'train' or 'test'",
-                "Move it to its split's folder.",
-            )
+            found = "neither the name nor a folder that says the split"
+            expected = "a folder 'train' or 'test'"
+            raise DataError(path, found, expected, "Move it to its split's folder.")
         split = "test"  # names without labels occur in evaluation test sets only
     state = "normal" if parsed.supplement in ("machine", "clean") else parsed.state
-    return Clip(
-        path,
-        parsed.machine_type,
-        parsed.section,
-        parsed.domain,
-        split,
-        state,
-        parsed.attributes,
-    )
+    place = parsed.machine_type, parsed.section, parsed.domain
+    return Clip(path, *place, split, state, parsed.attributes)
 
 
 def scan(root: str | os.PathLike, *, supplemental: bool = False) -> list[Clip]:
@@ -355,19 +320,11 @@ def scan(root: str | os.PathLike, *, supplemental: bool = False) -> list[Clip]:
     if errors:
         first = errors[0]
         more = f" {len(errors) - 1} more like it." if len(errors) > 1 else ""
-        raise DataError(
-            Path(root) / first.file,
-            first.found,
-            first.expected,
-            f"{first.remedy}{more} 'python -m asdproto validate' lists every problem.",
-        )
+        remedy = f"{first.remedy}{more} 'python -m asdproto validate' lists every problem."
+        raise DataError(Path(root) / first.file, first.found, first.expected, remedy)
     if not clips:
-        raise DataError(
-            root,
-            "no .wav or .flac file",
-            "<machine type>/{train,test}/*.wav below it",
-            "Check the path.",
-        )
+        expected = "<machine type>/{train,test}/*.wav below it"
+        raise DataError(root, "no .wav or .flac file", expected, "Check the path.")
     return clips
 
 
@@ -397,31 +354,32 @@ def machine_folder(path: str) -> str:
     return (parent.parent if parent.name.lower() in SPLIT_FOLDERS else parent).as_posix()
 
 
-def clip_of(row: AttributeRow, clips: Sequence[Clip]) -> Iterator[Clip]:
-    """The clips a row of an attribute file can mean: same name and, where written, same split."""
-    name = row.file.rpartition("/")[2]
-    split, _ = SPLIT_FOLDERS.get(PurePosixPath(row.file).parent.name.lower(), ("", ""))
+def clips_by_name(clips: Iterable[Clip]) -> dict[tuple[str, str], list[Clip]]:
+    """Folder of the machine type and name of the file -> the clips."""
+    named: dict[tuple[str, str], list[Clip]] = defaultdict(list)
     for clip in clips:
-        if clip.name == name and split in ("", clip.split):
-            yield clip
+        named[machine_folder(clip.path), clip.name].append(clip)
+    return named
+
+
+def clips_of(
+    row: AttributeRow, folder: str, named: Mapping[tuple[str, str], list[Clip]]
+) -> list[Clip]:
+    """The clips a row of an attribute file can mean: same name and, where written, same split."""
+    split, _ = SPLIT_FOLDERS.get(PurePosixPath(row.file).parent.name.lower(), ("", ""))
+    same = named.get((folder, row.file.rpartition("/")[2]), [])
+    return [clip for clip in same if split in ("", clip.split)]
 
 
 def _fill_attributes(root: Path, clips: list[Clip]) -> list[Clip]:
     """Take attributes from the csv for the clips whose names carry none."""
-    bare = {clip.path for clip in clips if not clip.attributes}
-    if not bare:
-        return clips
-    by_folder: dict[str, dict[str, list[Clip]]] = {}
-    for clip in clips:
-        if clip.path in bare:
-            names = by_folder.setdefault(machine_folder(clip.path), {})
-            names.setdefault(clip.name, []).append(clip)
+    bare = [clip for clip in clips if not clip.attributes]
+    named = clips_by_name(bare)
     filled: dict[str, str] = {}
-    for folder, files in attribute_files(root, (c for c in clips if c.path in bare)).items():
+    for folder, files in attribute_files(root, bare).items():
         for file in files:
             for row in read_attributes(file):
-                named = by_folder[folder].get(row.file.rpartition("/")[2], ())
-                for clip in clip_of(row, named):
+                for clip in clips_of(row, folder, named):
                     filled[clip.path] = row.attributes
     return [
         replace(clip, attributes=filled[clip.path]) if filled.get(clip.path) else clip

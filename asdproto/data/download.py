@@ -25,7 +25,7 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pooch
 import requests
@@ -35,7 +35,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from asdproto.data.dcase import name_fault, path_fault
 from asdproto.errors import DataError, quoted
-from asdproto.files import locked, naming, read_json, replacing, write_atomically
+from asdproto.files import locked, naming, read_json, replacing, size_of, write_atomically
 
 SERVER = "https://zenodo.org"
 # Data set -> part -> number of its record. 2023 and 2024 name those that replace faulty ones.
@@ -98,7 +98,8 @@ class _Archive:
         """Whether everything that came out of it is in one of some folders."""
         files = self.files()
         return bool(files) and all(
-            any(_size(folder / path) == size for folder in folders) for path, size in files.items()
+            any(size_of(folder / path) == size for folder in folders)
+            for path, size in files.items()
         )
 
 
@@ -205,7 +206,7 @@ def _ask(
     answer = _patiently(attempt, url, pause)
     try:
         files = json.loads(answer)["files"]
-        archives = [
+        archives: list[dict[str, Any]] = [
             {
                 "name": str(file["key"]),
                 "size": int(file["size"]),
@@ -220,7 +221,8 @@ def _ask(
     if not archives:
         expected = "the record's zip files with key, size, checksum and links"
         raise DataError(url, "none of them", expected, "Open it in a browser: has it moved?")
-    for name in (str(archive["name"]) for archive in archives):
+    for archive in archives:
+        name = archive["name"]
         if fault := name_fault(name):
             raise DataError(url, f"a file named {quoted(name)}", fault, "Report it.")
     work.mkdir(exist_ok=True)
@@ -233,11 +235,7 @@ def _patiently(
 ) -> _Result:
     """Tries until it works; gives up after some tries in a row that brought nothing more.
 
-    Args:
-      attempt: Does it; raises what requests raises.
-      url: Named in errors.
-      pause: Seconds before the second try.
-      reached: How far it is, in bytes.
+    ``attempt`` raises what requests raises, ``reached`` says how many bytes have come.
     """
     failures, best = 0, reached()
     while True:
@@ -264,7 +262,7 @@ def _patiently(
 
 def _fetch(session: requests.Session, archive: _Archive, pause: float, bars: Progress) -> None:
     """Fetches what is missing of an archive, and checks its size and its checksum."""
-    if _size(archive.file) == archive.size:  # it was checked before it got its name
+    if size_of(archive.file) == archive.size:  # it was checked before it got its name
         return
     bar = bars.add_task(archive.name, total=archive.size)
 
@@ -301,7 +299,7 @@ def _fetch(session: requests.Session, archive: _Archive, pause: float, bars: Pro
         remedy = "Run this again: it is fetched from its beginning."
         raise DataError(archive.url, found, expected, remedy)
 
-    _patiently(attempt, archive.url, pause, lambda: max(0, _size(archive.part)))
+    _patiently(attempt, archive.url, pause, lambda: max(0, size_of(archive.part)))
     algorithm, _, digest = archive.checksum.partition(":")
     computed = pooch.file_hash(str(archive.part), algorithm)
     if computed != digest.lower():
@@ -318,7 +316,8 @@ def _unpack(archive: _Archive, bars: Progress) -> None:
     try:
         with zipfile.ZipFile(archive.file) as zipped:
             members = _members(archive.file, zipped.infolist())
-            total = sum(member.file_size for member in members.values())
+            files = {name: member.file_size for name, member in members.items()}
+            total = sum(files.values())
             _need(archive.work, total, f"for what is in {archive.name}")
             bar = bars.add_task(f"{archive.name}, unpacking", total=total)
             for name, member in members.items():
@@ -335,12 +334,9 @@ def _unpack(archive: _Archive, bars: Progress) -> None:
                 bars.advance(bar, member.file_size)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
         archive.file.unlink()
-        remedy = (
-            "Run this again: it is fetched from its beginning. Report it if that does not help."
-        )
+        remedy = "Run this again: it is fetched anew. Report it if that does not help."
         raise DataError(archive.file, f"damage ({error})", "a whole zip archive", remedy) from error
     os.sync()  # once, and not once a file: a list on the disk says that its files are, too
-    files = {name: member.file_size for name, member in members.items()}
     listed = {"checksum": archive.checksum, "files": files}
     write_atomically(archive.contents, json.dumps(listed).encode())
 
@@ -361,9 +357,8 @@ def _members(file: Path, infos: Iterable[zipfile.ZipInfo]) -> dict[str, zipfile.
             fault = "each name once"
         fault = fault or path_fault(info.orig_filename)
         if fault:
-            raise DataError(
-                file, quoted(info.orig_filename), fault, "Nothing is unpacked from it; report it."
-            )
+            remedy = "Nothing is unpacked from it; report it."
+            raise DataError(file, quoted(info.orig_filename), fault, remedy)
         if not info.is_dir():
             members[str(path)] = info
     if not members:
@@ -385,7 +380,7 @@ def _check_space(root: Path, archives: Sequence[_Archive]) -> None:
     """Checks that a disk can hold the archives' contents and the largest archive beside them."""
     left = [archive for archive in archives if not archive.is_in(archive.tree, archive.target)]
     if left:
-        here = sum(max(0, _size(a.part), _size(a.file)) for a in left)
+        here = sum(max(0, size_of(a.part), size_of(a.file)) for a in left)
         need = sum(_EXPANSION * a.size for a in left) + max(a.size for a in left) - here
         _need(root, int(need), "for the archives and what is in them")
 
@@ -396,11 +391,6 @@ def _need(folder: Path, size: int, purpose: str) -> None:
         found, expected = f"{decimal(free)} of free space", f"{decimal(size)} {purpose}"
         remedy = "Make room, or choose another folder: what has come is kept."
         raise DataError(folder, found, expected, remedy)
-
-
-def _size(path: Path) -> int:
-    """Bytes of a file; -1 where there is none."""
-    return path.stat().st_size if path.is_file() else -1
 
 
 def _bars(show: bool) -> Progress:

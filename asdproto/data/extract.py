@@ -12,11 +12,12 @@ space as the store, until it is finished.
 """
 
 import contextlib
+import functools
 import hashlib
 import os
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,6 @@ from asdproto.data.shards import (
     done_before,
     extract_piece,
     has_stamp,
-    names_in,
     read_shard,
     remove_shards,
     split,
@@ -52,8 +52,8 @@ from asdproto.data.store import (
     save_store,
 )
 from asdproto.data.validate import Problem
-from asdproto.errors import StoreError, printable
-from asdproto.files import is_full, locked
+from asdproto.errors import StoreError, counted, printable, some
+from asdproto.files import check_folder, is_full, locked
 
 LOCK = ".lock"
 # Starting a pool costs about a second, in which one process extracts some 500 clips.
@@ -72,17 +72,15 @@ class ExtractionError(StoreError):
 
     def __init__(self, path: str | os.PathLike, errors: Sequence[Any], done: int):
         self.errors = list(errors)
+        self.done = done
         listed = "".join(f"\n  {error}" for error in self.errors[:_MOST_LISTED])
         if len(self.errors) > _MOST_LISTED:
             listed += f"\n  and {len(self.errors) - _MOST_LISTED} more"
-        super().__init__(
-            path,
-            f"{_count(self.errors, 'fault')}:{listed}\n",
-            "a collection without",
-            "Repair them and run this again, or leave them out with on_error='skip'."
-            + (f" The features of {_count(range(done), 'clip')} are kept." if done else ""),
-        )
-        self.done = done
+        found = f"{counted(len(self.errors), 'fault')}:{listed}\n"
+        remedy = "Repair them and run this again, or leave them out with on_error='skip'."
+        if done:
+            remedy += f" The features of {counted(done, 'clip')} are kept."
+        super().__init__(path, found, "a collection without", remedy)
 
     def __reduce__(self):
         return type(self), (self.file, self.errors, self.done)
@@ -221,7 +219,8 @@ def build_store(
     features.filterbank(settings)  # wrong settings fail here, before anything is written
 
     if not (path / MANIFEST).is_file():
-        _check_folder(path)
+        ours = (".", SHARD, FEATURES, TABLE)
+        check_folder(path, ours, "a feature store", error=StoreError)
         path.mkdir(parents=True, exist_ok=True)
         with locked(path, LOCK):
             if not (path / MANIFEST).is_file():  # else another process has just finished it
@@ -229,21 +228,6 @@ def build_store(
                 skip = None if on_error == "stop" else list(skipped)
                 _extract(clips, root, path, plan, skip, workers, progress)
     return _open_same(path, clips, root, settings, dtype, on_error)
-
-
-def _check_folder(path: Path) -> None:
-    """Refuse to extract into a folder that holds something else."""
-    if path.exists() and not path.is_dir():
-        raise StoreError(path, "a file", "a folder for the features", "Choose another path.")
-    ours = (".", SHARD, FEATURES, TABLE)
-    others = sorted(name for name in names_in(path) if not name.startswith(ours))
-    if others:
-        raise StoreError(
-            path,
-            f"a folder with other things in it ({_some(others)})",
-            "an empty folder, or a feature store",
-            "Choose another folder.",
-        )
 
 
 def _extract(
@@ -262,18 +246,13 @@ def _extract(
     settings = features.FeatureSettings(**plan["settings"])
     done = done_before(path, plan, {clip.path for clip in clips}, root)
     todo = [clip.path for clip in clips if clip.path not in done]
-    if workers is None:
-        workers = count_workers(len(todo), worth=_POOL_WORTH)
+    workers = workers or count_workers(len(todo), worth=_POOL_WORTH)
     pieces = [Piece(str(root), str(path), paths, plan) for paths in split(todo, workers)]
+    bank = features.filterbank(settings)
+    share = functools.partial(features.share_filterbank, settings, bank)
     errors: list[Any] = []
     with Bar(show, "Extracting features", len(clips), len(done)) as bar:
-        results = run(
-            extract_piece,
-            pieces,
-            workers,
-            initialize=features.share_filterbank,
-            arguments=(settings, features.filterbank(settings)),
-        )
+        results = run(extract_piece, pieces, workers, initialize=share)
         with _naming_space(path, len(clips), done), contextlib.closing(results):
             for shard, failed in results:
                 errors += failed
@@ -299,9 +278,9 @@ def _extract(
         remove_shards(path)
         _say_notes(rows, bar)
     if left_out:
-        names = _some([entry["file"] for entry in left_out])
-        message = f"{_count(left_out, 'fault')} left out ({names}); {path / MANIFEST} lists all"
-        warnings.warn(printable(message), stacklevel=3)
+        names = some([entry["file"] for entry in left_out])
+        faults = f"{counted(len(left_out), 'fault')} left out ({names})"
+        warnings.warn(printable(f"{faults}; {path / MANIFEST} lists all"), stacklevel=3)
 
 
 @contextlib.contextmanager
@@ -362,7 +341,7 @@ def _open_same(
     if store.dtype != dtype:
         reason = f"{store.dtype} features, {dtype} asked for"
     if not reason and skipped and on_error == "stop":
-        reason = f"{_count(skipped, 'fault')} left out ({_some(list(skipped))})"
+        reason = f"{counted(len(skipped), 'fault')} left out ({some(list(skipped))})"
     if not reason:
         stamps = {clip.path: stamp for clip, stamp in zip(store.clips, store.stamps, strict=True)}
         stamps |= {file: (old["bytes"], old["modified_ns"]) for file, old in skipped.items()}
@@ -372,14 +351,12 @@ def _open_same(
             if stamp != (0, 0) and not has_stamp(root / file, stamp)
         ]
         if changed:
-            reason = f"features of {_count(changed, 'recording')} changed since: {_some(changed)}"
+            recordings = counted(len(changed), "recording")
+            reason = f"features of {recordings} changed since: {some(changed)}"
     if reason:
-        raise StoreError(
-            path,
-            reason,
-            "a store of this collection as it is now",
-            "Choose another folder, or delete this one to extract again.",
-        )
+        expected = "a store of this collection as it is now"
+        remedy = "Choose another folder, or delete this one to extract again."
+        raise StoreError(path, reason, expected, remedy)
     return store
 
 
@@ -388,12 +365,10 @@ def _clip_differences(store: FeatureStore, clips: list[Clip]) -> str:
         return ""
     stored, asked = ({clip.path: clip for clip in group} for group in (store.clips, clips))
     parts = []
-    for name, missing in (
-        ("no longer in the collection", [path for path in stored if path not in asked]),
-        ("not in the store", [path for path in asked if path not in stored]),
-    ):
-        if missing:
-            parts.append(f"{len(missing)} {name} ({_some(missing)})")
+    if gone := [path for path in stored if path not in asked]:
+        parts.append(f"{len(gone)} no longer in the collection ({some(gone)})")
+    if new := [path for path in asked if path not in stored]:
+        parts.append(f"{len(new)} not in the store ({some(new)})")
     for path in asked:
         if path in stored and stored[path] != asked[path]:
             fields = [f for f in CLIP_FIELDS if getattr(stored[path], f) != getattr(asked[path], f)]
@@ -402,18 +377,10 @@ def _clip_differences(store: FeatureStore, clips: list[Clip]) -> str:
     return "other clips: " + ("; ".join(parts) or "the same in another order")
 
 
-def _count(things: Sized, name: str) -> str:
-    return f"{len(things)} {name}" + ("s" if len(things) != 1 else "")
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
 def _say_notes(rows: Sequence[Row], bar: Bar) -> None:
-    notes: dict[str, list[str]] = {}
+    notes: dict[str, list[str]] = defaultdict(list)
     for row in rows:
         if row.note:
-            notes.setdefault(row.note, []).append(row.clip.path)
+            notes[row.note].append(row.clip.path)
     for note, paths in notes.items():
-        bar.say(f"{_count(paths, 'clip')}: {note} ({_some(paths)})")
+        bar.say(f"{counted(len(paths), 'clip')}: {note} ({some(paths)})")

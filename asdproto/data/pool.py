@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -25,8 +25,7 @@ def run(
     pieces: Sequence[Piece],
     workers: int,
     *,
-    initialize: Callable[..., object] | None = None,
-    arguments: tuple[Any, ...] = (),
+    initialize: Callable[[], object] | None = None,
 ) -> Generator[Result, None, None]:
     """Apply a function to pieces of work, in this process or in several.
 
@@ -36,8 +35,7 @@ def run(
       function: Importable by name; does one piece of work with one thread.
       pieces: What it is applied to; must pickle.
       workers: Processes; with 1, the work is done in this one.
-      initialize: Called first in every new process.
-      arguments: What it is called with.
+      initialize: Called first in every new process; must pickle.
 
     Yields:
       Results, in the order in which they are done.
@@ -52,12 +50,7 @@ def run(
         return
     # A fork of a process that holds a started accelerator backend may hang.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(
-        workers,
-        mp_context=context,
-        initializer=_start_worker,
-        initargs=(initialize, arguments),
-    )
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (initialize,))
     try:
         waiting: set[Future] = {pool.submit(function, piece) for piece in pieces}
         while waiting:
@@ -65,23 +58,22 @@ def run(
             for future in done:
                 yield future.result()
     except BrokenProcessPool:
-        raise DataError(
-            "workers",
-            "a worker process that ended abruptly",
-            "workers that live",
+        found = "a worker process that ended abruptly"
+        remedy = (
             "Run this again, with fewer workers if memory was short: what is done is kept. A "
-            "script of your own must do its work under if __name__ == '__main__'.",
-        ) from None
+            "script of your own must do its work under if __name__ == '__main__'."
+        )
+        raise DataError("workers", found, "workers that live", remedy) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_worker(initialize: Callable[..., object] | None, arguments: tuple[Any, ...]) -> None:
+def _start_worker(initialize: Callable[[], object] | None) -> None:
     """Make a fresh process a worker: deaf to interrupts, gone when its parent is."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if initialize is not None:
-        initialize(*arguments)
+        initialize()
     # As in asdproto.features: without, synthesis takes 1.5 times as long.
     np.empty(2**24, np.uint8)
     threadpool_limits(limits=1)
@@ -119,21 +111,15 @@ class Bar:
     """
 
     def __init__(self, show: bool, title: str, total: int, done: int = 0):
+        from rich import progress
         from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
 
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("clips"),
-            TimeRemainingColumn(),
+        self._bar = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TextColumn("clips"),
+            progress.TimeRemainingColumn(),
             console=Console(stderr=True),
             disable=not show,
         )

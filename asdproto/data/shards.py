@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from asdproto import features
-from asdproto.data.store import FEATURES, differences
+from asdproto.data.store import check_settings
 from asdproto.errors import DataError, StoreError
-from asdproto.files import checksum, write_atomically
+from asdproto.files import checksum, remove_abandoned, write_atomically
 
 SHARD = "shard-"  # how their names begin
 # What reading a damaged shard can raise.
@@ -28,8 +28,7 @@ _MOST, _FEWEST = 64, 8
 
 _log = logging.getLogger(__name__)
 
-# What the table will say of a clip (frames, checksum, bytes, modification time, note), and its
-# features.
+# What the table says of a clip (frames, checksum, bytes, modification time, note); its features.
 Done = tuple[tuple[Any, ...], np.ndarray]
 
 
@@ -66,11 +65,10 @@ def extract_piece(piece: Piece) -> tuple[str | None, list[DataError]]:
                 before = stamp_of(file)
                 array, notes = features.file_features(file, settings)
                 if stamp_of(file) != before:
-                    raise DataError(
-                        file, "a file that changed meanwhile", "files at rest", "Run this again."
-                    )
+                    found, expected = "a file that changed meanwhile", "files at rest"
+                    raise DataError(file, found, expected, "Run this again.")
             except DataError as error:
-                errors.append(DataError(path, error.found, error.expected, error.remedy))
+                errors.append(error.at(path))
                 continue
             except OSError as error:
                 found = error.strerror or str(error)
@@ -98,14 +96,8 @@ def read_shard(shard: Path, plan: dict[str, Any]) -> Iterator[tuple[str, Done]]:
         head = json.loads(stream.readline())
         offset = stream.tell()
     settings = {**head["plan"]["settings"], "dtype": head["plan"]["dtype"]}
-    different = differences(settings, {**plan["settings"], "dtype": plan["dtype"]})
-    if different:
-        raise StoreError(
-            shard.parent,
-            "an unfinished extraction with other settings: " + "; ".join(different),
-            "the settings asked for",
-            "Choose another folder, or delete this one to begin again.",
-        )
+    asked = {**plan["settings"], "dtype": plan["dtype"]}
+    check_settings("an unfinished extraction", shard.parent, settings, asked)
     columns = features.FeatureSettings(**plan["settings"]).columns
     shape = (sum(entry[1] for entry in head["clips"]), columns)
     frames = np.memmap(shard, plan["dtype"], "r", offset, shape)
@@ -118,12 +110,8 @@ def read_shard(shard: Path, plan: dict[str, Any]) -> Iterator[tuple[str, Done]]:
 def done_before(path: Path, plan: dict[str, Any], wanted: set[str], root: Path) -> dict[str, Done]:
     """What an earlier run has left that is whole and still of the recordings as they are."""
     done: dict[str, Done] = {}
-    for name in sorted(names_in(path)):
-        file = path / name
-        if not name.startswith(SHARD):
-            if name.startswith((f".{SHARD}", f".{FEATURES}.")):
-                file.unlink()  # what a killed process was writing
-            continue
+    remove_abandoned(path)
+    for file in sorted(path.glob(f"{SHARD}*")):
         whole: dict[str, Done] = {}
         try:
             for clip, (entry, block) in read_shard(file, plan):
@@ -143,14 +131,8 @@ def done_before(path: Path, plan: dict[str, Any], wanted: set[str], root: Path) 
 
 def remove_shards(path: Path) -> None:
     """Remove the shards of a store that is finished."""
-    for name in names_in(path):
-        if name.startswith(SHARD):
-            (path / name).unlink()
-
-
-def names_in(path: Path) -> list[str]:
-    """Names in a folder, none where there is no folder."""
-    return os.listdir(path) if path.is_dir() else []
+    for shard in path.glob(f"{SHARD}*"):
+        shard.unlink()
 
 
 def stamp_of(file: Path) -> tuple[int, int]:

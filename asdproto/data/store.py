@@ -10,6 +10,7 @@
 A folder without ``manifest.json`` is no store. Reading one needs NumPy and nothing else.
 """
 
+import contextlib
 import csv
 import dataclasses
 import importlib.metadata
@@ -30,6 +31,7 @@ from asdproto.errors import StoreError
 from asdproto.files import (
     beside,
     checksum,
+    csv_text,
     json_checksum,
     read_json,
     replacing,
@@ -43,8 +45,9 @@ DTYPES = ("float16", "float32")
 # Size of a store over that of its clips without padding; see overlong.
 MOST_PADDED = 4
 CLIP_FIELDS = tuple(field.name for field in dataclasses.fields(Clip))
-_verified: set[tuple[Any, ...]] = set()
 _COLUMNS = (*CLIP_FIELDS, "frames", "crc32", "bytes", "modified_ns", "note")
+_AGAIN = "Delete this store and extract it again."
+_verified: set[tuple[Any, ...]] = set()
 
 
 @dataclass(frozen=True)
@@ -105,12 +108,9 @@ class FeatureStore:
             if checksum(self.features[index, : self.frames[index]]) != self.checksums[index]
         ]
         if damaged:
-            raise StoreError(
-                self.root / FEATURES,
-                f"damage in {len(damaged)} of {len(self)} clips: {', '.join(damaged)}",
-                "features that match their checksums",
-                "Delete this store and extract it again.",
-            )
+            found = f"damage in {len(damaged)} of {len(self)} clips: {', '.join(damaged)}"
+            expected = "features that match their checksums"
+            raise StoreError(self.root / FEATURES, found, expected, _AGAIN)
 
 
 def write_store(
@@ -143,12 +143,9 @@ def write_store(
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise StoreError(path, "something there already", "a new folder", "Choose another folder.")
     if len(features) != len(clips) or (frames is not None and len(frames) != len(clips)):
-        raise StoreError(
-            path,
-            f"{len(features)} arrays and {len(clips)} clips",
-            "one array, and one count of frames, for each clip",
-            "Pass lists of equal length.",
-        )
+        found = f"{len(features)} arrays and {len(clips)} clips"
+        expected = "one array, and one count of frames, for each clip"
+        raise StoreError(path, found, expected, "Pass lists of equal length.")
     if not len(clips):
         raise StoreError(path, "no clips", "at least one", "Pass some.")
     counts = [len(array) for array in features] if frames is None else [int(n) for n in frames]
@@ -157,21 +154,15 @@ def write_store(
     for clip, array, count in zip(clips, features, counts, strict=True):
         block = np.asarray(array)
         if block.ndim != 2 or block.shape[1] != mels or not 0 < count <= len(block):
-            raise StoreError(
-                clip.path,
-                f"features of shape {block.shape}, of which {count} frames count",
-                f"shape [frames, {mels}] and at least one frame",
-                "Correct the array or the count.",
-            )
+            found = f"features of shape {block.shape}, of which {count} frames count"
+            expected = f"shape [frames, {mels}] and at least one frame"
+            raise StoreError(clip.path, found, expected, "Correct the array or the count.")
         with np.errstate(over="ignore"):
             block = block[:count].astype(dtype)
         if not np.isfinite(block).all():
-            raise StoreError(
-                clip.path,
-                f"values that are not finite as {dtype}",
-                "finite values",
-                "Correct the features, or choose dtype float32.",
-            )
+            found = f"values that are not finite as {dtype}"
+            remedy = "Correct the features, or choose dtype float32."
+            raise StoreError(clip.path, found, "finite values", remedy)
         rows.append(Row(clip, count, checksum(block)))
         blocks.append(block)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -245,10 +236,8 @@ def save_store(
     """
     shape = (len(rows), max(row.frames for row in rows), columns)
     header = io.BytesIO()
-    descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
-    np.lib.format.write_array_header_1_0(
-        header, {"descr": descr, "fortran_order": False, "shape": shape}
-    )
+    about = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, about)
     row_bytes = shape[1] * shape[2] * np.dtype(dtype).itemsize
     size = len(header.getvalue()) + len(rows) * row_bytes
     # Written, not mapped: a full disk is then an error, and not the end of the process.
@@ -257,15 +246,11 @@ def save_store(
         for block in blocks:
             stream.write(np.ascontiguousarray(block).data)
             stream.write(bytes(row_bytes - block.nbytes))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
+    lines: list[Iterable[Any]] = [_COLUMNS]
     for row in rows:
-        fields = [getattr(row.clip, name) for name in CLIP_FIELDS]
-        writer.writerow(
-            [*fields, row.frames, f"{row.crc32:08x}", row.bytes, row.modified_ns, row.note]
-        )
-    table = text.getvalue().encode()
+        source = row.bytes, row.modified_ns, row.note
+        lines.append([*dataclasses.astuple(row.clip), row.frames, f"{row.crc32:08x}", *source])
+    table = csv_text(lines).encode()
     manifest = {
         "format": FORMAT,
         "settings": settings,
@@ -280,12 +265,7 @@ def save_store(
     write_atomically(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
 
 
-def open_store(
-    path: str | os.PathLike,
-    *,
-    expect: Any = None,
-    verify: bool = True,
-) -> FeatureStore:
+def open_store(path: str | os.PathLike, *, expect: Any = None, verify: bool = True) -> FeatureStore:
     """Open a store for reading.
 
     Args:
@@ -302,51 +282,41 @@ def open_store(
     """
     root = Path(path)
     if not (root / MANIFEST).is_file():
-        raise StoreError(
-            root,
-            "an extraction that has not ended" if root.is_dir() else "nothing",
-            "a feature store",
-            "Run the extraction, again with the same settings if it was interrupted.",
-        )
+        found = "an extraction that has not ended" if root.is_dir() else "nothing"
+        remedy = "Run the extraction, again with the same settings if it was interrupted."
+        raise StoreError(root, found, "a feature store", remedy)
+
+    def damaged(name: str, found: str, expected: str) -> StoreError:
+        return StoreError(root / name, found, expected, _AGAIN)
+
     manifest = read_json(root / MANIFEST, remedy=_AGAIN, error=StoreError)
     own = manifest.pop("crc32", None)
     if own is not None and own != f"{json_checksum(manifest):08x}":
-        raise StoreError(root / MANIFEST, "a manifest that was changed", "as written", _AGAIN)
+        raise damaged(MANIFEST, "a manifest that was changed", "as written")
     try:
         format_, table_crc = manifest["format"], manifest["table_crc32"]
         shape, dtype, settings = tuple(manifest["shape"]), manifest["dtype"], manifest["settings"]
     except (KeyError, TypeError) as error:
-        raise StoreError(root / MANIFEST, repr(error), "a whole manifest", _AGAIN) from None
+        raise damaged(MANIFEST, repr(error), "a whole manifest") from None
     if format_ != FORMAT:
-        raise StoreError(root / MANIFEST, f"format {format_}", f"format {FORMAT}", _AGAIN)
+        raise damaged(MANIFEST, f"format {format_}", f"format {FORMAT}")
     try:
         table = (root / TABLE).read_bytes()
     except OSError as error:
-        raise StoreError(root / TABLE, str(error.strerror), "a table", _AGAIN) from None
+        raise damaged(TABLE, str(error.strerror), "a table") from None
     if f"{zlib.crc32(table):08x}" != table_crc:
-        raise StoreError(root / TABLE, "a table that was changed", "the one written", _AGAIN)
+        raise damaged(TABLE, "a table that was changed", "the one written")
     rows = _read_rows(table)
     try:
         features = np.lib.format.open_memmap(root / FEATURES, mode="r")
     except Exception as error:  # numpy parses the header, and has an error for each way to fail
         found = str(getattr(error, "strerror", None) or error)
-        raise StoreError(root / FEATURES, found, "whole features", _AGAIN) from None
+        raise damaged(FEATURES, found, "whole features") from None
     if (features.shape, str(features.dtype), len(rows)) != (shape, dtype, shape[0]):
-        raise StoreError(
-            root / FEATURES,
-            f"{features.dtype} {features.shape} and {len(rows)} rows",
-            f"{dtype} {shape} as the manifest says",
-            _AGAIN,
-        )
+        found = f"{features.dtype} {features.shape} and {len(rows)} rows"
+        raise damaged(FEATURES, found, f"{dtype} {shape} as the manifest says")
     if expect is not None:
-        different = differences(settings, as_settings(expect))
-        if different:
-            raise StoreError(
-                root,
-                "features made with other settings: " + "; ".join(different),
-                "the settings asked for",
-                "Choose another folder, or delete this one to extract again.",
-            )
+        check_settings("features made", root, settings, as_settings(expect))
     store = FeatureStore(
         root=root,
         features=features,
@@ -366,21 +336,11 @@ def open_store(
     return store
 
 
-_AGAIN = "Delete this store and extract it again."
-
-
 def _read_rows(table: bytes) -> list[Row]:
-    reader = csv.DictReader(io.StringIO(table.decode(), newline=""))
+    _, *lines = csv.reader(io.StringIO(table.decode(), newline=""))
     return [
-        Row(
-            Clip(**{name: line[name] for name in CLIP_FIELDS}),
-            int(line["frames"]),
-            int(line["crc32"], 16),
-            int(line["bytes"]),
-            int(line["modified_ns"]),
-            line["note"],
-        )
-        for line in reader
+        Row(Clip(*clip), int(frames), int(crc32, 16), int(size), int(modified_ns), note)
+        for *clip, frames, crc32, size, modified_ns, note in lines
     ]
 
 
@@ -391,19 +351,23 @@ def as_settings(settings: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dict(settings)))
 
 
-def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """Say which settings differ, one phrase each; a switch unknown to a store was off."""
-    absent = object()
+def check_settings(
+    what: str, folder: Path, stored: Mapping[str, Any], asked: Mapping[str, Any]
+) -> None:
+    """Refuse what was made with other settings; a switch unknown to a store was off."""
 
-    def show(value: object) -> str:
-        return "nothing" if value is absent else repr(value)
+    def show(settings: Mapping[str, Any], key: str) -> str:
+        return repr(settings[key]) if key in settings else "nothing"
 
-    return [
-        f"{key} is {show(stored.get(key, absent))} in the store, "
-        f"{show(asked.get(key, absent))} asked for"
+    different = [
+        f"{key} is {show(stored, key)} in the store, {show(asked, key)} asked for"
         for key in sorted({*stored, *asked})
-        if stored.get(key, False) != asked.get(key, absent)
+        if key not in asked or stored.get(key, False) != asked[key]
     ]
+    if different:
+        found = f"{what} with other settings: {'; '.join(different)}"
+        remedy = "Choose another folder, or delete this one to extract again."
+        raise StoreError(folder, found, "the settings asked for", remedy)
 
 
 def check_dtype(dtype: str) -> None:
@@ -416,8 +380,6 @@ def versions() -> dict[str, str]:
     """Versions of what features are computed with, of those packages that are installed."""
     installed = {}
     for package in ("asdproto", "numpy", "scipy", "librosa", "soundfile", "soxr"):
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             installed[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return installed

@@ -11,10 +11,8 @@
 """
 
 import contextlib
-import csv
 import dataclasses
 import difflib
-import io
 import os
 import posixpath
 from collections.abc import Callable, Iterable
@@ -32,7 +30,7 @@ from asdproto.data.dcase import (
 )
 from asdproto.data.store import MANIFEST
 from asdproto.errors import DataError, quoted
-from asdproto.files import read_csv, spreadsheet_cell, write_atomically
+from asdproto.files import csv_text, read_csv, spreadsheet_cell, write_atomically
 
 COLUMNS = ("file", "machine_type", "section", "domain", "split", "state", "attributes")
 REQUIRED = ("file", "machine_type", "split")
@@ -99,7 +97,7 @@ def survey_table(csv_path: str | os.PathLike) -> tuple[list[Clip], list[DataErro
         errors += faults
         if not faults:
             first_row[file] = number
-            clips.append(Clip(path=file, **{c: values[c] for c in COLUMNS if c != "file"}))
+            clips.append(Clip(*values.values()))
     return clips, errors
 
 
@@ -146,12 +144,10 @@ def _header_and_rows(
         hints += [f"Keep one column {column}." for column in twice]
         if len(header) == 1 and (";" in header[0] or "\t" in header[0]):
             hints = ["Separate the columns by commas."]
-        raise TableError(
-            f"{csv_path}: row {lines[0][0]}",
-            f"the columns {quoted(','.join(header), 200)}",
-            f"the columns {','.join(COLUMNS)}, of which {', '.join(REQUIRED)} are required",
-            " ".join(hints) or f"Add {', '.join(missing)}.",
-        )
+        found = f"the columns {quoted(','.join(header), 200)}"
+        expected = f"the columns {','.join(COLUMNS)}, of which {', '.join(REQUIRED)} are required"
+        remedy = " ".join(hints) or f"Add {', '.join(missing)}."
+        raise TableError(f"{csv_path}: row {lines[0][0]}", found, expected, remedy)
     return header, lines[1:]
 
 
@@ -185,25 +181,19 @@ def write_table(path: str | os.PathLike, clips: Iterable[Clip]) -> None:
       path: The file; it belongs at the collection's root. Replaced as a whole if it exists.
       clips: The clips.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for clip in clips:
-        writer.writerow([spreadsheet_cell(cell) for cell in dataclasses.astuple(clip)])
-    write_atomically(Path(path), text.getvalue().encode())
+    rows = ([spreadsheet_cell(cell) for cell in dataclasses.astuple(clip)] for clip in clips)
+    write_atomically(Path(path), csv_text([COLUMNS, *rows]).encode())
 
 
-def survey_collection(
-    path: str | os.PathLike, *, supplemental: bool = False
-) -> tuple[Path, list[Clip], list[DataError]]:
+def survey_collection(path: str | os.PathLike) -> tuple[Path, list[Clip], list[DataError]]:
     """Read a collection, however it is described, as far as it can be read.
 
     Args:
       path: As for :func:`load_collection`.
-      supplemental: As for :func:`asdproto.data.dcase.scan`.
 
     Returns:
-      The root that the clips' paths are relative to, the clips without fault, and the faults.
+      The root that the clips' paths are relative to, the clips without fault, the supplemental
+      ones of DCASE 2025 too, and the faults.
 
     Raises:
       DataError: Nothing can be read.
@@ -215,7 +205,7 @@ def survey_collection(
     errors: list[DataError] = []
     if clips := plain_clips(path, errors.append):
         return path, clips, errors
-    return (path, *survey(path, supplemental=supplemental))
+    return (path, *survey(path, supplemental=True))
 
 
 def load_collection(path: str | os.PathLike) -> tuple[Path, list[Clip]]:
@@ -248,9 +238,9 @@ def plain_clips(
       unreadable: As for :func:`asdproto.data.dcase.visible`.
 
     Returns:
-      Its clips, with the folder's name as machine type (that of the folder
-      above ``normal`` or ``train``); empty where recordings lie in folders of
-      their own, where a name follows the grammar of a DCASE set, or speaks of faults.
+      Its clips, with the folder's name as machine type (that of the folder above ``normal`` or
+      ``train``); empty where recordings lie in folders of their own, or where a name follows the
+      grammar of a DCASE set or speaks of faults.
 
     Raises:
       DataError: ``root`` is not a folder, or a folder in it cannot be read.
@@ -273,9 +263,8 @@ def plain_clips(
 def _table_of(path: Path) -> Path | None:
     """The csv that describes a collection, if one does."""
     if os.path.isfile(path / MANIFEST):  # which is False where a folder cannot be entered
-        raise DataError(
-            path, "a feature store", "recordings", "Pass the folder that it was extracted from."
-        )
+        remedy = "Pass the folder that it was extracted from."
+        raise DataError(path, "a feature store", "recordings", remedy)
     table = path / TABLE_NAME if os.path.isdir(path) else path
     if os.path.isfile(table):
         return table

@@ -3,7 +3,6 @@
 Extraction refuses what is an error here, by the same functions, and takes everything else.
 """
 
-import dataclasses
 import hashlib
 import os
 from collections import Counter, defaultdict
@@ -19,7 +18,7 @@ from asdproto.data.attributes import AttributeRow, disagreement, read_attributes
 from asdproto.data.dcase import AUDIO_SUFFIXES, SPLIT_FOLDERS, Clip
 from asdproto.data.store import MOST_PADDED, overlong
 from asdproto.data.table import TABLE_NAME, plain_clips, survey_collection
-from asdproto.errors import DataError, describe
+from asdproto.errors import DataError, counted, describe
 
 ERROR, NOTICE = "error", "notice"
 _OTHER_AUDIO = (".aac", ".aif", ".aiff", ".au", ".m4a", ".mp3", ".ogg", ".opus", ".wma")
@@ -91,7 +90,7 @@ def survey(root: str | os.PathLike) -> tuple[Path, list[Clip], list[Problem]]:
     Raises:
       DataError: Nothing can be read.
     """
-    folder, clips, errors = survey_collection(root, supplemental=True)
+    folder, clips, errors = survey_collection(root)
     problems = [_problem(error) for error in errors]
     if not clips and not errors:
         expected = "recordings, <machine type>/{train,test}/<name>.wav"
@@ -104,7 +103,7 @@ def survey(root: str | os.PathLike) -> tuple[Path, list[Clip], list[Problem]]:
             expected = "names of DCASE Task 2, or a csv of clips"
             machine = clips[0].machine_type
             remedy = f"Nothing to do: they are taken as normal training clips of {machine}."
-            problems.append(Problem(str(folder), found, expected, remedy, NOTICE))
+            problems.append(_notice(str(folder), found, expected, remedy))
     # A csv tells clips apart by their paths; only the official score files cannot.
     problems += _same_names(clips, NOTICE if described else ERROR)
     clips = [clip for clip in clips if clip.split != "supplemental"]
@@ -113,12 +112,7 @@ def survey(root: str | os.PathLike) -> tuple[Path, list[Clip], list[Problem]]:
 
 
 def leave_out(clips: Iterable[Clip], files: Collection[str]) -> list[Clip]:
-    """Clips that no error concerns.
-
-    Args:
-      clips: The clips.
-      files: :attr:`Problem.file` of the errors: clips' paths, and sections.
-    """
+    """Clips that no error concerns; ``files`` is :attr:`Problem.file` of the errors."""
     return [clip for clip in clips if clip.path not in files and _section(clip) not in files]
 
 
@@ -130,55 +124,40 @@ def _problem(error: DataError) -> Problem:
     return Problem(error.file, error.found, error.expected, error.remedy)
 
 
+def _notice(file: str, found: str, expected: str, remedy: str) -> Problem:
+    return Problem(file, found, expected, remedy, NOTICE)
+
+
 def _folders(root: Path) -> Iterator[Problem]:
     """Empty folders, and files that look like recordings and are not read."""
     for prefix, folders, names in dcase.visible(root, lambda error: None):  # said already
         audio = [name for name in names if name.lower().endswith(AUDIO_SUFFIXES)]
         if prefix and not audio and not folders:
             here = prefix.rstrip("/")
-            wanted = here.rpartition("/")[2].lower() in SPLIT_FOLDERS
-            yield Problem(
-                here,
-                "no recording in it" if names else "an empty folder",
-                "recordings",
-                "Add them, or remove the folder.",
-                ERROR if wanted else NOTICE,
-            )
+            found = "no recording in it" if names else "an empty folder"
+            severity = ERROR if here.rpartition("/")[2].lower() in SPLIT_FOLDERS else NOTICE
+            yield Problem(here, found, "recordings", "Add them, or remove the folder.", severity)
         for name in names:
             suffix = PurePosixPath(name).suffix.lower()
-            file = prefix + name
             if suffix in _OTHER_AUDIO:
-                yield Problem(
-                    file,
-                    f"a {suffix} file, which is not read",
-                    ".wav or .flac",
-                    "Convert it, or remove it.",
-                    NOTICE,
-                )
+                found, remedy = f"a {suffix} file, which is not read", "Convert it, or remove it."
+                yield _notice(prefix + name, found, ".wav or .flac", remedy)
             elif suffix in _ARCHIVES:
-                yield Problem(
-                    file,
-                    "an archive, which is not read",
-                    "its files",
-                    "Unpack it unless that is done already.",
-                    NOTICE,
-                )
+                found, remedy = "an archive, which is not read", "Unpack it unless that is done."
+                yield _notice(prefix + name, found, "its files", remedy)
 
 
 def _attribute_files(root: Path, clips: list[Clip]) -> Iterator[Problem]:
     """Rows that name no clip, name one twice, or contradict its name."""
     split = root.resolve().name
-    by_name: dict[str, dict[str, list[Clip]]] = defaultdict(lambda: defaultdict(list))
-    for clip in clips:
-        by_name[dcase.machine_folder(clip.path)][clip.name].append(clip)
+    by_name = dcase.clips_by_name(clips)
     for folder, files in dcase.attribute_files(root, clips).items():
         for file in files:
             where = Path(os.path.relpath(file, root)).as_posix()
             try:
                 rows = read_attributes(file)
             except DataError as error:
-                place = where + error.file.removeprefix(str(file))
-                yield Problem(place, error.found, error.expected, error.remedy)
+                yield _problem(error.at(where + error.file.removeprefix(str(file))))
                 continue
             seen: dict[str, int] = {}
             for row in rows:
@@ -186,24 +165,15 @@ def _attribute_files(root: Path, clips: list[Clip]) -> Iterator[Problem]:
                     continue  # the root is one split's folder, the file beside it is of all
                 place = f"{where}: line {row.line}"
                 if row.file in seen:
-                    yield Problem(
-                        place,
-                        f"{row.file!r} a second time",
-                        f"each file once; line {seen[row.file]} has it already",
-                        "Remove one of the lines.",
-                        NOTICE,
-                    )
+                    found = f"{row.file!r} a second time"
+                    expected = f"each file once; line {seen[row.file]} has it already"
+                    yield _notice(place, found, expected, "Remove one of the lines.")
                 seen.setdefault(row.file, row.line)
-                named = list(
-                    dcase.clip_of(row, by_name[folder].get(row.file.rpartition("/")[2], []))
-                )
+                named = dcase.clips_of(row, folder, by_name)
                 if not named:
-                    yield Problem(
-                        place,
-                        f"the file {row.file!r}, which is not there",
-                        "a recording of this machine type",
-                        "Add the recording, or remove the line.",
-                    )
+                    found = f"the file {row.file!r}, which is not there"
+                    expected = "a recording of this machine type"
+                    yield Problem(place, found, expected, "Add the recording, or remove the line.")
                 for clip in named:
                     yield from _contradiction(place, row, clip)
 
@@ -212,13 +182,9 @@ def _contradiction(place: str, row: AttributeRow, clip: Clip) -> Iterator[Proble
     in_name = dcase.parse_name(clip.name).attributes
     text, only_keys = disagreement(row, in_name) if in_name else ("", True)
     if text:
-        yield Problem(
-            place,
-            text,
-            f"the attributes in the name, {in_name!r}",
-            "The name is what counts; correct the line or remove it.",
-            NOTICE if only_keys else ERROR,
-        )
+        expected = f"the attributes in the name, {in_name!r}"
+        remedy = "The name is what counts; correct the line or remove it."
+        yield Problem(place, text, expected, remedy, NOTICE if only_keys else ERROR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,16 +222,11 @@ def _recordings(
         recordings = pool.map(lambda clip: _listen(root / clip.path, settings), clips)
         for clip, heard in zip(clips, recordings, strict=True):
             if isinstance(heard, DataError):
-                yield dataclasses.replace(_problem(heard), file=clip.path)
+                yield _problem(heard.at(clip.path))
                 continue
             if heard.constant:
-                yield Problem(
-                    clip.path,
-                    features.CONSTANT,
-                    "a recording that moves",
-                    "Nothing to do if it is silence; else check the microphone.",
-                    NOTICE,
-                )
+                remedy = "Nothing to do if it is silence; else check the microphone."
+                yield _notice(clip.path, features.CONSTANT, "a recording that moves", remedy)
             else:  # silence is no copy of silence
                 alike[heard.digest].append(clip)
             frames[clip.path] = heard.frames
@@ -278,39 +239,27 @@ def _recordings(
         mixed = rates[machine_type]
         for rate, paths in sorted(mixed.items()):
             if rate != settings.sample_rate or len(mixed) > 1:
-                others = sorted({*mixed} - {rate})
-                beside = f", others at {_listed(others)} Hz" if others else ""
-                yield Problem(
-                    paths[0],
-                    f"{rate} Hz in {_count(paths)} of {machine_type}{beside}",
-                    f"{settings.sample_rate} Hz throughout",
-                    "Nothing to do: recordings at other rates are resampled. If only some of a "
-                    "machine type's are, a model may learn the rate instead of the machine."
-                    if others
-                    else "Nothing to do: they are resampled.",
-                    NOTICE,
-                )
+                found = f"{rate} Hz in {_count(paths)} of {machine_type}"
+                remedy = "Nothing to do: they are resampled."
+                if others := sorted({*mixed} - {rate}):
+                    found += f", others at {_listed(others)} Hz"
+                    remedy = (
+                        "Nothing to do: recordings at other rates are resampled. If only some of a "
+                        "machine type's are, a model may learn the rate instead of the machine."
+                    )
+                yield _notice(paths[0], found, f"{settings.sample_rate} Hz throughout", remedy)
         for number, paths in sorted(channels[machine_type].items()):
             if number > 1:
-                yield Problem(
-                    paths[0],
-                    f"{number} channels in {_count(paths)} of {machine_type}",
-                    "one channel",
-                    "Nothing to do: channel 0 is taken.",
-                    NOTICE,
-                )
+                found = f"{number} channels in {_count(paths)} of {machine_type}"
+                yield _notice(paths[0], found, "one channel", "Nothing to do: channel 0 is taken.")
         if len(lengths[machine_type]) > 1:
             # One example, of the length that occurs least.
             counts = lengths[machine_type]
             rarest = min(counts, key=lambda length: (len(counts[length]), length))
-            yield Problem(
-                counts[rarest][0],
-                f"{machine_type} clips of {_listed(sorted(counts))} seconds; {rarest:g} in "
-                f"{_count(counts[rarest])}",
-                "one length for each machine type",
-                "Nothing to do if they were recorded so: each is used in full.",
-                NOTICE,
-            )
+            some = f"{rarest:g} in {_count(counts[rarest])}"
+            found = f"{machine_type} clips of {_listed(sorted(counts))} seconds; {some}"
+            remedy = "Nothing to do if they were recorded so: each is used in full."
+            yield _notice(counts[rarest][0], found, "one length for each machine type", remedy)
 
 
 def labels(clips: list[Clip]) -> Iterator[Problem]:
@@ -319,66 +268,46 @@ def labels(clips: list[Clip]) -> Iterator[Problem]:
     for clip in clips:
         groups[clip.machine_type, clip.section].append(clip)
         if clip.split == "train" and clip.state == "anomaly":
-            yield Problem(
-                clip.path,
-                "an anomaly in the training split",
-                "normal recordings only",
-                "Move it to the test split, or correct its label.",
-            )
+            found, expected = "an anomaly in the training split", "normal recordings only"
+            remedy = "Move it to the test split, or correct its label."
+            yield Problem(clip.path, found, expected, remedy)
     for _, group in sorted(groups.items()):
         where = _section(group[0])
         count = Counter((clip.split, clip.domain) for clip in group)
         train = sum(number for (split, _), number in count.items() if split == "train")
         test = len(group) - train
         if not train:
-            yield Problem(
-                where,
-                f"{test} test clips and no training clip",
-                "normal training clips",
-                "Add them: without them nothing says what is normal here.",
-            )
+            found = f"{test} test clips and no training clip"
+            remedy = "Add them: without them nothing says what is normal here."
+            yield Problem(where, found, "normal training clips", remedy)
             continue
         if not test:
-            yield Problem(
-                where,
-                f"{train} training clips and no test clip",
-                "test clips too",
-                "Nothing to do unless the section should be scored.",
-                NOTICE,
-            )
+            found = f"{train} training clips and no test clip"
+            remedy = "Nothing to do unless the section should be scored."
+            yield _notice(where, found, "test clips too", remedy)
         domains = {clip.domain for clip in group} - {""}
         for domain, other in (("source", "target"), ("target", "source")):
             if not domains or count["train", domain]:
                 continue
             tested = count["test", domain]
             if tested or domain not in domains:
-                yield Problem(
-                    where,
-                    f"no {domain} training clip"
-                    + (f", though {tested} test clips are of that domain" if tested else ""),
-                    f"training clips of both domains, as of {other}",
-                    f"Add {domain} training clips, or check the domain in the names.",
-                    NOTICE,
-                )
+                found = f"no {domain} training clip"
+                if tested:
+                    found += f", though {tested} test clips are of that domain"
+                expected = f"training clips of both domains, as of {other}"
+                remedy = f"Add {domain} training clips, or check the domain in the names."
+                yield _notice(where, found, expected, remedy)
         labeled = Counter(clip.state for clip in group if clip.split == "test")
         without = labeled.pop("", 0)
         if without:
-            yield Problem(
-                where,
-                f"{without} of {test} test clips not labeled normal or anomaly",
-                "labels for all, to compute metrics",
-                "Nothing to do: all test clips get scores, but no metrics are computed.",
-                NOTICE,
-            )
+            found = f"{without} of {test} test clips not labeled normal or anomaly"
+            remedy = "Nothing to do: all test clips get scores, but no metrics are computed."
+            yield _notice(where, found, "labels for all, to compute metrics", remedy)
         elif len(labeled) == 1:
-            state = next(iter(labeled))
-            yield Problem(
-                where,
-                f"{labeled[state]} {state} test clips and none of the other kind",
-                "normal and anomalous test clips",
-                "Nothing to do, but no AUC can be computed for it.",
-                NOTICE,
-            )
+            [(state, number)] = labeled.items()
+            found = f"{number} {state} test clips and none of the other kind"
+            remedy = "Nothing to do, but no AUC can be computed for it."
+            yield _notice(where, found, "normal and anomalous test clips", remedy)
 
 
 def _same_names(clips: list[Clip], severity: str) -> Iterator[Problem]:
@@ -387,55 +316,38 @@ def _same_names(clips: list[Clip], severity: str) -> Iterator[Problem]:
     for clip in clips:
         key = (clip.machine_type, clip.section, clip.split, PurePosixPath(clip.name).stem)
         if key in seen:
-            yield Problem(
-                clip.path,
-                f"the same name as {seen[key]}",
-                "one recording of a name in a machine type's split",
-                "Remove one of the two, or rename it: score files tell clips apart by their names.",
-                severity,
-            )
+            found = f"the same name as {seen[key]}"
+            expected = "one recording of a name in a machine type's split"
+            remedy = "Remove or rename one of the two: score files tell clips apart by their names."
+            yield Problem(clip.path, found, expected, remedy, severity)
         seen.setdefault(key, clip.path)
 
 
 def copies(alike: Mapping[Any, list[Clip]]) -> Iterator[Problem]:
-    """Recordings that hold the same samples.
-
-    Args:
-      alike: Lists of clips that are the same.
-    """
+    """Recordings that hold the same samples, from lists of clips that are the same."""
     for original, *others in alike.values():
         for clip in others:
-            across = original.split != clip.split
-            yield Problem(
-                clip.path,
-                f"a copy of {original.path}" + (", across the splits" if across else ""),
-                "each recording once",
-                "Remove one of the two.",
-                ERROR if across else NOTICE,
-            )
+            found, severity = f"a copy of {original.path}", NOTICE
+            if original.split != clip.split:
+                found, severity = f"{found}, across the splits", ERROR
+            remedy = "Remove one of the two."
+            yield Problem(clip.path, found, "each recording once", remedy, severity)
 
 
 def padded(frames: Mapping[str, int]) -> Iterator[Problem]:
-    """Clips that are too long to stand in one store with the others.
-
-    Args:
-      frames: Length of each clip.
-    """
+    """Clips that are too long to stand in one store with the others, from their lengths."""
     for path in overlong(frames):
-        yield Problem(
-            path,
-            f"{frames[path]} frames, much longer than the other clips",
-            f"lengths that padding makes at most {MOST_PADDED} times as much of",
-            "Cut it into clips, or remove it.",
-        )
+        found = f"{frames[path]} frames, much longer than the other clips"
+        expected = f"lengths that padding makes at most {MOST_PADDED} times as much of"
+        yield Problem(path, found, expected, "Cut it into clips, or remove it.")
 
 
 def _count(paths: list[str]) -> str:
-    return f"{len(paths)} recordings" if len(paths) > 1 else "1 recording"
+    return counted(len(paths), "recording")
 
 
 def _listed(values: Iterable[float]) -> str:
     words = [f"{value:g}" for value in values]
     if len(words) > 6:
         return f"{words[0]} to {words[-1]}"
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+    return ", ".join([*words[:-2], " and ".join(words[-2:])])

@@ -309,7 +309,7 @@ def test_disagreement_tells_values_from_keys():
 def read_row(*cells):
     from asdproto.data.attributes import AttributeRow
 
-    return AttributeRow("x.csv", 2, "x.wav", tuple(zip(cells[::2], cells[1::2], strict=True)))
+    return AttributeRow(2, "x.wav", tuple(zip(cells[::2], cells[1::2], strict=True)))
 
 
 def test_attribute_pairs():

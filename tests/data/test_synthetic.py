@@ -278,7 +278,7 @@ def test_a_killed_set_holds_whole_files_only_and_goes_on(tmp_path):
 def test_left_over_parts_are_cleared(small, tmp_path):
     out = tmp_path / "out"
     synthesize(out, machines=["fan"], workers=1, **TINY)
-    part = out / "dev_data/fan/train/.section_00.wav.part"
+    part = out / "dev_data/fan/train/.section_00.wav.0123abcd"
     part.write_bytes(b"half")
     next((out / "dev_data/fan/test").glob("*.wav")).unlink()
     synthesize(out, machines=["fan"], workers=1, **TINY)
@@ -327,7 +327,7 @@ def test_two_at_once_are_kept_apart(tmp_path):
     ("change", "words"),
     [
         ({"machines": ["fna"]}, "unknown machine type 'fna'; expected some of ToyCar, .* mean fan"),
-        ({"machines": ["toycar"]}, r"Did you mean ToyCar\?"),
+        ({"machines": ["toycar"]}, r"did you mean ToyCar\?"),
         ({"machines": "fan"}, "a list of names, found the single name 'fan'"),
         ({"machines": []}, "no machine type asked for"),
         ({"sections": ["03"]}, "unknown section '03'; expected some of 00, 01, 02"),

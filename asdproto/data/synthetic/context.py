@@ -44,7 +44,7 @@ class ClipContext:
         """Random generator of the product: the same in all clips of the machine type."""
         return stream("unit", self.machine, name)
 
-    def body(self, name: str = "") -> str:
+    def body(self, name: str) -> str:
         """Name of a part of the product, for fixed responses."""
         return f"{self.machine}/{name}"
 

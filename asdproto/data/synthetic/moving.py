@@ -50,7 +50,7 @@ def slider(context: ClipContext) -> np.ndarray:
     partials[order * top / _PITCH > 7600] = 0
     damaged = context.amount("screw_damage")
     partials[12:60] += 0.10 * damaged
-    tones = ph.read_table(ph.wave_table(partials, context.unit("phases")), turns)
+    tones = ph.tones(partials, context.unit("phases"), turns)
     tones = tones * move * np.float32(0.5 * ph.gain(drive.normal(0, 0.6)))
     frame = ph.fixed_wavy_curve(grid.samples, context.body("frame"), 3.0, 0.35)
     spectrum = ph.to_spectrum(tones) * frame
@@ -58,10 +58,8 @@ def slider(context: ClipContext) -> np.ndarray:
     rub, dry = context.rng("friction"), context.amount("lack_of_grease")
     points = ((80, 0.0), (500, 0.0), (2000, -5.0), (5000, -10.0), (8000, -18.0))
     curve = ph.noise_curve(grid.samples, points) * frame * ph.wavy_curve(rub, grid, 0.5, 1.0)
-    if dry:
-        lift = np.interp(grid.hz, [900, 2200, 7000], [0, 3, 3]) * dry
-        curve = curve * np.exp2(lift / 6.02).astype(np.float32)
-    friction = ph.to_sound(ph.noise_spectrum(rub, grid, curve), grid)
+    curve *= ph.tilt(grid, [900, 2200, 7000], [0, 3, 3], dry)
+    friction = ph.noise(rub, grid, curve)
     # Rails and balls have their own roughness along the way.
     rough = unit.lognormal(0, 0.2, 24)
     bumps = np.interp(there, np.linspace(0, _STROKE, 24), rough)
@@ -166,28 +164,21 @@ def _actuate(context: ClipContext, name: str, pattern: str, sound: np.ndarray) -
             knock_height *= max(0.15, (1 - 0.3 * dirty) * (1 - 0.5 * short * weak))
             height *= (1 if opens else 0.5) * hard * max(0.3, 1 - 0.5 * short * weak)
             scale = 0.9 if opens else 0.6
-            ph.add_bursts(sound, np.array([time]), np.array([height]), click)
-            ph.add_bursts(
-                sound, np.array([time + lag]), np.array([1.3 * knock_height * scale * hard]), knock
-            )
+            ph.add_bursts(sound, time, height, click)
+            ph.add_bursts(sound, time + lag, 1.3 * knock_height * scale * hard, knock)
             if not opens:  # the outlet vents
                 vent = 0.11 * air_height * (1 + 0.4 * dirty)
-                ph.add_bursts(sound, np.array([time + 0.01]), np.array([vent]), air)
-
-
-def _toy_car(name: str) -> tuple[str, str]:
-    """Model and individual of a toy, ``"A2"``."""
-    return name[0], name[1:]
+                ph.add_bursts(sound, time + 0.01, vent, air)
 
 
 def toy_car(context: ClipContext) -> np.ndarray:
     """A toy car on a roller bench: motor and gears run up, run, and run down; the wheels rattle.
 
-    ``car`` is the model (letter) and its copy (digit), ``spd`` the supply in tenths of a volt,
+    ``car`` is the model (a letter) and its copy (a digit), ``spd`` the supply in tenths of a volt,
     ``mic`` the microphone.
     """
     grid, drive = context.grid, context.rng("drive")
-    model, copy = _toy_car(context.attributes["car"])
+    model, copy = tuple(context.attributes["car"])
     made = ph.stream("toy car", model)
     own = ph.stream("toy car", model, copy)
     volts = float(context.attributes["spd"].rstrip("V")) / 10
@@ -217,17 +208,15 @@ def toy_car(context: ClipContext) -> np.ndarray:
                 partials[number * base - 1 + near] += tall * (0.25 + 0.3 * bent)
     partials[: 2 * mesh] += 0.15 * chipped
     partials *= drive.lognormal(0, 0.12, 499)
-    table = ph.wave_table(partials, ph.stream("toy car", model, copy, "phases"), wheel_hz)
-    force = ph.at_level(ph.read_table(table, turns) * run, -2 + drive.normal(0, 0.6))
-    shell = ph.fixed_wavy_curve(grid.samples, f"toy car {model}", 3.5, 0.3)
-    shell = shell * ph.fixed_wavy_curve(grid.samples, f"toy car {model}{copy}", 1.2, 0.3)
+    force = ph.tones(partials, ph.stream("toy car", model, copy, "phases"), turns, wheel_hz)
+    force = ph.at_level(force * run, -2 + drive.normal(0, 0.6))
 
     rng = context.rng("rattle")
     points = ((80, -6.0), (400, 0.0), (1200, 0.0), (3000, -9.0), (6000, -12.0), (8000, -18.0))
     curve = ph.noise_curve(grid.samples, points) * ph.wavy_curve(rng, grid, 0.5, 1.0)
-    rattle = ph.to_sound(ph.noise_spectrum(rng, grid, curve), grid)
-    swing = ph.wave_table(np.array([0.2 + 0.15 * bent, 0.1]), ph.stream("toy car", model, "swing"))
-    rattle *= np.maximum(1 + ph.read_table(swing, turns), 0.1) * run
+    rattle = ph.noise(rng, grid, curve)
+    made_swing = ph.stream("toy car", model, "swing")
+    rattle *= ph.swell([0.2 + 0.15 * bent, 0.1], made_swing, turns) * run
     rattle *= np.float32(ph.gain(-1 + rng.normal(0, 0.6)))
     flat = context.amount("deformed_tyre")
     if flat:  # thumps once a turn
@@ -235,9 +224,7 @@ def toy_car(context: ClipContext) -> np.ndarray:
         thump = ph.ring(f"toy car {model} tyre", 8, 120, 1800, 0.03)
         heights = 2.0 * flat * np.interp(times, grid.time, run)
         ph.add_bursts(rattle, times, heights, thump)
-    spectrum = ph.to_spectrum(force + rattle) * shell
-    spectrum *= ph.fixed_wavy_curve(grid.samples, f"toy mic {context.attributes['mic']}", 2.0, 0.5)
-    return spectrum
+    return _through_shell(context, force + rattle, f"toy car {model}", copy, 3.5)
 
 
 def toy_train(context: ClipContext) -> np.ndarray:
@@ -246,7 +233,7 @@ def toy_train(context: ClipContext) -> np.ndarray:
     ``car`` as for the toy car, ``spd`` the setting of the supply, ``mic`` the microphone.
     """
     grid, drive = context.grid, context.rng("drive")
-    model, copy = _toy_car(context.attributes["car"])
+    model, copy = tuple(context.attributes["car"])
     made = ph.stream("toy train", model)
     own = ph.stream("toy train", model, copy)
     over_voltage = context.amount("over_voltage")
@@ -268,16 +255,15 @@ def toy_train(context: ClipContext) -> np.ndarray:
         for side in (-2, -1, 1, 2):
             partials[number * 72 - 1 + side] += 0.15 * bent / number**0.8
     partials *= drive.lognormal(0, 0.12, 2400)[: len(order)]
-    table = ph.wave_table(partials, ph.stream("toy train", model, copy, "phases"), hz)
-    motor = ph.read_table(table, turns) * (0.35 + 0.65 * near)
-    motor = ph.at_level(motor, -4 + drive.normal(0, 0.6))
+    motor = ph.tones(partials, ph.stream("toy train", model, copy, "phases"), turns, hz)
+    motor = ph.at_level(motor * (0.35 + 0.65 * near), -4 + drive.normal(0, 0.6))
 
     rng = context.rng("rolling")
     points = ((80, -4.0), (400, 0.0), (1500, -3.0), (4000, -9.0), (8000, -16.0))
     curve = ph.noise_curve(grid.samples, points) * ph.wavy_curve(rng, grid, 0.5, 1.0)
-    rolling = ph.to_sound(ph.noise_spectrum(rng, grid, curve), grid)
-    swing = ph.wave_table(np.array([0.15 + 0.08 * bent, 0.08]), ph.stream("toy train swing"))
-    rolling *= near * np.sqrt(near) * np.maximum(1 + ph.read_table(swing, turns), 0.1)
+    rolling = ph.noise(rng, grid, curve)
+    swing = ph.swell([0.15 + 0.08 * bent, 0.08], ph.stream("toy train swing"), turns)
+    rolling *= near * np.sqrt(near) * swing
     rolling = ph.at_level(rolling, -4 + rng.normal(0, 0.6))
 
     # Joints lie evenly along the rail; every axle of the train knocks at each of them.
@@ -298,12 +284,16 @@ def toy_train(context: ClipContext) -> np.ndarray:
     if flat:  # the flat knocks on the rail once a turn
         times = grid.time[np.flatnonzero(np.diff(np.floor(turns)))]
         click = ph.ring(f"toy train {model} wheel", 8, 800, 6500, 0.02)
-        height = (
-            2.0 * flat * np.interp(times, grid.time, near) * faulty.lognormal(0, 0.2, len(times))
-        )
-        ph.add_bursts(rolling, times, height, click)
-    shell = ph.fixed_wavy_curve(grid.samples, f"toy train {model}", 3.0, 0.3)
-    shell = shell * ph.fixed_wavy_curve(grid.samples, f"toy train {model}{copy}", 1.2, 0.3)
-    spectrum = ph.to_spectrum(motor + rolling) * shell
-    spectrum *= ph.fixed_wavy_curve(grid.samples, f"toy mic {context.attributes['mic']}", 2.0, 0.5)
-    return spectrum
+        heights = 2.0 * flat * np.interp(times, grid.time, near)
+        ph.add_bursts(rolling, times, heights * faulty.lognormal(0, 0.2, len(times)), click)
+    return _through_shell(context, motor + rolling, f"toy train {model}", copy, 3.0)
+
+
+def _through_shell(
+    context: ClipContext, sound: np.ndarray, model: str, copy: str, decibels: float
+) -> np.ndarray:
+    """Spectrum of a toy's sound behind its shell, as the clip's microphone hears it."""
+    samples, mic = context.grid.samples, context.attributes["mic"]
+    shell = ph.fixed_wavy_curve(samples, model, decibels, 0.3)
+    shell = shell * ph.fixed_wavy_curve(samples, f"{model}{copy}", 1.2, 0.3)
+    return ph.to_spectrum(sound) * shell * ph.fixed_wavy_curve(samples, f"toy mic {mic}", 2.0, 0.5)

@@ -68,7 +68,7 @@ def to_spectrum(sound: np.ndarray) -> np.ndarray:
 
 def to_sound(spectrum: np.ndarray, grid: Grid) -> np.ndarray:
     """Spectrum to samples."""
-    return scipy.fft.irfft(spectrum, grid.samples, overwrite_x=False)
+    return scipy.fft.irfft(spectrum, grid.samples)
 
 
 def level_of(sound: np.ndarray) -> float:
@@ -85,15 +85,14 @@ def at_level(sound: np.ndarray, decibels: float) -> np.ndarray:
 
 
 def noise_spectrum(rng: np.random.Generator, grid: Grid, curve: np.ndarray) -> np.ndarray:
-    """Spectrum of Gaussian noise.
-
-    Args:
-      rng: Random generator.
-      grid: The clip.
-      curve: float32 amplitude over ``grid.hz``; all ones give white noise of 0 dB.
-    """
+    """Spectrum of Gaussian noise of a float32 amplitude over ``grid.hz``; all ones give 0 dB."""
     parts = rng.standard_normal(2 * len(grid.hz), dtype=np.float32)
     return parts.view(np.complex64) * (curve * np.float32(np.sqrt(grid.samples / 2)))
+
+
+def noise(rng: np.random.Generator, grid: Grid, curve: np.ndarray) -> np.ndarray:
+    """Samples of :func:`noise_spectrum`."""
+    return to_sound(noise_spectrum(rng, grid, curve), grid)
 
 
 @functools.lru_cache(maxsize=128)
@@ -114,14 +113,16 @@ def _knots(samples: int, width: float) -> tuple[int, np.ndarray, np.ndarray]:
     return int(left.max()) + 2, left, (place - left).astype(np.float32)
 
 
-def wavy_curve(rng: np.random.Generator, grid: Grid, decibels: float, width: float) -> np.ndarray:
-    """Random smooth amplitude curve about 1.
+def tilt(grid: Grid, hz: list[float], decibels: list[float], amount: float) -> np.ndarray:
+    """Amplitude curve, float32: ``amount`` times the levels in dB, straight between ``hz``."""
+    return np.exp2(np.interp(grid.hz, hz, decibels) * amount / 6.02).astype(np.float32)
 
-    Args:
-      rng: Random generator.
-      grid: The clip.
-      decibels: Standard deviation of the level.
-      width: Octaves between independent values.
+
+def wavy_curve(rng: np.random.Generator, grid: Grid, decibels: float, width: float) -> np.ndarray:
+    """Random smooth amplitude curve about 1, float32.
+
+    Its level has a standard deviation of ``decibels`` and independent values ``width`` octaves
+    apart.
     """
     count, left, way = _knots(grid.samples, width)
     levels = rng.normal(0, decibels / 6.02, count).astype(np.float32)
@@ -136,14 +137,9 @@ def fixed_wavy_curve(samples: int, name: str, decibels: float, width: float) -> 
 
 @functools.lru_cache(maxsize=256)
 def resonances(samples: int, modes: tuple[tuple[float, float, float], ...]) -> np.ndarray:
-    """Response of a body to a force, scaled so that white force gives 0 dB.
+    """Response of a body to a force, complex64, scaled so that white force gives 0 dB.
 
-    Args:
-      samples: Length of the clip.
-      modes: ``(Hz, quality, dB)`` of every mode.
-
-    Returns:
-      complex64, shape ``[samples // 2 + 1]``.
+    ``modes`` holds ``(Hz, quality, dB)`` of every mode.
     """
     hz = make_grid(samples).hz.astype(np.float64)
     total = np.zeros(len(hz), np.complex128)
@@ -167,16 +163,13 @@ def random_modes(
 
 @functools.lru_cache(maxsize=64)
 def room_response(samples: int, name: str, decay: float, reverberant: float) -> np.ndarray:
-    """Response of a named room: direct sound and an exponentially decaying tail.
+    """Response of a named room, complex64: direct sound and an exponentially decaying tail.
 
     Args:
       samples: Length of the clip.
       name: The room, and the place of the microphone in it.
       decay: Reverberation time (60 dB) at low frequencies, in seconds; half of it at high ones.
       reverberant: Energy of the tail relative to the direct sound, in dB.
-
-    Returns:
-      complex64, shape ``[samples // 2 + 1]``.
     """
     rng = stream("room", name)
     grid = make_grid(samples)
@@ -213,12 +206,9 @@ class Rotation:
         return np.interp(grid.time, self.time, self.turns)
 
     def strikes(self, rng: np.random.Generator, per_turn: float, slip: float) -> np.ndarray:
-        """Times at which something happens ``per_turn`` times a turn.
+        """Times at which something happens ``per_turn`` times a turn, which need not be whole.
 
-        Args:
-          rng: Random generator.
-          per_turn: Events in a turn, not always whole.
-          slip: Standard deviation of their places, as a share of their distance.
+        ``slip`` is the standard deviation of the places, as a share of their distance.
         """
         first = np.ceil(self.turns[0] * per_turn)
         count = max(0, int(self.turns[-1] * per_turn - first))
@@ -227,13 +217,9 @@ class Rotation:
 
 
 def rotation(rng: np.random.Generator, grid: Grid, hz: float, wander: float = 0.002) -> Rotation:
-    """A shaft at a nearly constant speed.
+    """A shaft at a nearly constant speed, from a random angle on.
 
-    Args:
-      rng: Random generator; draws the first angle and the wandering of the speed.
-      grid: The clip.
-      hz: Mean speed.
-      wander: Standard deviation of the speed, relative, over seconds.
+    ``wander`` is the standard deviation of the speed over seconds, relative to its mean ``hz``.
     """
     knots = max(4, int(20 * grid.seconds) + 2)
     time = np.linspace(0, grid.seconds, knots)
@@ -247,15 +233,16 @@ def ride(time: np.ndarray, speed: np.ndarray, first: float = 0.0) -> Rotation:
     return Rotation(time, first + np.concatenate([[0.0], np.cumsum(steps)]))
 
 
-def wave_table(
-    amplitudes: np.ndarray, rng: np.random.Generator, hz: float | None = None
+def tones(
+    amplitudes: np.ndarray, rng: np.random.Generator, turns: np.ndarray, hz: float | None = None
 ) -> np.ndarray:
-    """One turn of a periodic sound, float32, shape ``[TABLE_SIZE]``.
+    """A periodic sound of random phases, float32, shape of ``turns``.
 
     Args:
-      amplitudes: Effective value of the partials 1, 2, ...
-      rng: Random generator; draws their phases.
-      hz: Speed it will be read at: partials beyond the recorder's range are left out.
+      amplitudes: Effective value of the partials 1, 2, ... of a turn.
+      rng: Draws the phases.
+      turns: Where the shaft is at every sample, float64.
+      hz: Its mean speed: partials beyond the recorder's range are left out.
     """
     amplitudes = np.asarray(amplitudes)[: TABLE_SIZE // 2 - 1]
     phases = rng.uniform(0, 2 * np.pi, len(amplitudes))
@@ -263,12 +250,15 @@ def wave_table(
         amplitudes = np.where(hz * np.arange(1, len(amplitudes) + 1) < _NYQUIST, amplitudes, 0)
     spectrum = np.zeros(TABLE_SIZE // 2 + 1, np.complex128)
     spectrum[1 : len(amplitudes) + 1] = amplitudes * np.exp(1j * phases) * TABLE_SIZE / np.sqrt(2)
-    return scipy.fft.irfft(spectrum, TABLE_SIZE).astype(np.float32)
-
-
-def read_table(table: np.ndarray, turns: np.ndarray) -> np.ndarray:
-    """The periodic sound of a table at given turns (float64)."""
+    table = scipy.fft.irfft(spectrum, TABLE_SIZE).astype(np.float32)
     return table[(turns * TABLE_SIZE).astype(np.int64) & (TABLE_SIZE - 1)]
+
+
+def swell(
+    amplitudes: list[float], rng: np.random.Generator, turns: np.ndarray, depth: float = 1.0
+) -> np.ndarray:
+    """An amplitude about 1 that swells alike in every turn, and at least 0.1."""
+    return np.maximum(1 + depth * tones(np.array(amplitudes), rng, turns), 0.1)
 
 
 # --- things that happen
@@ -288,12 +278,12 @@ def impulses(grid: Grid, times: np.ndarray, amplitudes: np.ndarray) -> np.ndarra
 
 def add_bursts(
     sound: np.ndarray,
-    times: np.ndarray,
-    amplitudes: np.ndarray,
+    times: np.ndarray | float,
+    amplitudes: np.ndarray | float,
     burst: np.ndarray,
 ) -> None:
     """Adds a short sound at given times, in place; what passes the clip's end is cut off."""
-    for time, amplitude in zip(times, amplitudes, strict=True):
+    for time, amplitude in zip(np.atleast_1d(times), np.atleast_1d(amplitudes), strict=True):
         first = int(time * RATE)
         if 0 <= first < len(sound):
             part = burst[: len(sound) - first]
@@ -304,7 +294,7 @@ def puff(rng: np.random.Generator, seconds: float, attack: float, tone: float) -
     """A burst of air or friction: noise that swells and dies away, float32.
 
     Args:
-      rng: Random generator.
+      rng: Draws the noise.
       seconds: Time to fall by 60 dB.
       attack: Time to rise, in seconds.
       tone: -1 for dull, 0 for white, 1 for hissing.
@@ -312,9 +302,8 @@ def puff(rng: np.random.Generator, seconds: float, attack: float, tone: float) -
     time = np.arange(max(8, int(seconds * RATE))) / RATE
     white = rng.standard_normal(len(time) + 1).astype(np.float32)
     colored = white[1:] - np.float32(np.clip(tone, -0.95, 0.95)) * white[:-1]
-    return colored * ((1 - np.exp(-time / attack)) * np.exp(-6.9 * time / seconds)).astype(
-        np.float32
-    )
+    envelope = (1 - np.exp(-time / attack)) * np.exp(-6.9 * time / seconds)
+    return colored * envelope.astype(np.float32)
 
 
 @functools.lru_cache(maxsize=128)
@@ -333,11 +322,7 @@ def ring(name: str, count: int, low: float, high: float, seconds: float) -> np.n
 def slow_wave(rng: np.random.Generator, grid: Grid, decibels: float, hz: float) -> np.ndarray:
     """A wandering amplitude about 1, float32, shape ``[samples]``.
 
-    Args:
-      rng: Random generator.
-      grid: The clip.
-      decibels: Standard deviation of the level.
-      hz: Independent values a second.
+    Its level has a standard deviation of ``decibels`` and ``hz`` independent values a second.
     """
     knots = max(3, int(hz * grid.seconds) + 2)
     levels = rng.normal(0, decibels / 6.02, knots)

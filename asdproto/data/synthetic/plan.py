@@ -47,16 +47,8 @@ class Order:
     def key(self) -> tuple[object, ...]:
         """What its random numbers depend on, and nothing else."""
         clip = self.clip
-        return (
-            "clip",
-            self.seed,
-            clip.machine_type,
-            clip.section,
-            clip.domain,
-            clip.split,
-            clip.state,
-            self.index,
-        )
+        place = clip.machine_type, clip.section, clip.domain, clip.split, clip.state
+        return ("clip", self.seed, *place, self.index)
 
 
 def plan_group(

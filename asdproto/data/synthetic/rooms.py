@@ -47,18 +47,22 @@ KINDS = {
     "laboratory": Noise(_DULL, ((50.0, 30, -4.0),), (0.0, 0.0), 0.5),
     "workshop": Noise(_PINK, ((118.0, 24, -7.0),), (1.7, 0.2), 0.8, (0.2, 5.0)),
 }
+# Attribute -> kind of noise, and its level in dB relative to the setting's.
 _BY_ATTRIBUTE = {
-    ("m-n", "W"): "compressor",
-    ("m-n", "X"): "spindles",
-    ("m-n", "Y"): "pumps",
-    ("m-n", "Z"): "mill",
-    ("f-n", "A"): "conveyor",
-    ("f-n", "B"): "press",
-    ("f-n", "C"): "pneumatics",
-    ("noise", "1"): "laboratory",
-    ("noise", "2"): "workshop",
+    ("m-n", "W"): ("compressor", 0.0),
+    ("m-n", "X"): ("spindles", 0.0),
+    ("m-n", "Y"): ("pumps", 0.0),
+    ("m-n", "Z"): ("mill", 0.0),
+    ("f-n", "A"): ("conveyor", 0.0),
+    ("f-n", "B"): ("press", 0.0),
+    ("f-n", "C"): ("pneumatics", 0.0),
+    ("noise", "1"): ("laboratory", 0.0),
+    ("noise", "2"): ("workshop", 0.0),
+    ("n-lv", "L1"): ("hall", -5.0),
+    ("n-lv", "L2"): ("hall", -1.0),
+    ("n-lv", "L3"): ("hall", 2.0),
+    ("n-lv", "L4"): ("hall", 5.0),
 }
-_NOISE_LEVELS = {"L1": -5.0, "L2": -1.0, "L3": 2.0, "L4": 5.0}  # dB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,24 +149,14 @@ def stand(context: ClipContext) -> np.ndarray:
     return room * ph.fixed_wavy_curve(samples, day, SETTINGS[machine].day, _OCTAVES)
 
 
-def kind_of(context: ClipContext) -> tuple[str, float]:
-    """Noise of a clip: its kind, and its level in dB relative to the setting's."""
-    level = _NOISE_LEVELS.get(context.attributes.get("n-lv", ""), 0.0)
-    if level or "n-lv" in context.attributes:
-        return "hall", level
-    for pair, name in _BY_ATTRIBUTE.items():
-        if context.attributes.get(pair[0]) == pair[1]:
-            return name, 0.0
-    return "bay", 0.0
-
-
 def background(context: ClipContext) -> np.ndarray:
     """Noise of a clip, float32 samples; about 0 dB between events."""
-    name, extra = kind_of(context)
+    known = (_BY_ATTRIBUTE[pair] for pair in context.attributes.items() if pair in _BY_ATTRIBUTE)
+    name, extra = next(known, ("bay", 0.0))
     kind, grid, rng = KINDS[name], context.grid, context.rng("noise")
     curve = ph.noise_curve(grid.samples, kind.points) * ph.wavy_curve(rng, grid, 0.7, 1.0)
     curve = curve * ph.fixed_wavy_curve(grid.samples, f"noise {name}", 2.0, 0.5)
-    sound = ph.to_sound(ph.noise_spectrum(rng, grid, curve), grid)
+    sound = ph.noise(rng, grid, curve)
     for number, (hz, count, level) in enumerate(kind.tones):
         made = ph.stream("noise", name, number)
         partials = made.lognormal(0, 0.8, count) / (1 + np.arange(count) * hz / 1500)
@@ -170,13 +164,13 @@ def background(context: ClipContext) -> np.ndarray:
         partials *= ph.gain(level) / np.sqrt(np.sum(partials**2))
         speed = hz * (1 + 0.004 * rng.standard_normal())
         turns = ph.rotation(rng, grid, speed, 0.001).sampled(grid)
-        sound += ph.read_table(ph.wave_table(partials, made, speed), turns)
+        sound += ph.tones(partials, made, turns, speed)
     swing = ph.slow_wave(rng, grid, kind.swing, 0.7)
     if kind.pulse[1]:
         speed = kind.pulse[0] * (1 + 0.02 * rng.standard_normal())
         beat = ph.rotation(rng, grid, speed, 0.01).sampled(grid)
-        table = ph.wave_table(np.array([0.7, 0.3]), ph.stream("noise", name, "pulse"))
-        swing = swing * np.maximum(1 + kind.pulse[1] * ph.read_table(table, beat), 0.1)
+        pulse = ph.stream("noise", name, "pulse")
+        swing = swing * ph.swell([0.7, 0.3], pulse, beat, kind.pulse[1])
     sound *= swing
     rate, level = kind.blows
     struck = ph.ring(f"noise {name}", 12, 200, 4500, 0.35)
@@ -185,9 +179,7 @@ def background(context: ClipContext) -> np.ndarray:
     rate, level = kind.puffs
     for time in rng.uniform(0, grid.seconds, rng.poisson(rate * grid.seconds)):
         air = ph.puff(rng, float(rng.uniform(0.3, 1.5)), 0.02, 0.6)
-        ph.add_bursts(
-            sound, np.array([time]), np.array([ph.gain(level) * rng.lognormal(0, 0.4)]), air
-        )
+        ph.add_bursts(sound, time, ph.gain(level) * rng.lognormal(0, 0.4), air)
     return sound * np.float32(ph.gain(extra + rng.normal(0, 0.8)))
 
 

@@ -42,16 +42,14 @@ def fan(context: ClipContext) -> np.ndarray:
     partials[:4] += 0.9 * context.amount("unbalance") / np.arange(1, 5) ** 1.2
     odd = np.exp(-0.5 * ((order - 2 * blades) / (1.5 * blades)) ** 2)
     partials += 0.22 * context.amount("broken_blade") * odd
-    tones = ph.read_table(ph.wave_table(partials, context.unit("phases"), speed), turns)
+    tones = ph.tones(partials, context.unit("phases"), turns, speed)
     tones *= np.float32(ph.gain(-3 + drive.normal(0, 0.7)))
 
     points = ((40, 0.0), (200, 2.0), (1000, -9.0), (4000, -24.0), (8000, -34.0))
     curve = ph.noise_curve(grid.samples, points)
     curve = curve * ph.fixed_wavy_curve(grid.samples, context.body("duct"), 2.5, 0.35)
-    clogging = context.amount("clogging")
-    if clogging:  # more and slower turbulence
-        tilt = np.interp(grid.hz, [100, 250, 900, 2500], [0, 2, 2, -1]) * clogging
-        curve = curve * np.exp2(tilt / 6.02).astype(np.float32)
+    # Clogging makes more and slower turbulence.
+    curve *= ph.tilt(grid, [100, 250, 900, 2500], [0, 2, 2, -1], context.amount("clogging"))
     flow_rng = context.rng("flow")
     curve = curve * ph.wavy_curve(flow_rng, grid, 0.5, 1.0)
     curve *= np.float32(ph.gain(flow_rng.normal(-2, 0.7)))
@@ -106,8 +104,8 @@ def gearbox(context: ClipContext) -> np.ndarray:
     motor_level *= 1 + 0.4 * over_voltage
     partials[motor[motor < 2200] - 1] += motor_level[motor < 2200]
     partials *= drive.lognormal(0, 0.1, len(partials))
-    table = ph.wave_table(partials, context.unit(f"{individual}/phases"), speed)
-    force = ph.at_level(ph.read_table(table, turns), -4 + drive.normal(0, 0.6))
+    force = ph.tones(partials, context.unit(f"{individual}/phases"), turns, speed)
+    force = ph.at_level(force, -4 + drive.normal(0, 0.6))
     case = ph.fixed_wavy_curve(grid.samples, context.body(f"case{individual}"), 3.5, 0.3)
     spectrum = ph.to_spectrum(force) * case
 
@@ -115,12 +113,9 @@ def gearbox(context: ClipContext) -> np.ndarray:
     friction, dry = context.rng("friction"), context.amount("lack_of_grease")
     points = ((60, 0.0), (400, -4.0), (1500, -10.0), (4000, -17.0), (8000, -28.0))
     curve = ph.noise_curve(grid.samples, points) * case * ph.wavy_curve(friction, grid, 0.5, 1.0)
-    if dry:
-        rise = np.interp(grid.hz, [1500, 3000, 6500, 8000], [0, 2.5, 2.5, 0]) * dry
-        curve = curve * np.exp2(rise / 6.02).astype(np.float32)
-    rattle = ph.to_sound(ph.noise_spectrum(friction, grid, curve), grid)
-    swing = ph.wave_table(np.array([0.3, 0.18, 0.1, 0.06]), context.unit("swing"))
-    rattle *= np.maximum(1 + ph.read_table(swing, turns), 0.1)
+    curve *= ph.tilt(grid, [1500, 3000, 6500, 8000], [0, 2.5, 2.5, 0], dry)
+    rattle = ph.noise(friction, grid, curve)
+    rattle *= ph.swell([0.3, 0.18, 0.1, 0.06], context.unit("swing"), turns)
     rattle *= np.float32(ph.gain(-7 + 6 * np.log2(volts / 1.5 + 0.4) + friction.normal(0, 0.6)))
     spectrum += ph.to_spectrum(rattle)
 
@@ -161,8 +156,8 @@ def bearing(context: ClipContext) -> np.ndarray:
         places = places[(places > 0) & (places <= count)] - 1
         partials[places] += 0.06 * skew / (1 + places * nominal / 1200)
     partials *= drive.lognormal(0, 0.12, count)
-    table = ph.wave_table(partials, context.unit("phases"), speed)
-    tones = ph.read_table(table, turns) * np.float32(ph.gain(-1 + drive.normal(0, 0.6)))
+    tones = ph.tones(partials, context.unit("phases"), turns, speed)
+    tones *= np.float32(ph.gain(-1 + drive.normal(0, 0.6)))
     spectrum = ph.to_spectrum(tones)
 
     roll = context.rng("roll")

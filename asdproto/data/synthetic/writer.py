@@ -1,10 +1,9 @@
 """Writing a synthetic set: many processes, whole files only, and on from where it stopped."""
 
 import contextlib
-import csv
-import dataclasses
-import difflib
+import functools
 import io
+import itertools
 import json
 import operator
 import os
@@ -14,13 +13,23 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from asdproto.data.attributes import attribute_pairs
+import numpy as np
+
+from asdproto.config import nearest
+from asdproto.data.attributes import LONG_KEYS, attribute_pairs
 from asdproto.data.pool import Bar, count_workers, run
 from asdproto.data.synthetic.facts import DOMAINS, MACHINES, SECTIONS, attribute_strings
 from asdproto.data.synthetic.physics import RATE
 from asdproto.data.synthetic.plan import Order, plan_group, render
 from asdproto.errors import DataError
-from asdproto.files import locked, sync_folder, write_atomically
+from asdproto.files import (
+    check_folder,
+    csv_text,
+    locked,
+    remove_abandoned,
+    size_of,
+    write_atomically,
+)
 
 MANIFEST = "synthetic.json"
 FAULTS_TABLE = "faults.csv"
@@ -41,13 +50,10 @@ class Size(NamedTuple):
 SIZES = {"small": Size(50, 10, 25, 6.0), "bench": Size(990, 10, 50, 10.0)}
 _SMALL = SIZES["small"]
 
-_PART = ".part"
 _LOCK = ".lock"
 _HEADER = 44  # bytes of a wav file before its samples
 _CHUNK = 16  # clips a worker takes at a time, and brings to the disk together
 _POOL_WORTH = 48  # clips; starting a pool costs about a second
-# The attribute files write some keys out in full.
-_LONG_KEYS = {"spd": "speed"}
 
 
 def synthesize(
@@ -103,35 +109,30 @@ def synthesize(
     )
     out = Path(out_dir)
     orders = _plan(settings)
-    _check_folder(out, settings)
+    _is_finished(out, settings)
     out.mkdir(parents=True, exist_ok=True)
     with locked(out, _LOCK):
-        finished = _check_folder(out, settings)
+        finished = _is_finished(out, settings)
         if not finished:
             _write_manifest(out, settings, finished=False)
         root = out / "dev_data"
-        missing = _missing(root, orders, round(seconds * RATE))
+        size = _HEADER + 2 * round(seconds * RATE)
+        missing = [order for order in orders if size_of(root / order.clip.path) != size]
         if finished and not missing:
             return root
         for folder in {(root / order.clip.path).parent for order in orders}:
             folder.mkdir(parents=True, exist_ok=True)
-            for part in folder.glob(f"*{_PART}"):
-                part.unlink()
-        if workers is None:
-            workers = count_workers(len(missing), worth=_POOL_WORTH)
-        pieces = [
-            _Piece(root, missing[first : first + _CHUNK], seconds)
-            for first in range(0, len(missing), _CHUNK)
-        ]
+            remove_abandoned(folder)
+        workers = workers or count_workers(len(missing), worth=_POOL_WORTH)
+        make = functools.partial(_make, root, seconds)
+        chunks = [missing[first : first + _CHUNK] for first in range(0, len(missing), _CHUNK)]
         done = len(orders) - len(missing)
         with (
             Bar(progress, "Synthesizing", len(orders), done) as bar,
-            contextlib.closing(run(_make, pieces, workers)) as results,
+            contextlib.closing(run(make, chunks, workers)) as results,
         ):
             for made in results:
                 bar.advance(made)
-        for folder in {(root / order.clip.path).parent for order in orders}:
-            sync_folder(folder)
         _write_tables(out, orders)
         _write_manifest(out, settings, finished=True)
     return root
@@ -179,10 +180,8 @@ def _chosen(what: str, asked: Sequence[str], known: Sequence[str]) -> list[str]:
         raise ValueError(f"{what}s must be a list of names, found the single name {asked!r}")
     for name in asked:
         if name not in known:
-            lower = {one.lower(): one for one in known}
-            near = difflib.get_close_matches(str(name).lower(), lower, 1)
-            hint = f" Did you mean {lower[near[0]]}?" if near else ""
-            raise ValueError(f"unknown {what} {name!r}; expected some of {', '.join(known)}.{hint}")
+            hint = nearest(str(name), known)
+            raise ValueError(f"unknown {what} {name!r}; expected some of {', '.join(known)}{hint}")
     if not asked:
         raise ValueError(f"no {what} asked for; expected some of {', '.join(known)}")
     return [name for name in known if name in asked]
@@ -191,67 +190,37 @@ def _chosen(what: str, asked: Sequence[str], known: Sequence[str]) -> list[str]:
 def _plan(settings: dict[str, Any]) -> list[Order]:
     """Every clip of a set, those of one place together."""
     orders: list[Order] = []
-    for machine in settings["machines"]:
-        for section in settings["sections"]:
-            for domain in DOMAINS:
-                count = settings["clips" if domain == "source" else "target_clips"]
-                groups = [("train", "normal", count)]
-                groups += [
-                    ("test", state, settings["test_clips"]) for state in ("normal", "anomaly")
-                ]
-                for split, state, number in groups:
-                    orders += plan_group(
-                        machine,
-                        section,
-                        domain,
-                        split,
-                        state,
-                        number,
-                        settings["seed"],
-                        settings["severity"],
-                    )
+    test, seed, severity = (settings[name] for name in ("test_clips", "seed", "severity"))
+    for place in itertools.product(settings["machines"], settings["sections"], DOMAINS):
+        train = settings["clips" if place[-1] == "source" else "target_clips"]
+        orders += plan_group(*place, "train", "normal", train, seed, severity)
+        orders += plan_group(*place, "test", "normal", test, seed, severity)
+        orders += plan_group(*place, "test", "anomaly", test, seed, severity)
     return orders
 
 
 # --- the folder
 
 
-def _check_folder(out: Path, settings: dict[str, Any]) -> bool:
+def _is_finished(out: Path, settings: dict[str, Any]) -> bool:
     """Whether a folder holds this set, finished; an error if it holds another, or other things."""
-    if not out.exists():
-        return False
-    if not out.is_dir():
-        raise DataError(out, "a file", "a folder for the data set", "Choose another path.")
     manifest = out / MANIFEST
     if not manifest.is_file():
-        # What else begins with a dot is hidden, or our own before the manifest was there.
-        others = sorted(entry.name for entry in out.iterdir() if not entry.name.startswith("."))
-        if others:
-            raise DataError(
-                out,
-                f"a folder with other things in it ({', '.join(others[:3])})",
-                "an empty folder, or a synthetic data set",
-                "Choose another folder.",
-            )
+        # What begins with a dot is hidden, or our own before the manifest was there.
+        check_folder(out, (".",), "a synthetic data set")
         return False
     try:
         held = json.loads(manifest.read_text(encoding="utf-8"))
         old, finished = dict(held["settings"]), bool(held["finished"])
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            manifest,
-            f"no readable record ({error})",
-            "the settings of a synthetic data set",
-            "Delete the folder and synthesize again, or choose another one.",
-        ) from None
+        found, expected = f"no readable record ({error})", "the settings of a synthetic data set"
+        remedy = "Delete the folder and synthesize again, or choose another one."
+        raise DataError(manifest, found, expected, remedy) from None
     differing = [name for name in {**settings, **old} if settings.get(name) != old.get(name)]
     if differing:
-        raise DataError(
-            out,
-            "a synthetic data set with " + _listed(old, differing),
-            _listed(settings, differing),
-            "Choose another folder, or delete this one.",
-        )
+        found, expected = _listed(old, differing), _listed(settings, differing)
+        remedy = "Choose another folder, or delete this one."
+        raise DataError(out, f"a synthetic data set with {found}", expected, remedy)
     return finished
 
 
@@ -267,24 +236,12 @@ def _write_manifest(out: Path, settings: dict[str, Any], *, finished: bool) -> N
     write_atomically(out / MANIFEST, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def _missing(root: Path, orders: list[Order], samples: int) -> list[Order]:
-    """Orders whose file is not there, or not of its size."""
-    there: dict[str, int] = {}
-    for folder in {os.path.dirname(order.clip.path) for order in orders}:
-        with contextlib.suppress(FileNotFoundError), os.scandir(root / folder) as entries:
-            for entry in entries:
-                there[f"{folder}/{entry.name}"] = entry.stat().st_size
-    size = _HEADER + 2 * samples
-    return [order for order in orders if there.get(order.clip.path) != size]
-
-
 def _write_tables(out: Path, orders: list[Order]) -> None:
     """The attribute files of every machine type, and what is wrong with the anomalies."""
-    sections: dict[tuple[str, str], list[Order]] = {}
-    for order in orders:
-        clip = order.clip
-        sections.setdefault((clip.machine_type, clip.section), []).append(order)
-    for (machine, section), members in sections.items():
+    sections = itertools.groupby(
+        orders, lambda order: (order.clip.machine_type, order.clip.section)
+    )
+    for (machine, section), members in sections:
         possible = [
             dict(attribute_pairs(string))
             for domain in DOMAINS
@@ -292,67 +249,41 @@ def _write_tables(out: Path, orders: list[Order]) -> None:
         ]
         # A key that has one value throughout the section is not listed.
         constant = {key for key in possible[0] if len({pairs.get(key) for pairs in possible}) == 1}
-        rows = [
-            [order.clip.path]
-            + [
-                word
-                for key, value in attribute_pairs(order.clip.attributes)
-                if key not in constant
-                for word in (_LONG_KEYS.get(key, key), value)
-            ]
-            for order in members
-        ]
+        rows = []
+        for order in members:
+            pairs = attribute_pairs(order.clip.attributes)
+            listed = [(LONG_KEYS.get(key, key), text) for key, text in pairs if key not in constant]
+            rows.append([order.clip.path, *itertools.chain.from_iterable(listed)])
         most = max(len(row) for row in rows) // 2
         header = ["file_name"] + [f"d{n}{kind}" for n in range(1, most + 1) for kind in "pv"]
-        _write_csv(out / "dev_data" / machine / f"attributes_{section}.csv", [header, *rows])
+        path = out / "dev_data" / machine / f"attributes_{section}.csv"
+        write_atomically(path, csv_text([header, *rows]).encode())
     faults = [
         [f"dev_data/{order.clip.path}", order.fault, f"{order.severity:.2f}"]
         for order in orders
         if order.fault
     ]
-    _write_csv(out / FAULTS_TABLE, [["file", "fault", "severity_db"], *faults])
-
-
-def _write_csv(path: Path, rows: list[list[str]]) -> None:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    write_atomically(path, text.getvalue().encode())
+    table = csv_text([["file", "fault", "severity_db"], *faults])
+    write_atomically(out / FAULTS_TABLE, table.encode())
 
 
 # --- the work
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Piece:
-    """Clips that one process makes together."""
-
-    root: Path
-    orders: list[Order]
-    seconds: float
-
-
-def _make(piece: _Piece) -> int:
-    """Make some clips; they get their names together, once all of them are on the disk."""
-    parts: list[tuple[Path, Path]] = []
-    for order in piece.orders:
-        path = piece.root / order.clip.path
-        part = path.with_name(f".{path.name}{_PART}")
-        with open(part, "wb") as stream, wave.open(stream, "wb") as writer:
-            writer.setnchannels(1)
-            writer.setsampwidth(2)
-            writer.setframerate(RATE)
-            writer.writeframes(render(order, piece.seconds).tobytes())
-        parts.append((part, path))
+def _make(root: Path, seconds: float, orders: list[Order]) -> int:
+    """Make some clips, and bring them to the disk together."""
+    paths = [root / order.clip.path for order in orders]
+    contents = [_wav(render(order, seconds)) for order in orders]
     with ThreadPoolExecutor(4) as threads:  # they wait for the disk
-        list(threads.map(_settle, parts))
-    return len(parts)
+        list(threads.map(write_atomically, paths, contents))
+    return len(paths)
 
 
-def _settle(names: tuple[Path, Path]) -> None:
-    part, path = names
-    handle = os.open(part, os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-    os.replace(part, path)
+def _wav(samples: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    with wave.open(stream, "wb") as writer:
+        writer.setnchannels(1)
+        writer.setsampwidth(2)
+        writer.setframerate(RATE)
+        writer.writeframes(samples.tobytes())
+    return stream.getvalue()
