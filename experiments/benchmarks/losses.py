@@ -42,6 +42,7 @@ from rich.console import Console
 from rich.table import Table
 
 from asdproto.files import write_atomically
+from asdproto.systems import PRESETS
 from asdproto.training.objectives import OBJECTIVES
 from experiments import common, loss_quality
 from experiments.benchmarks.features import spread
@@ -371,7 +372,7 @@ def main(
     quality.add_argument("--data", type=Path, help="collection, or feature store")
     quality.add_argument("--workdir", type=Path, default=Path("runs/losses"), help="for its runs")
     quality.add_argument("--features", type=Path, help="where features go; WORKDIR/features")
-    quality.add_argument("--preset", choices=loss_quality.PRESETS, default="small")
+    quality.add_argument("--preset", choices=PRESETS, default="small")
     quality.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED")
     quality.add_argument(
         "--together",
