@@ -8,11 +8,19 @@ best need not be best for a plain one: both are made. Faint ones are a few dB of
 percent of pitch.
 """
 
+import dataclasses
+import multiprocessing
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import numpy as np
 from scipy import signal
+
+from asdproto.data.store import FeatureStore, open_store, write_store
+from asdproto.data.table import load_collection
+from asdproto.features import FeatureSettings, log_mel, read_audio
 
 Perturbation = Callable[[np.ndarray, int, np.random.Generator, float], np.ndarray]
 # What the functions below multiply their changes by.
@@ -88,6 +96,10 @@ PERTURBATIONS: dict[str, Perturbation] = {
     function.__name__: function
     for function in (band, shift, modulation, tones, clicks, stretch, level)
 }
+# Those that are a fault: a microphone's gain is none.
+NAMES = tuple(name for name in PERTURBATIONS if name != "level")
+# Strength and perturbation of every copy that is made of a clip.
+COPIES = (*((strength, name) for strength in STRENGTHS for name in NAMES), ("faint", "level"))
 
 
 def perturb(
@@ -118,3 +130,37 @@ def _rms(audio: np.ndarray) -> float:
 def _to_length(audio: np.ndarray, samples: int) -> np.ndarray:
     """Cut, or continued by its own beginning."""
     return np.resize(audio, samples)
+
+
+def perturbed_store(collection: Path, folder: Path, settings: FeatureSettings) -> FeatureStore:
+    """Features of a collection's training clips (split ``train``) and their copies (``test``)."""
+    if folder.exists():
+        return open_store(folder, expect=settings)
+    root, clips = load_collection(collection)
+    clips = [clip for clip in clips if clip.split == "train"]
+    jobs = [(root, clip.path, settings) for clip in clips]
+    features, copies = [], []
+    # Forking a process that runs threads, as jax does, may hang it.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(mp_context=context) as pool:
+        for clip, arrays in zip(clips, pool.map(_features, jobs, chunksize=8), strict=True):
+            features += arrays
+            copies.append(clip)
+            for copy in COPIES:
+                path = copy_path(copy, clip.path)
+                copies.append(dataclasses.replace(clip, path=path, split="test", state="anomaly"))
+    return write_store(folder, features, copies, settings=settings)
+
+
+def copy_path(copy: tuple[str, str], path: str) -> str:
+    """Name of a clip's copy in the store; ``copy`` is one of :data:`COPIES`."""
+    return "/".join((*copy, path))
+
+
+def _features(job: tuple[Path, str, FeatureSettings]) -> list[np.ndarray]:
+    """Features of a clip, then of its copies."""
+    root, path, settings = job
+    rate = settings.sample_rate
+    audio, _ = read_audio(root / path, rate)
+    copies = [perturb(name, audio, rate, path, strength=STRENGTHS[s]) for s, name in COPIES]
+    return [log_mel(one, settings).astype(np.float16) for one in (audio, *copies)]
