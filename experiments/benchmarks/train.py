@@ -52,7 +52,6 @@ import argparse
 import functools
 import importlib.util
 import itertools
-import json
 import os
 import statistics
 import sys
@@ -65,9 +64,8 @@ import jax
 import jax.numpy as jnp
 from rich.console import Console
 
-from asdproto.arguments import Parser
+from asdproto.arguments import Parser, within
 from asdproto.config import ConfigError
-from asdproto.files import write_atomically
 from asdproto.models.convolution import Lowering, compiler_options
 from asdproto.systems.prototype import STAGES
 from asdproto.training import step as steps
@@ -84,15 +82,13 @@ from experiments.benchmarks.common import (
     describe,
     file_name,
     forward_flops,
-    interleave,
     measure_peak,
     per_step,
     project,
-    ratios,
     show,
-    spread,
 )
-from experiments.common import run_main
+from experiments.benchmarks.timing import interleave, ratios, rounded, spread
+from experiments.common import run_main, write_json
 
 
 def measure_steps(bench: Bench) -> dict[str, Any]:
@@ -105,7 +101,7 @@ def measure_steps(bench: Bench) -> dict[str, Any]:
         programs = Programs(bench.task(stage, bench.loop), bench.devices)
         plan_args = jnp.int32(0), bench.index, jax.random.key(1), bench.inputs(task)[2]
         planning = Compiled.of(programs.plan, *plan_args)
-        seconds = interleave(
+        seconds, _ = interleave(
             {name: run for name, (run, _) in made.items()}
             | {"plan": lambda p=planning, a=plan_args: jax.block_until_ready(p.call(*a))},
             bench.args.rounds,
@@ -113,9 +109,8 @@ def measure_steps(bench: Bench) -> dict[str, Any]:
         # Drawing an epoch's choices is part of sampling, spread over the epoch's steps.
         plan_ms = 1e3 * statistics.median(seconds["plan"]) / programs.task.steps_per_epoch
         whole = per_step(seconds["step"], bench.count)
-        total, stem = forward_flops(
-            task.model.width, task.model.stages, task.crop, MELS  # type: ignore[attr-defined]
-        )  # fmt: skip
+        model: Any = task.model
+        total, stem = forward_flops(model.width, model.stages, task.crop, MELS)
         flops = task.stage.batch * (3 * total - stem)
         tflops = flops / whole["median"] * 1e-9
         parts = {"sampling": plan_ms + 1e3 * statistics.median(seconds["sampling"]) / bench.count}
@@ -130,9 +125,9 @@ def measure_steps(bench: Bench) -> dict[str, Any]:
             "clips_per_second": round(1e3 * task.stage.batch / whole["median"], 1),
             "compile_seconds": made["step"][1].seconds,
             "gflop_per_step": round(flops * 1e-9, 3),
-            "tflops": float(f"{tflops:.4g}"),
+            "tflops": rounded(tflops),
             "share_of_matrix_product": round(tflops / figures["matrix_product_tflops"], 4),
-            "milliseconds_by_part": {name: float(f"{ms:.4g}") for name, ms in parts.items()},
+            "milliseconds_by_part": {name: rounded(ms) for name, ms in parts.items()},
             "share_by_part": {
                 name: round(ms / (whole["median"] + plan_ms), 4) for name, ms in parts.items()
             },
@@ -166,15 +161,16 @@ def measure_pass(bench: Bench) -> dict[str, Any]:
                 sums = program.call(state, index, plan, sums, None)
             jax.block_until_ready(sums)
 
-    seconds = interleave({"pass": run}, bench.args.rounds)["pass"]
+    seconds = interleave({"pass": run}, bench.args.rounds)[0]["pass"]
     middle = statistics.median(seconds)
-    flops = forward_flops(task.model.width, task.model.stages, task.crop, MELS)[0]  # type: ignore[attr-defined]
+    model: Any = task.model
+    flops, _ = forward_flops(model.width, model.stages, task.crop, MELS)
     return {
         "clips": bench.clips,
         "crops_per_call": task.device_chunk,
         "seconds": spread(seconds),
         "crops_per_second": spread([bench.clips / value for value in seconds]),
-        "tflops": float(f"{bench.clips * flops / middle * 1e-12:.4g}"),
+        "tflops": rounded(bench.clips * flops / middle * 1e-12),
         "compile_seconds": program.seconds,
     }
 
@@ -188,7 +184,7 @@ def measure_loops(bench: Bench) -> dict[str, Any]:
     if bench.platform == "cpu":  # the cliff that the default walks around
         native = bench.task("pretrain", "scan", bench.count, lowering="native")
         made["scan, native convolution"] = bench.stepper(native, "scan")
-    seconds = interleave({name: run for name, (run, _) in made.items()}, bench.args.rounds)
+    seconds, _ = interleave({name: run for name, (run, _) in made.items()}, bench.args.rounds)
     return {
         name: {
             "milliseconds": per_step(seconds[name], bench.count),
@@ -213,7 +209,7 @@ def measure_lowering(bench: Bench) -> dict[str, Any]:
         if compiler_options(bench.platform):
             task = bench.task("pretrain", bench.loop, bench.count, width=width)
             runs["default_options"] = bench.stepper(task, bench.loop, suited=False)[0]
-        seconds = interleave(runs, bench.args.rounds)
+        seconds, _ = interleave(runs, bench.args.rounds)
         figures[str(width)] = {
             name: {
                 "milliseconds": per_step(taken, bench.count),
@@ -258,7 +254,7 @@ def measure_sweep(bench: Bench) -> dict[str, Any]:
 
         contenders[name] = sweep
         compiling[name] = program.seconds
-    seconds = interleave(contenders, bench.args.rounds)
+    seconds, _ = interleave(contenders, bench.args.rounds)
     return {
         "runs": runs,
         "steps_per_epoch": task.steps_per_epoch,
@@ -292,7 +288,8 @@ def measure_host(bench: Bench) -> dict[str, Any]:
 
         return run
 
-    seconds = interleave({name: epochs(name) for name in ("resident", "host")}, bench.args.rounds)
+    contenders = {name: epochs(name) for name in ("resident", "host")}
+    seconds, _ = interleave(contenders, bench.args.rounds)
     return {
         "clips": len(data.labels),
         "resident_epoch_seconds": spread(seconds["resident"]),
@@ -326,7 +323,7 @@ def measure_torch(bench: Bench) -> dict[str, Any]:
             for name, rival in made.items()
         }
         ours = bench.stepper(task, bench.loop, unroll=bench.args.unroll[0])[0]
-        seconds = interleave({"ours": ours, **contenders}, bench.args.rounds)
+        seconds, _ = interleave({"ours": ours, **contenders}, bench.args.rounds)
         figures[str(width)] = {
             "differences": differences,
             "ours_milliseconds": per_step(seconds["ours"], bench.count),
@@ -394,35 +391,30 @@ PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m experiments.benchmarks.train", description=__doc__)
-    add = parser.add_argument
-    add("--preset", choices=tuple(CLIPS), default="small", help="default small")
+    add, count = parser.add_argument, within(int, "[1, inf)")
+    add("--preset", choices=tuple(CLIPS), default="small", help="of the system")
     add("--parts", nargs="+", choices=[n for n in PARTS if n != "full"], help="default all")
     add("--full", action="store_true", help="run the whole schedule too")
-    add("--width", type=int, help="of the encoder, for all parts that take one")
-    add("--widths", type=int, nargs="+", help="for lowering and torch; default the encoder's")
-    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="default float32")
-    add("--batch", type=int, help="of pre-training")
-    add("--clips", type=int, help="training clips; default the preset's, at most 1,024 on CPU")
-    add("--classes", type=int, default=CLASSES, help=f"attribute classes (default {CLASSES})")
+    add("--width", type=count, help="of the encoder, for all parts that take one")
+    add("--widths", type=count, nargs="+", help="for lowering and torch; default the encoder's")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the arithmetic")
+    add("--batch", type=count, help="of pre-training")
+    add("--clips", type=count, help="training clips; default the preset's, at most 1,024 on CPU")
+    add("--classes", type=count, default=CLASSES, help="attribute classes")
     add("--loop", choices=("scan", "dispatch"), help="default what suits the backend")
-    add("--unroll", type=int, nargs="+", default=[1, 4], help="steps per turn of a loop; the first "
-        "is used outside the part loops (default 1 4)")  # fmt: skip
-    add("--steps", type=int, help="steps in a turn; default 4 on CPU, else 200")
-    add("--rounds", type=int, default=10, help="turns of every contender (default 10)")
-    add("--runs", type=int, default=8, help="runs in a sweep (default 8)")
-    add("--matrix", type=int, help="size of the matrix product; default 2048 on CPU, else 8192")
+    add("--unroll", type=count, nargs="+", default=[1, 4], help="steps per turn of a loop; the "
+        "first is used outside the part loops (default 1 4)")  # fmt: skip
+    add("--steps", type=count, help="steps in a turn; default 4 on CPU, else 200")
+    add("--rounds", type=count, default=10, help="turns of every contender")
+    add("--runs", type=count, default=8, help="runs in a sweep")
+    add("--matrix", type=count, help="size of the matrix product; default 2048 on CPU, else 8192")
     add("--torch-compile", action="store_true", help="torch.compile on CPU too")
     add("--xla-flags", default="", metavar="FLAGS", help="put into XLA_FLAGS; recorded")
     add("--expect", choices=("cpu", "gpu", "tpu"), help="fail where jax has no such device")
     add("--out", type=Path, metavar="JSON", help="write there; a folder gets train_DEVICE.json")
     add("--tag", default="", help="ends the name of a file in a folder")
     parser.add_overrides()
-    args = parser.parse_args(arguments)
-    for name, value in vars(args).items():
-        for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, int) and not isinstance(number, bool) and number < 1:
-                parser.error(f"--{name.replace('_', '-')} must be at least 1, found {number}")
-    return args
+    return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -471,7 +463,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         if {"steps", "pass"} <= {key for key in result if key not in failed}:
             result["projected"] = project(bench, result)
         if out is not None:
-            write_atomically(out, (json.dumps(result, indent=1) + "\n").encode())
+            write_json(out, result)
     if summary := {str(key): result[key] for key in ("projected", "peak_memory") if key in result}:
         show(console, summary)
     if out is not None:
@@ -483,4 +475,4 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run_main(main)  # type: ignore[arg-type]
+    run_main(main)
