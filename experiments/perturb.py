@@ -40,7 +40,8 @@ def shift(audio: np.ndarray, rate: int, rng: np.random.Generator, strength: floa
     """Everything 1 to 4 % faster or slower, pitch included, as another speed does."""
     del rate
     factor = 1 + strength * rng.choice([-1, 1]) * rng.uniform(0.01, 0.04)
-    changed = _to_length(signal.resample(audio, round(len(audio) / factor)), len(audio))
+    # Cut, or continued by its own beginning.
+    changed = np.resize(signal.resample(audio, round(len(audio) / factor)), len(audio))
     # A slower copy ends below the highest frequency, and that alone would give it away: the top
     # tenth of the spectrum stays the clip's own.
     spectrum, own = np.fft.rfft(changed), np.fft.rfft(audio)
@@ -83,7 +84,7 @@ def stretch(audio: np.ndarray, rate: int, rng: np.random.Generator, strength: fl
 
     del rate
     factor = 1 + strength * rng.choice([-1, 1]) * rng.uniform(0.08, 0.2)
-    return _to_length(librosa.effects.time_stretch(audio, rate=factor), len(audio))
+    return np.resize(librosa.effects.time_stretch(audio, rate=factor), len(audio))
 
 
 def level(audio: np.ndarray, rate: int, rng: np.random.Generator, strength: float) -> np.ndarray:
@@ -125,11 +126,6 @@ def perturb(
 
 def _rms(audio: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(audio))))
-
-
-def _to_length(audio: np.ndarray, samples: int) -> np.ndarray:
-    """Cut, or continued by its own beginning."""
-    return np.resize(audio, samples)
 
 
 def perturbed_store(collection: Path, folder: Path, settings: FeatureSettings) -> FeatureStore:

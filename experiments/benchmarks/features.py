@@ -206,15 +206,13 @@ def disk(files: Sequence[Path]) -> dict[str, Any]:
     """Megabytes and files per second, read whole, cold and from the page cache."""
     files = list(dict.fromkeys(file.resolve() for file in files))
     result: dict[str, Any] = {}
-    for name in ("cold", "cached"):
-        if name == "cold":
-            if not hasattr(os, "posix_fadvise"):
-                continue
-            for file in files:
-                with open(file, "rb") as stream:
-                    with contextlib.suppress(OSError):
-                        os.fsync(stream.fileno())
-                    os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    cold = hasattr(os, "posix_fadvise")
+    for file in files if cold else ():
+        with open(file, "rb") as stream:
+            with contextlib.suppress(OSError):
+                os.fsync(stream.fileno())
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    for name in ("cold", "cached") if cold else ("cached",):
         started = time.perf_counter()
         size = sum(len(file.read_bytes()) for file in files)
         taken = time.perf_counter() - started

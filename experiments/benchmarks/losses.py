@@ -62,10 +62,6 @@ LABELS = {
 }
 
 
-class Skipped(Exception):
-    """Why an implementation is not run."""
-
-
 def compiled(
     loss: Callable[..., jax.Array], arrays: dict[str, np.ndarray], labels: np.ndarray
 ) -> tuple[Any, int]:
@@ -81,43 +77,43 @@ def compiled(
     return program, analysis.temp_size_in_bytes if analysis else 0
 
 
+def torch_memory(entry: Entry, arrays: dict[str, np.ndarray], batch: int) -> int:
+    """About the bytes that the rival takes."""
+    if entry.name == "nt_xent":  # makes a matrix of positive pairs by negative pairs
+        return 6 * 4 * batch * batch * (batch - 2)
+    rows = len(arrays["prototypes"]) if "prototypes" in arrays else batch
+    return 8 * 4 * batch * rows  # about eight matrices of scores
+
+
 def in_torch(
-    entry: Entry, arrays: dict[str, np.ndarray], labels: np.ndarray, memory: float
+    entry: Entry, arrays: dict[str, np.ndarray], labels: np.ndarray
 ) -> Callable[[], tuple[Any, list[Any]]]:
     """A call of the rival: loss and gradients, which are those of ours in the same order."""
     import torch
 
-    batch = len(labels)
-    if entry.name == "nt_xent":  # makes a matrix of positive pairs by negative pairs
-        needed = 6 * 4 * batch * batch * (batch - 2)
-    else:  # about eight matrices of scores
-        rows = len(arrays["prototypes"]) if "prototypes" in arrays else batch
-        needed = 8 * 4 * batch * rows
-    if needed > memory:
-        raise Skipped(f"needs about {needed / GIB:.0f} GiB")
     assert entry.rival is not None
     device = "cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else "cpu"
     module = entry.rival(arrays).to(device)
-    variables = [torch.from_numpy(arrays["embeddings"]).to(device).requires_grad_()]
-    if "second" in arrays:
-        variables.append(torch.from_numpy(arrays["second"]).to(device).requires_grad_())
+    embeddings, *second = (
+        torch.from_numpy(arrays[name]).to(device).requires_grad_()
+        for name in ("embeddings", "second")
+        if name in arrays
+    )
     target = torch.from_numpy(labels).to(device)
-    leaves = [*variables, module.W] if hasattr(module, "W") else variables
+    weights = [module.W] if hasattr(module, "W") else []
 
     def call() -> tuple[Any, list[Any]]:
-        for leaf in leaves:
+        for leaf in (embeddings, *second, *weights):
             leaf.grad = None
-        if len(variables) == 2:
-            value = module(variables[0], ref_emb=variables[1])
+        if second:
+            value = module(embeddings, ref_emb=second[0])
         else:
-            value = module(variables[0], target)
+            value = module(embeddings, target)
         value.backward()
         if device == "cuda":
             torch.cuda.synchronize()
-        gradients = [leaf.grad for leaf in leaves]
-        if hasattr(module, "W"):
-            gradients[-1] = gradients[-1].T
-        return value.detach(), gradients
+        gradients = [leaf.grad for leaf in (embeddings, *second)]
+        return value.detach(), [*gradients, *(leaf.grad.T for leaf in weights)]
 
     return call
 
@@ -165,11 +161,11 @@ def measure(
     if entry.naive is not None:
         add("naive", entry.naive)
     if entry.rival is not None and args.torch:
-        try:
-            calls["torch"] = in_torch(entry, arrays, labels, args.memory * GIB)
-            results["torch"] = {}
-        except Skipped as reason:
-            results["torch"] = {"skipped": str(reason)}
+        needed, results["torch"] = torch_memory(entry, arrays, batch), {}
+        if needed > args.memory * GIB:
+            results["torch"]["skipped"] = f"needs about {needed / GIB:.0f} GiB"
+        else:
+            calls["torch"] = in_torch(entry, arrays, labels)
 
     reference = calls.get("ours", calls.get("pieces"))
     if reference is None:
@@ -286,14 +282,15 @@ def plot(result: dict[str, Any], path: Path) -> None:
         1, 2, figsize=(13, 0.32 * len(rows) + 1.5), sharey=True, layout="constrained"
     )
     for name, mark in {"closed": "^", "naive": "o", "torch": "s"}.items():
-        timed = [(i, row[name]) for i, row in enumerate(rows) if "ms" in row.get(name, {})]
-        ratios = [costs["times_ours"]["median"] for _, costs in timed]
-        times.plot(ratios, [i for i, _ in timed], mark, label=LABELS[name])
-        known = [(i, row) for i, row in enumerate(rows) if "temporary_mib" in row.get(name, {})]
-        needs = [
-            row[name]["temporary_mib"] / max(row["ours"]["temporary_mib"], 0.01) for _, row in known
-        ]
-        memory.plot(needs, [i for i, _ in known], mark)
+        known = {place: row[name] for place, row in enumerate(rows) if name in row}
+        slower = {i: one["times_ours"]["median"] for i, one in known.items() if "ms" in one}
+        times.plot(list(slower.values()), list(slower), mark, label=LABELS[name])
+        larger = {
+            i: one["temporary_mib"] / max(rows[i]["ours"]["temporary_mib"], 0.01)
+            for i, one in known.items()
+            if "temporary_mib" in one
+        }
+        memory.plot(list(larger.values()), list(larger), mark)
     times.set_yticks(range(len(rows)), [f"{r['loss']} {show_size(r['size'])}" for r in rows])
     times.set_xlabel("time, times ours")
     memory.set_xlabel("temporary memory, times ours")

@@ -52,7 +52,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     if len(values) == 1:
         values = [*values, *values]
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return {name: rounded(x) for name, x in {"median": middle, "low": low, "high": high}.items()}
+    return {"median": rounded(middle), "low": rounded(low), "high": rounded(high)}
 
 
 def ratios(above: Sequence[float], below: Sequence[float]) -> dict[str, float]:

@@ -10,8 +10,8 @@
 Random features of the paper's shape (313 frames of 128 mel filters, float16, 147 attribute
 classes, 990 source clips to 10 target clips in each section) are put on the device; the steps, the
 loops and the sweep are those that training runs. ``FIELD=VALUE`` changes the system as in
-``experiments.two_stage``; ``--batch`` sets the batch of
-pre-training (fine-tuning takes ``finetune.ways`` x ``finetune.shots``).
+``experiments.two_stage``; ``--batch`` sets the batch of pre-training (fine-tuning takes
+``finetune.ways`` x ``finetune.shots``).
 
 Parts (``--parts``; each is written as soon as it is there, one that fails costs only itself):
 
@@ -26,7 +26,7 @@ Parts (``--parts``; each is written as soon as it is there, one that fails costs
 - ``sweep``: S runs as one program against S runs in a row; short epochs of pre-training, prototype
   pass included.
 - ``host``: crops gathered by the host against resident features, on the same epochs.
-- ``torch``: the pre-training step against the same network in PyTorch (``bench_torch.py``), for
+- ``torch``: the pre-training step against the same network in PyTorch (``torch_reference.py``), for
   every one of ``--widths``. Values are compared first. Our side gathers and standardizes its crops
   in the step, PyTorch finds them ready.
 
@@ -384,8 +384,8 @@ PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "lowering": measure_lowering,
     "sweep": measure_sweep,
     "host": measure_host,
-    "torch": measure_torch,
     "full": measure_full,
+    "torch": measure_torch,  # last: two frameworks share a device then
 }
 
 
@@ -419,8 +419,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     args = parse(arguments)
-    parts = list(args.parts or [name for name in PARTS if name != "full"])
-    parts += ["full"] if args.full else []
+    wanted = args.parts or [name for name in PARTS if name != "full"]
+    parts = [name for name in PARTS if name in wanted or (name == "full" and args.full)]
     # Both are read when jax first looks for devices, which is below.
     if args.xla_flags:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {args.xla_flags}".strip()
@@ -441,16 +441,13 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "waited for; one more round before does not count.",
         highlight=False,
     )
-    out = None
-    if args.out is not None:
-        out = args.out
+    out = args.out
+    if out is not None:
         if out.suffix != ".json":
             out = out / file_name("train", result["device"], args.dtype, args.tag)
         out.parent.mkdir(parents=True, exist_ok=True)
     failed = {}
-    order = [name for name in PARTS if name in parts and name != "torch"]
-    order += ["torch"] if "torch" in parts else []  # last: two frameworks share a device then
-    for name in order:
+    for name in parts:
         with console.status(f"measuring {name}"):
             try:
                 result[name] = PARTS[name](bench)
@@ -460,7 +457,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         if name != "torch":
             result["peak_memory"] = bench.peak_memory()
         show(console, {name: result[name]})
-        if {"steps", "pass"} <= {key for key in result if key not in failed}:
+        if {"steps", "pass"} <= result.keys() - failed.keys():
             result["projected"] = project(bench, result)
         if out is not None:
             write_json(out, result)
@@ -470,7 +467,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         console.print(f"Written to {out}", highlight=False, soft_wrap=True)
     if failed:
         names = "; ".join(f"{name}: {why}" for name, why in failed.items())
-        raise SystemExit(f"error: {len(failed)} of {len(order)} parts failed: {names}")
+        raise SystemExit(f"error: {len(failed)} of {len(parts)} parts failed: {names}")
     return result
 
 
