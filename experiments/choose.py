@@ -49,7 +49,7 @@ from asdproto.systems import preset
 from asdproto.systems.members import Fitted, RunOptions, prepare_for
 from asdproto.training.devices import Devices, use_compilation_cache, use_devices
 from experiments import common
-from experiments.perturb import COPIES, NAMES, STRENGTHS, copy_path, perturbed_store
+from experiments.perturb import COPIES, NAMES, STRENGTHS, perturbed_store
 
 FIGURES = ("source", "target", "pauc")
 COLUMNS = ("mean", *FIGURES, *STRENGTHS, *NAMES, "level")
@@ -161,15 +161,13 @@ def keep_out(
     """The store of one fold, and each test clip's place in :data:`COPIES` (-1: it is kept out)."""
     normal = [index for index, clip in enumerate(store.clips) if clip.split == "train"]
     number = fold_of([store.clips[index] for index in normal], folds, machines, by)
-    place = {clip.path: index for index, clip in enumerate(store.clips)}
     rows = [index for index, own in zip(normal, number, strict=True) if own != fold]
     clips, kinds = [store.clips[index] for index in rows], []
     for index, own in zip(normal, number, strict=True):
         if own == fold:
-            copies = [place[copy_path(copy, store.clips[index].path)] for copy in COPIES]
-            rows += [index, *copies]
-            clips += [dataclasses.replace(store.clips[index], split="test")]
-            clips += [store.clips[copy] for copy in copies]
+            clip, *copies = store.clips[index : index + 1 + len(COPIES)]
+            rows += range(index, index + 1 + len(COPIES))
+            clips += [dataclasses.replace(clip, split="test"), *copies]
             kinds += [-1, *range(len(COPIES))]
     part = dataclasses.replace(
         store,

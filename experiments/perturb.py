@@ -129,7 +129,10 @@ def _rms(audio: np.ndarray) -> float:
 
 
 def perturbed_store(collection: Path, folder: Path, settings: FeatureSettings) -> FeatureStore:
-    """Features of a collection's training clips (split ``train``) and their copies (``test``)."""
+    """Features of a collection's training clips (split ``train``) and their copies (``test``).
+
+    Each clip is followed by its copies, in the order of :data:`COPIES`.
+    """
     if folder.exists():
         return open_store(folder, expect=settings)
     root, clips = load_collection(collection)
@@ -143,14 +146,9 @@ def perturbed_store(collection: Path, folder: Path, settings: FeatureSettings) -
             features += arrays
             copies.append(clip)
             for copy in COPIES:
-                path = copy_path(copy, clip.path)
+                path = "/".join((*copy, clip.path))
                 copies.append(dataclasses.replace(clip, path=path, split="test", state="anomaly"))
     return write_store(folder, features, copies, settings=settings)
-
-
-def copy_path(copy: tuple[str, str], path: str) -> str:
-    """Name of a clip's copy in the store; ``copy`` is one of :data:`COPIES`."""
-    return "/".join((*copy, path))
 
 
 def _features(job: tuple[Path, str, FeatureSettings]) -> list[np.ndarray]:

@@ -186,12 +186,7 @@ class Bench:
         return data, self.place(data)
 
     def task(
-        self,
-        stage: str,
-        loop: Loop,
-        count: int = 0,
-        data: Dataset | None = None,
-        **encoder: Any,
+        self, stage: str, loop: Loop, count: int = 0, data: Dataset | None = None, **encoder: Any
     ) -> Task:
         """Task of a stage as training makes it, with ``count`` steps an epoch where given."""
         system = dataclasses.replace(
@@ -239,6 +234,18 @@ class Bench:
 
         return run
 
+    def runner(
+        self, task: Task, index: ClipIndex, key: jax.Array, gather: Callable[..., Any] | None = None
+    ) -> Callable[[], None]:
+        """Runs an epoch a call, each from where the one before ended."""
+        epoch = self.epoch(task, gather)
+        held, hyper = [self.state(task)], self.devices.replicate(task.stage.hyper())
+
+        def run() -> None:
+            held[0] = epoch(held[0], index, key, hyper)
+
+        return run
+
     def peak_memory(self) -> dict[str, Any]:
         """Most bytes taken so far, as the device says, or else by one program, as compiled."""
         stats = self.devices.local[0].memory_stats() or {}
@@ -247,12 +254,7 @@ class Bench:
         return {"bytes": self.largest_program, "source": "largest compiled step, features included"}
 
     def stepper(
-        self,
-        task: Task,
-        loop: Loop,
-        name: str = "step",
-        unroll: int = 1,
-        suited: bool = True,
+        self, task: Task, loop: Loop, name: str = "step", unroll: int = 1, suited: bool = True
     ) -> tuple[Callable[[], None], Compiled]:
         """Runs ``task.steps_per_epoch`` steps, or as often a part of one, and waits for them.
 

@@ -114,10 +114,10 @@ def measure_steps(bench: Bench) -> dict[str, Any]:
         flops = task.stage.batch * (3 * total - stem)
         tflops = flops / whole["median"] * 1e-9
         parts = {"sampling": plan_ms + 1e3 * statistics.median(seconds["sampling"]) / bench.count}
-        names = {"forward": "forward", "loss": "loss", "backward": "backward", "step": "optimizer"}
         for before, name in itertools.pairwise(PIECES):
             gain = [b - a for a, b in zip(seconds[before], seconds[name], strict=True)]
-            parts[names[name]] = 1e3 * statistics.median(gain) / bench.count
+            part = "optimizer" if name == "step" else name
+            parts[part] = 1e3 * statistics.median(gain) / bench.count
         figures[stage] = {
             "batch": task.stage.batch,
             "steps_timed": bench.count,
@@ -225,22 +225,15 @@ def measure_sweep(bench: Bench) -> dict[str, Any]:
     runs, (data, index) = bench.args.runs, bench.short()
     key = jax.random.key(2)
     task = bench.task("pretrain", bench.loop, data=data)
-    alone, hyper = [bench.state(task)], bench.devices.replicate(task.stage.hyper())
-    epoch = bench.epoch(task)
-
-    def single() -> None:
-        alone[0] = epoch(alone[0], index, key, hyper)
-
-    contenders: dict[str, Callable[[], None]] = {"single": single}
-    keys = jax.random.split(key, runs)
+    contenders = {"single": bench.runner(task, index, key)}
+    keys, hyper = jax.random.split(key, runs), bench.devices.replicate(task.stage.hyper())
     hypers = stack_runs(
         [hyper._replace(temperature=jnp.float32(0.07 + 0.01 * k)) for k in range(runs)]
     )
     compiling = {}
     # Grouped convolutions in a loop take a CPU minutes.
-    for name in (
-        ("patches",) if bench.platform == "cpu" else ("native", "native_if_fits", "patches")
-    ):
+    lowerings = () if bench.platform == "cpu" else ("native", "native_if_fits")
+    for name in (*lowerings, "patches"):
         varied = bench.task("pretrain", "scan", data=data, lowering=name)
         held = [stack_runs([bench.state(varied)] * runs)]
         program = Compiled.of(
@@ -275,20 +268,12 @@ def measure_host(bench: Bench) -> dict[str, Any]:
     """Epochs of pre-training from the host's crops against resident features."""
     data, index = bench.short()
     key = jax.random.key(3)
-
-    def epochs(name: str) -> Callable[[], None]:
-        loop = bench.loop if name == "resident" else "dispatch"
-        task = bench.task("pretrain", loop, data=data)
-        gather = functools.partial(gather_crops, data.train) if name == "host" else None
-        held, hyper = [bench.state(task)], bench.devices.replicate(task.stage.hyper())
-        epoch = bench.epoch(task, gather)
-
-        def run() -> None:
-            held[0] = epoch(held[0], index, key, hyper)
-
-        return run
-
-    contenders = {name: epochs(name) for name in ("resident", "host")}
+    resident = bench.task("pretrain", bench.loop, data=data)
+    host = bench.task("pretrain", "dispatch", data=data)
+    contenders = {
+        "resident": bench.runner(resident, index, key),
+        "host": bench.runner(host, index, key, functools.partial(gather_crops, data.train)),
+    }
     seconds, _ = interleave(contenders, bench.args.rounds)
     return {
         "clips": len(data.labels),
