@@ -116,9 +116,7 @@ def variant_cells(
     system: Any, chosen: Sequence[Variant], args: Any, devices: Devices, console: Console
 ) -> list[grid.Cell]:
     """Cells of variants of the paper's system: one a seed, or one of all that run side by side."""
-    together = args.together
-    if together is None:
-        together = devices.local[0].platform != "cpu"
+    together = devices.local[0].platform != "cpu" if args.together is None else args.together
 
     def files(seeds: Sequence[int]) -> tuple[Path, ...]:
         return tuple(scores_of(args.workdir, one.key, seed) for one in chosen for seed in seeds)

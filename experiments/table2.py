@@ -25,19 +25,19 @@ PAPER = {
     "quarter": ("25%", (84.75, 69.70, 64.64, 72.09)),
     "eighth": ("12.5%", (83.98, 68.49, 64.58, 71.44)),
 }
+CHANGES: dict[str, dict[str, Any]] = {
+    "without": {"sub_prototypes": 0},
+    "half": {"mpe_ratio": 0.5},
+    "quarter": {"mpe_ratio": 0.25},
+    "eighth": {"mpe_ratio": 0.125},
+}
 
 
 def variants(system: PrototypeSystem) -> list[Variant]:
     """The rows: pre-training alone."""
-
-    def mpe(**changes: Any) -> Any:
-        return dataclasses.replace(system.pretrain, **changes)
-
     return [
-        Variant("without", mpe(sub_prototypes=0)),
-        Variant("half", mpe(mpe_ratio=0.5)),
-        Variant("quarter", mpe(mpe_ratio=0.25)),
-        Variant("eighth", mpe(mpe_ratio=0.125)),
+        Variant(key, dataclasses.replace(system.pretrain, **change))
+        for key, change in CHANGES.items()
     ]
 
 

@@ -349,7 +349,7 @@ def main(
         nargs="+",
         default=[],
         metavar="FIELD=VALUE",
-        help="dotted overrides, as pretrain.epochs=10",
+        help="dotted overrides, as pretrain.epochs=10 (default: none)",
     )
     add = parser.add_argument_group("speed").add_argument
     add("--sizes", nargs="+", type=parse_size, metavar="BxCxD")
