@@ -10,24 +10,14 @@ Presets: ``paper`` is the official baseline (100 epochs); ``small`` and ``quick`
 hundred clips, in seconds on a CPU.
 """
 
-from pathlib import Path
-
-from asdproto.arguments import Parser
 from asdproto.commands import train
 from experiments import common
 
 
-def make_parser() -> Parser:
-    """The command line."""
-    parser = Parser(prog="python -m experiments.autoencoder", description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="collection, or feature store")
-    parser.add_argument("--workdir", type=Path, required=True, help="folder for all results")
-    train.add_arguments(parser, "autoencoder")
-    return parser
-
-
 def main(argv: list[str] | None = None) -> None:
-    train.run(make_parser().parse_args(argv))
+    parser = common.make_parser("autoencoder", __doc__)
+    train.add_arguments(parser, "autoencoder")
+    train.run(parser.parse_args(argv))
 
 
 if __name__ == "__main__":

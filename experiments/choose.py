@@ -25,11 +25,9 @@ hold the results.
 import dataclasses
 import hashlib
 import json
-import multiprocessing
 import tempfile
 import warnings
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -40,22 +38,19 @@ from asdproto.arguments import Parser
 from asdproto.config import ConfigError, override, to_dict
 from asdproto.data.dataset import section_keys
 from asdproto.data.dcase import Clip
-from asdproto.data.store import FeatureStore, open_store, write_store
-from asdproto.data.table import load_collection
-from asdproto.features import FeatureSettings, log_mel, read_audio
-from asdproto.files import read_json, write_atomically
+from asdproto.data.store import FeatureStore
+from asdproto.files import read_json
+from asdproto.results.result_files import write_text
+from asdproto.results.tables import percent
 from asdproto.scoring import metrics
 from asdproto.scoring.fusion import combine
 from asdproto.scoring.thresholds import ThresholdWarning
 from asdproto.systems import preset
 from asdproto.systems.members import Fitted, RunOptions, prepare_for
-from asdproto.training.devices import use_compilation_cache, use_devices
+from asdproto.training.devices import Devices, use_compilation_cache, use_devices
 from experiments import common
-from experiments.perturb import PERTURBATIONS, STRENGTHS, perturb
+from experiments.perturb import COPIES, NAMES, STRENGTHS, perturbed_store
 
-NAMES = tuple(name for name in PERTURBATIONS if name != "level")
-FAULTS = tuple((strength, name) for strength in STRENGTHS for name in NAMES)
-COPIES = (*FAULTS, ("faint", "level"))
 FIGURES = ("source", "target", "pauc")
 COLUMNS = ("mean", *FIGURES, *STRENGTHS, *NAMES, "level")
 
@@ -160,58 +155,19 @@ def fold_of(
     return fold
 
 
-def _features(job: tuple[str, str, FeatureSettings]) -> list[np.ndarray]:
-    root, path, settings = job
-    audio, _ = read_audio(Path(root) / path, settings.sample_rate)
-    copies = [
-        perturb(name, audio, settings.sample_rate, path, strength=STRENGTHS[strength])
-        for strength, name in COPIES
-    ]
-    return [log_mel(one, settings).astype(np.float16) for one in (audio, *copies)]
-
-
-def perturbed_store(collection: Path, folder: Path, settings: FeatureSettings) -> FeatureStore:
-    """Features of a collection's training clips (split ``train``) and their copies (``test``)."""
-    if folder.exists():
-        return open_store(folder, expect=settings)
-    root, clips = load_collection(collection)
-    clips = [clip for clip in clips if clip.split == "train"]
-    jobs = [(str(root), clip.path, settings) for clip in clips]
-    features, copies = [], []
-    # Forking a process that runs threads, as jax does, may hang it.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(mp_context=context) as pool:
-        for clip, arrays in zip(clips, pool.map(_features, jobs, chunksize=8), strict=True):
-            features += arrays
-            copies += [clip] + [
-                dataclasses.replace(
-                    clip, path=_path(copy, clip.path), split="test", state="anomaly"
-                )
-                for copy in COPIES
-            ]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    return write_store(folder, features, copies, settings=settings)
-
-
-def _path(copy: tuple[str, str], path: str) -> str:
-    return "/".join((*copy, path))
-
-
 def keep_out(
     store: FeatureStore, fold: int, folds: int, machines: Sequence[str] | None, by: str = "clips"
 ) -> tuple[FeatureStore, np.ndarray]:
     """The store of one fold, and each test clip's place in :data:`COPIES` (-1: it is kept out)."""
     normal = [index for index, clip in enumerate(store.clips) if clip.split == "train"]
     number = fold_of([store.clips[index] for index in normal], folds, machines, by)
-    place = {clip.path: index for index, clip in enumerate(store.clips)}
     rows = [index for index, own in zip(normal, number, strict=True) if own != fold]
     clips, kinds = [store.clips[index] for index in rows], []
     for index, own in zip(normal, number, strict=True):
         if own == fold:
-            copies = [place[_path(copy, store.clips[index].path)] for copy in COPIES]
-            rows += [index, *copies]
-            clips += [dataclasses.replace(store.clips[index], split="test")]
-            clips += [store.clips[copy] for copy in copies]
+            clip, *copies = store.clips[index : index + 1 + len(COPIES)]
+            rows += range(index, index + 1 + len(COPIES))
+            clips += [dataclasses.replace(clip, split="test"), *copies]
             kinds += [-1, *range(len(COPIES))]
     part = dataclasses.replace(
         store,
@@ -256,21 +212,27 @@ class Cell:
     seed: int
 
 
+@dataclasses.dataclass(frozen=True)
 class Bench:
-    """Trains and scores cells, and keeps their scores in a folder."""
+    """Trains and scores cells, and keeps their scores in a folder.
 
-    def __init__(
-        self,
-        collections: dict[str, Path],
-        workdir: Path,
-        preset_name: str,
-        folds: int,
-        machines: Sequence[str] | None,
-        by: str = "clips",
-    ):
-        self.collections, self.workdir, self.preset = collections, workdir, preset_name
-        self.folds, self.machines, self.by = folds, machines, by
-        self.devices = use_devices(1)
+    Attributes:
+      collections: Folders by name.
+      workdir: Where features and scores are kept.
+      preset: Of every system.
+      folds: Parts that the clips are dealt into.
+      machines: Machine types that clips are kept out of; all when ``None``.
+      by: As for :func:`fold_of`.
+      devices: Where to train.
+    """
+
+    collections: dict[str, Path]
+    workdir: Path
+    preset: str
+    folds: int
+    machines: Sequence[str] | None
+    by: str
+    devices: Devices
 
     def system(self, setting: Setting) -> Any:
         """The system of a setting."""
@@ -305,80 +267,56 @@ class Bench:
             if not self.file(cell, setting).exists():
                 missing.setdefault((setting.kind, setting.trained_as), []).append(setting)
         for group in missing.values():
-            system = self.system(group[0])
-            data, kinds = self.data(cell, system)
-            for setting, fitted in self._fit(group, data, cell.seed):
-                self._keep(cell, setting, data, kinds, fitted)
-
-    def _fit(
-        self, group: Sequence[Setting], data: Any, seed: int
-    ) -> Iterable[tuple[Setting, dict[str, Fitted]]]:
-        """Each setting with its detectors; one training serves the group."""
-        first = self.system(group[0])
-        with tempfile.TemporaryDirectory() as scratch:
-            options = RunOptions(Path(scratch), self.devices)
-            if first.kind != "prototype":
-                for setting in group:
-                    fitted = self.system(setting).train(data, options, [seed])
-                    yield setting, {name: members[0] for name, members in fitted.items()}
-                return
-            from asdproto.systems import prototype
-
-            states = prototype.train(first, data, options, seed=seed)
+            first = self.system(group[0])
+            data, kinds = self.data(cell, first)
+            with tempfile.TemporaryDirectory() as scratch:
+                options = RunOptions(Path(scratch), self.devices)
+                trained = first.train(data, options, [cell.seed])
             for setting in group:
                 system = self.system(setting)
-                yield (
-                    setting,
-                    {
-                        name: prototype.fit(system, data, state, self.devices)
-                        for name, state in states.items()
-                    },
-                )
+                fitted = {
+                    name: one if system == first else system.refit(one.member, data)
+                    for name, (one,) in trained.items()
+                }
+                self._keep(cell, setting, data, kinds, fitted)
 
     def _keep(
         self, cell: Cell, setting: Setting, data: Any, kinds: np.ndarray, fitted: dict[str, Fitted]
     ) -> None:
         sections = section_keys(data.test_clips)
-        content = {
-            name: {
-                "scores": one.member.compare(data.test, sections).scores.tolist(),
-                "held_out": one.held_out.tolist(),
-            }
-            for name, one in fitted.items()
+        scores = {
+            name: one.member.compare(data.test, sections).scores for name, one in fitted.items()
         }
-        path = self.file(cell, setting)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figures = {
-            name: evaluate(np.array(one["scores"]), data.test_clips, kinds)
-            for name, one in content.items()
+        about = {
+            "setting": dataclasses.asdict(setting),
+            "figures": {
+                name: evaluate(one, data.test_clips, kinds) for name, one in scores.items()
+            },
+            "scores": {
+                name: {"scores": scores[name].tolist(), "held_out": one.held_out.tolist()}
+                for name, one in fitted.items()
+            },
         }
-        about = {"setting": dataclasses.asdict(setting), "figures": figures, "scores": content}
-        write_atomically(path, json.dumps(about).encode())
+        write_text(self.file(cell, setting), json.dumps(about))
+
+    def _kept(self, cell: Cell, setting: Setting) -> dict[str, Any]:
+        return read_json(self.file(cell, setting), remedy="Delete it; it is made again.")
 
     def figures(self, cell: Cell, setting: Setting) -> dict[str, dict[str, float]]:
         """Figures of a finished setting by detector; combined with others where it names some."""
-        kept = read_json(self.file(cell, setting), remedy="Delete it; it is made again.")
+        kept = self._kept(cell, setting)
         if not setting.beside:
             return kept["figures"]
         data, kinds = self.data(cell, self.system(setting))
-        parts = [
-            read_json(self.file(cell, SETTINGS[name]), remedy="Delete it; it is made again.")
-            for name in setting.beside
-        ]
-        others = [list(part["scores"].values())[-1] for part in parts]
-        return {
-            name: evaluate(
-                combine(
-                    [np.array(one["scores"]) for one in (own, *others)],
-                    [np.array(one["held_out"]) for one in (own, *others)],
-                    section_keys(data.test_clips),
-                    section_keys(data.train_clips),
-                ),
-                data.test_clips,
-                kinds,
-            )
-            for name, own in kept["scores"].items()
-        }
+        beside = [self._kept(cell, SETTINGS[name])["scores"] for name in setting.beside]
+        others = [list(by_detector.values())[-1] for by_detector in beside]
+        sections = section_keys(data.test_clips), section_keys(data.train_clips)
+        figures = {}
+        for name, own in kept["scores"].items():
+            scores = [np.array(one["scores"]) for one in (own, *others)]
+            held_out = [np.array(one["held_out"]) for one in (own, *others)]
+            figures[name] = evaluate(combine(scores, held_out, *sections), data.test_clips, kinds)
+        return figures
 
 
 def compare(
@@ -391,14 +329,14 @@ def compare(
       ``mean``, and ``difference`` and ``standard_error`` of ``mean``, all in [0, 1].
     """
     by_row: dict[str, list[dict[str, float]]] = {}
-    result_of = {}
+    results = []
     for name, setting in settings.items():
-        for cell in cells:
-            figures = bench.figures(cell, setting)
-            result_of[name] = title(name, list(figures)[-1], figures)
-            for detector, one in figures.items():
-                by_row.setdefault(title(name, detector, figures), []).append(one)
-    first = np.array([one["mean"] for one in by_row[result_of[next(iter(settings))]]])
+        found = [bench.figures(cell, setting) for cell in cells]
+        for detector in found[0]:
+            row = name if len(found[0]) == 1 else f"{name}, {detector}"
+            by_row[row] = [figures[detector] for figures in found]
+        results.append(by_row[row])  # the last detector is the result
+    first = np.array([one["mean"] for one in results[0]])
     table: dict[str, dict[str, Any]] = {}
     for row, values in by_row.items():
         means = np.array([one["mean"] for one in values])
@@ -417,11 +355,6 @@ def compare(
     return table
 
 
-def title(setting: str, detector: str, figures: dict[str, Any]) -> str:
-    """Name of a row: the setting's, with the detector's where there are several."""
-    return setting if len(figures) == 1 else f"{setting}, {detector}"
-
-
 def markdown(table: dict[str, dict[str, Any]], heading: str) -> str:
     """The table for people, in percent."""
     columns = [name for name in COLUMNS if any(name in row["means"] for row in table.values())]
@@ -432,11 +365,9 @@ def markdown(table: dict[str, dict[str, Any]], heading: str) -> str:
         "|---" * (len(columns) + 2) + "|",
     ]
     for name, row in table.items():
-        error = row["standard_error"]
-        gain = f"{100 * row['difference']:+.1f}" + (
-            "" if error is None else f" ± {100 * error:.1f}"
-        )
-        cells = [f"{100 * row['means'][c]:.1f}" if c in row["means"] else "–" for c in columns]
+        difference = {"mean": row["difference"], "std": row["standard_error"]}
+        gain = percent(difference, 1, signed=True)
+        cells = [percent(row["means"].get(column), 1) for column in columns]
         lines.append(f"| {name} | {gain} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -483,13 +414,7 @@ def make_parser() -> Parser:
         help="keep out clips one by one, or all of an operating condition together",
     )
     add("--folds", type=int, default=4, metavar="N", help="parts that the clips are dealt into")
-    add(
-        "--keep-out",
-        type=int,
-        nargs="+",
-        metavar="I",
-        help="folds to keep out in turn (default: all)",
-    )
+    add("--keep-out", type=int, nargs="+", metavar="I", help="folds to keep out (default: all)")
     add("--seeds", type=int, nargs="+", default=[0, 1], metavar="S", help="of every training")
     add(
         "--machines",
@@ -511,7 +436,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         path.resolve().parent.name if path.name == "dev_data" else path.name: path
         for path in args.data
     }
-    bench = Bench(collections, args.workdir, args.preset, args.folds, args.machines, args.by)
+    bench = Bench(
+        collections, args.workdir, args.preset, args.folds, args.machines, args.by, use_devices(1)
+    )
     folds = range(args.folds) if args.keep_out is None else args.keep_out
     cells = [
         Cell(name, fold, seed) for name in collections for fold in folds for seed in args.seeds
@@ -525,11 +452,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
                 f"{number}/{len(cells)}: {cell.collection}, fold {cell.fold}, seed {cell.seed}",
                 highlight=False,
             )
-    tables = {"all": compare(bench, cells, settings)}
+    groups = {"all": cells}
     if len(collections) > 1:
         for name in collections:
-            own = [cell for cell in cells if cell.collection == name]
-            tables[name] = compare(bench, own, settings)
+            groups[name] = [cell for cell in cells if cell.collection == name]
+    tables = {name: compare(bench, group, settings) for name, group in groups.items()}
     result = {
         "preset": args.preset,
         "by": args.by,
@@ -542,8 +469,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         markdown(table, f"{name}: {len(next(iter(table.values()))['cells'])} cells, percent")
         for name, table in tables.items()
     )
-    write_atomically(args.workdir / "choose.json", (json.dumps(result, indent=1) + "\n").encode())
-    write_atomically(args.workdir / "choose.md", text.encode())
+    common.write_json(args.workdir / "choose.json", result)
+    write_text(args.workdir / "choose.md", text)
     console.print(text, highlight=False, soft_wrap=True)
     return result
 

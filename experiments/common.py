@@ -1,48 +1,60 @@
-"""What the experiment modules share: how they run as commands."""
+"""What the experiment modules share: how they run as commands, and how they write json."""
 
 import contextlib
+import json
 import platform
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from asdproto import signals
+from asdproto.arguments import Parser
 from asdproto.commands import message
+from asdproto.config import ConfigError
 from asdproto.errors import DataError
-from asdproto.systems.run import check_same_run, features_of
-
-__all__ = ["check_same_run", "features_of", "processor", "run_main"]
+from asdproto.results.result_files import write_text
 
 
-@contextlib.contextmanager
-def plain_errors(resumes: bool = True) -> Iterator[None]:
-    """Turns expected errors into one message and an exit code, and Ctrl-C into a short goodbye."""
-    from asdproto.config import ConfigError
+def run_main(main: Callable[[list[str] | None], Any]) -> None:
+    """Runs an experiment module as a command.
+
+    Expected errors become one message and an exit code, and Ctrl-C a short goodbye.
+    """
+    # Both load jax, which processes that only read a module go without.
     from asdproto.training.checkpoint import CheckpointError
     from asdproto.training.loop import DivergedError
 
     try:
-        yield
+        with signals.handled():
+            # One line a warning: the place in our code means nothing to the person who reads it.
+            warnings.showwarning = _one_line
+            main(None)
     except (DataError, ConfigError, CheckpointError, DivergedError, OSError) as error:
         print(f"error: {message(error)}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt as stop:
-        after = "continues from the last checkpoint" if resumes else "trains from the start"
-        print(f"interrupted: {signals.kept(stop)}the same command {after}", file=sys.stderr)
+        text = f"{signals.kept(stop)}the same command continues from the last checkpoint"
+        print(f"interrupted: {text}", file=sys.stderr)
         raise SystemExit(signals.code(stop)) from None
-
-
-def run_main(main: Callable[[list[str] | None], Any], *, resumes: bool = True) -> None:
-    """Runs an experiment module as a command; ``resumes`` says whether it keeps checkpoints."""
-    with plain_errors(resumes), signals.handled():
-        # One line a warning: the place in our code means nothing to the person who reads it.
-        warnings.showwarning = _one_line
-        main(None)
 
 
 def _one_line(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     print(f"{category.__name__}: {message}", file=sys.stderr)
+
+
+def make_parser(name: str, description: str | None) -> Parser:
+    """The command line of an experiment on a data set."""
+    parser = Parser(prog=f"python -m experiments.{name}", description=description)
+    parser.add_argument("--data", type=Path, required=True, help="collection, or feature store")
+    parser.add_argument("--workdir", type=Path, required=True, help="folder for all results")
+    return parser
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a value as json; makes the folder where there is none."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def processor() -> str:

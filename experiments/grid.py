@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import csv
 import io
-import json
 import math
 import os
 import sys
@@ -29,12 +28,14 @@ from asdproto.config import ConfigError
 from asdproto.data.store import FeatureStore
 from asdproto.errors import DataError
 from asdproto.features import FeatureSettings
-from asdproto.files import locked, write_atomically
-from asdproto.results.result_files import read_results, write_results
+from asdproto.files import locked
+from asdproto.results.result_files import read_results, write_results, write_text
 from asdproto.results.tables import HEADLINE, TITLES, percent
 from asdproto.scoring.metrics import summarize
-from asdproto.systems import PRESETS
+from asdproto.systems import PRESETS, run
+from asdproto.training.devices import Devices, use_compilation_cache, use_devices
 from experiments import common
+from experiments.comparison import plot_rows
 
 LOCK = "lock"
 SECONDS = "seconds"
@@ -102,8 +103,7 @@ def run_cells(cells: Sequence[Cell], workdir: Path, console: Console | None) -> 
                 cell.run()
             except Exception as error:  # one broken cell must not cost the others
                 failed.append(cell.name)
-                failure.parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(failure, traceback.format_exc().encode())
+                write_text(failure, traceback.format_exc())
                 if console is not None:
                     console.print(
                         f"failed: {cell.name}: {error}", style="red", highlight=False, markup=False
@@ -111,7 +111,7 @@ def run_cells(cells: Sequence[Cell], workdir: Path, console: Console | None) -> 
             else:
                 failure.unlink(missing_ok=True)
                 took = f"{time.monotonic() - started:.1f}"
-                write_atomically(workdir / "cells" / cell.name / SECONDS, took.encode())
+                write_text(workdir / "cells" / cell.name / SECONDS, took)
     return failed
 
 
@@ -135,7 +135,7 @@ def features_of(
     while True:
         with claimed(folder.with_name(f"{folder.name}.claim")) as has_lock:
             if has_lock:
-                return common.features_of(data, folder, settings, console)
+                return run.features_of(data, folder, settings, console)
         time.sleep(1)
 
 
@@ -143,10 +143,8 @@ def make_parser(
     name: str, description: str | None, kinds: Sequence[str] = ("prototype",)
 ) -> Parser:
     """The command line that all tables share; ``kinds`` are the systems that it overrides."""
-    parser = Parser(prog=f"python -m experiments.{name}", description=description)
+    parser = common.make_parser(name, description)
     add = parser.add_argument
-    add("--data", type=Path, required=True, help="collection, or feature store")
-    add("--workdir", type=Path, required=True, help="folder for all results")
     add("--preset", choices=PRESETS, default="paper", help="size of the systems (default: paper)")
     add(
         "--seeds",
@@ -170,8 +168,13 @@ def make_parser(
     return parser
 
 
-def start(args: argparse.Namespace, argv: Sequence[str] | None, *, table: int) -> None:
+def start(
+    args: argparse.Namespace, argv: Sequence[str] | None, *, table: int
+) -> tuple[Devices, Console]:
     """Makes the work folder, or refuses one of other settings; ``args.command`` is then known.
+
+    Returns:
+      Where cells train, and where they report.
 
     Raises:
       ConfigError: A seed is given twice.
@@ -183,37 +186,39 @@ def start(args: argparse.Namespace, argv: Sequence[str] | None, *, table: int) -
     asked = {"table": table, **{name: getattr(args, name) for name in names}}
     words = sys.argv[1:] if argv is None else argv
     args.command = ["python", "-m", f"experiments.table{table}", *words]
-    common.check_same_run(args.workdir, asked)
-    args.workdir.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(asked, indent=1) + "\n"
-    write_atomically(args.workdir / "config.json", text.encode())
+    run.check_same_run(args.workdir, asked)
+    common.write_json(args.workdir / "config.json", asked)
+    use_compilation_cache()
+    return use_devices(), Console()
 
 
 def finish(
-    title: str,
+    table: int,
     rows: Sequence[Row],
+    cells: Sequence[Cell],
     args: argparse.Namespace,
-    failed: Sequence[str],
+    devices: Devices,
     console: Console,
-    **more: Any,
 ) -> dict[str, Any]:
-    """Writes the table as json, csv, markdown and picture, and prints it.
+    """Runs the cells, writes the table as json, csv, markdown and picture, and prints it.
 
     Args:
-      title: Of the table.
+      table: Its number.
       rows: Its rows; those without a finished run are left out.
+      cells: What makes their runs.
       args: The command line's.
-      failed: Cells that failed.
-      console: Where to.
-      **more: Goes into ``results.json``, beside the command, the machine and the seconds that each
-        cell took.
+      devices: Where cells train.
+      console: Where to print.
 
     Returns:
-      What ``results.json`` holds.
+      What ``results.json`` holds: the rows, the command, the machine and the seconds that each cell
+      took.
 
     Raises:
       SystemExit: Cells failed; everything else is written before.
     """
+    workdir, title = args.workdir, f"Table {table}, preset {args.preset}"
+    failed = run_cells(cells, workdir, console)
     finished = {row.key: collect(row, args.seeds) for row in rows}
     finished = {key: one for key, one in finished.items() if one["seeds"]}
     missing = [
@@ -222,10 +227,10 @@ def finish(
         for seed in args.seeds
         if not row.results(seed).exists() and row.key not in failed
     ]
-    workdir = args.workdir
     took = sorted((workdir / "cells").glob(f"*/{SECONDS}"))
     result = {
-        **more,
+        "table": table,
+        "device": devices.local[0].device_kind,
         "command": args.command,
         "processor": common.processor(),
         "cores": os.cpu_count(),
@@ -234,21 +239,17 @@ def finish(
         "machines": args.machines,
         "rows": finished,
         "overrides": args.overrides,
-        "failed": list(failed),
+        "failed": failed,
     }
     write_results(workdir / "results.json", result)
     if finished:
-        text = f"# {title}\n\n{markdown(finished)}"
-        write_atomically(workdir / "table.md", text.encode())
-        write_atomically(workdir / "table.csv", as_csv(finished).encode())
+        text = f"{title}\n\n{markdown(finished)}"
+        write_text(workdir / "table.md", f"# {text}")
+        write_text(workdir / "table.csv", as_csv(finished))
         plot(workdir / "table.png", title, finished)
-        console.print(
-            f"{title}\n\n{markdown(finished)}", highlight=False, markup=False, soft_wrap=True
-        )
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
         console.print(f"Table:   {workdir / 'table.md'}, .csv, .png", highlight=False)
     console.print(f"Figures: {workdir / 'results.json'}", highlight=False, soft_wrap=True)
-    if missing and not failed:
-        console.print(f"not finished, in other processes: {', '.join(missing)}", highlight=False)
     if failed:
         console.print(
             f"{len(failed)} failed: {', '.join(failed)}; see {workdir / 'failures'}. The same "
@@ -258,6 +259,8 @@ def finish(
             soft_wrap=True,
         )
         raise SystemExit(1)
+    if missing:
+        console.print(f"not finished, in other processes: {', '.join(missing)}", highlight=False)
     return result
 
 
@@ -331,29 +334,11 @@ def as_csv(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 def plot(path: Path, title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
     """Draws mean and standard deviation of the headline figures, every seed, and the paper's."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    height = 0.42 * len(rows) + 1.6
-    figure, axes = pyplot.subplots(
-        1, len(HEADLINE), figsize=(13, height), sharey=True, layout="constrained"
-    )
-    for axis, name in zip(axes, HEADLINE, strict=True):
-        for place, row in enumerate(rows.values()):
-            values = [100 * value for value in row["values"][name]]
-            axis.plot(values, [place] * len(values), "o", color="tab:blue", alpha=0.4)
-            one = row["figures"][name]
-            std = 0 if math.isnan(one["std"]) else 100 * one["std"]
-            axis.errorbar(100 * one["mean"], place, xerr=std, fmt="|", color="black", capsize=4)
-            if name in row["paper"]:
-                axis.plot(row["paper"][name], place, "D", color="tab:red", fillstyle="none")
-        axis.axvline(50, color="black", linewidth=0.8, linestyle=":")
-        axis.set_xlabel(TITLES[name] + ", %")
-        axis.grid(axis="x", alpha=0.3)
-    axes[0].set_yticks(range(len(rows)), [row["name"] for row in rows.values()])
-    axes[0].invert_yaxis()
-    figure.suptitle(f"{title}: points are seeds, bars mean ± std, diamonds the paper's figures")
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    title = f"{title}: points are seeds, bars mean ± std, diamonds the paper's figures"
+    drawn = {
+        row["name"]: {
+            name: {"values": row["values"][name], **row["figures"][name]} for name in HEADLINE
+        }
+        for row in rows.values()
+    }
+    plot_rows(path, title, drawn, paper={row["name"]: row["paper"] for row in rows.values()})

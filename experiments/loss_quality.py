@@ -18,22 +18,25 @@ from typing import Any
 
 import jax
 import numpy as np
+from rich import box
 from rich.console import Console
+from rich.table import Table
 
 from asdproto.config import override, to_dict
 from asdproto.data.dataset import Dataset, prepare
-from asdproto.files import write_atomically
-from asdproto.results.tables import percent
+from asdproto.results.result_files import read_results
+from asdproto.results.tables import HEADLINE, TITLES, percent
 from asdproto.systems import prototype
 from asdproto.systems.members import RunOptions
 from asdproto.systems.prototype import PrototypeSystem, ScoreConfig
+from asdproto.systems.run import check_same_run, features_of
 from asdproto.training.devices import use_compilation_cache, use_devices
 from asdproto.training.stage import Objective, StageConfig, mpe_objective
 from asdproto.training.state import TrainState
-from experiments import common, two_stage
-from experiments.comparison import FIGURES, over_runs, plot_rows, print_rows, score_run
+from experiments import two_stage
+from experiments.common import write_json
+from experiments.comparison import plot_rows, score_run
 
-PRESETS = two_stage.PRESETS
 # The quickstart's machines: a DCASE-layout set that everybody can make.
 SYNTHETIC: dict[str, Any] = {
     "machines": ("fan", "gearbox"),
@@ -88,9 +91,8 @@ def train(
     together: bool,
 ) -> list[TrainState]:
     """Final states of several seeds; as one program (``together``) or one after the other."""
-    fields = {field.name: getattr(system, field.name) for field in dataclasses.fields(system)}
-    fields["stages"] = ("pretrain",)
-    one = OneStage(**fields, make_objective=make_objective)
+    fields = {**vars(system), "stages": ("pretrain",), "make_objective": make_objective}
+    one = OneStage(**fields)
     if together:
         finals = prototype.train_together(one, data, options, seeds)
     else:
@@ -107,22 +109,18 @@ def measure(
     use_compilation_cache()
     devices = use_devices()
     system = override(get_config(args.preset), args.overrides)
-    names = args.loss or list(objectives)
     folder = args.workdir
     # Losses and seeds may be added to a work folder; whatever else differs is another folder's.
-    common.check_same_run(folder, {"system": to_dict(system), "machines": None})
+    about = {"system": to_dict(system), "machines": None}
+    check_same_run(folder, about)
     data_root = args.data
     if data_root is None:
         from asdproto.data.synthetic import synthesize  # needs an audio library
 
         data_root = synthesize(folder / "data", **SYNTHETIC)
-    store = common.features_of(
-        data_root, args.features or folder / "features", system.features, console
-    )
+    store = features_of(data_root, args.features or folder / "features", system.features, console)
     data = prepare(store, system.encoder.crop)
-    folder.mkdir(parents=True, exist_ok=True)
-    about = {"system": to_dict(system), "machines": None}
-    write_atomically(folder / "config.json", json.dumps(about, indent=2).encode())
+    write_json(folder / "config.json", about)
     together = devices.local[0].platform != "cpu" if args.together is None else args.together
     result: dict[str, Any] = {
         "part": "quality",
@@ -135,7 +133,7 @@ def measure(
         "device": jax.devices()[0].device_kind,
         "losses": {},
     }
-    for loss in names:
+    for loss in args.loss or objectives:
         scores = {seed: folder / "scores" / f"{loss}-{seed}" for seed in args.seeds}
         missing = [seed for seed in args.seeds if not (scores[seed] / "seconds.json").exists()]
         if missing:
@@ -148,23 +146,40 @@ def measure(
             seconds = (time.monotonic() - began) / len(missing)
             for seed, state in zip(missing, states, strict=True):
                 score_run(scores[seed], system, data, state, devices)
-                write_atomically(
-                    scores[seed] / "seconds.json", json.dumps(round(seconds, 1)).encode()
-                )
-        taken = [json.loads((scores[s] / "seconds.json").read_text()) for s in args.seeds]
-        result["losses"][loss] = {
-            **over_runs(list(scores.values())),
-            "train_seconds": round(float(np.mean(taken)), 1),
-        }
-        one = result["losses"][loss]
+                write_json(scores[seed] / "seconds.json", round(seconds, 1))
+        one = result["losses"][loss] = summary(list(scores.values()))
         console.print(
-            f"{loss}: " + "  ".join(f"{n} {percent(one[n], 1)}" for n in FIGURES),
+            f"{loss}: " + "  ".join(f"{n} {percent(one[n], 1)}" for n in HEADLINE),
             soft_wrap=True,
             highlight=False,
         )
         if args.out is not None:  # what is measured stays, whatever comes
-            write_atomically(args.out, (json.dumps(result, indent=1) + "\n").encode())
+            write_json(args.out, result)
     return result
+
+
+def summary(folders: Sequence[Path]) -> dict[str, Any]:
+    """What a loss reaches over seeds, and the mean seconds of a training.
+
+    Args:
+      folders: Where :func:`measure` keeps the scores of each seed.
+
+    Returns:
+      ``{figure: {"values", "mean", "std"}}`` of the headline figures, in [0, 1], with the sample
+      standard deviation (0 for one seed), and ``"train_seconds"``.
+    """
+    runs = [read_results(folder / "results.json") for folder in folders]
+    found: dict[str, Any] = {}
+    for name in HEADLINE:
+        values = [run[name] for run in runs]
+        spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
+        found[name] = {
+            "values": [round(float(value), 4) for value in values],
+            "mean": round(float(np.mean(values)), 4),
+            "std": round(float(spread), 4),
+        }
+    seconds = [json.loads((folder / "seconds.json").read_text()) for folder in folders]
+    return {**found, "train_seconds": round(float(np.mean(seconds)), 1)}
 
 
 def _ranked(result: dict[str, Any]) -> dict[str, Any]:
@@ -176,12 +191,17 @@ def report(result: dict[str, Any], console: Console) -> None:
     """Prints the table, best overall figure first."""
     seeds = len(result["seeds"])
     title = f"{result['data']}, preset {result['preset']}, {seeds} seeds, mean ± std, %"
-    rows = _ranked(result)
-    seconds = {loss: f"{one['train_seconds']:.0f}" for loss, one in rows.items()}
-    print_rows(console, title, rows, first="loss", more={"train s": seconds})
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title=title)
+    table.add_column("loss", overflow="fold")
+    for name in (*(TITLES[figure] for figure in HEADLINE), "train s"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for loss, one in _ranked(result).items():
+        figures = [percent(one[figure], 1) for figure in HEADLINE]
+        table.add_row(loss, *figures, f"{one['train_seconds']:.0f}")
+    console.print(table)
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
     """Draws every seed's figures, losses in the order of their mean overall figure."""
-    title = f"{result['data']}, preset {result['preset']}: points are seeds, bars their mean"
-    plot_rows(path, title, _ranked(result))
+    title = f"{result['data']}, preset {result['preset']}: points are seeds, bars mean ± std"
+    plot_rows(path, title, _ranked(result), paper={})

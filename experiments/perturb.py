@@ -8,11 +8,19 @@ best need not be best for a plain one: both are made. Faint ones are a few dB of
 percent of pitch.
 """
 
+import dataclasses
+import multiprocessing
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import numpy as np
 from scipy import signal
+
+from asdproto.data.store import FeatureStore, open_store, write_store
+from asdproto.data.table import load_collection
+from asdproto.features import FeatureSettings, log_mel, read_audio
 
 Perturbation = Callable[[np.ndarray, int, np.random.Generator, float], np.ndarray]
 # What the functions below multiply their changes by.
@@ -32,7 +40,8 @@ def shift(audio: np.ndarray, rate: int, rng: np.random.Generator, strength: floa
     """Everything 1 to 4 % faster or slower, pitch included, as another speed does."""
     del rate
     factor = 1 + strength * rng.choice([-1, 1]) * rng.uniform(0.01, 0.04)
-    changed = _to_length(signal.resample(audio, round(len(audio) / factor)), len(audio))
+    # Cut, or continued by its own beginning.
+    changed = np.resize(signal.resample(audio, round(len(audio) / factor)), len(audio))
     # A slower copy ends below the highest frequency, and that alone would give it away: the top
     # tenth of the spectrum stays the clip's own.
     spectrum, own = np.fft.rfft(changed), np.fft.rfft(audio)
@@ -75,7 +84,7 @@ def stretch(audio: np.ndarray, rate: int, rng: np.random.Generator, strength: fl
 
     del rate
     factor = 1 + strength * rng.choice([-1, 1]) * rng.uniform(0.08, 0.2)
-    return _to_length(librosa.effects.time_stretch(audio, rate=factor), len(audio))
+    return np.resize(librosa.effects.time_stretch(audio, rate=factor), len(audio))
 
 
 def level(audio: np.ndarray, rate: int, rng: np.random.Generator, strength: float) -> np.ndarray:
@@ -88,6 +97,10 @@ PERTURBATIONS: dict[str, Perturbation] = {
     function.__name__: function
     for function in (band, shift, modulation, tones, clicks, stretch, level)
 }
+# Those that are a fault: a microphone's gain is none.
+NAMES = tuple(name for name in PERTURBATIONS if name != "level")
+# Strength and perturbation of every copy that is made of a clip.
+COPIES = (*((strength, name) for strength in STRENGTHS for name in NAMES), ("faint", "level"))
 
 
 def perturb(
@@ -115,6 +128,33 @@ def _rms(audio: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(audio))))
 
 
-def _to_length(audio: np.ndarray, samples: int) -> np.ndarray:
-    """Cut, or continued by its own beginning."""
-    return np.resize(audio, samples)
+def perturbed_store(collection: Path, folder: Path, settings: FeatureSettings) -> FeatureStore:
+    """Features of a collection's training clips (split ``train``) and their copies (``test``).
+
+    Each clip is followed by its copies, in the order of :data:`COPIES`.
+    """
+    if folder.exists():
+        return open_store(folder, expect=settings)
+    root, clips = load_collection(collection)
+    clips = [clip for clip in clips if clip.split == "train"]
+    jobs = [(root, clip.path, settings) for clip in clips]
+    features, copies = [], []
+    # Forking a process that runs threads, as jax does, may hang it.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(mp_context=context) as pool:
+        for clip, arrays in zip(clips, pool.map(_features, jobs, chunksize=8), strict=True):
+            features += arrays
+            copies.append(clip)
+            for copy in COPIES:
+                path = "/".join((*copy, clip.path))
+                copies.append(dataclasses.replace(clip, path=path, split="test", state="anomaly"))
+    return write_store(folder, features, copies, settings=settings)
+
+
+def _features(job: tuple[Path, str, FeatureSettings]) -> list[np.ndarray]:
+    """Features of a clip, then of its copies."""
+    root, path, settings = job
+    rate = settings.sample_rate
+    audio, _ = read_audio(root / path, rate)
+    copies = [perturb(name, audio, rate, path, strength=STRENGTHS[s]) for s, name in COPIES]
+    return [log_mel(one, settings).astype(np.float16) for one in (audio, *copies)]

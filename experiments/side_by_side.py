@@ -5,9 +5,10 @@ compiled code takes as arguments (seed, MPE ratio, mixing range), an accelerator
 program, spread over its devices; a CPU trains them one after the other, which is faster there.
 """
 
+import contextlib
 import dataclasses
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from rich.console import Console
 
 from asdproto.data.dataset import Dataset
 from asdproto.systems import prototype
+from asdproto.systems.members import open_checkpoints
 from asdproto.systems.prototype import PrototypeSystem
 from asdproto.training.devices import Devices, use_devices
 from asdproto.training.epoch import Loop, default_loop
@@ -94,23 +96,32 @@ def plan(variants: Sequence[Variant], seeds: Sequence[int]) -> tuple[list[Job], 
     return order, last
 
 
+@dataclasses.dataclass
 class Trainer:
-    """Trains jobs, each once, and keeps their final states."""
+    """Trains jobs, each once, and keeps their final states.
 
-    def __init__(
-        self,
-        system: PrototypeSystem,
-        data: Dataset,
-        workdir: Path,
-        devices: Devices,
-        together: bool,
-        console: Console | None,
-    ):
-        self.system, self.data, self.workdir = system, data, workdir
-        self.devices, self.together, self.console = devices, together, console
-        kind = devices.local[0].platform
-        self.loop: Loop = "scan" if together else default_loop(kind)
-        self.final: dict[Any, TrainState] = {}
+    Attributes:
+      system: The system that the jobs change.
+      data: The data set.
+      workdir: For checkpoints, metrics and scores.
+      devices: Where to train.
+      together: Whether jobs that are one program run side by side.
+      console: Where progress goes; ``None`` for silence.
+      final: States by the identity of their job.
+    """
+
+    system: PrototypeSystem
+    data: Dataset
+    workdir: Path
+    devices: Devices
+    together: bool
+    console: Console | None
+    final: dict[Any, TrainState] = dataclasses.field(default_factory=dict)
+
+    @property
+    def loop(self) -> Loop:
+        """Shape of the training loop."""
+        return "scan" if self.together else default_loop(self.devices.local[0].platform)
 
     def task(self, job: Job) -> Task:
         """Static description; runs of a sweep take a device each, a single run all of them."""
@@ -121,12 +132,9 @@ class Trainer:
     def start(self, job: Job, task: Task) -> tuple[TrainState, jax.Array]:
         """State and key that a run of ``two_stage`` starts the stage with."""
         key = jax.random.key(job.seed)
-        stage_key = jax.random.fold_in(key, 1 + prototype.STAGES.index(job.stage))
-        if job.before is None:
-            mels = self.data.train.features.shape[2]
-            return task.init(jax.random.fold_in(key, 0), mels), stage_key
-        before = self.final[job.before.identity]
-        return task.start(before.params["encoder"], before.batch_stats, key), stage_key
+        before = self.final[job.before.identity] if job.before else None
+        state = prototype.start(task, key, self.data, before)
+        return state, prototype.stage_key(key, job.stage)
 
     def train(self, jobs: Sequence[Job]) -> None:
         """Trains all; those that others go on from come first."""
@@ -140,37 +148,32 @@ class Trainer:
         for group in groups.values():
             self._side_by_side(group)
 
-    def _run(self, name: str, jobs: Sequence[Job], checkpoints: Any) -> StageRun:
-        return StageRun(
-            name=name,
-            checkpoints=checkpoints,
-            metadata={"runs": [job.label for job in jobs]},
-            metrics=self.workdir / "metrics.jsonl",
-            console=self.console,
-            loop=self.loop,
-        )
+    @contextlib.contextmanager
+    def _run(self, name: str, jobs: Sequence[Job]) -> Iterator[StageRun]:
+        with open_checkpoints(self.workdir, name) as checkpoints:
+            yield StageRun(
+                name=name,
+                checkpoints=checkpoints,
+                metadata={"runs": [job.label for job in jobs]},
+                metrics=self.workdir / "metrics.jsonl",
+                console=self.console,
+                loop=self.loop,
+            )
 
     def _alone(self, job: Job) -> None:
         task = self.task(job)
         state, key = self.start(job, task)
-        with prototype.open_checkpoints(self.workdir, job.label) as checkpoints:
-            run = self._run(job.label, [job], checkpoints)
+        with self._run(job.label, [job]) as run:
             self.final[job.identity] = train_stage(task, self.data, self.devices, state, key, run)
 
     def _side_by_side(self, jobs: Sequence[Job]) -> None:
         tasks = [self.task(job) for job in jobs]
         states, keys = zip(*map(self.start, jobs, tasks), strict=True)
+        hypers = [task.stage.hyper() for task in tasks]
         labels = ",".join(job.label for job in jobs)
-        name = f"{jobs[0].stage}-{zlib.crc32(labels.encode()):08x}"
-        with prototype.open_checkpoints(self.workdir, name) as checkpoints:
+        with self._run(f"{jobs[0].stage}-{zlib.crc32(labels.encode()):08x}", jobs) as run:
             trained = train_sweep(
-                tasks[0],
-                self.data,
-                self.devices,
-                list(states),
-                list(keys),
-                [task.stage.hyper() for task in tasks],
-                self._run(name, jobs, checkpoints),
+                tasks[0], self.data, self.devices, list(states), list(keys), hypers, run
             )
         self.final |= {job.identity: state for job, state in zip(jobs, trained, strict=True)}
 

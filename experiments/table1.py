@@ -23,67 +23,41 @@ from rich.console import Console
 
 from asdproto.config import ConfigError, override
 from asdproto.results.result_files import write_results
+from asdproto.results.tables import HEADLINE
 from asdproto.systems import KINDS, preset
 from asdproto.systems.members import RunOptions, prepare_for
 from asdproto.systems.run import train_run
-from asdproto.training.devices import Devices, use_compilation_cache, use_devices
+from asdproto.training.devices import Devices
 from experiments import common, grid
 from experiments.side_by_side import Trainer, Variant
 
-FIGURES = (
-    "toycar",
-    "toytrain",
-    "bearing",
-    "fan",
-    "gearbox",
-    "slider",
-    "valve",
-    "source_auc",
-    "target_auc",
-    "pauc",
-    "overall",
-)
-# Kind of system, or the paper's own variant: name and figures in percent, as the paper has them.
+FIGURES = ("toycar", "toytrain", "bearing", "fan", "gearbox", "slider", "valve", *HEADLINE)
+# Rows, by kind of system or variant of the paper's own, as the paper writes them.
+NAMES = {
+    "autoencoder": "AutoEncoder",
+    "mobilenet": "MobileNetV2",
+    "baseline": "Baseline",
+    "stgram": "STgram-MFN",
+    "dgmix": "DG-mix",
+    "disentangled": "Disent_Wt",
+    "pretrain": "Pre-train",
+    "scratch": "Fine-tune (w/o pre-train)",
+    "finetune": "Fine-tune (w/ pre-train)",
+    "adacos": "Sub-cluster AdaCos",
+    "gmm": "TWFR-GMM",
+    "spectral-knn": "k-NN on mean spectra",
+}
+# What it reports, in percent.
 PAPER = {
-    "autoencoder": (
-        "AutoEncoder",
-        (51.30, 39.77, 60.64, 58.50, 63.07, 58.00, 50.60, 70.55, 42.27, 54.51, 53.40),
-    ),
-    "mobilenet": (
-        "MobileNetV2",
-        (54.40, 51.55, 60.64, 57.53, 60.17, 51.68, 62.13, 64.61, 50.98, 55.77, 56.58),
-    ),
-    "baseline": (
-        "Baseline",
-        (74.67, 58.68, 67.84, 57.20, 74.30, 80.12, 90.45, 78.78, 69.45, 64.04, 70.25),
-    ),
-    "stgram": (
-        "STgram-MFN",
-        (68.38, 62.25, 59.54, 63.36, 62.75, 73.84, 60.44, 71.21, 64.32, 57.97, 64.05),
-    ),
-    "dgmix": (
-        "DG-mix",
-        (79.80, 53.70, 70.70, 76.60, 80.28, 75.11, 79.13, 77.55, 74.08, 66.34, 72.35),
-    ),
-    "disentangled": (
-        "Disent_Wt",
-        (76.95, 59.74, 72.07, 63.91, 81.38, 85.14, 94.50, 86.09, 71.65, 68.21, 74.57),
-    ),
-    "pretrain": (
-        "Pre-train",
-        (74.81, 62.03, 71.32, 58.16, 74.25, 82.69, 92.23, 84.75, 69.70, 64.64, 72.09),
-    ),
-    "scratch": (
-        "Fine-tune (w/o pre-train)",
-        (77.40, 59.71, 67.19, 57.75, 70.80, 83.24, 76.02, 74.52, 71.74, 62.52, 69.20),
-    ),
-    "finetune": (
-        "Fine-tune (w/ pre-train)",
-        (79.08, 62.95, 78.53, 61.34, 76.50, 85.34, 93.71, 85.41, 76.03, 66.63, 75.25),
-    ),
-    "adacos": ("Sub-cluster AdaCos", ()),
-    "gmm": ("TWFR-GMM", ()),
-    "spectral-knn": ("k-NN on mean spectra", ()),
+    "autoencoder": (51.30, 39.77, 60.64, 58.50, 63.07, 58.00, 50.60, 70.55, 42.27, 54.51, 53.40),
+    "mobilenet": (54.40, 51.55, 60.64, 57.53, 60.17, 51.68, 62.13, 64.61, 50.98, 55.77, 56.58),
+    "baseline": (74.67, 58.68, 67.84, 57.20, 74.30, 80.12, 90.45, 78.78, 69.45, 64.04, 70.25),
+    "stgram": (68.38, 62.25, 59.54, 63.36, 62.75, 73.84, 60.44, 71.21, 64.32, 57.97, 64.05),
+    "dgmix": (79.80, 53.70, 70.70, 76.60, 80.28, 75.11, 79.13, 77.55, 74.08, 66.34, 72.35),
+    "disentangled": (76.95, 59.74, 72.07, 63.91, 81.38, 85.14, 94.50, 86.09, 71.65, 68.21, 74.57),
+    "pretrain": (74.81, 62.03, 71.32, 58.16, 74.25, 82.69, 92.23, 84.75, 69.70, 64.64, 72.09),
+    "scratch": (77.40, 59.71, 67.19, 57.75, 70.80, 83.24, 76.02, 74.52, 71.74, 62.52, 69.20),
+    "finetune": (79.08, 62.95, 78.53, 61.34, 76.50, 85.34, 93.71, 85.41, 76.03, 66.63, 75.25),
 }
 VARIANTS = ("pretrain", "scratch", "finetune")
 
@@ -96,13 +70,12 @@ def get_systems(args: Any) -> dict[str, Any]:
     """
     kinds = ["prototype" if key in VARIANTS else key for key in args.systems]
     systems = {kind: preset(kind, args.preset) for kind in dict.fromkeys(kinds)}
-    every = {"prototype", *PAPER} - set(VARIANTS)
     for text in args.overrides:
         kind, dot, rest = text.partition(".")
-        if not dot or kind not in every:
+        if not dot or kind not in KINDS:
             raise ConfigError(
                 f"override {text!r}: found no system {kind!r}; expected KIND.FIELD=VALUE with one "
-                f"of {', '.join(sorted(every))}"
+                f"of {', '.join(sorted(KINDS))}"
             )
         if kind in systems:
             systems[kind] = override(systems[kind], [rest])
@@ -136,21 +109,14 @@ def store_of(system: Any, args: Any, console: Console) -> Any:
     described = json.dumps(settings.as_dict(), sort_keys=True).encode()
     name = f"{settings.scale}-{zlib.crc32(described):08x}"
     folder = (args.features or args.workdir / "features") / name
-    folder.parent.mkdir(parents=True, exist_ok=True)
     return grid.features_of(args.data, folder, settings, console)
 
 
 def variant_cells(
-    system: Any,
-    chosen: Sequence[Variant],
-    args: Any,
-    devices: Devices,
-    console: Console,
+    system: Any, chosen: Sequence[Variant], args: Any, devices: Devices, console: Console
 ) -> list[grid.Cell]:
     """Cells of variants of the paper's system: one a seed, or one of all that run side by side."""
-    together = args.together
-    if together is None:
-        together = devices.local[0].platform != "cpu"
+    together = devices.local[0].platform != "cpu" if args.together is None else args.together
 
     def files(seeds: Sequence[int]) -> tuple[Path, ...]:
         return tuple(scores_of(args.workdir, one.key, seed) for one in chosen for seed in seeds)
@@ -162,13 +128,12 @@ def variant_cells(
             chosen, [seed for seed in seeds if not all(p.exists() for p in files([seed]))]
         )
 
-    if not chosen:
-        return []
+    groups = {f"paper-{seed}": [seed] for seed in args.seeds}
     if together:
-        return [grid.Cell("paper", files(args.seeds), functools.partial(run, args.seeds))]
+        groups = {"paper": args.seeds}
     return [
-        grid.Cell(f"paper-{seed}", files([seed]), functools.partial(run, [seed]))
-        for seed in args.seeds
+        grid.Cell(name, files(seeds), functools.partial(run, seeds))
+        for name, seeds in groups.items()
     ]
 
 
@@ -185,23 +150,18 @@ def run_of(workdir: Path, kind: str, seed: int) -> Path:
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = grid.make_parser("table1", __doc__, tuple(KINDS))
-    known = [key for key in PAPER if key in KINDS or key in VARIANTS]
     parser.add_argument(
-        "--systems", nargs="+", choices=known, default=known, metavar="SYSTEM",
-        help=f"rows, of {', '.join(known)} (default: all)",
+        "--systems", nargs="+", choices=tuple(NAMES), default=list(NAMES), metavar="SYSTEM",
+        help=f"rows, of {', '.join(NAMES)} (default: all)",
     )  # fmt: skip
     args = parser.parse_args(argv)
     systems = get_systems(args)
-    grid.start(args, argv, table=1)
-    console = Console()
-    use_compilation_cache()
-    devices = use_devices()
+    devices, console = grid.start(args, argv, table=1)
     rows, cells = [], []
     for key in args.systems:
-        name, figures = PAPER[key]
-        paper = dict(zip(FIGURES, figures, strict=bool(figures)))
+        paper = dict(zip(FIGURES, PAPER[key], strict=True)) if key in PAPER else {}
         place = scores_of if key in VARIANTS else run_of
-        rows.append(grid.Row(key, name, functools.partial(place, args.workdir, key), paper))
+        rows.append(grid.Row(key, NAMES[key], functools.partial(place, args.workdir, key), paper))
         if key in VARIANTS:
             continue
         for seed in args.seeds:
@@ -212,11 +172,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         own = variants(systems["prototype"])
         chosen = [own[key] for key in args.systems if key in own]
         cells += variant_cells(systems["prototype"], chosen, args, devices, console)
-    failed = grid.run_cells(cells, args.workdir, console)
-    title = f"Table 1, preset {args.preset}"
-    return grid.finish(
-        title, rows, args, failed, console, table=1, device=devices.local[0].device_kind
-    )
+    return grid.finish(1, rows, cells, args, devices, console)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,10 @@ import dataclasses
 import functools
 from typing import Any
 
-from rich.console import Console
-
 from asdproto.config import override
+from asdproto.results.tables import HEADLINE
 from asdproto.systems import preset
 from asdproto.systems.prototype import PrototypeSystem
-from asdproto.training.devices import use_compilation_cache, use_devices
 from experiments import common, grid, table1
 from experiments.side_by_side import Variant
 
@@ -27,19 +25,19 @@ PAPER = {
     "quarter": ("25%", (84.75, 69.70, 64.64, 72.09)),
     "eighth": ("12.5%", (83.98, 68.49, 64.58, 71.44)),
 }
+CHANGES: dict[str, dict[str, Any]] = {
+    "without": {"sub_prototypes": 0},
+    "half": {"mpe_ratio": 0.5},
+    "quarter": {"mpe_ratio": 0.25},
+    "eighth": {"mpe_ratio": 0.125},
+}
 
 
 def variants(system: PrototypeSystem) -> list[Variant]:
     """The rows: pre-training alone."""
-
-    def mpe(**changes: Any) -> Any:
-        return dataclasses.replace(system.pretrain, **changes)
-
     return [
-        Variant("without", mpe(sub_prototypes=0)),
-        Variant("half", mpe(mpe_ratio=0.5)),
-        Variant("quarter", mpe(mpe_ratio=0.25)),
-        Variant("eighth", mpe(mpe_ratio=0.125)),
+        Variant(key, dataclasses.replace(system.pretrain, **change))
+        for key, change in CHANGES.items()
     ]
 
 
@@ -47,25 +45,18 @@ def run_table(table: int, paper: Any, make_variants: Any, doc: str | None, argv:
     """A table of variants of the paper's system."""
     args = grid.make_parser(f"table{table}", doc).parse_args(argv)
     system = override(preset("prototype", args.preset), args.overrides)
-    grid.start(args, argv, table=table)
-    console = Console()
-    use_compilation_cache()
-    devices = use_devices()
+    devices, console = grid.start(args, argv, table=table)
     rows = [
         grid.Row(
             key,
             name,
             functools.partial(table1.scores_of, args.workdir, key),
-            dict(zip(table1.FIGURES[-4:], figures, strict=True)),
+            dict(zip(HEADLINE, figures, strict=True)),
         )
         for key, (name, figures) in paper.items()
     ]
     cells = table1.variant_cells(system, make_variants(system), args, devices, console)
-    failed = grid.run_cells(cells, args.workdir, console)
-    title = f"Table {table}, preset {args.preset}"
-    return grid.finish(
-        title, rows, args, failed, console, table=table, device=devices.local[0].device_kind
-    )
+    return grid.finish(table, rows, cells, args, devices, console)
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:

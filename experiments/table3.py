@@ -35,14 +35,11 @@ RANGES = {
 
 def variants(system: PrototypeSystem) -> list[Variant]:
     """The rows: pre-training alone, then fine-tuning after it."""
-
-    def npe(bounds: tuple[float, float] | None) -> Any:
-        return dataclasses.replace(system.finetune, mix_range=bounds)
-
-    return [
-        Variant("pretrain", system.pretrain),
-        *(Variant(key, system.pretrain, npe(bounds)) for key, bounds in RANGES.items()),
-    ]
+    rows = [Variant("pretrain", system.pretrain)]
+    for key, bounds in RANGES.items():
+        finetune = dataclasses.replace(system.finetune, mix_range=bounds)
+        rows.append(Variant(key, system.pretrain, finetune))
+    return rows
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:

@@ -13,15 +13,10 @@ Presets: ``paper`` is section 4.2 (width 64, 120 + 50 epochs); ``small`` a netwo
 10 + 5 epochs; ``quick`` the same network for 5 + 3, to see that everything runs.
 """
 
-from pathlib import Path
-
-from asdproto.arguments import Parser
 from asdproto.commands import train
-from asdproto.systems import PRESETS, preset
+from asdproto.systems import preset
 from asdproto.systems.prototype import STAGES, PrototypeSystem
 from experiments import common
-
-__all__ = ["PRESETS", "get_config", "main", "make_parser"]
 
 
 def get_config(name: str = "paper") -> PrototypeSystem:
@@ -33,11 +28,8 @@ def get_config(name: str = "paper") -> PrototypeSystem:
     return preset("prototype", name)
 
 
-def make_parser() -> Parser:
-    """The command line."""
-    parser = Parser(prog="python -m experiments.two_stage", description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="collection, or feature store")
-    parser.add_argument("--workdir", type=Path, required=True, help="folder for all results")
+def main(argv: list[str] | None = None) -> None:
+    parser = common.make_parser("two_stage", __doc__)
     parser.add_argument(
         "--stages",
         choices=("both", *STAGES),
@@ -45,11 +37,7 @@ def make_parser() -> Parser:
         help="finetune alone trains from scratch (the paper's 'w/o pre-train')",
     )
     train.add_arguments(parser, "prototype")
-    return parser
-
-
-def main(argv: list[str] | None = None) -> None:
-    arguments = make_parser().parse_args(argv)
+    arguments = parser.parse_args(argv)
     if arguments.stages != "both":
         arguments.overrides.append(f"stages=('{arguments.stages}',)")
     train.run(arguments)

@@ -376,10 +376,12 @@ def check_dtype(dtype: str) -> None:
         raise StoreError("dtype", repr(dtype), f"one of {', '.join(DTYPES)}", "Pass one of them.")
 
 
-def versions() -> dict[str, str]:
-    """Versions of what features are computed with, of those packages that are installed."""
+def versions(
+    packages: Sequence[str] = ("asdproto", "numpy", "scipy", "librosa", "soundfile", "soxr"),
+) -> dict[str, str]:
+    """Versions of packages, by default of what features are computed with, where installed."""
     installed = {}
-    for package in ("asdproto", "numpy", "scipy", "librosa", "soundfile", "soxr"):
+    for package in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             installed[package] = importlib.metadata.version(package)
     return installed

@@ -4,14 +4,12 @@ import argparse
 import collections
 import dataclasses
 import functools
-import importlib.metadata
-import importlib.util
 import os
 import platform
 import re
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -23,17 +21,18 @@ from rich.console import Console
 from rich.table import Table as Sheet
 
 from asdproto.config import override, to_dict
-from asdproto.data.dataset import ClipArrays
+from asdproto.data import store
+from asdproto.data.dataset import ClipArrays, Dataset
 from asdproto.models.convolution import compiler_options
 from asdproto.prototypes import l2_normalize
-from asdproto.systems.prototype import STAGES, Dataset, PrototypeSystem, make_task
+from asdproto.systems.prototype import STAGES, PrototypeSystem, make_task
 from asdproto.training import step as steps
 from asdproto.training.devices import Devices, use_devices
 from asdproto.training.epoch import Loop, Programs, default_loop, scan_steps
 from asdproto.training.packing import pack_state, unpack
 from asdproto.training.stage import Hyper
 from asdproto.training.state import ClipIndex, Task, TrainState, clip_index
-from experiments.benchmarks.features import spread
+from experiments.benchmarks.timing import interleave, rounded, spread
 from experiments.common import processor
 from experiments.two_stage import get_config
 
@@ -99,25 +98,6 @@ def forward_flops(width: int, stages: Sequence[int], frames: int, mels: int) -> 
     return total, stem
 
 
-def ratios(above: Sequence[float], below: Sequence[float]) -> dict[str, float]:
-    """Spread of the ratio within rounds."""
-    return spread([a / b for a, b in zip(above, below, strict=True)])
-
-
-def interleave(contenders: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds that each contender took in each round; one round before does not count."""
-    names = list(contenders)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(rounds + 1):
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
-            started = time.perf_counter()
-            contenders[name]()
-            if turn:
-                seconds[name].append(time.perf_counter() - started)
-    return seconds
-
-
 @dataclasses.dataclass
 class Compiled:
     """A program and what compiling it took."""
@@ -148,8 +128,7 @@ class GradientTask(Task):
 
 def piece(task: Task, name: str) -> Callable[..., Any]:
     """Part of a step: what is not returned, the compiler leaves out."""
-    fields = {field.name: getattr(task, field.name) for field in dataclasses.fields(task)}
-    bare = GradientTask(**fields)
+    bare = GradientTask(**vars(task))
 
     def run(state: TrainState, index: ClipIndex, plan: steps.EpochPlan, hyper: Hyper) -> Any:
         turn = state.step % task.steps_per_epoch
@@ -178,14 +157,13 @@ class Bench:
         self.args = args
         self.devices: Devices = use_devices(1)
         self.platform = self.devices.local[0].platform
-        system = override(get_config(args.preset), args.overrides)
-        encoder = dataclasses.replace(system.encoder, dtype=args.dtype)
+        changes = [*args.overrides, f"encoder.dtype={args.dtype}"]
         if args.width:
-            encoder = dataclasses.replace(encoder, width=args.width)
+            changes.append(f"encoder.width={args.width}")
         if args.batch:
-            pretrain = dataclasses.replace(system.pretrain, batch_size=args.batch)
-            system = dataclasses.replace(system, pretrain=pretrain)
-        self.system: PrototypeSystem = dataclasses.replace(system, encoder=encoder)
+            changes.append(f"pretrain.batch_size={args.batch}")
+        self.system: PrototypeSystem = override(get_config(args.preset), changes)
+        encoder = self.system.encoder
         on_cpu = self.platform == "cpu"
         self.clips = args.clips or (min(1024, CLIPS[args.preset]) if on_cpu else CLIPS[args.preset])
         self.loop: Loop = args.loop or default_loop(self.platform)
@@ -208,12 +186,7 @@ class Bench:
         return data, self.place(data)
 
     def task(
-        self,
-        stage: str,
-        loop: Loop,
-        count: int = 0,
-        data: Dataset | None = None,
-        **encoder: Any,
+        self, stage: str, loop: Loop, count: int = 0, data: Dataset | None = None, **encoder: Any
     ) -> Task:
         """Task of a stage as training makes it, with ``count`` steps an epoch where given."""
         system = dataclasses.replace(
@@ -261,6 +234,18 @@ class Bench:
 
         return run
 
+    def runner(
+        self, task: Task, index: ClipIndex, key: jax.Array, gather: Callable[..., Any] | None = None
+    ) -> Callable[[], None]:
+        """Runs an epoch a call, each from where the one before ended."""
+        epoch = self.epoch(task, gather)
+        held, hyper = [self.state(task)], self.devices.replicate(task.stage.hyper())
+
+        def run() -> None:
+            held[0] = epoch(held[0], index, key, hyper)
+
+        return run
+
     def peak_memory(self) -> dict[str, Any]:
         """Most bytes taken so far, as the device says, or else by one program, as compiled."""
         stats = self.devices.local[0].memory_stats() or {}
@@ -269,34 +254,14 @@ class Bench:
         return {"bytes": self.largest_program, "source": "largest compiled step, features included"}
 
     def stepper(
-        self,
-        task: Task,
-        loop: Loop,
-        name: str = "step",
-        unroll: int = 1,
-        suited: bool = True,
+        self, task: Task, loop: Loop, name: str = "step", unroll: int = 1, suited: bool = True
     ) -> tuple[Callable[[], None], Compiled]:
         """Runs ``task.steps_per_epoch`` steps, or as often a part of one, and waits for them.
 
         Compiled with the options that suit the backend, or (not ``suited``) with its defaults.
         """
-        options = compiler_options(self.platform) if suited else None
-        run, count = piece(task, name), task.steps_per_epoch
+        run, whole, count = piece(task, name), name == "step", task.steps_per_epoch
         state, inputs = self.state(task), self.inputs(task)
-        if loop == "dispatch":
-            one = Compiled.of(jax.jit(run, donate_argnums=(0,) if name == "step" else (),
-                                      compiler_options=options), state, *inputs)  # fmt: skip
-            self.largest_program = max(self.largest_program, one.memory)
-            carried = [state]
-
-            def dispatch() -> None:
-                for _ in range(count):
-                    out = one.call(carried[0], *inputs)
-                    if name == "step":
-                        carried[0] = out[0]
-                jax.block_until_ready(out)
-
-            return dispatch, one
 
         def scan_piece(state: TrainState, *inputs: Any) -> Any:
             state = pack_state(state, task.model.dtype)  # type: ignore[attr-defined]
@@ -311,21 +276,27 @@ class Bench:
             start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
             return lax.fori_loop(0, count, body, start)
 
-        scan = functools.partial(scan_steps, task, unroll=unroll)
-        function = scan if name == "step" else scan_piece
-        donate = (0,) if name == "step" else ()
-        whole = Compiled.of(
-            jax.jit(function, donate_argnums=donate, compiler_options=options), state, *inputs
+        function, calls = run, count
+        if loop == "scan":
+            function = functools.partial(scan_steps, task, unroll=unroll) if whole else scan_piece
+            calls = 1
+        compiled = jax.jit(
+            function,
+            donate_argnums=(0,) if whole else (),
+            compiler_options=compiler_options(self.platform) if suited else None,
         )
-        self.largest_program = max(self.largest_program, whole.memory)
+        program = Compiled.of(compiled, state, *inputs)
+        self.largest_program = max(self.largest_program, program.memory)
         held = [state]
 
-        def run_scan() -> None:
-            out = jax.block_until_ready(whole.call(held[0], *inputs))
-            if name == "step":
-                held[0] = out[0]
+        def turn() -> None:
+            for _ in range(calls):
+                out = program.call(held[0], *inputs)
+                if whole:
+                    held[0] = out[0]
+            jax.block_until_ready(out)
 
-        return run_scan, whole
+        return turn, program
 
 
 def per_step(seconds: Sequence[float], count: int) -> dict[str, float]:
@@ -346,8 +317,8 @@ def measure_peak(bench: Bench) -> float:
             out = product(left, right)
         out.block_until_ready()
 
-    seconds = interleave({"product": run}, max(5, bench.args.rounds))["product"]
-    return float(f"{2e-12 * size**3 * times / statistics.median(seconds):.4g}")
+    seconds = interleave({"product": run}, max(5, bench.args.rounds))[0]["product"]
+    return rounded(2e-12 * size**3 * times / statistics.median(seconds))
 
 
 def project(bench: Bench, result: dict[str, Any]) -> dict[str, Any]:
@@ -366,14 +337,7 @@ def project(bench: Bench, result: dict[str, Any]) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of what the benchmarks run on."""
-    installed = {"python": platform.python_version()}
-    for package in PACKAGES:
-        if package == "asdproto" or importlib.util.find_spec(package) is not None:
-            try:
-                installed[package] = importlib.metadata.version(package)
-            except importlib.metadata.PackageNotFoundError:
-                continue
-    return installed
+    return {"python": platform.python_version(), **store.versions(PACKAGES)}
 
 
 def describe(bench: Bench, arguments: Sequence[str]) -> dict[str, Any]:

@@ -22,16 +22,15 @@ on one core (769 against 251 clips/s), in wall time as in CPU time, values withi
 workers reach 0.94 of twice one worker's rate (quartiles 0.89 and 0.97; 0.99 in CPU time).
 """
 
-import argparse
 import contextlib
-import json
+import itertools
 import multiprocessing
 import os
 import platform
 import shutil
-import statistics
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -41,11 +40,13 @@ import numpy as np
 from rich.console import Console
 
 from asdproto import features
+from asdproto.arguments import Parser, within
 from asdproto.data.dcase import Clip
 from asdproto.data.extract import build_store
 from asdproto.data.store import versions
 from asdproto.data.table import load_collection
-from asdproto.files import write_atomically
+from experiments.benchmarks.timing import interleave, ratios, spread
+from experiments.common import processor, write_json
 
 SETTINGS = features.FeatureSettings()
 CONTROL_SECONDS = 2.0
@@ -108,40 +109,23 @@ def one_core(files: Sequence[Path], rounds: int, batch: int) -> dict[str, Any]:
     """Clips/s of the plain loop and of ours, in turns on the same files."""
     from threadpoolctl import threadpool_limits
 
-    wall: dict[str, list[float]] = {"plain": [], "ours": []}
-    cpu: dict[str, list[float]] = {"plain": [], "ours": []}
-    with threadpool_limits(limits=1):
-        for function in (plain, ours):
-            for file in files[:3]:
+    def turns(function: Callable[[Path], np.ndarray]) -> Callable[[], None]:
+        following = itertools.cycle(files)
+
+        def turn() -> None:
+            for file in itertools.islice(following, batch):
                 function(file)
-        for turn in range(rounds):
-            chosen = [files[(turn * batch + k) % len(files)] for k in range(batch)]
-            order: list[tuple[str, Callable]] = [("plain", plain), ("ours", ours)]
-            for name, function in order if turn % 2 else order[::-1]:
-                started = time.perf_counter(), time.process_time()
-                for file in chosen:
-                    function(file)
-                wall[name].append(batch / (time.perf_counter() - started[0]))
-                cpu[name].append(batch / (time.process_time() - started[1]))
-    ratios = [own / theirs for own, theirs in zip(wall["ours"], wall["plain"], strict=True)]
-    cpu_ratios = [own / theirs for own, theirs in zip(cpu["ours"], cpu["plain"], strict=True)]
+
+        return turn
+
+    with threadpool_limits(limits=1):
+        wall, cpu = interleave({"plain": turns(plain), "ours": turns(ours)}, rounds)
     return {
-        "plain_clips_per_second": spread(wall["plain"]),
-        "clips_per_second": spread(wall["ours"]),
-        "speedup": spread(ratios),
-        "speedup_cpu_time": spread(cpu_ratios),
+        "plain_clips_per_second": spread([batch / seconds for seconds in wall["plain"]]),
+        "clips_per_second": spread([batch / seconds for seconds in wall["ours"]]),
+        "speedup": ratios(wall["plain"], wall["ours"]),
+        "speedup_cpu_time": ratios(cpu["plain"], cpu["ours"]),
     }
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median and quartiles, four significant digits."""
-    low, middle, high = (
-        statistics.quantiles(values, n=4, method="inclusive")
-        if len(values) > 1
-        else (values[0],) * 3
-    )
-    figures = {"median": middle, "low": low, "high": high}
-    return {name: float(f"{value:.4g}") for name, value in figures.items()}
 
 
 def cpu_time() -> float:
@@ -178,22 +162,22 @@ def processes(
 ) -> dict[str, Any]:
     """Extraction with one worker and with several, in turns."""
     few = max(1, number // 4)
-    seconds: dict[tuple[int, int], list[float]] = {}
-    cpu_seconds: dict[tuple[int, int], list[float]] = {}
+    # By workers and size, one a round.
+    seconds: dict[tuple[int, int], list[float]] = defaultdict(list)
+    cpu_seconds: dict[tuple[int, int], list[float]] = defaultdict(list)
     controls = []
-    (folder / "links").mkdir()
-    linked = {size: repeat(clips, root, folder / f"links/{size}", size) for size in (few, number)}
+    links = {size: folder / f"links-{size}" for size in (few, number)}
+    linked = {size: repeat(clips, root, links[size], size) for size in links}
     for turn in range(rounds):
         for count in (1, workers) if turn % 2 else (workers, 1):
-            for size in (few, number):
+            for size in links:
                 store = folder / "store"
                 started, cpu_started = time.perf_counter(), cpu_time()
                 build_store(
-                    linked[size], folder / f"links/{size}", store, SETTINGS,
-                    workers=count, progress=False,
-                )  # fmt: skip
-                seconds.setdefault((count, size), []).append(time.perf_counter() - started)
-                cpu_seconds.setdefault((count, size), []).append(cpu_time() - cpu_started)
+                    linked[size], links[size], store, SETTINGS, workers=count, progress=False
+                )
+                seconds[count, size].append(time.perf_counter() - started)
+                cpu_seconds[count, size].append(cpu_time() - cpu_started)
                 shutil.rmtree(store)
         controls.append(control(workers, CONTROL_SECONDS))
 
@@ -202,22 +186,18 @@ def processes(
         return [(number - few) / max(1e-9, long - short) for long, short in pairs]
 
     one, many = rates(seconds, 1), rates(seconds, workers)
-    cpu = zip(rates(cpu_seconds, 1), rates(cpu_seconds, workers), strict=True)
-    whole = [
-        single / (workers * several)
-        for single, several in zip(seconds[1, number], seconds[workers, number], strict=True)
-    ]
+    starts = [t - few / rate for t, rate in zip(seconds[workers, few], many, strict=True)]
     return {
         "workers": workers,
         "clips": number,
         "clips_per_second_1": spread(one),
         f"clips_per_second_{workers}": spread(many),
-        "efficiency": spread([b / a / workers for a, b in zip(one, many, strict=True)]),
-        "efficiency_cpu_time": spread([b / a for a, b in cpu]),
-        "efficiency_with_start": spread(whole),
-        "start_seconds": spread(
-            [t - few / rate for t, rate in zip(seconds[workers, few], many, strict=True)]
+        "efficiency": ratios(many, [rate * workers for rate in one]),
+        "efficiency_cpu_time": ratios(rates(cpu_seconds, workers), rates(cpu_seconds, 1)),
+        "efficiency_with_start": ratios(
+            seconds[1, number], [workers * taken for taken in seconds[workers, number]]
         ),
+        "start_seconds": spread(starts),
         "control_efficiency": spread([together / alone for alone, together in controls]),
     }
 
@@ -226,15 +206,13 @@ def disk(files: Sequence[Path]) -> dict[str, Any]:
     """Megabytes and files per second, read whole, cold and from the page cache."""
     files = list(dict.fromkeys(file.resolve() for file in files))
     result: dict[str, Any] = {}
-    for name in ("cold", "cached"):
-        if name == "cold":
-            if not hasattr(os, "posix_fadvise"):
-                continue
-            for file in files:
-                with open(file, "rb") as stream:
-                    with contextlib.suppress(OSError):
-                        os.fsync(stream.fileno())
-                    os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    cold = hasattr(os, "posix_fadvise")
+    for file in files if cold else ():
+        with open(file, "rb") as stream:
+            with contextlib.suppress(OSError):
+                os.fsync(stream.fileno())
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    for name in ("cold", "cached") if cold else ("cached",):
         started = time.perf_counter()
         size = sum(len(file.read_bytes()) for file in files)
         taken = time.perf_counter() - started
@@ -246,26 +224,17 @@ def disk(files: Sequence[Path]) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    parser = argparse.ArgumentParser(
-        prog="experiments.benchmarks.features",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--data", type=Path, metavar="ROOT", help="recordings to use")
-    parser.add_argument("--out", type=Path, metavar="JSON", help="write the results there too")
-    parser.add_argument("--rounds", type=int, default=30, help="turns on one core (default 30)")
-    parser.add_argument("--batch", type=int, default=16, help="clips in a turn (default 16)")
-    parser.add_argument("--clips", type=int, default=10_000, help="clips in a store (10000)")
-    parser.add_argument("--repeats", type=int, default=7, help="stores of each kind (default 7)")
-    parser.add_argument("--workers", type=int, default=2, help="processes (default 2)")
+    parser = Parser(prog="python -m experiments.benchmarks.features", description=__doc__)
+    count = within(int, "[1, inf)")
+    add = parser.add_argument
+    add("--data", type=Path, metavar="ROOT", help="recordings to use")
+    add("--out", type=Path, metavar="JSON", help="write the results there too")
+    add("--rounds", type=count, default=30, help="turns on one core")
+    add("--batch", type=count, default=16, help="clips in a turn")
+    add("--clips", type=count, default=10_000, help="clips in a store")
+    add("--repeats", type=count, default=7, help="stores of each kind")
+    add("--workers", type=count, default=2, help="processes")
     args = parser.parse_args(arguments)
-    for name in ("rounds", "batch", "clips", "repeats", "workers"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} must be at least 1, found {getattr(args, name)}")
-
-    # Here, since it imports jax: worker processes, which load this module anew, go without.
-    from experiments.common import processor
-
     console = Console()
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="bench_features.") as scratch:
@@ -294,8 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         )
     report(console, result)
     if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(args.out, (json.dumps(result, indent=1) + "\n").encode())
+        write_json(args.out, result)
         console.print(f"Written to {args.out}")
     return result
 

@@ -2,11 +2,11 @@
 
 ``ENTRIES`` names every loss three ways: ours; the naive form, which is what the formula says when
 it is typed in; and, where there is one, the same loss of pytorch-metric-learning. For Eq. 6 the
-formula may be typed in with mixed vectors, or in closed form. All take raw
-vectors and bring them to unit length themselves where the loss wants it, so that the same work is
-timed, and all give the mean over the batch.
+formula may be typed in with mixed vectors, or in closed form. All take raw vectors and bring them
+to unit length themselves where the loss wants it, so that the same work is timed.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -71,8 +71,8 @@ def pick(log_probabilities: jax.Array, y: jax.Array) -> jax.Array:
     return -jnp.take_along_axis(log_probabilities, y[:, None], axis=1)[:, 0]
 
 
-def naive_prototypical(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
-    return pick(jax.nn.log_softmax(unit(z) @ unit(p).T / 0.07), y)
+def naive_softmax(z: jax.Array, p: jax.Array, y: jax.Array, temperature: float) -> jax.Array:
+    return pick(jax.nn.log_softmax(unit(z) @ unit(p).T / temperature), y)
 
 
 def naive_multi_prototype(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
@@ -106,10 +106,6 @@ def naive_eq6(scores: jax.Array, mixed: jax.Array, y: jax.Array) -> jax.Array:
     own = jax.nn.one_hot(y, scores.shape[1], dtype=bool)
     logits = jnp.concatenate([scores, jnp.where(own, -jnp.inf, mixed)], axis=1) / 0.07
     return pick(jax.nn.log_softmax(logits), y)
-
-
-def naive_softmax(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
-    return pick(jax.nn.log_softmax(unit(z) @ unit(p).T / 0.05), y)
 
 
 def naive_arcface(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
@@ -204,27 +200,20 @@ def naive_vicreg(first: jax.Array, second: jax.Array, y: jax.Array) -> jax.Array
     return total
 
 
-def margin_rival(name: str, **keywords: Any) -> Callable[[dict[str, np.ndarray]], Any]:
-    """A pytorch-metric-learning loss whose weights are our prototypes."""
+def rival(name: str, **keywords: Any) -> Callable[[dict[str, np.ndarray]], Any]:
+    """A pytorch-metric-learning loss; its weights, where it has some, are our prototypes."""
 
     def make(arrays: dict[str, np.ndarray]) -> Any:
         import pytorch_metric_learning.losses
         import torch
 
-        classes, dim = arrays["prototypes"].shape
         kind = getattr(pytorch_metric_learning.losses, name)
+        if "prototypes" not in arrays:
+            return kind(**keywords)
+        classes, dim = arrays["prototypes"].shape
         module = kind(num_classes=classes, embedding_size=dim, **keywords)
         module.W.data = torch.from_numpy(arrays["prototypes"].T.copy())
         return module
-
-    return make
-
-
-def pair_rival(name: str, **keywords: Any) -> Callable[[dict[str, np.ndarray]], Any]:
-    def make(arrays: dict[str, np.ndarray]) -> Any:
-        import pytorch_metric_learning.losses
-
-        return getattr(pytorch_metric_learning.losses, name)(**keywords)
 
     return make
 
@@ -238,13 +227,14 @@ def normalized(loss: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     return run
 
 
-def with_keywords(loss: Callable[..., jax.Array], **fixed: Any) -> Callable[..., jax.Array]:
-    return lambda *arguments, **keywords: loss(*arguments, **fixed, **keywords)
-
-
 ONE, SEVERAL = ("embeddings", "prototypes"), ("embeddings", "several")
 ENTRIES: Sequence[Entry] = (
-    Entry("prototypical", ONE, normalized(losses.prototypical_loss), naive_prototypical),
+    Entry(
+        "prototypical",
+        ONE,
+        normalized(losses.prototypical_loss),
+        functools.partial(naive_softmax, temperature=0.07),
+    ),
     Entry(
         "multi_prototype", SEVERAL, normalized(losses.multi_prototype_loss), naive_multi_prototype
     ),
@@ -253,22 +243,22 @@ ENTRIES: Sequence[Entry] = (
         "softmax",
         ONE,
         normalized(losses.proxy_softmax_loss),
-        naive_softmax,
-        margin_rival("NormalizedSoftmaxLoss", temperature=0.05),
+        functools.partial(naive_softmax, temperature=0.05),
+        rival("NormalizedSoftmaxLoss", temperature=0.05),
     ),
     Entry(
         "arcface",
         ONE,
         normalized(losses.arcface_loss),
         naive_arcface,
-        margin_rival("ArcFaceLoss", margin=float(np.degrees(0.5)), scale=64),
+        rival("ArcFaceLoss", margin=float(np.degrees(0.5)), scale=64),
     ),
     Entry(
         "cosface",
         ONE,
         normalized(losses.cosface_loss),
         naive_cosface,
-        margin_rival("CosFaceLoss", margin=0.35, scale=64),
+        rival("CosFaceLoss", margin=0.35, scale=64),
     ),
     Entry("adacos", ONE, adaptive(losses.adacos_loss, 1), naive_adacos),
     Entry(
@@ -282,7 +272,7 @@ ENTRIES: Sequence[Entry] = (
         "prototypical_network",
         ONE,
         # Raw vectors are far apart: at temperature 1 the softmax would be 0 and 1.
-        with_keywords(losses.prototypical_network_loss, temperature=64.0),
+        functools.partial(losses.prototypical_network_loss, temperature=64.0),
         naive_prototypical_network,
     ),
     Entry("center", ONE, losses.center_loss, chunk=False),
@@ -291,7 +281,7 @@ ENTRIES: Sequence[Entry] = (
         ("embeddings",),
         normalized(losses.supervised_contrastive_loss),
         naive_supervised_contrastive,
-        pair_rival("SupConLoss", temperature=0.1),
+        rival("SupConLoss", temperature=0.1),
         group=8,
     ),
     Entry(
@@ -299,7 +289,7 @@ ENTRIES: Sequence[Entry] = (
         ("embeddings",),
         normalized(losses.nt_xent_loss),
         naive_nt_xent,
-        pair_rival("NTXentLoss", temperature=0.1),
+        rival("NTXentLoss", temperature=0.1),
         group=2,
     ),
     Entry(
@@ -307,7 +297,7 @@ ENTRIES: Sequence[Entry] = (
         ("embeddings", "second"),
         ours_vicreg,
         naive_vicreg,
-        pair_rival("VICRegLoss"),
+        rival("VICRegLoss"),
         group=1,
         chunk=False,
     ),

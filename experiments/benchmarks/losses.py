@@ -30,7 +30,6 @@ import argparse
 import json
 import os
 import platform
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,11 +40,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from asdproto.files import write_atomically
+from asdproto.arguments import Parser, within
+from asdproto.systems import PRESETS
 from asdproto.training.objectives import OBJECTIVES
 from experiments import common, loss_quality
-from experiments.benchmarks.features import spread
 from experiments.benchmarks.loss_rivals import ENTRIES, Entry
+from experiments.benchmarks.timing import interleave, ratios, spread
 
 SIZES = ((128, 147, 512), (512, 1024, 256), (1024, 10_000, 512), (4096, 100_000, 512))
 # With several prototypes a class, as many of them at the large end.
@@ -60,10 +60,6 @@ LABELS = {
     "naive": "naive form",
     "torch": "pytorch-metric-learning",
 }
-
-
-class Skipped(Exception):
-    """Why an implementation is not run."""
 
 
 def compiled(
@@ -81,43 +77,43 @@ def compiled(
     return program, analysis.temp_size_in_bytes if analysis else 0
 
 
+def torch_memory(entry: Entry, arrays: dict[str, np.ndarray], batch: int) -> int:
+    """About the bytes that the rival takes."""
+    if entry.name == "nt_xent":  # makes a matrix of positive pairs by negative pairs
+        return 6 * 4 * batch * batch * (batch - 2)
+    rows = len(arrays["prototypes"]) if "prototypes" in arrays else batch
+    return 8 * 4 * batch * rows  # about eight matrices of scores
+
+
 def in_torch(
-    entry: Entry, arrays: dict[str, np.ndarray], labels: np.ndarray, memory: float
+    entry: Entry, arrays: dict[str, np.ndarray], labels: np.ndarray
 ) -> Callable[[], tuple[Any, list[Any]]]:
     """A call of the rival: loss and gradients, which are those of ours in the same order."""
     import torch
 
-    batch = len(labels)
-    if entry.name == "nt_xent":  # makes a matrix of positive pairs by negative pairs
-        needed = 6 * 4 * batch * batch * (batch - 2)
-    else:  # about eight matrices of scores
-        rows = len(arrays["prototypes"]) if "prototypes" in arrays else batch
-        needed = 8 * 4 * batch * rows
-    if needed > memory:
-        raise Skipped(f"needs about {needed / GIB:.0f} GiB")
     assert entry.rival is not None
     device = "cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else "cpu"
     module = entry.rival(arrays).to(device)
-    variables = [torch.from_numpy(arrays["embeddings"]).to(device).requires_grad_()]
-    if "second" in arrays:
-        variables.append(torch.from_numpy(arrays["second"]).to(device).requires_grad_())
+    embeddings, *second = (
+        torch.from_numpy(arrays[name]).to(device).requires_grad_()
+        for name in ("embeddings", "second")
+        if name in arrays
+    )
     target = torch.from_numpy(labels).to(device)
-    leaves = [*variables, module.W] if hasattr(module, "W") else variables
+    weights = [module.W] if hasattr(module, "W") else []
 
     def call() -> tuple[Any, list[Any]]:
-        for leaf in leaves:
+        for leaf in (embeddings, *second, *weights):
             leaf.grad = None
-        if len(variables) == 2:
-            value = module(variables[0], ref_emb=variables[1])
+        if second:
+            value = module(embeddings, ref_emb=second[0])
         else:
-            value = module(variables[0], target)
+            value = module(embeddings, target)
         value.backward()
         if device == "cuda":
             torch.cuda.synchronize()
-        gradients = [leaf.grad for leaf in leaves]
-        if hasattr(module, "W"):
-            gradients[-1] = gradients[-1].T
-        return value.detach(), gradients
+        gradients = [leaf.grad for leaf in (embeddings, *second)]
+        return value.detach(), [*gradients, *(leaf.grad.T for leaf in weights)]
 
     return call
 
@@ -165,11 +161,11 @@ def measure(
     if entry.naive is not None:
         add("naive", entry.naive)
     if entry.rival is not None and args.torch:
-        try:
-            calls["torch"] = in_torch(entry, arrays, labels, args.memory * GIB)
-            results["torch"] = {}
-        except Skipped as reason:
-            results["torch"] = {"skipped": str(reason)}
+        needed, results["torch"] = torch_memory(entry, arrays, batch), {}
+        if needed > args.memory * GIB:
+            results["torch"]["skipped"] = f"needs about {needed / GIB:.0f} GiB"
+        else:
+            calls["torch"] = in_torch(entry, arrays, labels)
 
     reference = calls.get("ours", calls.get("pieces"))
     if reference is None:
@@ -178,35 +174,15 @@ def measure(
     for name, call in calls.items():
         if call is not reference:
             results[name]["difference"] = difference(call(), expected)
-    taken = interleave(calls, args.rounds, args.seconds)
-    base = taken.get("ours") or taken["pieces"]
-    for name, times in taken.items():
-        for place, kind in enumerate(("ms", "cpu_ms")):
-            ours, theirs = [x[place] for x in base], [x[place] for x in times]
-            results[name][kind] = spread([1e3 * x for x in theirs])
-            ratios = [x / y for x, y in zip(theirs, ours, strict=True)]
-            results[name][kind.replace("ms", "times_ours")] = spread(ratios)
-        results[name]["rounds"] = len(times)
+    # Threads of the contender before spin for a while.
+    wall, cpu = interleave(calls, args.rounds, warmup=0, limit=args.seconds, pause=0.005)
+    base = "ours" if "ours" in calls else "pieces"
+    for name in calls:
+        for prefix, taken in {"": wall, "cpu_": cpu}.items():
+            results[name][f"{prefix}ms"] = spread([1e3 * x for x in taken[name]])
+            results[name][f"{prefix}times_ours"] = ratios(taken[name], taken[base])
+        results[name]["rounds"] = len(wall[name])
     return results
-
-
-def interleave(
-    calls: dict[str, Callable[[], Any]], rounds: int, seconds: float
-) -> dict[str, list[tuple[float, float]]]:
-    """Seconds and CPU seconds of calls, in turns: so many rounds, or fewer if the time is up."""
-    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
-    names, started = list(calls), time.perf_counter()
-    for turn in range(rounds):
-        for place in range(len(names)):
-            name = names[(turn + place) % len(names)]
-            time.sleep(0.005)  # threads of the one before spin for a while
-            began = time.perf_counter(), time.process_time()
-            calls[name]()
-            ended = time.perf_counter(), time.process_time()
-            taken[name].append((ended[0] - began[0], ended[1] - began[1]))
-        if time.perf_counter() - started > seconds:
-            break
-    return taken
 
 
 def cores() -> int:
@@ -253,7 +229,7 @@ def speed(args: argparse.Namespace, console: Console) -> dict[str, Any]:
             result["rows"].append(row)
             console.print(one_line(row), soft_wrap=True)
             if args.out is not None:  # what is measured stays, whatever comes
-                write_atomically(args.out, (json.dumps(result, indent=1) + "\n").encode())
+                common.write_json(args.out, result)
     return result
 
 
@@ -306,14 +282,15 @@ def plot(result: dict[str, Any], path: Path) -> None:
         1, 2, figsize=(13, 0.32 * len(rows) + 1.5), sharey=True, layout="constrained"
     )
     for name, mark in {"closed": "^", "naive": "o", "torch": "s"}.items():
-        timed = [(i, row[name]) for i, row in enumerate(rows) if "ms" in row.get(name, {})]
-        ratios = [costs["times_ours"]["median"] for _, costs in timed]
-        times.plot(ratios, [i for i, _ in timed], mark, label=LABELS[name])
-        known = [(i, row) for i, row in enumerate(rows) if "temporary_mib" in row.get(name, {})]
-        needs = [
-            row[name]["temporary_mib"] / max(row["ours"]["temporary_mib"], 0.01) for _, row in known
-        ]
-        memory.plot(needs, [i for i, _ in known], mark)
+        known = {place: row[name] for place, row in enumerate(rows) if name in row}
+        slower = {i: one["times_ours"]["median"] for i, one in known.items() if "ms" in one}
+        times.plot(list(slower.values()), list(slower), mark, label=LABELS[name])
+        larger = {
+            i: one["temporary_mib"] / max(rows[i]["ours"]["temporary_mib"], 0.01)
+            for i, one in known.items()
+            if "temporary_mib" in one
+        }
+        memory.plot(list(larger.values()), list(larger), mark)
     times.set_yticks(range(len(rows)), [f"{r['loss']} {show_size(r['size'])}" for r in rows])
     times.set_xlabel("time, times ours")
     memory.set_xlabel("temporary memory, times ours")
@@ -346,62 +323,44 @@ def main(
       own: Further losses for ``--part quality``, by name; see :mod:`experiments.loss_quality`.
     """
     objectives = {**OBJECTIVES, **(own or {})}
-    parser = argparse.ArgumentParser(
-        prog="experiments.benchmarks.losses",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    names = {
-        "speed": [entry.name for entry in ENTRIES],
-        "quality": list(objectives),
-    }
-    parser.add_argument("--part", choices=tuple(names), default="speed", help="what to measure")
-    parser.add_argument(
-        "--loss",
-        nargs="+",
-        metavar="NAME",
-        help="; ".join(f"{part}: {', '.join(known)}" for part, known in names.items()),
-    )
-    parser.add_argument("--out", type=Path, metavar="JSON", help="write the results there too")
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw them")
-    parser.add_argument(
-        "--plot-from", type=Path, metavar="JSON", help="measure nothing, draw these"
-    )
-    quality = parser.add_argument_group("quality")
-    quality.add_argument("--data", type=Path, help="collection, or feature store")
-    quality.add_argument("--workdir", type=Path, default=Path("runs/losses"), help="for its runs")
-    quality.add_argument("--features", type=Path, help="where features go; WORKDIR/features")
-    quality.add_argument("--preset", choices=loss_quality.PRESETS, default="small")
-    quality.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED")
-    quality.add_argument(
+    parser = Parser(prog="python -m experiments.benchmarks.losses", description=__doc__)
+    names = {"speed": [entry.name for entry in ENTRIES], "quality": list(objectives)}
+    add = parser.add_argument
+    add("--part", choices=tuple(names), default="speed", help="what to measure")
+    known = "; ".join(f"{part}: {', '.join(known)}" for part, known in names.items())
+    add("--loss", nargs="+", metavar="NAME", help=known)
+    add("--out", type=Path, metavar="JSON", help="write the results there too")
+    add("--plot", type=Path, metavar="PNG", help="draw them")
+    add("--plot-from", type=Path, metavar="JSON", help="measure nothing, draw these")
+    add = parser.add_argument_group("quality").add_argument
+    add("--data", type=Path, help="collection, or feature store")
+    add("--workdir", type=Path, default=Path("runs/losses"), help="for its runs")
+    add("--features", type=Path, help="where features go; WORKDIR/features")
+    add("--preset", choices=PRESETS, default="small")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED")
+    add(
         "--together",
         action=argparse.BooleanOptionalAction,
         help="the seeds of a loss as one program; on accelerators by default",
     )
-    quality.add_argument(
+    add(
         "--set",
         dest="overrides",
         nargs="+",
         default=[],
         metavar="FIELD=VALUE",
-        help="dotted overrides, as pretrain.epochs=10",
+        help="dotted overrides, as pretrain.epochs=10 (default: none)",
     )
-    speeds = parser.add_argument_group("speed")
-    speeds.add_argument("--sizes", nargs="+", type=parse_size, metavar="BxCxD")
-    speeds.add_argument("--rounds", type=int, default=30, help="turns at most (default 30)")
-    speeds.add_argument(
-        "--seconds", type=float, default=20.0, help="time of a loss at a size (default 20)"
-    )
-    speeds.add_argument(
-        "--memory", type=float, default=6.0, metavar="GIB", help="not to exceed (default 6)"
-    )
-    speeds.add_argument("--cores", type=int, metavar="N", help="use N cores only")
+    add = parser.add_argument_group("speed").add_argument
+    add("--sizes", nargs="+", type=parse_size, metavar="BxCxD")
+    add("--rounds", type=within(int, "[1, inf)"), default=30, help="turns at most")
+    add("--seconds", type=float, default=20.0, help="time of a loss at a size")
+    add("--memory", type=float, default=6.0, metavar="GIB", help="not to exceed")
+    add("--cores", type=int, metavar="N", help="use N cores only")
     args = parser.parse_args(arguments)
     for name in args.loss or ():
         if name not in names[args.part]:
             parser.error(f"--loss {name}: --part {args.part} knows {', '.join(names[args.part])}")
-    if args.rounds < 1:
-        parser.error(f"--rounds must be at least 1, found {args.rounds}")
     if args.cores is not None:
         if not hasattr(os, "sched_setaffinity"):
             parser.error("--cores needs a system that binds processes to cores")

@@ -23,9 +23,8 @@ At paper scale for an H100 (width 64, bfloat16, ``experiments/results/program_h1
 """
 
 import argparse
-import dataclasses
 import functools
-import json
+import math
 import os
 import re
 import time
@@ -40,22 +39,15 @@ from jax.experimental import topologies
 from rich.console import Console
 from rich.table import Table as Sheet
 
-from asdproto.config import ConfigError
+from asdproto.arguments import Parser
+from asdproto.config import ConfigError, override
 from asdproto.data.dataset import Dataset
-from asdproto.files import write_atomically
 from asdproto.systems.prototype import STAGES, make_task
 from asdproto.training.devices import Devices
 from asdproto.training.epoch import run_epoch
 from asdproto.training.state import Task, clip_index
-from experiments.benchmarks.common import (
-    CLASSES,
-    CLIPS,
-    FRAMES,
-    MELS,
-    make_data,
-    versions,
-)
-from experiments.common import run_main
+from experiments.benchmarks.common import CLASSES, CLIPS, FRAMES, MELS, make_data, versions
+from experiments.common import run_main, write_json
 from experiments.two_stage import get_config
 
 # Facts of the device, as XLA writes and reads them.
@@ -114,10 +106,8 @@ def size(shape: str) -> int:
     """Bytes of the arrays that a text of shapes such as ``(f32[2,3]{1,0}, s32[])`` names."""
     total = 0
     for dtype, dimensions in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", shape):
-        count = 1
-        for length in filter(None, dimensions.split(",")):
-            count *= int(length)
-        total += count * BYTES.get(dtype, 0)
+        lengths = map(int, filter(None, dimensions.split(",")))
+        total += math.prod(lengths) * BYTES.get(dtype, 0)
     return total
 
 
@@ -260,7 +250,7 @@ def show(console: Console, name: str, figures: dict[str, Any]) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m experiments.benchmarks.program",
         description="Kernels and bytes of a training step, compiled for a GPU without one.",
     )
@@ -280,9 +270,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     args = parse(arguments)
     console = Console()
     device = describe_device(args.target.read_text() if args.target else H100)
-    encoder = dataclasses.replace(get_config(args.preset).encoder, dtype=args.dtype)
+    changes = [f"encoder.dtype={args.dtype}"]
     if args.width:
-        encoder = dataclasses.replace(encoder, width=args.width)
+        changes.append(f"encoder.width={args.width}")
+    encoder = override(get_config(args.preset), changes).encoder
     clips = CLIPS[args.preset]
     data = make_data(clips, CLASSES, encoder.crop)
     result: dict[str, Any] = {
@@ -295,9 +286,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "programs": {},
     }
     for lowering in args.lowering:
-        system = dataclasses.replace(
-            get_config(args.preset), encoder=dataclasses.replace(encoder, lowering=lowering)
-        )
+        system = override(get_config(args.preset), [*changes, f"encoder.lowering={lowering}"])
         for stage in args.stages:
             task = make_task(system, stage, data, Devices((device,), 1, 0), "scan")
             for runs in (0, args.runs) if args.runs else (0,):
@@ -310,11 +299,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
                 result["programs"][name] = {"compile_seconds": seconds, **figures}
                 show(console, name, result["programs"][name])
     if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(args.out, (json.dumps(result, indent=1) + "\n").encode())
+        write_json(args.out, result)
         console.print(f"Written to {args.out}", highlight=False, soft_wrap=True)
     return result
 
 
 if __name__ == "__main__":
-    run_main(main)  # type: ignore[arg-type]
+    run_main(main)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 import torch.nn.functional as F
+from flax.traverse_util import flatten_dict
 from torch import nn
 
 from asdproto.training.stage import Hyper
@@ -90,20 +91,13 @@ def from_flax(encoder: Mapping[str, Any], batch_stats: Mapping[str, Any]) -> dic
     """Our parameters and statistics under PyTorch's names and in its layout."""
     names = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
     tensors: dict[str, Any] = {}
-
-    def walk(tree: Mapping[str, Any], path: tuple[str, ...]) -> None:
-        for name, value in tree.items():
-            if isinstance(value, Mapping):
-                walk(value, (*path, name))
-                continue
-            array = np.array(value, np.float32)
-            if name == "kernel":  # [rows, columns, in, out], or [in, out]
-                array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
-            key = ".".join((*path, names.get(name, "weight")))
-            tensors[key] = torch.from_numpy(np.ascontiguousarray(array))
-
-    walk(encoder, ())
-    walk(batch_stats, ())
+    for path, value in (*flatten_dict(encoder).items(), *flatten_dict(batch_stats).items()):
+        *module, name = path
+        array = np.array(value, np.float32)
+        if name == "kernel":  # [rows, columns, in, out], or [in, out]
+            array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
+        key = ".".join((*module, names.get(name, "weight")))
+        tensors[key] = torch.from_numpy(np.ascontiguousarray(array))
     return tensors
 
 
@@ -129,13 +123,7 @@ class Rival:
     """
 
     def __init__(
-        self,
-        task: Task,
-        state: TrainState,
-        batch: Batch,
-        *,
-        dtype: str,
-        compiled: bool = False,
+        self, task: Task, state: TrainState, batch: Batch, *, dtype: str, compiled: bool = False
     ):
         gpu = jax.default_backend() == "gpu"
         if gpu and not torch.cuda.is_available():

@@ -10,8 +10,8 @@
 Random features of the paper's shape (313 frames of 128 mel filters, float16, 147 attribute
 classes, 990 source clips to 10 target clips in each section) are put on the device; the steps, the
 loops and the sweep are those that training runs. ``FIELD=VALUE`` changes the system as in
-``experiments.two_stage``; ``--batch`` sets the batch of
-pre-training (fine-tuning takes ``finetune.ways`` x ``finetune.shots``).
+``experiments.two_stage``; ``--batch`` sets the batch of pre-training (fine-tuning takes
+``finetune.ways`` x ``finetune.shots``).
 
 Parts (``--parts``; each is written as soon as it is there, one that fails costs only itself):
 
@@ -26,7 +26,7 @@ Parts (``--parts``; each is written as soon as it is there, one that fails costs
 - ``sweep``: S runs as one program against S runs in a row; short epochs of pre-training, prototype
   pass included.
 - ``host``: crops gathered by the host against resident features, on the same epochs.
-- ``torch``: the pre-training step against the same network in PyTorch (``bench_torch.py``), for
+- ``torch``: the pre-training step against the same network in PyTorch (``torch_reference.py``), for
   every one of ``--widths``. Values are compared first. Our side gathers and standardizes its crops
   in the step, PyTorch finds them ready.
 
@@ -52,7 +52,6 @@ import argparse
 import functools
 import importlib.util
 import itertools
-import json
 import os
 import statistics
 import sys
@@ -65,9 +64,8 @@ import jax
 import jax.numpy as jnp
 from rich.console import Console
 
-from asdproto.arguments import Parser
+from asdproto.arguments import Parser, within
 from asdproto.config import ConfigError
-from asdproto.files import write_atomically
 from asdproto.models.convolution import Lowering, compiler_options
 from asdproto.systems.prototype import STAGES
 from asdproto.training import step as steps
@@ -84,15 +82,13 @@ from experiments.benchmarks.common import (
     describe,
     file_name,
     forward_flops,
-    interleave,
     measure_peak,
     per_step,
     project,
-    ratios,
     show,
-    spread,
 )
-from experiments.common import run_main
+from experiments.benchmarks.timing import interleave, ratios, rounded, spread
+from experiments.common import run_main, write_json
 
 
 def measure_steps(bench: Bench) -> dict[str, Any]:
@@ -105,7 +101,7 @@ def measure_steps(bench: Bench) -> dict[str, Any]:
         programs = Programs(bench.task(stage, bench.loop), bench.devices)
         plan_args = jnp.int32(0), bench.index, jax.random.key(1), bench.inputs(task)[2]
         planning = Compiled.of(programs.plan, *plan_args)
-        seconds = interleave(
+        seconds, _ = interleave(
             {name: run for name, (run, _) in made.items()}
             | {"plan": lambda p=planning, a=plan_args: jax.block_until_ready(p.call(*a))},
             bench.args.rounds,
@@ -113,16 +109,15 @@ def measure_steps(bench: Bench) -> dict[str, Any]:
         # Drawing an epoch's choices is part of sampling, spread over the epoch's steps.
         plan_ms = 1e3 * statistics.median(seconds["plan"]) / programs.task.steps_per_epoch
         whole = per_step(seconds["step"], bench.count)
-        total, stem = forward_flops(
-            task.model.width, task.model.stages, task.crop, MELS  # type: ignore[attr-defined]
-        )  # fmt: skip
+        model: Any = task.model
+        total, stem = forward_flops(model.width, model.stages, task.crop, MELS)
         flops = task.stage.batch * (3 * total - stem)
         tflops = flops / whole["median"] * 1e-9
         parts = {"sampling": plan_ms + 1e3 * statistics.median(seconds["sampling"]) / bench.count}
-        names = {"forward": "forward", "loss": "loss", "backward": "backward", "step": "optimizer"}
         for before, name in itertools.pairwise(PIECES):
             gain = [b - a for a, b in zip(seconds[before], seconds[name], strict=True)]
-            parts[names[name]] = 1e3 * statistics.median(gain) / bench.count
+            part = "optimizer" if name == "step" else name
+            parts[part] = 1e3 * statistics.median(gain) / bench.count
         figures[stage] = {
             "batch": task.stage.batch,
             "steps_timed": bench.count,
@@ -130,9 +125,9 @@ def measure_steps(bench: Bench) -> dict[str, Any]:
             "clips_per_second": round(1e3 * task.stage.batch / whole["median"], 1),
             "compile_seconds": made["step"][1].seconds,
             "gflop_per_step": round(flops * 1e-9, 3),
-            "tflops": float(f"{tflops:.4g}"),
+            "tflops": rounded(tflops),
             "share_of_matrix_product": round(tflops / figures["matrix_product_tflops"], 4),
-            "milliseconds_by_part": {name: float(f"{ms:.4g}") for name, ms in parts.items()},
+            "milliseconds_by_part": {name: rounded(ms) for name, ms in parts.items()},
             "share_by_part": {
                 name: round(ms / (whole["median"] + plan_ms), 4) for name, ms in parts.items()
             },
@@ -166,15 +161,16 @@ def measure_pass(bench: Bench) -> dict[str, Any]:
                 sums = program.call(state, index, plan, sums, None)
             jax.block_until_ready(sums)
 
-    seconds = interleave({"pass": run}, bench.args.rounds)["pass"]
+    seconds = interleave({"pass": run}, bench.args.rounds)[0]["pass"]
     middle = statistics.median(seconds)
-    flops = forward_flops(task.model.width, task.model.stages, task.crop, MELS)[0]  # type: ignore[attr-defined]
+    model: Any = task.model
+    flops, _ = forward_flops(model.width, model.stages, task.crop, MELS)
     return {
         "clips": bench.clips,
         "crops_per_call": task.device_chunk,
         "seconds": spread(seconds),
         "crops_per_second": spread([bench.clips / value for value in seconds]),
-        "tflops": float(f"{bench.clips * flops / middle * 1e-12:.4g}"),
+        "tflops": rounded(bench.clips * flops / middle * 1e-12),
         "compile_seconds": program.seconds,
     }
 
@@ -188,7 +184,7 @@ def measure_loops(bench: Bench) -> dict[str, Any]:
     if bench.platform == "cpu":  # the cliff that the default walks around
         native = bench.task("pretrain", "scan", bench.count, lowering="native")
         made["scan, native convolution"] = bench.stepper(native, "scan")
-    seconds = interleave({name: run for name, (run, _) in made.items()}, bench.args.rounds)
+    seconds, _ = interleave({name: run for name, (run, _) in made.items()}, bench.args.rounds)
     return {
         name: {
             "milliseconds": per_step(seconds[name], bench.count),
@@ -213,7 +209,7 @@ def measure_lowering(bench: Bench) -> dict[str, Any]:
         if compiler_options(bench.platform):
             task = bench.task("pretrain", bench.loop, bench.count, width=width)
             runs["default_options"] = bench.stepper(task, bench.loop, suited=False)[0]
-        seconds = interleave(runs, bench.args.rounds)
+        seconds, _ = interleave(runs, bench.args.rounds)
         figures[str(width)] = {
             name: {
                 "milliseconds": per_step(taken, bench.count),
@@ -229,22 +225,15 @@ def measure_sweep(bench: Bench) -> dict[str, Any]:
     runs, (data, index) = bench.args.runs, bench.short()
     key = jax.random.key(2)
     task = bench.task("pretrain", bench.loop, data=data)
-    alone, hyper = [bench.state(task)], bench.devices.replicate(task.stage.hyper())
-    epoch = bench.epoch(task)
-
-    def single() -> None:
-        alone[0] = epoch(alone[0], index, key, hyper)
-
-    contenders: dict[str, Callable[[], None]] = {"single": single}
-    keys = jax.random.split(key, runs)
+    contenders = {"single": bench.runner(task, index, key)}
+    keys, hyper = jax.random.split(key, runs), bench.devices.replicate(task.stage.hyper())
     hypers = stack_runs(
         [hyper._replace(temperature=jnp.float32(0.07 + 0.01 * k)) for k in range(runs)]
     )
     compiling = {}
     # Grouped convolutions in a loop take a CPU minutes.
-    for name in (
-        ("patches",) if bench.platform == "cpu" else ("native", "native_if_fits", "patches")
-    ):
+    lowerings = () if bench.platform == "cpu" else ("native", "native_if_fits")
+    for name in (*lowerings, "patches"):
         varied = bench.task("pretrain", "scan", data=data, lowering=name)
         held = [stack_runs([bench.state(varied)] * runs)]
         program = Compiled.of(
@@ -258,7 +247,7 @@ def measure_sweep(bench: Bench) -> dict[str, Any]:
 
         contenders[name] = sweep
         compiling[name] = program.seconds
-    seconds = interleave(contenders, bench.args.rounds)
+    seconds, _ = interleave(contenders, bench.args.rounds)
     return {
         "runs": runs,
         "steps_per_epoch": task.steps_per_epoch,
@@ -279,20 +268,13 @@ def measure_host(bench: Bench) -> dict[str, Any]:
     """Epochs of pre-training from the host's crops against resident features."""
     data, index = bench.short()
     key = jax.random.key(3)
-
-    def epochs(name: str) -> Callable[[], None]:
-        loop = bench.loop if name == "resident" else "dispatch"
-        task = bench.task("pretrain", loop, data=data)
-        gather = functools.partial(gather_crops, data.train) if name == "host" else None
-        held, hyper = [bench.state(task)], bench.devices.replicate(task.stage.hyper())
-        epoch = bench.epoch(task, gather)
-
-        def run() -> None:
-            held[0] = epoch(held[0], index, key, hyper)
-
-        return run
-
-    seconds = interleave({name: epochs(name) for name in ("resident", "host")}, bench.args.rounds)
+    resident = bench.task("pretrain", bench.loop, data=data)
+    host = bench.task("pretrain", "dispatch", data=data)
+    contenders = {
+        "resident": bench.runner(resident, index, key),
+        "host": bench.runner(host, index, key, functools.partial(gather_crops, data.train)),
+    }
+    seconds, _ = interleave(contenders, bench.args.rounds)
     return {
         "clips": len(data.labels),
         "resident_epoch_seconds": spread(seconds["resident"]),
@@ -326,7 +308,7 @@ def measure_torch(bench: Bench) -> dict[str, Any]:
             for name, rival in made.items()
         }
         ours = bench.stepper(task, bench.loop, unroll=bench.args.unroll[0])[0]
-        seconds = interleave({"ours": ours, **contenders}, bench.args.rounds)
+        seconds, _ = interleave({"ours": ours, **contenders}, bench.args.rounds)
         figures[str(width)] = {
             "differences": differences,
             "ours_milliseconds": per_step(seconds["ours"], bench.count),
@@ -387,48 +369,43 @@ PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "lowering": measure_lowering,
     "sweep": measure_sweep,
     "host": measure_host,
-    "torch": measure_torch,
     "full": measure_full,
+    "torch": measure_torch,  # last: two frameworks share a device then
 }
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m experiments.benchmarks.train", description=__doc__)
-    add = parser.add_argument
-    add("--preset", choices=tuple(CLIPS), default="small", help="default small")
+    add, count = parser.add_argument, within(int, "[1, inf)")
+    add("--preset", choices=tuple(CLIPS), default="small", help="of the system")
     add("--parts", nargs="+", choices=[n for n in PARTS if n != "full"], help="default all")
     add("--full", action="store_true", help="run the whole schedule too")
-    add("--width", type=int, help="of the encoder, for all parts that take one")
-    add("--widths", type=int, nargs="+", help="for lowering and torch; default the encoder's")
-    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="default float32")
-    add("--batch", type=int, help="of pre-training")
-    add("--clips", type=int, help="training clips; default the preset's, at most 1,024 on CPU")
-    add("--classes", type=int, default=CLASSES, help=f"attribute classes (default {CLASSES})")
+    add("--width", type=count, help="of the encoder, for all parts that take one")
+    add("--widths", type=count, nargs="+", help="for lowering and torch; default the encoder's")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the arithmetic")
+    add("--batch", type=count, help="of pre-training")
+    add("--clips", type=count, help="training clips; default the preset's, at most 1,024 on CPU")
+    add("--classes", type=count, default=CLASSES, help="attribute classes")
     add("--loop", choices=("scan", "dispatch"), help="default what suits the backend")
-    add("--unroll", type=int, nargs="+", default=[1, 4], help="steps per turn of a loop; the first "
-        "is used outside the part loops (default 1 4)")  # fmt: skip
-    add("--steps", type=int, help="steps in a turn; default 4 on CPU, else 200")
-    add("--rounds", type=int, default=10, help="turns of every contender (default 10)")
-    add("--runs", type=int, default=8, help="runs in a sweep (default 8)")
-    add("--matrix", type=int, help="size of the matrix product; default 2048 on CPU, else 8192")
+    add("--unroll", type=count, nargs="+", default=[1, 4], help="steps per turn of a loop; the "
+        "first is used outside the part loops (default 1 4)")  # fmt: skip
+    add("--steps", type=count, help="steps in a turn; default 4 on CPU, else 200")
+    add("--rounds", type=count, default=10, help="turns of every contender")
+    add("--runs", type=count, default=8, help="runs in a sweep")
+    add("--matrix", type=count, help="size of the matrix product; default 2048 on CPU, else 8192")
     add("--torch-compile", action="store_true", help="torch.compile on CPU too")
     add("--xla-flags", default="", metavar="FLAGS", help="put into XLA_FLAGS; recorded")
     add("--expect", choices=("cpu", "gpu", "tpu"), help="fail where jax has no such device")
     add("--out", type=Path, metavar="JSON", help="write there; a folder gets train_DEVICE.json")
     add("--tag", default="", help="ends the name of a file in a folder")
     parser.add_overrides()
-    args = parser.parse_args(arguments)
-    for name, value in vars(args).items():
-        for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, int) and not isinstance(number, bool) and number < 1:
-                parser.error(f"--{name.replace('_', '-')} must be at least 1, found {number}")
-    return args
+    return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     args = parse(arguments)
-    parts = list(args.parts or [name for name in PARTS if name != "full"])
-    parts += ["full"] if args.full else []
+    wanted = args.parts or [name for name in PARTS if name != "full"]
+    parts = [name for name in PARTS if name in wanted or (name == "full" and args.full)]
     # Both are read when jax first looks for devices, which is below.
     if args.xla_flags:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {args.xla_flags}".strip()
@@ -449,16 +426,13 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "waited for; one more round before does not count.",
         highlight=False,
     )
-    out = None
-    if args.out is not None:
-        out = args.out
+    out = args.out
+    if out is not None:
         if out.suffix != ".json":
             out = out / file_name("train", result["device"], args.dtype, args.tag)
         out.parent.mkdir(parents=True, exist_ok=True)
     failed = {}
-    order = [name for name in PARTS if name in parts and name != "torch"]
-    order += ["torch"] if "torch" in parts else []  # last: two frameworks share a device then
-    for name in order:
+    for name in parts:
         with console.status(f"measuring {name}"):
             try:
                 result[name] = PARTS[name](bench)
@@ -468,19 +442,19 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         if name != "torch":
             result["peak_memory"] = bench.peak_memory()
         show(console, {name: result[name]})
-        if {"steps", "pass"} <= {key for key in result if key not in failed}:
+        if {"steps", "pass"} <= result.keys() - failed.keys():
             result["projected"] = project(bench, result)
         if out is not None:
-            write_atomically(out, (json.dumps(result, indent=1) + "\n").encode())
+            write_json(out, result)
     if summary := {str(key): result[key] for key in ("projected", "peak_memory") if key in result}:
         show(console, summary)
     if out is not None:
         console.print(f"Written to {out}", highlight=False, soft_wrap=True)
     if failed:
         names = "; ".join(f"{name}: {why}" for name, why in failed.items())
-        raise SystemExit(f"error: {len(failed)} of {len(order)} parts failed: {names}")
+        raise SystemExit(f"error: {len(failed)} of {len(parts)} parts failed: {names}")
     return result
 
 
 if __name__ == "__main__":
-    run_main(main)  # type: ignore[arg-type]
+    run_main(main)

@@ -1,0 +1,65 @@
+"""Timing by turns, and the figures that come of it; loads nothing that a worker would wait for."""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+Times = dict[str, list[float]]
+
+
+def interleave(
+    contenders: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    *,
+    warmup: int = 1,
+    limit: float = math.inf,
+    pause: float = 0.0,
+) -> tuple[Times, Times]:
+    """Times contenders in turns: what else the machine does slows all alike.
+
+    Args:
+      contenders: By name; each waits until its work is done.
+      rounds: Turns of each.
+      warmup: Rounds before those, which do not count.
+      limit: Seconds; once they are over, no round begins.
+      pause: Seconds before each turn.
+
+    Returns:
+      Seconds on the clock, and seconds of CPU time of this process, by name; one a round.
+    """
+    names, started = list(contenders), time.perf_counter()
+    wall: Times = {name: [] for name in names}
+    cpu: Times = {name: [] for name in names}
+    for turn in range(warmup + rounds):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            time.sleep(pause)
+            began = time.perf_counter(), time.process_time()
+            contenders[name]()
+            ended = time.perf_counter(), time.process_time()
+            if turn >= warmup:
+                wall[name].append(ended[0] - began[0])
+                cpu[name].append(ended[1] - began[1])
+        if time.perf_counter() - started > limit:
+            break
+    return wall, cpu
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles, four significant digits."""
+    if len(values) == 1:
+        values = [*values, *values]
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return {"median": rounded(middle), "low": rounded(low), "high": rounded(high)}
+
+
+def ratios(above: Sequence[float], below: Sequence[float]) -> dict[str, float]:
+    """Spread of the ratio within rounds."""
+    return spread([a / b for a, b in zip(above, below, strict=True)])
+
+
+def rounded(value: float) -> float:
+    """Four significant digits."""
+    return float(f"{value:.4g}")
