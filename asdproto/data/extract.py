@@ -335,7 +335,9 @@ def _open_same(
 ) -> FeatureStore:
     """Open a finished store, if it is of these clips, settings and files."""
     store = open_store(path, expect=settings)
-    remove_shards(path)  # left by a process that was killed in its last step
+    # Left by a process that was killed in its last step.
+    remove_shards(path)
+    (path / LOCK).unlink(missing_ok=True)
     skipped = {entry["file"]: entry for entry in store.manifest.get("skipped", ())}
     reason = _clip_differences(store, validate.leave_out(clips, skipped))
     if store.dtype != dtype:

@@ -46,7 +46,7 @@ from asdproto.data.extract import build_store
 from asdproto.data.store import versions
 from asdproto.data.table import load_collection
 from experiments.benchmarks.timing import interleave, ratios, spread
-from experiments.common import processor, write_json
+from experiments.common import processor, run_main, write_json
 
 SETTINGS = features.FeatureSettings()
 CONTROL_SECONDS = 2.0
@@ -231,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     add("--out", type=Path, metavar="JSON", help="write the results there too")
     add("--rounds", type=count, default=30, help="turns on one core")
     add("--batch", type=count, default=16, help="clips in a turn")
-    add("--clips", type=count, default=10_000, help="clips in a store")
+    add("--clips", type=within(int, "[2, inf)"), default=10_000, help="clips in a store")
     add("--repeats", type=count, default=7, help="stores of each kind")
     add("--workers", type=count, default=2, help="processes")
     args = parser.parse_args(arguments)
@@ -300,4 +300,4 @@ def report(console: Console, result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)
