@@ -35,48 +35,33 @@ def _embed(
     return model.apply(variables, crops, train=False)  # type: ignore[return-value]
 
 
+def _update(
+    model: nn.Module, variables: Any, crops: jax.Array, mean: jax.Array, scale: jax.Array
+) -> Any:
+    crops = (crops.astype(jnp.float32) - mean) * scale
+    _, updated = model.apply(variables, crops, train=True, mutable=["batch_stats"])
+    return updated["batch_stats"]
+
+
 @functools.cache
-def _compiled() -> Any:
-    """:func:`_embed`, compiled once for each model and shape."""
-    return jax.jit(_embed, static_argnums=0, compiler_options=compiler_options())
+def _compiled(function: Any) -> Any:
+    """One of the functions above, compiled once for each model and shape."""
+    return jax.jit(function, static_argnums=0, compiler_options=compiler_options())
 
 
-def embed_clips(
-    model: nn.Module,
-    variables: Any,
-    clips: ClipArrays,
-    *,
-    mean: np.ndarray,
-    scale: np.ndarray,
-    hop: int = 32,
-    full_clip: bool = False,
-    batch: int = 256,
-) -> np.ndarray:
+def embed_clips(model: nn.Module, variables: Any, clips: ClipArrays, **options: Any) -> np.ndarray:
     """Unit embedding of every clip: its :func:`window_means`, brought to unit length.
 
     Args:
       model: Encoder.
       variables: Its parameters and running statistics.
       clips: Features on the host.
-      mean: Floating, shape ``[mels]``, subtracted from every frame.
-      scale: Floating, shape ``[mels]``, multiplies every frame then.
-      hop: Largest distance between windows, in frames.
-      full_clip: One window over the whole clip instead.
-      batch: Windows per call.
+      **options: As for :func:`window_means`: ``mean``, ``scale``, and which windows.
 
     Returns:
       float32, shape ``[clips, dim]``, unit length.
     """
-    embeddings = window_means(
-        model,
-        variables,
-        clips,
-        mean=mean,
-        scale=scale,
-        hop=hop,
-        full_clip=full_clip,
-        batch=batch,
-    )
+    embeddings = window_means(model, variables, clips, **options)
     length = np.linalg.norm(embeddings, axis=1, keepdims=True)
     return (embeddings / np.maximum(length, 1e-12)).astype(np.float32)
 
@@ -99,10 +84,10 @@ def window_means(
 
     Args:
       model: Module with the attribute ``embedding_dim``, the length of its results.
-      variables: As for :func:`embed_clips`, and all that follows.
+      variables: Its parameters and running statistics.
       clips: Features on the host.
-      mean: Floating, shape ``[mels]``.
-      scale: Floating, shape ``[mels]``.
+      mean: Floating, shape ``[mels]``, subtracted from every frame.
+      scale: Floating, shape ``[mels]``, multiplies every frame then.
       hop: Largest distance between windows, in frames.
       full_clip: One window over the whole clip instead.
       batch: Windows per call.
@@ -115,7 +100,7 @@ def window_means(
     total = np.zeros((len(clips), dim), np.float64)
     count = np.zeros(len(clips), np.int64)
     device_mean, device_scale = jnp.asarray(mean, jnp.float32), jnp.asarray(scale, jnp.float32)
-    variables, embed = jax.device_put(variables), _compiled()
+    variables, embed = jax.device_put(variables), _compiled(_embed)
     for length in np.unique(usable) if full_clip else [clips.crop]:
         chosen = np.flatnonzero(usable == length) if full_clip else np.arange(len(clips))
         windows = [window_starts(int(usable[clip]), int(length), hop) for clip in chosen]
@@ -172,25 +157,12 @@ def training_batch_stats(
     variables = {**variables, "batch_stats": jax.tree.map(np.zeros_like, variables["batch_stats"])}
     variables = jax.device_put(variables)
     moments = jnp.asarray(mean, jnp.float32), jnp.asarray(scale, jnp.float32)
-    total = None
+    update, total = _compiled(_update), None
     for first in range(0, batches * batch, batch):
         part = slice(first, first + batch)
         crops = clips.crops(order[part], starts[part])
-        stats = jax.device_get(_compiled_update()(model, variables, crops, *moments))
+        stats = jax.device_get(update(model, variables, crops, *moments))
         stats = jax.tree.map(lambda x: np.asarray(x, np.float64), stats)
         total = stats if total is None else jax.tree.map(np.add, total, stats)
     share = batches * (1 - BatchNorm.momentum)
     return jax.tree.map(lambda x: (x / share).astype(np.float32), total)
-
-
-def _update(
-    model: nn.Module, variables: Any, crops: jax.Array, mean: jax.Array, scale: jax.Array
-) -> Any:
-    crops = (crops.astype(jnp.float32) - mean) * scale
-    _, updated = model.apply(variables, crops, train=True, mutable=["batch_stats"])
-    return updated["batch_stats"]
-
-
-@functools.cache
-def _compiled_update() -> Any:
-    return jax.jit(_update, static_argnums=0, compiler_options=compiler_options())
