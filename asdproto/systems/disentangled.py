@@ -16,12 +16,18 @@ import numpy as np
 
 from asdproto.config import check_fields
 from asdproto.data.attributes import attribute_pairs
-from asdproto.data.dataset import ClipArrays, Dataset, section_keys
+from asdproto.data.dataset import ClipArrays, Dataset
 from asdproto.losses import proxy_softmax_loss
-from asdproto.models.convolution import Lowering
 from asdproto.models.resnet import ResNet
-from asdproto.scoring.backends import Scorer, fit_scorer, held_out_scores
-from asdproto.systems.encoders import EncoderSystem, Part, PartFit, with_backend
+from asdproto.scoring.backends import Scorer
+from asdproto.systems.encoders import (
+    EncoderSystem,
+    Part,
+    PartFit,
+    adam_stage,
+    fit_nearest,
+    with_backend,
+)
 from asdproto.systems.members import Comparison, Section
 from asdproto.training.stage import Objective, StageConfig
 from asdproto.training.state import TrainState
@@ -53,7 +59,7 @@ class DisentangledSystem(EncoderSystem):
       Unsupervised Anomalous Sound Detection, DCASE Workshop 2022.
     """
 
-    stage: StageConfig = dataclasses.field(default_factory=lambda: _stage(100))
+    stage: StageConfig = dataclasses.field(default_factory=lambda: adam_stage(100, 64))
     per_machine: bool = True
     width: int = 64
     attribute_weight: float = 1.0
@@ -64,15 +70,9 @@ class DisentangledSystem(EncoderSystem):
         super().__post_init__()
         check_fields(self, width="[1, 4096]", attribute_weight="[0, 1000]")
 
-    def module(self, lowering: Lowering, axis_name: str | None) -> nn.Module:
+    def network(self) -> nn.Module:
         """See :class:`EncoderSystem`."""
-        return ResNet(
-            width=self.width,
-            attention="mean",
-            lowering=lowering,
-            dtype=jnp.dtype(self.dtype),  # type: ignore[arg-type]
-            axis_name=axis_name,
-        )
+        return ResNet(width=self.width, attention="mean")
 
     def objective(self, classes: Sequence[Any]) -> Objective:
         """The sum of the blocks' cross entropies."""
@@ -107,14 +107,12 @@ class DisentangledSystem(EncoderSystem):
         """See :class:`EncoderSystem`."""
         del state
         tasks = len(task_labels(data.classes)[1])
-        embeddings, sections = self.embed(part, data.train), section_keys(data.train_clips)
+        embeddings = self.embed(part, data.train)
         backend: dict[str, Any] = {"tasks": np.array(tasks)}
         held_out = np.zeros(len(embeddings))
         for task, (block, weight) in enumerate(self._blocks(embeddings, tasks)):
-            arguments = block, np.zeros(len(block), int), sections
-            scorer = fit_scorer(*arguments, kind="knn", neighbors=1)
-            backend[f"task{task}"] = scorer.to_arrays()
-            held_out += weight * held_out_scores(*arguments, kind="knn", neighbors=1)
+            backend[f"task{task}"], scores = fit_nearest(block, data)
+            held_out += weight * scores
         return PartFit(with_backend(part, backend), held_out, embeddings)
 
     def compare(self, part: Part, clips: ClipArrays, sections: Sequence[Section]) -> Comparison:
@@ -135,16 +133,6 @@ class DisentangledSystem(EncoderSystem):
         lengths = [np.linalg.norm(block, axis=1, keepdims=True) for block in blocks]
         units = [b / np.maximum(n, 1e-12) for b, n in zip(blocks, lengths, strict=True)]
         return list(zip(units, self.task_weights(tasks), strict=True))
-
-
-def _stage(epochs: int) -> StageConfig:
-    return StageConfig(
-        epochs=epochs,
-        batch_size=64,
-        learning_rates=((1e-3, epochs),),
-        optimizer="adam",
-        weight_decay=0.0,
-    )
 
 
 def task_labels(classes: Sequence[tuple[str, str, str, str]]) -> tuple[np.ndarray, list[int]]:
@@ -227,7 +215,7 @@ def multi_task_loss(
 
 # quick and small are for a few hundred clips on a CPU.
 PRESETS = {
-    "quick": DisentangledSystem(width=16, stage=_stage(15)),
-    "small": DisentangledSystem(width=16, stage=_stage(60)),
+    "quick": DisentangledSystem(width=16, stage=adam_stage(15, 64)),
+    "small": DisentangledSystem(width=16, stage=adam_stage(60, 64)),
     "paper": DisentangledSystem(),
 }

@@ -21,12 +21,13 @@ from asdproto.data.dcase import Clip, assign_classes, class_key
 from asdproto.errors import DataError
 from asdproto.features import FeatureSettings
 from asdproto.models.convolution import Lowering, default_lowering
+from asdproto.scoring.backends import fit_scorer, held_out_scores
 from asdproto.systems.embedding import embed_clips, window_means
 from asdproto.systems.members import Comparison, Fitted, RunOptions, Section
-from asdproto.systems.prototype import open_checkpoints
+from asdproto.systems.prototype import stage_run
 from asdproto.training.devices import AXIS
 from asdproto.training.epoch import default_loop
-from asdproto.training.loop import StageRun, train_stage
+from asdproto.training.loop import train_stage
 from asdproto.training.stage import Objective, StageConfig
 from asdproto.training.state import Task, TrainState
 
@@ -95,15 +96,21 @@ class EncoderSystem:
         """The one detector that training makes."""
         return (self.kind,)
 
-    def module(self, lowering: Lowering, axis_name: str | None) -> nn.Module:
-        """The encoder."""
+    def network(self) -> nn.Module:
+        """The encoder, apart from what :meth:`module` says of it."""
         raise NotImplementedError
+
+    def module(self, lowering: Lowering, axis_name: str | None) -> nn.Module:
+        """The encoder, with a lowering, this system's dtype, and an axis of batch statistics."""
+        dtype = jnp.dtype(self.dtype)
+        return self.network().clone(lowering=lowering, dtype=dtype, axis_name=axis_name)
 
     def objective(self, classes: Sequence[Any]) -> Objective:
         """The loss that tells these classes apart."""
         raise NotImplementedError
 
-    def label(self, clip: Clip) -> Hashable:
+    @staticmethod
+    def label(clip: Clip) -> Hashable:
         """The class of a training clip; keys of one system sort among themselves."""
         return class_key(clip)
 
@@ -258,17 +265,7 @@ class EncoderSystem:
             state = task.init(key, data.train.features.shape[2])
         else:
             state = task.start(before.params["encoder"], before.batch_stats, key)
-        with open_checkpoints(options.workdir, label) as checkpoints:
-            run = StageRun(
-                name=label,
-                checkpoints=checkpoints,
-                metadata={"seed": seed, "devices": devices.count},
-                metrics=None if options.workdir is None else options.workdir / "metrics.jsonl",
-                save_seconds=options.save_seconds,
-                console=options.console,
-                loop=options.loop,
-                resident=options.resident,
-            )
+        with stage_run(label, options, seed=seed) as run:
             return train_stage(task, data, devices, state, jax.random.fold_in(key, 1), run)
 
     def restore(
@@ -276,7 +273,7 @@ class EncoderSystem:
     ) -> "EncoderMember":
         """The member that :meth:`EncoderMember.to_arrays` described."""
         del classes
-        tree = unflatten_dict({name: np.asarray(array) for name, array in arrays.items()}, sep="//")
+        tree = unflatten_dict(dict(arrays), sep="//")
         return EncoderMember(
             self,
             {
@@ -424,6 +421,38 @@ def fit_sections(
     )
     evidence = system.evidence(part, data.train, odds=odds)
     return PartFit(part, own_class(part, evidence, section_keys(data.train_clips)))
+
+
+def fit_nearest(vectors: np.ndarray, data: Dataset) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """A back-end that measures how far the nearest training clip of the section is.
+
+    Args:
+      vectors: Floating, shape ``[training clips, dim]``.
+      data: The data set.
+
+    Returns:
+      The back-end's arrays, and the held-out scores of the training clips, float64 ``[clips]``.
+    """
+    fitted = vectors, np.zeros(len(vectors), int), section_keys(data.train_clips)
+    scorer = fit_scorer(*fitted, kind="knn", neighbors=1)
+    return scorer.to_arrays(), held_out_scores(*fitted, kind="knn", neighbors=1)
+
+
+def softmax_layer(key: jax.Array, num_classes: int, dim: int) -> tuple[Any, Any]:
+    """First parameters of a layer with bias, for :class:`asdproto.training.stage.Objective`."""
+    kernel = nn.initializers.glorot_uniform()(key, (num_classes, dim), jnp.float32)
+    return {"kernel": kernel, "bias": jnp.zeros(num_classes)}, {}
+
+
+def adam_stage(epochs: int, batch_size: int, rate: float = 1e-3) -> StageConfig:
+    """Training by Adam at one rate, without weight decay."""
+    return StageConfig(
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rates=((rate, epochs),),
+        optimizer="adam",
+        weight_decay=0.0,
+    )
 
 
 def partners(batch: int) -> jax.Array:
