@@ -272,7 +272,7 @@ class PrototypeSystem:
           seeds: One or more; several are trained as one program on accelerators.
 
         Returns:
-          By stage, one member a seed; empty in all processes but the first.
+          By name, one member a seed; empty in all processes but the first.
 
         Raises:
           DataError: The training clips are of one class only.
@@ -293,8 +293,8 @@ class PrototypeSystem:
         if not options.devices.is_main:
             return {}
         return {
-            stage: [fit(self, data, state[stage], options.devices) for state in states]
-            for stage in self.stages
+            name: [fit(self, data, state[stage], options.devices) for state in states]
+            for name, stage in zip(self.names, self.stages, strict=True)
         }
 
     def refit(self, member: "PrototypeMember", data: Dataset) -> Fitted:
