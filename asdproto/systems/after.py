@@ -47,13 +47,11 @@ def rescore(run: Path, overrides: Sequence[str], out: Path | None = None) -> dic
         found, expected = "no feature store", "that of a run that trained on one"
         raise DataError(run / "config.json", found, expected, "Train on a collection or a store.")
     system = override(before, overrides)
-    wrong = [text for text in overrides if not text.startswith("score.")]
-    if wrong or not hasattr(system, "refit"):
-        raise ConfigError(
-            f"{wrong[0]} asks for training; only score.* changes without"
-            if wrong
-            else f"a run of the system {config['kind']} has no back-end to fit again"
-        )
+    for text in overrides:
+        if not text.startswith("score."):
+            raise ConfigError(f"{text} asks for training; only score.* changes without")
+    if not hasattr(system, "refit"):
+        raise ConfigError(f"a run of the system {config['kind']} has no back-end to fit again")
     data = prepare_for(system, open_store(config["features"]), config["machines"])
     target = run if out is None else out
     target.mkdir(parents=True, exist_ok=True)
