@@ -19,6 +19,7 @@ from asdproto.losses import adacos_init, sub_cluster_adacos_loss
 from asdproto.models.resnet import ResNet
 from asdproto.prototypes import l2_normalize
 from asdproto.scoring.backends import Scorer, fit_scorer, rows_by
+from asdproto.systems.embedding import unit_rows
 from asdproto.systems.encoders import (
     EncoderSystem,
     Part,
@@ -168,8 +169,7 @@ def section_references(embeddings: np.ndarray, target: np.ndarray, clusters: int
     if len(source):
         count = min(clusters, len(np.unique(source, axis=0)))
         centers = KMeans(count, n_init=10, random_state=0).fit(source).cluster_centers_
-        centers = centers / np.maximum(np.linalg.norm(centers, axis=1, keepdims=True), 1e-12)
-    return np.concatenate([centers, np.asarray(embeddings[target], np.float64)])
+    return np.concatenate([unit_rows(centers), np.asarray(embeddings[target], np.float64)])
 
 
 def _cosine_distance(euclidean: np.ndarray) -> np.ndarray:

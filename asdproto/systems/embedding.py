@@ -1,5 +1,6 @@
 """Embeddings of whole clips: the mean over windows that cover them; batch statistics for them."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -62,8 +63,12 @@ def embed_clips(model: nn.Module, variables: Any, clips: ClipArrays, **options: 
       float32, shape ``[clips, dim]``, unit length.
     """
     embeddings = window_means(model, variables, clips, **options)
-    length = np.linalg.norm(embeddings, axis=1, keepdims=True)
-    return (embeddings / np.maximum(length, 1e-12)).astype(np.float32)
+    return unit_rows(embeddings).astype(np.float32)
+
+
+def unit_rows(vectors: np.ndarray) -> np.ndarray:
+    """Vectors ``[n, dim]``, each divided by its length."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def window_means(
@@ -104,9 +109,10 @@ def window_means(
     for length in np.unique(usable) if full_clip else [clips.crop]:
         chosen = np.flatnonzero(usable == length) if full_clip else np.arange(len(clips))
         windows = [window_starts(int(usable[clip]), int(length), hop) for clip in chosen]
-        owners = np.repeat(chosen, [len(starts) for starts in windows])
+        count[chosen] = [len(starts) for starts in windows]
+        owners = np.repeat(chosen, count[chosen])
         starts = np.concatenate(windows) if windows else np.zeros(0, np.int32)
-        source = ClipArrays(clips.features, clips.rows, clips.frames, int(length))
+        source = dataclasses.replace(clips, crop=int(length))
         size = max(1, batch * clips.crop // int(length))
         for first in range(0, len(owners), size):
             part = slice(first, first + size)
@@ -115,7 +121,6 @@ def window_means(
             crops = np.pad(crops, ((0, size - real), (0, 0), (0, 0)))
             vectors = np.asarray(embed(model, variables, crops, device_mean, device_scale))[:real]
             np.add.at(total, owners[part], vectors)
-            np.add.at(count, owners[part], 1)
     return total / np.maximum(count, 1)[:, None]
 
 
@@ -157,12 +162,15 @@ def training_batch_stats(
     variables = {**variables, "batch_stats": jax.tree.map(np.zeros_like, variables["batch_stats"])}
     variables = jax.device_put(variables)
     moments = jnp.asarray(mean, jnp.float32), jnp.asarray(scale, jnp.float32)
-    update, total = _compiled(_update), None
+    update, stats = _compiled(_update), []
     for first in range(0, batches * batch, batch):
         part = slice(first, first + batch)
         crops = clips.crops(order[part], starts[part])
-        stats = jax.device_get(update(model, variables, crops, *moments))
-        stats = jax.tree.map(lambda x: np.asarray(x, np.float64), stats)
-        total = stats if total is None else jax.tree.map(np.add, total, stats)
+        stats.append(jax.device_get(update(model, variables, crops, *moments)))
     share = batches * (1 - BatchNorm.momentum)
-    return jax.tree.map(lambda x: (x / share).astype(np.float32), total)
+
+    def mean_of(*leaves: np.ndarray) -> np.ndarray:
+        total = functools.reduce(np.add, [leaf.astype(np.float64) for leaf in leaves])
+        return (total / share).astype(np.float32)
+
+    return jax.tree.map(mean_of, *stats)

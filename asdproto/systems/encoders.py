@@ -149,7 +149,7 @@ class EncoderSystem:
             held_out = np.zeros(len(data.labels))
             embeddings: list[tuple[np.ndarray, np.ndarray]] = []
             parts = {}
-            for name, rows in self._parts(data).items():
+            for name, rows in self._parts(data.train_clips).items():
                 chosen = self.relabel(data, rows)
                 label = f"{self.kind}-{seed}" + (f"-{name}" if self.per_machine else "")
                 part, state = self.train_part(chosen, options, seed, label)
@@ -163,22 +163,17 @@ class EncoderSystem:
             members.append(Fitted(member, held_out, _scattered(embeddings, len(held_out))))
         return {self.kind: members} if options.devices.is_main else {}
 
-    def _parts(self, data: Dataset) -> dict[str, np.ndarray]:
+    def _parts(self, clips: Sequence[Clip]) -> dict[str, np.ndarray]:
         """Rows of the training clips of each network."""
-        machines = np.array([clip.machine_type for clip in data.train_clips])
+        machines = np.array([clip.machine_type for clip in clips])
         if not self.per_machine:
             return {ALL: np.arange(len(machines))}
         return {str(m): np.flatnonzero(machines == m) for m in np.unique(machines)}
 
     def check_clips(self, clips: Sequence[Clip]) -> None:
-        """Refuses training clips that leave a network one class; training does so too, but later.
-
-        Args:
-          clips: Training clips.
-        """
-        machines = sorted({clip.machine_type for clip in clips}) if self.per_machine else [None]
-        for machine in machines:
-            self._check_classes([c for c in clips if machine in (None, c.machine_type)])
+        """Refuses training clips that leave a network one class, before training does."""
+        for rows in self._parts(clips).values():
+            self._check_classes([clips[row] for row in rows])
 
     def _check_classes(self, clips: Sequence[Clip]) -> None:
         if len({self.label(clip) for clip in clips}) < 2:
@@ -273,19 +268,11 @@ class EncoderSystem:
     ) -> "EncoderMember":
         """The member that :meth:`EncoderMember.to_arrays` described."""
         del classes
-        tree = unflatten_dict(dict(arrays), sep="//")
-        return EncoderMember(
-            self,
-            {
-                name: Part(
-                    {"params": one["params"], "batch_stats": one.get("batch_stats", {})},
-                    one["mean"],
-                    one["scale"],
-                    one["backend"],
-                )
-                for name, one in tree.items()
-            },
-        )
+        parts = {}
+        for name, one in unflatten_dict(dict(arrays), sep="//").items():
+            variables = {"params": one["params"], "batch_stats": one.get("batch_stats", {})}
+            parts[name] = Part(variables, one["mean"], one["scale"], one["backend"])
+        return EncoderMember(self, parts)
 
     # --- for scoring
 
@@ -299,13 +286,19 @@ class EncoderSystem:
             self.evaluation(), part.variables, clips, mean=part.mean, scale=part.scale, hop=self.hop
         )
 
-    def evidence(self, part: Part, clips: ClipArrays, *, odds: bool) -> np.ndarray:
-        """Mean over a clip's windows of :class:`Evidence`, float64 ``[clips, classes]``."""
+    def evidence(
+        self, part: Part, clips: ClipArrays, sections: Sequence[Section], *, odds: bool
+    ) -> np.ndarray:
+        """Mean :class:`Evidence` of a clip's windows against its section, float64 ``[clips]``."""
         kernel, bias = part.backend["kernel"], part.backend["bias"]
         model = Evidence(self.evaluation(), len(kernel), odds)
         encoder = {kind: {"encoder": tree} for kind, tree in part.variables.items()}
         variables = {**encoder, "params": {**encoder["params"], "kernel": kernel, "bias": bias}}
-        return window_means(model, variables, clips, mean=part.mean, scale=part.scale, hop=self.hop)
+        means = window_means(
+            model, variables, clips, mean=part.mean, scale=part.scale, hop=self.hop
+        )
+        index = {tuple(key): number for number, key in enumerate(part.backend["classes"].tolist())}
+        return means[np.arange(len(means)), [index[key] for key in sections]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -338,15 +331,10 @@ class EncoderMember:
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """See :class:`asdproto.systems.members.Member`."""
-        tree = {
-            name: {
-                **part.variables,
-                "mean": part.mean,
-                "scale": part.scale,
-                "backend": dict(part.backend),
-            }
-            for name, part in self.parts.items()
-        }
+        tree = {}
+        for name, part in self.parts.items():
+            rest = {"mean": part.mean, "scale": part.scale, "backend": dict(part.backend)}
+            tree[name] = {**part.variables, **rest}
         return flatten_dict(tree, sep="//")
 
 
@@ -406,12 +394,6 @@ def section_label(clip: Clip) -> Section:
     return clip.machine_type, clip.section
 
 
-def own_class(part: Part, evidence: np.ndarray, sections: Sequence[Section]) -> np.ndarray:
-    """Each clip's evidence against the class of its own section, float64 ``[clips]``."""
-    index = {tuple(key): number for number, key in enumerate(part.backend["classes"].tolist())}
-    return evidence[np.arange(len(evidence)), [index[key] for key in sections]]
-
-
 def fit_sections(
     system: EncoderSystem, part: Part, kernel: Any, bias: Any, data: Dataset, *, odds: bool
 ) -> PartFit:
@@ -419,8 +401,8 @@ def fit_sections(
     part = with_backend(
         part, {"kernel": kernel, "bias": bias, "classes": np.array(data.classes, str)}
     )
-    evidence = system.evidence(part, data.train, odds=odds)
-    return PartFit(part, own_class(part, evidence, section_keys(data.train_clips)))
+    sections = section_keys(data.train_clips)
+    return PartFit(part, system.evidence(part, data.train, sections, odds=odds))
 
 
 def fit_nearest(vectors: np.ndarray, data: Dataset) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -479,7 +461,7 @@ def _scattered(parts: Sequence[tuple[np.ndarray, np.ndarray]], count: int) -> np
     """Rows of the networks' embeddings in the order of the clips."""
     if not parts:
         return None
-    out = np.zeros((count, max(embeddings.shape[1] for _, embeddings in parts)), np.float32)
+    out = np.zeros((count, parts[0][1].shape[1]), np.float32)
     for rows, embeddings in parts:
-        out[rows, : embeddings.shape[1]] = embeddings
+        out[rows] = embeddings
     return out

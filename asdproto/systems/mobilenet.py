@@ -21,7 +21,6 @@ from asdproto.systems.encoders import (
     PartFit,
     adam_stage,
     fit_sections,
-    own_class,
     section_label,
     softmax_layer,
 )
@@ -85,7 +84,7 @@ class MobileNetSystem(EncoderSystem):
 
     def compare(self, part: Part, clips: ClipArrays, sections: Sequence[Section]) -> Comparison:
         """See :class:`EncoderSystem`."""
-        return Comparison(own_class(part, self.evidence(part, clips, odds=True), sections))
+        return Comparison(self.evidence(part, clips, sections, odds=True))
 
 
 def _loss(params, state, embeddings, batch, **_):

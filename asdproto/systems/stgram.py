@@ -24,7 +24,6 @@ from asdproto.systems.encoders import (
     Part,
     PartFit,
     fit_sections,
-    own_class,
     section_label,
 )
 from asdproto.systems.members import Comparison, Section
@@ -133,7 +132,7 @@ class STgramSystem(EncoderSystem):
 
     def compare(self, part: Part, clips: ClipArrays, sections: Sequence[Section]) -> Comparison:
         """See :class:`EncoderSystem`."""
-        return Comparison(own_class(part, self.evidence(part, clips, odds=False), sections))
+        return Comparison(self.evidence(part, clips, sections, odds=False))
 
 
 # quick and small are for a few hundred clips on a CPU: a narrow, shallow network, a higher rate.
