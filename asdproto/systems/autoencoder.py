@@ -77,8 +77,8 @@ class AutoEncoderSystem(ReconstructionConfig):
             rows = np.flatnonzero(machines == machine)
             parts[machine] = rows
             if len(rows) >= 2 * self.folds > 0:
-                for fold in range(self.folds):
-                    parts[f"{machine}/{fold}"] = np.delete(rows, np.s_[fold :: self.folds])
+                for n in range(self.folds):
+                    parts[f"{machine}/{n}"] = np.delete(rows, np.s_[n :: self.folds])
         frames = data.train.usable_frames
         given = {name: (everything[rows], frames[rows]) for name, rows in parts.items()}
         members = []
@@ -99,12 +99,10 @@ class AutoEncoderSystem(ReconstructionConfig):
         self, arrays: Mapping[str, np.ndarray], classes: Sequence[tuple]
     ) -> "AutoEncoderMember":
         """The member that :meth:`AutoEncoderMember.to_arrays` described."""
-        networks = {
-            machine: Network(
-                {name: one[name] for name in ("params", "batch_stats")}, one["mean"], one["std"]
-            )
-            for machine, one in unflatten_dict(dict(arrays), sep="/").items()
-        }
+        networks = {}
+        for machine, one in unflatten_dict(dict(arrays), sep="/").items():
+            variables = {"params": one["params"], "batch_stats": one["batch_stats"]}
+            networks[machine] = Network(variables, one["mean"], one["std"])
         return AutoEncoderMember(self, networks)
 
 

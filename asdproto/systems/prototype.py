@@ -107,7 +107,8 @@ class EncoderConfig:
         """The encoder for given devices and loop."""
         axis_name = AXIS if self.sync_batch_stats and devices.count > 1 else None
         if self.module is not None:
-            return _with_axis(self.module, axis_name)
+            shares = hasattr(self.module, "axis_name")
+            return self.module.clone(axis_name=axis_name) if shares else self.module
         lowering = self.lowering
         if lowering == "auto":
             lowering = default_lowering(devices.local[0].platform, in_loop=loop == "scan")
@@ -120,10 +121,6 @@ class EncoderConfig:
             dtype=jnp.dtype(self.dtype),  # type: ignore[arg-type]
             axis_name=axis_name,
         )
-
-
-def _with_axis(module: nn.Module, axis_name: str | None) -> nn.Module:
-    return module.clone(axis_name=axis_name) if hasattr(module, "axis_name") else module
 
 
 @dataclasses.dataclass(frozen=True)
@@ -559,6 +556,6 @@ def fit_backend(
 
 def evaluation_model(system: PrototypeSystem) -> nn.Module:
     """The encoder for one device and calls from the host."""
-    encoder = dataclasses.replace(system.encoder, dtype=system.score.dtype)
+    encoder = dataclasses.replace(system.encoder, dtype=system.score.dtype, sync_batch_stats=False)
     devices = use_devices(1) if jax.process_count() == 1 else use_devices()
-    return _with_axis(encoder.build(devices, "dispatch"), None)
+    return encoder.build(devices, "dispatch")

@@ -304,10 +304,10 @@ def _errors(variables: Any, mean: jax.Array, std: jax.Array, stacks: jax.Array) 
     return jnp.mean(jnp.square(wrong), axis=(1, 2))
 
 
-@jax.jit
-def _start(size: jax.Array, keys: jax.Array) -> _State:
+@functools.partial(jax.jit, static_argnums=0)
+def _start(columns: int, keys: jax.Array) -> _State:
     def start(key: jax.Array) -> _State:
-        variables = _MODEL.init(key, jnp.zeros((1, len(size))), train=False)
+        variables = _MODEL.init(key, jnp.zeros((1, columns)), train=False)
         adam = optax.adam(1.0).init(variables["params"])
         return _State(variables["params"], variables["batch_stats"], adam)
 
@@ -347,7 +347,7 @@ def _fit_group(
     shape = _Shape(config.batch, config.context)
     root = jax.random.key(seed)
     own = jnp.stack([jax.random.fold_in(root, zlib.crc32(name.encode())) for name in names])
-    state = _start(jnp.zeros(config.context * mels), _fold(own, 0))
+    state = _start(config.context * mels, _fold(own, 0))
     title = f"AutoEncoder {', '.join(names)}".rstrip()
     console, workdir = (options.console, options.workdir) if options else (None, None)
     losses = np.zeros((config.epochs, len(names)), np.float32)
