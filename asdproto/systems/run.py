@@ -93,7 +93,7 @@ def train_run(
             write_atomically(options.workdir / "config.json", json.dumps(about, indent=2).encode())
         fitted = system.train(data, options, seeds)
         trained = time.monotonic()
-        figures, members = _score_all(system, data, options, seeds, fitted)
+        figures, members = score_all(options.workdir, system, data, seeds, fitted)
         if options.devices.is_main:
             figures |= fit_yardsticks(system, data, options)
         seconds = {
@@ -116,7 +116,7 @@ def fit_yardsticks(system: Any, data: Dataset, options: RunOptions) -> dict[str,
         except DataError as error:
             warnings.warn(f"no {kind} beside: {error}", stacklevel=2)
             continue
-        figures |= _score_all(other, data, options, [0], fitted)[0]
+        figures |= score_all(options.workdir, other, data, [0], fitted)[0]
     return figures
 
 
@@ -131,7 +131,8 @@ def train_beside(
     """Trains another system into a run folder that exists; returns its figures by name."""
     with _alone(options):
         data = prepare_for(system, store, machines)
-        return _score_all(system, data, options, seeds, system.train(data, options, seeds))[0]
+        fitted = system.train(data, options, seeds)
+        return score_all(options.workdir, system, data, seeds, fitted)[0]
 
 
 @contextlib.contextmanager
@@ -148,18 +149,18 @@ def _alone(options: RunOptions) -> Iterator[None]:
         yield
 
 
-def _score_all(
+def score_all(
+    workdir: Path | None,
     system: Any,
     data: Dataset,
-    options: RunOptions,
     seeds: Sequence[int],
     fitted: Mapping[str, Sequence[Fitted]],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Figures by name, and those of each seed by name where there are several."""
-    assert options.workdir is not None
+    """Scores what was trained: figures by name, and those of each seed where there are several."""
+    assert workdir is not None
     figures, members = {}, {}
     for name, by_seed in fitted.items():
-        folder = options.workdir / "scores" / name
+        folder = workdir / "scores" / name
         together, each = score_fitted(folder, system, data, by_seed, seeds)
         if together is not None:
             figures[name] = together

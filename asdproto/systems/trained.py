@@ -32,6 +32,7 @@ from asdproto.systems import system_class
 from asdproto.systems.members import Comparison, Member, Section, WindowScores
 
 ABOUT = "detector.json"
+FINISH = "Repeat the run's command, with the same settings and without this file."
 _FORMAT = 1
 _AGAIN = (
     "Delete the run's results.json and repeat its command: it is made again from the checkpoints."
@@ -405,13 +406,12 @@ def read_config(workdir: Path) -> dict[str, Any]:
       DataError: It is missing, damaged, or of something else.
     """
     path = workdir / "config.json"
-    remedy = "Repeat the run's command, with the same settings and without this file."
-    config = read_json(path, remedy=remedy)
+    config = read_json(path, remedy=FINISH)
     kinds = {"kind": str, "system": dict, "names": list}
     odd = [name for name, kind in kinds.items() if not isinstance(config.get(name), kind)]
     if odd:
         found = f"{odd[0]} {quoted(repr(config.get(odd[0])))}"
-        raise DataError(path, found, "the settings of a run", remedy)
+        raise DataError(path, found, "the settings of a run", FINISH)
     return config
 
 
