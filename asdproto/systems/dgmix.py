@@ -284,7 +284,7 @@ def _mixed_sections(params, state, embeddings, batch, *, key, hyper, axis_name, 
 
 
 # quick and small are for a few hundred clips on a CPU, where batches of 2,048 would be one step.
-def _small(epochs: tuple[int, int]) -> DGMixSystem:
+def _small(pretrain: int, finetune: int) -> DGMixSystem:
     adam: dict[str, Any] = {
         "batch_size": 32,
         "learning_rates": ((1e-3, 1),),
@@ -292,10 +292,10 @@ def _small(epochs: tuple[int, int]) -> DGMixSystem:
         "weight_decay": 0.0,
     }
     return DGMixSystem(
-        stage=dataclasses.replace(_PRETRAIN, epochs=epochs[0], warmup=epochs[0] // 10, **adam),
-        finetune=dataclasses.replace(_FINETUNE, epochs=epochs[1], **adam),
+        stage=dataclasses.replace(_PRETRAIN, epochs=pretrain, warmup=pretrain // 10, **adam),
+        finetune=dataclasses.replace(_FINETUNE, epochs=finetune, **adam),
         projector=(256, 256, 256),
     )
 
 
-PRESETS = {"quick": _small((8, 3)), "small": _small((60, 20)), "paper": DGMixSystem()}
+PRESETS = {"quick": _small(8, 3), "small": _small(60, 20), "paper": DGMixSystem()}

@@ -97,7 +97,7 @@ class EncoderSystem:
         return (self.kind,)
 
     def network(self) -> nn.Module:
-        """The encoder, apart from what :meth:`module` says of it."""
+        """The encoder; :meth:`module` adds how it is compiled."""
         raise NotImplementedError
 
     def module(self, lowering: Lowering, axis_name: str | None) -> nn.Module:
