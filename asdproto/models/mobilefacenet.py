@@ -29,13 +29,7 @@ class STgramMFN(nn.Module):
 
     Attributes:
       n_mels: Bands of the log-mel spectrogram; the rest of every frame are its samples.
-      stages: See :class:`MobileFaceNet`; also the attributes after it.
-      head: See :class:`MobileFaceNet`.
-      dim: Length of an embedding.
-      stem: See :class:`MobileFaceNet`.
-      lowering: See :class:`MobileFaceNet`.
-      dtype: See :class:`MobileFaceNet`.
-      axis_name: See :class:`MobileFaceNet`.
+      stages: See :class:`MobileFaceNet`, as for all attributes after it.
 
     References:
       Liu et al., Anomalous Sound Detection Using Spectral-Temporal Information Fusion, ICASSP 2022.

@@ -45,8 +45,7 @@ class MobileNetV2(nn.Module):
       unit: Whether embeddings are brought to unit length. The baseline's are not: a softmax with
         bias classifies them.
       momentum: Share of the running statistics that one update keeps.
-      lowering: How depthwise convolutions are compiled: ``"native"`` and ``"native_if_fits"`` are
-        XLA's grouped convolution, the others shifted products.
+      lowering: How depthwise convolutions are compiled, see :func:`depthwise`.
       dtype: Dtype of activations; parameters, statistics and embeddings are float32.
       axis_name: Mapped axis over which batch statistics are averaged; ``None`` for per device.
 
@@ -133,35 +132,31 @@ class MobileNetV2(nn.Module):
         shape = (3, 3, 3, features)
         kernel = self.param("stem", nn.initializers.glorot_uniform(), shape, jnp.float32)
         kernel = jnp.sum(kernel, axis=2).astype(self.dtype)
-        taps = shifted(images[..., None], (3, 3), strides=2, symmetric=False)
+        taps = shifted(images[..., None], 3, strides=2, symmetric=False)
         return jnp.concatenate(taps, axis=-1) @ kernel.reshape(9, features)
 
 
 class Depthwise(nn.Module):
-    """Bias-free convolution of every channel with a kernel of its own.
+    """Bias-free 3 x 3 convolution of every channel with a kernel of its own.
 
     Attributes:
       strides: Step in both directions.
       symmetric: See :func:`depthwise`.
-      kernel_init: Draws the kernel, of shape ``[size, size, 1, channels]``.
-      kernel_size: Window, odd.
-      lowering: ``"native"`` and ``"native_if_fits"``: XLA's grouped convolution; the others:
-        shifted products.
+      kernel_init: Draws the kernel, of shape ``[3, 3, 1, channels]``.
+      lowering: See :func:`depthwise`.
       dtype: Dtype of the arithmetic; the kernel is stored in float32.
     """
 
     strides: int
     symmetric: bool
     kernel_init: nn.initializers.Initializer
-    kernel_size: int = 3
     lowering: Lowering = "native"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps ``[batch, rows, columns, channels]`` to ``[batch, rows', columns', channels]``."""
-        shape = (self.kernel_size, self.kernel_size, 1, x.shape[-1])
-        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        kernel = self.param("kernel", self.kernel_init, (3, 3, 1, x.shape[-1]), jnp.float32)
         return depthwise(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
@@ -199,7 +194,7 @@ def depthwise(
             feature_group_count=x.shape[-1],
         )
     taps = kernel.reshape(size * size, -1)
-    met = shifted(x, (size, size), strides=strides, symmetric=symmetric)
+    met = shifted(x, size, strides=strides, symmetric=symmetric)
     return sum(x * tap for x, tap in zip(met[1:], taps[1:], strict=True)) + met[0] * taps[0]
 
 
@@ -210,15 +205,13 @@ def padding(length: int, size: int, strides: int, symmetric: bool) -> tuple[int,
     return before, needed - before
 
 
-def shifted(
-    x: jax.Array, size: tuple[int, int], *, strides: int, symmetric: bool
-) -> list[jax.Array]:
+def shifted(x: jax.Array, size: int, *, strides: int, symmetric: bool) -> list[jax.Array]:
     """What each tap of a window meets, row by row: views ``[batch, rows', columns', channels]``."""
     ends = [-(-n // strides) for n in x.shape[1:3]]
-    zeros = [padding(n, s, strides, symmetric) for n, s in zip(x.shape[1:3], size, strict=True)]
+    zeros = [padding(n, size, strides, symmetric) for n in x.shape[1:3]]
     # Symmetric padding may reach beyond the last window: no zeros are needed there.
     x = jnp.pad(x, ((0, 0), *((before, max(after, 0)) for before, after in zeros), (0, 0)))
-    return windows(x, size, strides, ends)
+    return windows(x, (size, size), strides, ends)
 
 
 def round_channels(channels: float) -> int:

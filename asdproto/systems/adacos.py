@@ -16,25 +16,25 @@ import numpy as np
 from asdproto.config import check_fields
 from asdproto.data.dataset import ClipArrays, Dataset, section_keys
 from asdproto.losses import adacos_init, sub_cluster_adacos_loss
-from asdproto.models.convolution import Lowering
 from asdproto.models.resnet import ResNet
 from asdproto.prototypes import l2_normalize
 from asdproto.scoring.backends import Scorer, fit_scorer, rows_by
-from asdproto.systems.encoders import EncoderSystem, Part, PartFit, partners, with_backend
+from asdproto.systems.embedding import unit_rows
+from asdproto.systems.encoders import (
+    EncoderSystem,
+    Part,
+    PartFit,
+    adam_stage,
+    partners,
+    with_backend,
+)
 from asdproto.systems.members import Comparison, Section
 from asdproto.training.stage import Objective, StageConfig, draw_mix
 from asdproto.training.state import TrainState
 
 
 def _stage(epochs: int) -> StageConfig:
-    return StageConfig(
-        epochs=epochs,
-        batch_size=64,
-        learning_rates=((1e-3, epochs),),
-        optimizer="adam",
-        weight_decay=0.0,
-        mix_range=(0.0, 1.0),
-    )
+    return dataclasses.replace(adam_stage(epochs, 64), mix_range=(0.0, 1.0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,15 +70,9 @@ class AdaCosSystem(EncoderSystem):
         super().__post_init__()
         check_fields(self, width="[1, 4096]", sub_clusters="[1, 10000]")
 
-    def module(self, lowering: Lowering, axis_name: str | None) -> nn.Module:
+    def network(self) -> nn.Module:
         """See :class:`EncoderSystem`."""
-        return ResNet(
-            width=self.width,
-            attention="mean",
-            lowering=lowering,
-            dtype=jnp.dtype(self.dtype),  # type: ignore[arg-type]
-            axis_name=axis_name,
-        )
+        return ResNet(width=self.width, attention="mean")
 
     def objective(self, classes: Sequence[Any]) -> Objective:
         """Sub-cluster AdaCos of mixed crops."""
@@ -97,25 +91,22 @@ class AdaCosSystem(EncoderSystem):
         embeddings = self.embed(part, data.train)
         sections = section_keys(data.train_clips)
         targets = np.array([clip.domain == "target" for clip in data.train_clips])
-        references = [
-            section_references(embeddings[rows], targets[rows], self.sub_clusters)
-            for rows in rows_by(sections).values()
-        ]
-        keys = [
-            key for key, vectors in zip(rows_by(sections), references, strict=True) for _ in vectors
-        ]
-        scorer = fit_scorer(
-            np.concatenate(references), np.zeros(len(keys), int), keys, kind="knn", neighbors=1
-        )
+        by_section = rows_by(sections)
+        references = {
+            key: section_references(embeddings[rows], targets[rows], self.sub_clusters)
+            for key, rows in by_section.items()
+        }
+        vectors = np.concatenate(list(references.values()))
+        keys = [key for key, own in references.items() for _ in own]
+        scorer = fit_scorer(vectors, np.zeros(len(keys), int), keys, kind="knn", neighbors=1)
         part = with_backend(part, scorer.to_arrays())
         held_out = _cosine_distance(scorer.score(embeddings, sections))
         # A target clip is a reference itself, at distance 0: it is compared with the others.
-        others = _cosine_distance(scorer.score(np.concatenate(references), keys, training=True))
-        for key, rows in rows_by(sections).items():
-            in_section = np.array([one == key for one in keys])
-            count = int(targets[rows].sum())
-            if count:
-                held_out[rows[targets[rows]]] = others[in_section][-count:]
+        others = _cosine_distance(scorer.score(vectors, keys, training=True))
+        for key, of_section in rows_by(keys).items():
+            rows = by_section[key]
+            rows = rows[targets[rows]]
+            held_out[rows] = others[of_section[len(of_section) - len(rows) :]]
         return PartFit(part, held_out, embeddings)
 
     def compare(self, part: Part, clips: ClipArrays, sections: Sequence[Section]) -> Comparison:
@@ -178,8 +169,7 @@ def section_references(embeddings: np.ndarray, target: np.ndarray, clusters: int
     if len(source):
         count = min(clusters, len(np.unique(source, axis=0)))
         centers = KMeans(count, n_init=10, random_state=0).fit(source).cluster_centers_
-        centers = centers / np.maximum(np.linalg.norm(centers, axis=1, keepdims=True), 1e-12)
-    return np.concatenate([centers, np.asarray(embeddings[target], np.float64)])
+    return np.concatenate([unit_rows(centers), np.asarray(embeddings[target], np.float64)])
 
 
 def _cosine_distance(euclidean: np.ndarray) -> np.ndarray:

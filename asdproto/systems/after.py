@@ -1,5 +1,6 @@
 """What can be made of finished runs without training: other back-ends, and fused detectors."""
 
+import dataclasses
 import json
 import warnings
 from collections.abc import Sequence
@@ -17,10 +18,8 @@ from asdproto.results.result_files import read_run_results
 from asdproto.scoring.fusion import combine
 from asdproto.systems import system_class
 from asdproto.systems.members import prepare_for
-from asdproto.systems.run import LOCK, MEMBER_SCORES, save_scores, score_fitted
-from asdproto.systems.trained import ABOUT, TrainedDetector, load_run, read_config
-
-_FINISH = "Repeat the run's command, with the same settings and without this file."
+from asdproto.systems.run import LOCK, MEMBER_SCORES, save_scores, score_all
+from asdproto.systems.trained import ABOUT, FINISH, TrainedDetector, load_run, read_config
 
 
 def rescore(run: Path, overrides: Sequence[str], out: Path | None = None) -> dict[str, Any]:
@@ -42,33 +41,29 @@ def rescore(run: Path, overrides: Sequence[str], out: Path | None = None) -> dic
     try:
         before = from_dict(system_class(config["kind"]), config["system"])
     except ConfigError as error:
-        raise DataError(run / "config.json", str(error), "the settings of a run", _FINISH) from None
+        raise DataError(run / "config.json", str(error), "the settings of a run", FINISH) from None
     if not isinstance(config.get("features"), str):
         found, expected = "no feature store", "that of a run that trained on one"
         raise DataError(run / "config.json", found, expected, "Train on a collection or a store.")
     system = override(before, overrides)
-    wrong = [text for text in overrides if not text.startswith("score.")]
-    if wrong or not hasattr(system, "refit"):
-        raise ConfigError(
-            f"{wrong[0]} asks for training; only score.* changes without"
-            if wrong
-            else f"a run of the system {config['kind']} has no back-end to fit again"
-        )
+    for text in overrides:
+        if not text.startswith("score."):
+            raise ConfigError(f"{text} asks for training; only score.* changes without")
+    if not hasattr(system, "refit"):
+        raise ConfigError(f"a run of the system {config['kind']} has no back-end to fit again")
     data = prepare_for(system, open_store(config["features"]), config["machines"])
     target = run if out is None else out
     target.mkdir(parents=True, exist_ok=True)
-    systems, members = dict(results["systems"]), {}
+    systems: dict[str, Any] = dict(results["systems"])
+    members: dict[str, Any] = {}
     with locked(target, LOCK):
         for name in config["names"]:
             old = load_run(run, name)
-            fitted = [system.refit(member, data) for member in old.members]
-            folder = target / "scores" / name
-            figures, each = score_fitted(folder, system, data, fitted, old.seeds)
+            fitted = {name: [system.refit(member, data) for member in old.members]}
+            figures, each = score_all(target, system, data, old.seeds, fitted)
             systems.pop(name, None)
-            if figures is not None:
-                systems[name] = figures
-            if each:
-                members[name] = each
+            systems |= figures
+            members |= each
         config["system"] = to_dict(system)
         write_atomically(target / "config.json", json.dumps(config, indent=2).encode())
     ordered = {name: systems[name] for name in results["systems"] if name in systems}
@@ -120,17 +115,15 @@ def fuse(
         for weight, detector in zip(weights, detectors, strict=True)
         for share in detector.weights
     ]
-    fused = TrainedDetector(
+    fused = dataclasses.replace(
+        first,
         name="fused",
         members=[member for one in detectors for member in one.members],
         seeds=[seed for one in detectors for seed in one.seeds],
         classes=[classes for one in detectors for classes in one.classes],
         weights=shares,
         held_out=np.concatenate([one.held_out for one in detectors]),
-        train_sections=first.train_sections,
-        train_files=first.train_files,
-        quantile=first.quantile,
-        dtype=first.dtype,
+        fitted=None,
     )
     folder = out / "scores" / fused.name
     fused.save(folder)
@@ -150,7 +143,7 @@ def fuse(
     for source in folders:
         if (source / "results.json").is_file():
             name = f"{source.parents[1].name}/{source.name}"
-            systems[name] = read_json(source / "results.json", remedy=_FINISH)
+            systems[name] = read_json(source / "results.json", remedy=FINISH)
     clips, scores = _test_scores(folders, config)
     figures = save_scores(folder, clips, fused, scores)
     if figures is not None:

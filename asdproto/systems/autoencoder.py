@@ -15,6 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from asdproto.config import ConfigError, check_fields
 from asdproto.data.dataset import ClipArrays, Dataset
 from asdproto.features import FeatureSettings
+from asdproto.files import append
 from asdproto.systems.members import Comparison, Fitted, RunOptions, Section, WindowScores
 from asdproto.systems.reconstruction import (
     Network,
@@ -76,8 +77,8 @@ class AutoEncoderSystem(ReconstructionConfig):
             rows = np.flatnonzero(machines == machine)
             parts[machine] = rows
             if len(rows) >= 2 * self.folds > 0:
-                parts |= {f"{machine}/{n}": np.delete(rows, np.s_[n :: self.folds])
-                          for n in range(self.folds)}  # fmt: skip
+                for n in range(self.folds):
+                    parts[f"{machine}/{n}"] = np.delete(rows, np.s_[n :: self.folds])
         frames = data.train.usable_frames
         given = {name: (everything[rows], frames[rows]) for name, rows in parts.items()}
         members = []
@@ -98,13 +99,10 @@ class AutoEncoderSystem(ReconstructionConfig):
         self, arrays: Mapping[str, np.ndarray], classes: Sequence[tuple]
     ) -> "AutoEncoderMember":
         """The member that :meth:`AutoEncoderMember.to_arrays` described."""
-        tree = unflatten_dict({name: np.asarray(array) for name, array in arrays.items()}, sep="/")
-        networks = {
-            machine: Network(
-                {name: one[name] for name in ("params", "batch_stats")}, one["mean"], one["std"]
-            )
-            for machine, one in tree.items()
-        }
+        networks = {}
+        for machine, one in unflatten_dict(dict(arrays), sep="/").items():
+            variables = {"params": one["params"], "batch_stats": one["batch_stats"]}
+            networks[machine] = Network(variables, one["mean"], one["std"])
         return AutoEncoderMember(self, networks)
 
 
@@ -178,21 +176,11 @@ def _write_curves(
     """Adds the losses of every epoch to ``metrics.jsonl``; a second time they replace the first."""
     if options.workdir is None:
         return
-    lines = []
+    metrics, text = options.workdir / "metrics.jsonl", ""
     for machine, network in networks.items():
         stage = f"autoencoder {machine}" + ("" if seed is None else f"-{seed}")
-        truncate_metrics(options.workdir / "metrics.jsonl", stage, 0)
-        lines += [
-            json.dumps(
-                {
-                    "stage": stage,
-                    "epoch": epoch + 1,
-                    "step": epoch + 1,
-                    "loss": float(loss),
-                    "learning_rate": system.learning_rate,
-                }
-            )
-            for epoch, loss in enumerate(network.losses)
-        ]
-    with open(options.workdir / "metrics.jsonl", "a") as file:
-        file.write("".join(line + "\n" for line in lines))
+        truncate_metrics(metrics, stage, 0)
+        for epoch, loss in enumerate(network.losses, start=1):
+            line = {"stage": stage, "epoch": epoch, "step": epoch, "loss": float(loss)}
+            text += json.dumps({**line, "learning_rate": system.learning_rate}) + "\n"
+    append(metrics, text)

@@ -16,8 +16,6 @@ from typing import ClassVar, Literal
 
 import jax.numpy as jnp
 
-from asdproto.data.dataset import Dataset
-from asdproto.systems.members import Fitted, RunOptions
 from asdproto.systems.prototype import PRESETS as PROTOTYPE_PRESETS
 from asdproto.systems.prototype import PrototypeSystem
 from asdproto.training.objectives import make_objective
@@ -51,17 +49,6 @@ class BaselineSystem(PrototypeSystem):
         # The domain is the third part of a class; see asdproto.data.dcase.class_key.
         target = [self.imprint and name[2] == "target" for name in classes]
         return softmax_objective(self.pretrain, imprinted=target)
-
-    def train(
-        self, data: Dataset, options: RunOptions, seeds: Sequence[int]
-    ) -> dict[str, list[Fitted]]:
-        """As :meth:`PrototypeSystem.train`."""
-        by_stage = super().train(data, options, seeds)
-        return {
-            name: by_stage[stage]
-            for name, stage in zip(self.names, self.stages, strict=True)
-            if stage in by_stage
-        }
 
 
 def softmax_objective(config: StageConfig, *, imprinted: Sequence[bool] = ()) -> Objective:

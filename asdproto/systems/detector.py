@@ -1,5 +1,7 @@
 """A detector in the habits of scikit-learn and PyOD: fit, decision_function, predict, save."""
 
+import contextlib
+import inspect
 import json
 import os
 from collections.abc import Sequence
@@ -116,10 +118,9 @@ class Detector:
         features = [_features(source, sample_rate, system.features) for source in sources]
         store = memory_store(clips, features, system.features)
         data = prepare_for(system, store)
-        options = self._options()
         seeds = self._seeds()
         name = system.names[-1]
-        fitted = system.train(data, options, seeds)[name]
+        fitted = system.train(data, self._options(), seeds)[name]
         self.trained_ = detector_of(name, system, data, fitted, seeds)
         self._system_ = system
         return self
@@ -172,22 +173,14 @@ class Detector:
         sources = _sources(X)
         sections = _per_clip(sections, len(sources), "sections")
         machine_types = _per_clip(machine_types, len(sources), "machine_types")
-        read = []
+        recordings = []
         for index, source in enumerate(sources):
-            where = {"machine_type": machine_types[index], "section": sections[index]}
-            if isinstance(source, np.ndarray):
-                name = f"waveform {index}"
-                arrays = [_features(source, sample_rate, one) for one in trained.settings]
-                read.append(
-                    Recording(
-                        name,
-                        trained.section_of(Path(name), **where),
-                        tuple(array.astype(trained.dtype) for array in arrays),
-                    )
-                )
-            else:
-                read.append(trained.read(source, **where))
-        return trained.score(read, self._thresholds())
+            name = f"waveform {index}" if isinstance(source, np.ndarray) else str(source)
+            section = trained.section_of(Path(name), machine_types[index], sections[index])
+            arrays = (_features(source, sample_rate, one) for one in trained.settings)
+            rounded = tuple(array.astype(trained.dtype) for array in arrays)  # as in the store
+            recordings.append(Recording(name, section, rounded))
+        return trained.score(recordings, self._thresholds())
 
     @property
     def threshold_(self) -> float | dict[str, float]:
@@ -239,12 +232,12 @@ class Detector:
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Parameters as given, overrides among them."""
         del deep
-        return {name: getattr(self, name) for name in _PARAMETERS} | self.overrides
+        return {name: getattr(self, name) for name in _DEFAULTS} | self.overrides
 
     def set_params(self, **params: Any) -> "Detector":
         """Changes parameters; what was fitted stays until the next :meth:`fit`."""
         for name, value in params.items():
-            if name in _PARAMETERS:
+            if name in _DEFAULTS:
                 setattr(self, name, value)
             else:
                 self.overrides = {**self.overrides, name: value}
@@ -295,15 +288,12 @@ class Detector:
         return RunOptions(workdir, use_devices(), Console() if self.verbose else None)
 
 
+# Parameters by name, apart from overrides of the system.
 _DEFAULTS = {
-    "system": "auto",
-    "preset": "small",
-    "seed": 0,
-    "contamination": 0.1,
-    "workdir": None,
-    "verbose": False,
+    parameter.name: parameter.default
+    for parameter in inspect.signature(Detector).parameters.values()
+    if parameter.kind is parameter.KEYWORD_ONLY
 }
-_PARAMETERS = tuple(_DEFAULTS)
 
 
 def _clips_of(X: Clips, given: dict[str, PerClip]) -> tuple[list[Clip], list[Any]]:
@@ -324,12 +314,10 @@ def _clips_of(X: Clips, given: dict[str, PerClip]) -> tuple[list[Clip], list[Any
         path, state = f"waveform {index}", "normal"
         if not isinstance(source, np.ndarray):
             path = str(source)
-            try:
+            with contextlib.suppress(DataError):  # any name will do
                 parsed = parse_name(source)
                 known |= {name: text for name in known if (text := getattr(parsed, name))}
                 state = parsed.state or state
-            except DataError:
-                pass  # any name will do
         known |= {name: column[index] for name, column in columns.items() if column[index]}
         clips.append(Clip(path=path, split="train", state=state, **known))
     return clips, sources

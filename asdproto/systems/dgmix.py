@@ -11,54 +11,46 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from asdproto.config import ConfigError, check_fields
-from asdproto.data.dataset import ClipArrays, Dataset, section_keys
-from asdproto.data.dcase import Clip
+from asdproto.data.dataset import ClipArrays, Dataset
 from asdproto.features import FeatureSettings
 from asdproto.losses import proxy_softmax_loss, vicreg_loss
-from asdproto.models.convolution import Lowering
 from asdproto.models.mobilenet import MobileNetV2
 from asdproto.models.normalization import BatchNorm
-from asdproto.scoring.backends import Scorer, fit_scorer, held_out_scores
+from asdproto.scoring.backends import Scorer
 from asdproto.systems.encoders import (
     EncoderSystem,
     Part,
     PartFit,
+    fit_nearest,
     part_of,
     section_label,
+    softmax_layer,
     with_backend,
 )
 from asdproto.systems.members import Comparison, RunOptions, Section
 from asdproto.training.stage import Objective, StageConfig, draw_mix
 from asdproto.training.state import TrainState
 
-
-def _pretrain(epochs: int, **changes: Any) -> StageConfig:
-    paper = StageConfig(
-        epochs=epochs,
-        batch_size=2048,
-        learning_rates=((0.8, 100),),
-        warmup=epochs // 10,
-        cosine_to=0.0,
-        optimizer="lars",
-        weight_decay=1e-4,
-        mix_range=(0.0, 1.0),
-    )
-    return dataclasses.replace(paper, **changes)
-
-
-def _finetune(epochs: int, **changes: Any) -> StageConfig:
-    paper = StageConfig(
-        epochs=epochs,
-        batch_size=64,
-        learning_rates=((1e-4, 20),),
-        optimizer="adam",
-        weight_decay=0.01,
-        mix_range=(0.0, 1.0),
-    )
-    return dataclasses.replace(paper, **changes)
+_PRETRAIN = StageConfig(
+    epochs=500,
+    batch_size=2048,
+    learning_rates=((0.8, 100),),
+    warmup=50,
+    cosine_to=0.0,
+    optimizer="lars",
+    weight_decay=1e-4,
+    mix_range=(0.0, 1.0),
+)
+_FINETUNE = StageConfig(
+    epochs=100,
+    batch_size=64,
+    learning_rates=((1e-4, 20),),
+    optimizer="adam",
+    weight_decay=0.01,
+    mix_range=(0.0, 1.0),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +89,8 @@ class DGMixSystem(EncoderSystem):
     features: FeatureSettings = dataclasses.field(
         default_factory=lambda: FeatureSettings(scale="mel")
     )
-    stage: StageConfig = dataclasses.field(default_factory=lambda: _pretrain(500))
-    finetune: StageConfig = dataclasses.field(default_factory=lambda: _finetune(100))
+    stage: StageConfig = _PRETRAIN
+    finetune: StageConfig = _FINETUNE
     crop: int = 63
     per_machine: bool = True
     alpha: float = 0.5
@@ -107,6 +99,7 @@ class DGMixSystem(EncoderSystem):
     momentum: float = 0.9
 
     kind: ClassVar[str] = "dgmix"
+    label = staticmethod(section_label)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,20 +109,9 @@ class DGMixSystem(EncoderSystem):
         if not self.projector:
             raise ConfigError("projector=(): expected one or more widths")
 
-    def module(self, lowering: Lowering, axis_name: str | None) -> nn.Module:
+    def network(self) -> nn.Module:
         """See :class:`EncoderSystem`."""
-        return MobileNetV2(
-            alpha=self.alpha,
-            head=self.dim,
-            momentum=self.momentum,
-            lowering=lowering,
-            dtype=jnp.dtype(self.dtype),  # type: ignore[arg-type]
-            axis_name=axis_name,
-        )
-
-    def label(self, clip: Clip) -> Section:
-        """See :class:`EncoderSystem`."""
-        return section_label(clip)
+        return MobileNetV2(alpha=self.alpha, head=self.dim, momentum=self.momentum)
 
     def objective(self, classes: Sequence[Any]) -> Objective:
         """VICReg of mixed pairs; fine-tuning has an objective of its own."""
@@ -155,7 +137,7 @@ class DGMixSystem(EncoderSystem):
             params={"encoder": inner}, batch_stats=projected.batch_stats["encoder"]
         )
         if self.finetune.total_epochs:
-            mixed = Objective("mixed_sections", _mixed_sections, _init, augment=add_mixed)
+            mixed = Objective("mixed_sections", _mixed_sections, softmax_layer, augment=add_mixed)
             state = self.run_stage(
                 self.finetune, mixed, data, options, seed, f"{label}-finetune", before=state
             )
@@ -164,11 +146,9 @@ class DGMixSystem(EncoderSystem):
     def fit(self, part: Part, state: TrainState, data: Dataset) -> PartFit:
         """See :class:`EncoderSystem`."""
         del state
-        embeddings, sections = self.embed(part, data.train), section_keys(data.train_clips)
-        arguments = embeddings, np.zeros(len(embeddings), int), sections
-        scorer = fit_scorer(*arguments, kind="knn", neighbors=1)
-        held_out = held_out_scores(*arguments, kind="knn", neighbors=1)
-        return PartFit(with_backend(part, scorer.to_arrays()), held_out, embeddings)
+        embeddings = self.embed(part, data.train)
+        backend, held_out = fit_nearest(embeddings, data)
+        return PartFit(with_backend(part, backend), held_out, embeddings)
 
     def compare(self, part: Part, clips: ClipArrays, sections: Sequence[Section]) -> Comparison:
         """See :class:`EncoderSystem`."""
@@ -289,11 +269,6 @@ def _vicreg(params, state, embeddings, batch, *, key, hyper, axis_name, **_):
     return jnp.repeat(losses, 2), state.loss_state
 
 
-def _init(key: jax.Array, num_classes: int, dim: int) -> tuple[Any, Any]:
-    kernel = nn.initializers.glorot_uniform()(key, (num_classes, dim), jnp.float32)
-    return {"kernel": kernel, "bias": jnp.zeros(num_classes)}, {}
-
-
 def _mixed_sections(params, state, embeddings, batch, *, key, hyper, axis_name, **_):
     first, second, mixed = _three(embeddings, batch)
     mix = _pair_mix(batch, key, hyper, axis_name)
@@ -309,18 +284,18 @@ def _mixed_sections(params, state, embeddings, batch, *, key, hyper, axis_name, 
 
 
 # quick and small are for a few hundred clips on a CPU, where batches of 2,048 would be one step.
-_SMALL = {"batch_size": 32, "optimizer": "adam", "weight_decay": 0.0}
-_QUICK = DGMixSystem(
-    stage=_pretrain(8, learning_rates=((1e-3, 1),), **_SMALL),
-    finetune=_finetune(3, learning_rates=((1e-3, 1),), **_SMALL),
-    projector=(256, 256, 256),
-)
-PRESETS = {
-    "quick": _QUICK,
-    "small": dataclasses.replace(
-        _QUICK,
-        stage=_pretrain(60, learning_rates=((1e-3, 1),), **_SMALL),
-        finetune=_finetune(20, learning_rates=((1e-3, 1),), **_SMALL),
-    ),
-    "paper": DGMixSystem(),
-}
+def _small(pretrain: int, finetune: int) -> DGMixSystem:
+    adam: dict[str, Any] = {
+        "batch_size": 32,
+        "learning_rates": ((1e-3, 1),),
+        "optimizer": "adam",
+        "weight_decay": 0.0,
+    }
+    return DGMixSystem(
+        stage=dataclasses.replace(_PRETRAIN, epochs=pretrain, warmup=pretrain // 10, **adam),
+        finetune=dataclasses.replace(_FINETUNE, epochs=finetune, **adam),
+        projector=(256, 256, 256),
+    )
+
+
+PRESETS = {"quick": _small(8, 3), "small": _small(60, 20), "paper": DGMixSystem()}

@@ -5,7 +5,6 @@ block, as one weighted sum. One network a machine type.
 """
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -16,12 +15,20 @@ import numpy as np
 
 from asdproto.config import check_fields
 from asdproto.data.attributes import attribute_pairs
-from asdproto.data.dataset import ClipArrays, Dataset, section_keys
+from asdproto.data.dataset import ClipArrays, Dataset
 from asdproto.losses import proxy_softmax_loss
-from asdproto.models.convolution import Lowering
 from asdproto.models.resnet import ResNet
-from asdproto.scoring.backends import Scorer, fit_scorer, held_out_scores
-from asdproto.systems.encoders import EncoderSystem, Part, PartFit, with_backend
+from asdproto.scoring.backends import Scorer
+from asdproto.systems.embedding import unit_rows
+from asdproto.systems.encoders import (
+    EncoderSystem,
+    Part,
+    PartFit,
+    adam_stage,
+    fit_nearest,
+    softmax_layer,
+    with_backend,
+)
 from asdproto.systems.members import Comparison, Section
 from asdproto.training.stage import Objective, StageConfig
 from asdproto.training.state import TrainState
@@ -53,7 +60,7 @@ class DisentangledSystem(EncoderSystem):
       Unsupervised Anomalous Sound Detection, DCASE Workshop 2022.
     """
 
-    stage: StageConfig = dataclasses.field(default_factory=lambda: _stage(100))
+    stage: StageConfig = dataclasses.field(default_factory=lambda: adam_stage(100, 64))
     per_machine: bool = True
     width: int = 64
     attribute_weight: float = 1.0
@@ -64,15 +71,9 @@ class DisentangledSystem(EncoderSystem):
         super().__post_init__()
         check_fields(self, width="[1, 4096]", attribute_weight="[0, 1000]")
 
-    def module(self, lowering: Lowering, axis_name: str | None) -> nn.Module:
+    def network(self) -> nn.Module:
         """See :class:`EncoderSystem`."""
-        return ResNet(
-            width=self.width,
-            attention="mean",
-            lowering=lowering,
-            dtype=jnp.dtype(self.dtype),  # type: ignore[arg-type]
-            axis_name=axis_name,
-        )
+        return ResNet(width=self.width, attention="mean")
 
     def objective(self, classes: Sequence[Any]) -> Objective:
         """The sum of the blocks' cross entropies."""
@@ -81,16 +82,10 @@ class DisentangledSystem(EncoderSystem):
         weights = self.task_weights(len(sizes))
 
         def init(key: jax.Array, num_classes: int, dim: int) -> tuple[Any, Any]:
-            del num_classes
-            if dim != sum(dims):
-                raise ValueError(f"blocks {dims} must cover embeddings of {dim}")
-            draw = nn.initializers.glorot_uniform()
+            del num_classes, dim
             keys = jax.random.split(key, len(sizes))
-            params = {
-                f"task{task}": {"kernel": draw(keys[task], (size, width)), "bias": jnp.zeros(size)}
-                for task, (size, width) in enumerate(zip(sizes, dims, strict=True))
-            }
-            return params, {}
+            layers = map(softmax_layer, keys, sizes, dims)
+            return {f"task{task}": params for task, (params, _) in enumerate(layers)}, {}
 
         def loss(params, state, embeddings, batch, **_):
             labels = jnp.asarray(values)[batch.labels]
@@ -107,14 +102,12 @@ class DisentangledSystem(EncoderSystem):
         """See :class:`EncoderSystem`."""
         del state
         tasks = len(task_labels(data.classes)[1])
-        embeddings, sections = self.embed(part, data.train), section_keys(data.train_clips)
+        embeddings = self.embed(part, data.train)
         backend: dict[str, Any] = {"tasks": np.array(tasks)}
         held_out = np.zeros(len(embeddings))
         for task, (block, weight) in enumerate(self._blocks(embeddings, tasks)):
-            arguments = block, np.zeros(len(block), int), sections
-            scorer = fit_scorer(*arguments, kind="knn", neighbors=1)
-            backend[f"task{task}"] = scorer.to_arrays()
-            held_out += weight * held_out_scores(*arguments, kind="knn", neighbors=1)
+            backend[f"task{task}"], scores = fit_nearest(block, data)
+            held_out += weight * scores
         return PartFit(with_backend(part, backend), held_out, embeddings)
 
     def compare(self, part: Part, clips: ClipArrays, sections: Sequence[Section]) -> Comparison:
@@ -132,19 +125,7 @@ class DisentangledSystem(EncoderSystem):
         """Blocks at unit length, and their weights."""
         ends = np.cumsum(block_sizes(embeddings.shape[1], tasks))[:-1]
         blocks = np.split(np.asarray(embeddings, np.float64), ends, axis=1)
-        lengths = [np.linalg.norm(block, axis=1, keepdims=True) for block in blocks]
-        units = [b / np.maximum(n, 1e-12) for b, n in zip(blocks, lengths, strict=True)]
-        return list(zip(units, self.task_weights(tasks), strict=True))
-
-
-def _stage(epochs: int) -> StageConfig:
-    return StageConfig(
-        epochs=epochs,
-        batch_size=64,
-        learning_rates=((1e-3, epochs),),
-        optimizer="adam",
-        weight_decay=0.0,
-    )
+        return list(zip(map(unit_rows, blocks), self.task_weights(tasks), strict=True))
 
 
 def task_labels(classes: Sequence[tuple[str, str, str, str]]) -> tuple[np.ndarray, list[int]]:
@@ -159,20 +140,16 @@ def task_labels(classes: Sequence[tuple[str, str, str, str]]) -> tuple[np.ndarra
       Keys of one value tell nothing apart and make no task.
     """
     pairs = [dict(attribute_pairs(attributes)) for *_, attributes in classes]
+    keys = sorted({key for attributes in pairs for key in attributes})
     columns: list[list[Any]] = [[(machine, section) for machine, section, *_ in classes]]
-    for key in sorted({key for attributes in pairs for key in attributes}):
-        column = [attributes.get(key) for attributes in pairs]
-        if len({value for value in column if value is not None}) > 1:
-            columns.append(column)
-    tables = [sorted({value for value in column if value is not None}) for column in columns]
-    labels = np.array(
-        [
-            [-1 if value is None else table.index(value) for value in column]
-            for column, table in zip(columns, tables, strict=True)
-        ],
-        np.int32,
-    ).T
-    return labels, [len(table) for table in tables]
+    columns += [[attributes.get(key) for attributes in pairs] for key in keys]
+    labels, sizes = [], []
+    for task, column in enumerate(columns):
+        values = sorted({value for value in column if value is not None})
+        if task == 0 or len(values) > 1:
+            labels.append([-1 if value is None else values.index(value) for value in column])
+            sizes.append(len(values))
+    return np.array(labels, np.int32).T, sizes
 
 
 def block_sizes(dim: int, tasks: int) -> tuple[int, ...]:
@@ -183,7 +160,7 @@ def block_sizes(dim: int, tasks: int) -> tuple[int, ...]:
     if rest < tasks - 1:
         raise ValueError(f"embeddings of {dim} are too short for {tasks} tasks")
     ends = [round(rest * n / (tasks - 1)) for n in range(tasks)]
-    return (dim // 2, *(end - start for start, end in itertools.pairwise(ends)))
+    return (dim // 2, *np.diff(ends).tolist())
 
 
 def multi_task_loss(
@@ -227,7 +204,7 @@ def multi_task_loss(
 
 # quick and small are for a few hundred clips on a CPU.
 PRESETS = {
-    "quick": DisentangledSystem(width=16, stage=_stage(15)),
-    "small": DisentangledSystem(width=16, stage=_stage(60)),
+    "quick": DisentangledSystem(width=16, stage=adam_stage(15, 64)),
+    "small": DisentangledSystem(width=16, stage=adam_stage(60, 64)),
     "paper": DisentangledSystem(),
 }

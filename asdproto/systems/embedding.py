@@ -1,5 +1,6 @@
 """Embeddings of whole clips: the mean over windows that cover them; batch statistics for them."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -35,50 +36,39 @@ def _embed(
     return model.apply(variables, crops, train=False)  # type: ignore[return-value]
 
 
+def _update(
+    model: nn.Module, variables: Any, crops: jax.Array, mean: jax.Array, scale: jax.Array
+) -> Any:
+    crops = (crops.astype(jnp.float32) - mean) * scale
+    _, updated = model.apply(variables, crops, train=True, mutable=["batch_stats"])
+    return updated["batch_stats"]
+
+
 @functools.cache
-def _compiled() -> Any:
-    """:func:`_embed`, compiled once for each model and shape."""
-    return jax.jit(_embed, static_argnums=0, compiler_options=compiler_options())
+def _compiled(function: Any) -> Any:
+    """One of the functions above, compiled once for each model and shape."""
+    return jax.jit(function, static_argnums=0, compiler_options=compiler_options())
 
 
-def embed_clips(
-    model: nn.Module,
-    variables: Any,
-    clips: ClipArrays,
-    *,
-    mean: np.ndarray,
-    scale: np.ndarray,
-    hop: int = 32,
-    full_clip: bool = False,
-    batch: int = 256,
-) -> np.ndarray:
+def embed_clips(model: nn.Module, variables: Any, clips: ClipArrays, **options: Any) -> np.ndarray:
     """Unit embedding of every clip: its :func:`window_means`, brought to unit length.
 
     Args:
       model: Encoder.
       variables: Its parameters and running statistics.
       clips: Features on the host.
-      mean: Floating, shape ``[mels]``, subtracted from every frame.
-      scale: Floating, shape ``[mels]``, multiplies every frame then.
-      hop: Largest distance between windows, in frames.
-      full_clip: One window over the whole clip instead.
-      batch: Windows per call.
+      **options: As for :func:`window_means`: ``mean``, ``scale``, and which windows.
 
     Returns:
       float32, shape ``[clips, dim]``, unit length.
     """
-    embeddings = window_means(
-        model,
-        variables,
-        clips,
-        mean=mean,
-        scale=scale,
-        hop=hop,
-        full_clip=full_clip,
-        batch=batch,
-    )
-    length = np.linalg.norm(embeddings, axis=1, keepdims=True)
-    return (embeddings / np.maximum(length, 1e-12)).astype(np.float32)
+    embeddings = window_means(model, variables, clips, **options)
+    return unit_rows(embeddings).astype(np.float32)
+
+
+def unit_rows(vectors: np.ndarray) -> np.ndarray:
+    """Vectors ``[n, dim]``, each divided by its length."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def window_means(
@@ -99,10 +89,10 @@ def window_means(
 
     Args:
       model: Module with the attribute ``embedding_dim``, the length of its results.
-      variables: As for :func:`embed_clips`, and all that follows.
+      variables: Its parameters and running statistics.
       clips: Features on the host.
-      mean: Floating, shape ``[mels]``.
-      scale: Floating, shape ``[mels]``.
+      mean: Floating, shape ``[mels]``, subtracted from every frame.
+      scale: Floating, shape ``[mels]``, multiplies every frame then.
       hop: Largest distance between windows, in frames.
       full_clip: One window over the whole clip instead.
       batch: Windows per call.
@@ -115,13 +105,14 @@ def window_means(
     total = np.zeros((len(clips), dim), np.float64)
     count = np.zeros(len(clips), np.int64)
     device_mean, device_scale = jnp.asarray(mean, jnp.float32), jnp.asarray(scale, jnp.float32)
-    variables, embed = jax.device_put(variables), _compiled()
+    variables, embed = jax.device_put(variables), _compiled(_embed)
     for length in np.unique(usable) if full_clip else [clips.crop]:
         chosen = np.flatnonzero(usable == length) if full_clip else np.arange(len(clips))
         windows = [window_starts(int(usable[clip]), int(length), hop) for clip in chosen]
-        owners = np.repeat(chosen, [len(starts) for starts in windows])
+        count[chosen] = [len(starts) for starts in windows]
+        owners = np.repeat(chosen, count[chosen])
         starts = np.concatenate(windows) if windows else np.zeros(0, np.int32)
-        source = ClipArrays(clips.features, clips.rows, clips.frames, int(length))
+        source = dataclasses.replace(clips, crop=int(length))
         size = max(1, batch * clips.crop // int(length))
         for first in range(0, len(owners), size):
             part = slice(first, first + size)
@@ -130,7 +121,6 @@ def window_means(
             crops = np.pad(crops, ((0, size - real), (0, 0), (0, 0)))
             vectors = np.asarray(embed(model, variables, crops, device_mean, device_scale))[:real]
             np.add.at(total, owners[part], vectors)
-            np.add.at(count, owners[part], 1)
     return total / np.maximum(count, 1)[:, None]
 
 
@@ -172,25 +162,15 @@ def training_batch_stats(
     variables = {**variables, "batch_stats": jax.tree.map(np.zeros_like, variables["batch_stats"])}
     variables = jax.device_put(variables)
     moments = jnp.asarray(mean, jnp.float32), jnp.asarray(scale, jnp.float32)
-    total = None
+    update, stats = _compiled(_update), []
     for first in range(0, batches * batch, batch):
         part = slice(first, first + batch)
         crops = clips.crops(order[part], starts[part])
-        stats = jax.device_get(_compiled_update()(model, variables, crops, *moments))
-        stats = jax.tree.map(lambda x: np.asarray(x, np.float64), stats)
-        total = stats if total is None else jax.tree.map(np.add, total, stats)
+        stats.append(jax.device_get(update(model, variables, crops, *moments)))
     share = batches * (1 - BatchNorm.momentum)
-    return jax.tree.map(lambda x: (x / share).astype(np.float32), total)
 
+    def mean_of(*leaves: np.ndarray) -> np.ndarray:
+        total = functools.reduce(np.add, [leaf.astype(np.float64) for leaf in leaves])
+        return (total / share).astype(np.float32)
 
-def _update(
-    model: nn.Module, variables: Any, crops: jax.Array, mean: jax.Array, scale: jax.Array
-) -> Any:
-    crops = (crops.astype(jnp.float32) - mean) * scale
-    _, updated = model.apply(variables, crops, train=True, mutable=["batch_stats"])
-    return updated["batch_stats"]
-
-
-@functools.cache
-def _compiled_update() -> Any:
-    return jax.jit(_update, static_argnums=0, compiler_options=compiler_options())
+    return jax.tree.map(mean_of, *stats)

@@ -21,12 +21,13 @@ from asdproto.data.dcase import Clip, assign_classes, class_key
 from asdproto.errors import DataError
 from asdproto.features import FeatureSettings
 from asdproto.models.convolution import Lowering, default_lowering
+from asdproto.scoring.backends import fit_scorer, held_out_scores
 from asdproto.systems.embedding import embed_clips, window_means
 from asdproto.systems.members import Comparison, Fitted, RunOptions, Section
-from asdproto.systems.prototype import open_checkpoints
+from asdproto.systems.prototype import stage_run
 from asdproto.training.devices import AXIS
 from asdproto.training.epoch import default_loop
-from asdproto.training.loop import StageRun, train_stage
+from asdproto.training.loop import train_stage
 from asdproto.training.stage import Objective, StageConfig
 from asdproto.training.state import Task, TrainState
 
@@ -95,15 +96,21 @@ class EncoderSystem:
         """The one detector that training makes."""
         return (self.kind,)
 
-    def module(self, lowering: Lowering, axis_name: str | None) -> nn.Module:
-        """The encoder."""
+    def network(self) -> nn.Module:
+        """The encoder; :meth:`module` adds how it is compiled."""
         raise NotImplementedError
+
+    def module(self, lowering: Lowering, axis_name: str | None) -> nn.Module:
+        """The encoder, with a lowering, this system's dtype, and an axis of batch statistics."""
+        dtype = jnp.dtype(self.dtype)
+        return self.network().clone(lowering=lowering, dtype=dtype, axis_name=axis_name)
 
     def objective(self, classes: Sequence[Any]) -> Objective:
         """The loss that tells these classes apart."""
         raise NotImplementedError
 
-    def label(self, clip: Clip) -> Hashable:
+    @staticmethod
+    def label(clip: Clip) -> Hashable:
         """The class of a training clip; keys of one system sort among themselves."""
         return class_key(clip)
 
@@ -142,7 +149,7 @@ class EncoderSystem:
             held_out = np.zeros(len(data.labels))
             embeddings: list[tuple[np.ndarray, np.ndarray]] = []
             parts = {}
-            for name, rows in self._parts(data).items():
+            for name, rows in self._parts(data.train_clips).items():
                 chosen = self.relabel(data, rows)
                 label = f"{self.kind}-{seed}" + (f"-{name}" if self.per_machine else "")
                 part, state = self.train_part(chosen, options, seed, label)
@@ -156,22 +163,17 @@ class EncoderSystem:
             members.append(Fitted(member, held_out, _scattered(embeddings, len(held_out))))
         return {self.kind: members} if options.devices.is_main else {}
 
-    def _parts(self, data: Dataset) -> dict[str, np.ndarray]:
+    def _parts(self, clips: Sequence[Clip]) -> dict[str, np.ndarray]:
         """Rows of the training clips of each network."""
-        machines = np.array([clip.machine_type for clip in data.train_clips])
+        machines = np.array([clip.machine_type for clip in clips])
         if not self.per_machine:
             return {ALL: np.arange(len(machines))}
         return {str(m): np.flatnonzero(machines == m) for m in np.unique(machines)}
 
     def check_clips(self, clips: Sequence[Clip]) -> None:
-        """Refuses training clips that leave a network one class; training does so too, but later.
-
-        Args:
-          clips: Training clips.
-        """
-        machines = sorted({clip.machine_type for clip in clips}) if self.per_machine else [None]
-        for machine in machines:
-            self._check_classes([c for c in clips if machine in (None, c.machine_type)])
+        """Refuses training clips that leave a network one class, before training does."""
+        for rows in self._parts(clips).values():
+            self._check_classes([clips[row] for row in rows])
 
     def _check_classes(self, clips: Sequence[Clip]) -> None:
         if len({self.label(clip) for clip in clips}) < 2:
@@ -258,17 +260,7 @@ class EncoderSystem:
             state = task.init(key, data.train.features.shape[2])
         else:
             state = task.start(before.params["encoder"], before.batch_stats, key)
-        with open_checkpoints(options.workdir, label) as checkpoints:
-            run = StageRun(
-                name=label,
-                checkpoints=checkpoints,
-                metadata={"seed": seed, "devices": devices.count},
-                metrics=None if options.workdir is None else options.workdir / "metrics.jsonl",
-                save_seconds=options.save_seconds,
-                console=options.console,
-                loop=options.loop,
-                resident=options.resident,
-            )
+        with stage_run(label, options, seed=seed) as run:
             return train_stage(task, data, devices, state, jax.random.fold_in(key, 1), run)
 
     def restore(
@@ -276,19 +268,11 @@ class EncoderSystem:
     ) -> "EncoderMember":
         """The member that :meth:`EncoderMember.to_arrays` described."""
         del classes
-        tree = unflatten_dict({name: np.asarray(array) for name, array in arrays.items()}, sep="//")
-        return EncoderMember(
-            self,
-            {
-                name: Part(
-                    {"params": one["params"], "batch_stats": one.get("batch_stats", {})},
-                    one["mean"],
-                    one["scale"],
-                    one["backend"],
-                )
-                for name, one in tree.items()
-            },
-        )
+        parts = {}
+        for name, one in unflatten_dict(dict(arrays), sep="//").items():
+            variables = {"params": one["params"], "batch_stats": one.get("batch_stats", {})}
+            parts[name] = Part(variables, one["mean"], one["scale"], one["backend"])
+        return EncoderMember(self, parts)
 
     # --- for scoring
 
@@ -302,13 +286,19 @@ class EncoderSystem:
             self.evaluation(), part.variables, clips, mean=part.mean, scale=part.scale, hop=self.hop
         )
 
-    def evidence(self, part: Part, clips: ClipArrays, *, odds: bool) -> np.ndarray:
-        """Mean over a clip's windows of :class:`Evidence`, float64 ``[clips, classes]``."""
+    def evidence(
+        self, part: Part, clips: ClipArrays, sections: Sequence[Section], *, odds: bool
+    ) -> np.ndarray:
+        """Mean :class:`Evidence` of a clip's windows against its section, float64 ``[clips]``."""
         kernel, bias = part.backend["kernel"], part.backend["bias"]
         model = Evidence(self.evaluation(), len(kernel), odds)
         encoder = {kind: {"encoder": tree} for kind, tree in part.variables.items()}
         variables = {**encoder, "params": {**encoder["params"], "kernel": kernel, "bias": bias}}
-        return window_means(model, variables, clips, mean=part.mean, scale=part.scale, hop=self.hop)
+        means = window_means(
+            model, variables, clips, mean=part.mean, scale=part.scale, hop=self.hop
+        )
+        index = {tuple(key): number for number, key in enumerate(part.backend["classes"].tolist())}
+        return means[np.arange(len(means)), [index[key] for key in sections]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -341,15 +331,10 @@ class EncoderMember:
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """See :class:`asdproto.systems.members.Member`."""
-        tree = {
-            name: {
-                **part.variables,
-                "mean": part.mean,
-                "scale": part.scale,
-                "backend": dict(part.backend),
-            }
-            for name, part in self.parts.items()
-        }
+        tree = {}
+        for name, part in self.parts.items():
+            rest = {"mean": part.mean, "scale": part.scale, "backend": dict(part.backend)}
+            tree[name] = {**part.variables, **rest}
         return flatten_dict(tree, sep="//")
 
 
@@ -409,12 +394,6 @@ def section_label(clip: Clip) -> Section:
     return clip.machine_type, clip.section
 
 
-def own_class(part: Part, evidence: np.ndarray, sections: Sequence[Section]) -> np.ndarray:
-    """Each clip's evidence against the class of its own section, float64 ``[clips]``."""
-    index = {tuple(key): number for number, key in enumerate(part.backend["classes"].tolist())}
-    return evidence[np.arange(len(evidence)), [index[key] for key in sections]]
-
-
 def fit_sections(
     system: EncoderSystem, part: Part, kernel: Any, bias: Any, data: Dataset, *, odds: bool
 ) -> PartFit:
@@ -422,8 +401,40 @@ def fit_sections(
     part = with_backend(
         part, {"kernel": kernel, "bias": bias, "classes": np.array(data.classes, str)}
     )
-    evidence = system.evidence(part, data.train, odds=odds)
-    return PartFit(part, own_class(part, evidence, section_keys(data.train_clips)))
+    sections = section_keys(data.train_clips)
+    return PartFit(part, system.evidence(part, data.train, sections, odds=odds))
+
+
+def fit_nearest(vectors: np.ndarray, data: Dataset) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """A back-end that measures how far the nearest training clip of the section is.
+
+    Args:
+      vectors: Floating, shape ``[training clips, dim]``.
+      data: The data set.
+
+    Returns:
+      The back-end's arrays, and the held-out scores of the training clips, float64 ``[clips]``.
+    """
+    fitted = vectors, np.zeros(len(vectors), int), section_keys(data.train_clips)
+    scorer = fit_scorer(*fitted, kind="knn", neighbors=1)
+    return scorer.to_arrays(), held_out_scores(*fitted, kind="knn", neighbors=1)
+
+
+def softmax_layer(key: jax.Array, num_classes: int, dim: int) -> tuple[Any, Any]:
+    """First parameters of a layer with bias, for :class:`asdproto.training.stage.Objective`."""
+    kernel = nn.initializers.glorot_uniform()(key, (num_classes, dim), jnp.float32)
+    return {"kernel": kernel, "bias": jnp.zeros(num_classes)}, {}
+
+
+def adam_stage(epochs: int, batch_size: int, rate: float = 1e-3) -> StageConfig:
+    """Training by Adam at one rate, without weight decay."""
+    return StageConfig(
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rates=((rate, epochs),),
+        optimizer="adam",
+        weight_decay=0.0,
+    )
 
 
 def partners(batch: int) -> jax.Array:
@@ -450,7 +461,7 @@ def _scattered(parts: Sequence[tuple[np.ndarray, np.ndarray]], count: int) -> np
     """Rows of the networks' embeddings in the order of the clips."""
     if not parts:
         return None
-    out = np.zeros((count, max(embeddings.shape[1] for _, embeddings in parts)), np.float32)
+    out = np.zeros((count, parts[0][1].shape[1]), np.float32)
     for rows, embeddings in parts:
-        out[rows, : embeddings.shape[1]] = embeddings
+        out[rows] = embeddings
     return out

@@ -24,13 +24,12 @@ from jax import lax
 from asdproto.errors import DataError
 from asdproto.features import filterbank
 from asdproto.files import write_arrays, write_atomically
-from asdproto.scoring.backends import NEAREST_CLIPS, SectionModel
+from asdproto.scoring.backends import NEAREST_CLIPS
 from asdproto.scoring.fusion import FLOOR
 from asdproto.systems import exported
 from asdproto.systems.members import Section
 from asdproto.systems.prototype import PrototypeMember, PrototypeSystem, evaluation_model
 from asdproto.systems.trained import TrainedDetector
-from asdproto.training.devices import use_devices
 
 PLATFORMS = ("cpu", "cuda")
 
@@ -92,7 +91,7 @@ def export_detector(detector: TrainedDetector, out: Path) -> Path:
     }
     for number, member in enumerate(members):
         for machine, section in sections:
-            model = _model(member, (machine, section))
+            model = member.scorer.sections[machine, section]
             name = f"{number}/{machine}/{section}"
             arrays[f"prototypes/{name}"] = model.references
             arrays[f"labels/{name}"] = model.labels
@@ -103,10 +102,6 @@ def export_detector(detector: TrainedDetector, out: Path) -> Path:
     write_atomically(out / "score.py", Path(exported.__file__).read_bytes())
     write_atomically(out / "about.json", json.dumps(about, indent=1).encode())
     return out
-
-
-def _model(member: PrototypeMember, section: Section) -> SectionModel:
-    return member.scorer.sections[section]
 
 
 def _function(
@@ -120,7 +115,7 @@ def _function(
     if system.encoder.module is None:
         encoder = dataclasses.replace(system.encoder, lowering="native")
         system = dataclasses.replace(system, encoder=encoder)
-    model = evaluation_model(system, use_devices(1))
+    model = evaluation_model(system)
     backends = [_backend(member, sections) for member in members]
     keys = np.array([sections.index(section) for section in detector.train_sections])
     held_out = [
@@ -135,11 +130,8 @@ def _function(
         flat = windows.reshape(batch * count, frames, mels)
         total, nearest = jnp.float32(0), None
         for index, (member, backend) in enumerate(zip(members, backends, strict=True)):
-            variables = dict(member.variables)
-            if member.batch_stats is not None:
-                variables["batch_stats"] = member.batch_stats
             crops = (flat - member.mean) * member.scale
-            vectors: Any = model.apply(variables, crops, train=False)
+            vectors: Any = model.apply(member.scoring_variables, crops, train=False)
             embeddings = vectors.reshape(batch, count, -1).mean(axis=1)
             length = jnp.linalg.norm(embeddings, axis=1, keepdims=True)
             scores, labels = backend(embeddings / jnp.maximum(length, 1e-12), section)
@@ -156,7 +148,7 @@ def _function(
 
 def _backend(member: PrototypeMember, sections: Sequence[Section]) -> Any:
     """Embeddings and sections to scores and nearest classes, as the member's scorer has them."""
-    models = [_model(member, section) for section in sections]
+    models = [member.scorer.sections[section] for section in sections]
     most = max(len(model.references) for model in models)
     rank = max(model.whitening.shape[1] for model in models)
     dim = models[0].references.shape[1]

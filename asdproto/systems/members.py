@@ -53,11 +53,8 @@ def open_checkpoints(workdir: Path | None, stage: str) -> Iterator[Any]:
     # A library of its own, which scoring never needs.
     from asdproto.training.checkpoint import Checkpoints
 
-    checkpoints = Checkpoints(workdir / "checkpoints" / stage)
-    try:
+    with contextlib.closing(Checkpoints(workdir / "checkpoints" / stage)) as checkpoints:
         yield checkpoints
-    finally:
-        checkpoints.close()
 
 
 class Comparison(NamedTuple):

@@ -9,37 +9,24 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 
 from asdproto.config import check_fields
 from asdproto.data.dataset import ClipArrays, Dataset
-from asdproto.data.dcase import Clip
 from asdproto.features import FeatureSettings
 from asdproto.losses import proxy_softmax_loss
-from asdproto.models.convolution import Lowering
 from asdproto.models.mobilenet import MobileNetV2
 from asdproto.systems.encoders import (
     EncoderSystem,
     Part,
     PartFit,
+    adam_stage,
     fit_sections,
-    own_class,
     section_label,
+    softmax_layer,
 )
 from asdproto.systems.members import Comparison, Section
 from asdproto.training.stage import Objective, StageConfig
 from asdproto.training.state import TrainState
-
-
-def _stage(epochs: int, rate: float) -> StageConfig:
-    return StageConfig(
-        epochs=epochs,
-        batch_size=32,
-        learning_rates=((rate, epochs),),
-        optimizer="adam",
-        weight_decay=0.0,
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +54,7 @@ class MobileNetSystem(EncoderSystem):
     features: FeatureSettings = dataclasses.field(
         default_factory=lambda: FeatureSettings(scale="mel")
     )
-    stage: StageConfig = dataclasses.field(default_factory=lambda: _stage(640, 1e-5))
+    stage: StageConfig = dataclasses.field(default_factory=lambda: adam_stage(640, 32, 1e-5))
     hop: int = 1
     per_machine: bool = True
     alpha: float = 0.5
@@ -75,30 +62,20 @@ class MobileNetSystem(EncoderSystem):
     momentum: float = 0.999
 
     kind: ClassVar[str] = "mobilenet"
+    label = staticmethod(section_label)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_fields(self, alpha="(0, 16]", head="[1, 65536]", momentum="[0, 1)")
 
-    def module(self, lowering: Lowering, axis_name: str | None) -> nn.Module:
+    def network(self) -> nn.Module:
         """See :class:`EncoderSystem`."""
-        return MobileNetV2(
-            alpha=self.alpha,
-            head=self.head,
-            momentum=self.momentum,
-            lowering=lowering,
-            dtype=jnp.dtype(self.dtype),  # type: ignore[arg-type]
-            axis_name=axis_name,
-        )
-
-    def label(self, clip: Clip) -> Section:
-        """See :class:`EncoderSystem`."""
-        return section_label(clip)
+        return MobileNetV2(alpha=self.alpha, head=self.head, momentum=self.momentum)
 
     def objective(self, classes: Sequence[Any]) -> Objective:
         """Cross entropy of a softmax layer with bias."""
         del classes
-        return Objective("sections", _loss, _init)
+        return Objective("sections", _loss, softmax_layer)
 
     def fit(self, part: Part, state: TrainState, data: Dataset) -> PartFit:
         """See :class:`EncoderSystem`."""
@@ -107,12 +84,7 @@ class MobileNetSystem(EncoderSystem):
 
     def compare(self, part: Part, clips: ClipArrays, sections: Sequence[Section]) -> Comparison:
         """See :class:`EncoderSystem`."""
-        return Comparison(own_class(part, self.evidence(part, clips, odds=True), sections))
-
-
-def _init(key: jax.Array, num_classes: int, dim: int) -> tuple[Any, Any]:
-    kernel = nn.initializers.glorot_uniform()(key, (num_classes, dim), jnp.float32)
-    return {"kernel": kernel, "bias": jnp.zeros(num_classes)}, {}
+        return Comparison(self.evidence(part, clips, sections, odds=True))
 
 
 def _loss(params, state, embeddings, batch, **_):
@@ -130,7 +102,7 @@ def _loss(params, state, embeddings, batch, **_):
 # quick and small are for a few hundred clips on a CPU: a rate, a momentum and a number of windows
 # that belong to a few hundred steps.
 PRESETS = {
-    "quick": MobileNetSystem(stage=_stage(8, 1e-3), hop=32, momentum=0.9),
-    "small": MobileNetSystem(stage=_stage(40, 1e-3), hop=16, momentum=0.9),
+    "quick": MobileNetSystem(stage=adam_stage(8, 32), hop=32, momentum=0.9),
+    "small": MobileNetSystem(stage=adam_stage(40, 32), hop=16, momentum=0.9),
     "paper": MobileNetSystem(),
 }

@@ -4,8 +4,9 @@ Everything it consists of is said in :class:`PrototypeSystem`; the functions bel
 scoring members of the trained encoders.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
@@ -106,7 +107,8 @@ class EncoderConfig:
         """The encoder for given devices and loop."""
         axis_name = AXIS if self.sync_batch_stats and devices.count > 1 else None
         if self.module is not None:
-            return _with_axis(self.module, axis_name)
+            shares = hasattr(self.module, "axis_name")
+            return self.module.clone(axis_name=axis_name) if shares else self.module
         lowering = self.lowering
         if lowering == "auto":
             lowering = default_lowering(devices.local[0].platform, in_loop=loop == "scan")
@@ -120,10 +122,6 @@ class EncoderConfig:
             all_stages=all_stages,
             axis_name=axis_name,
         )
-
-
-def _with_axis(module: nn.Module, axis_name: str | None) -> nn.Module:
-    return module.clone(axis_name=axis_name) if hasattr(module, "axis_name") else module
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,9 +179,9 @@ class ScoreConfig:
         return {name: getattr(self, name) for name in names}
 
 
-def _finetune() -> StageConfig:
+def _finetune(epochs: int = 50) -> StageConfig:
     return StageConfig(
-        epochs=50,
+        epochs=epochs,
         sampler="episodes",
         learning_rates=((0.01, 30), (0.001, 20)),
         sub_prototypes=0,
@@ -245,13 +243,12 @@ class PrototypeSystem:
 
     def plan(self, clips: int) -> str:
         """What training on so many clips does, in a few words."""
-        configs = {stage: getattr(self, stage) for stage in self.stages}
-        parts = [
-            f"{stage} {config.total_epochs} epochs x {config.steps(clips)} steps of {config.batch}"
-            for stage, config in configs.items()
-        ]
-        what = f"width {self.encoder.width}" if self.encoder.module is None else "your encoder"
-        return f"{what}, {', '.join(parts)}"
+        parts = [f"width {self.encoder.width}" if self.encoder.module is None else "your encoder"]
+        for stage in self.stages:
+            config = getattr(self, stage)
+            steps = f"{config.steps(clips)} steps of {config.batch}"
+            parts.append(f"{stage} {config.total_epochs} epochs x {steps}")
+        return ", ".join(parts)
 
     def check_clips(self, clips: Sequence[Clip]) -> None:
         """Refuses training clips of one class only; :meth:`train` does so too, but later."""
@@ -276,7 +273,7 @@ class PrototypeSystem:
           seeds: One or more; several are trained as one program on accelerators.
 
         Returns:
-          By stage, one member a seed; empty in all processes but the first.
+          By name, one member a seed; empty in all processes but the first.
 
         Raises:
           DataError: The training clips are of one class only.
@@ -290,16 +287,15 @@ class PrototypeSystem:
         if together:
             states = train_together(self, data, options, seeds)
         else:
-            labels = [f"-{seed}" if len(seeds) > 1 else "" for seed in seeds]
             states = [
-                train(self, data, options, seed=seed, label=label)
-                for seed, label in zip(seeds, labels, strict=True)
+                train(self, data, options, seed=seed, label=f"-{seed}" if len(seeds) > 1 else "")
+                for seed in seeds
             ]
         if not options.devices.is_main:
             return {}
         return {
-            stage: [fit(self, data, state[stage], options.devices) for state in states]
-            for stage in self.stages
+            name: [fit(self, data, state[stage], options.devices) for state in states]
+            for name, stage in zip(self.names, self.stages, strict=True)
         }
 
     def refit(self, member: "PrototypeMember", data: Dataset) -> Fitted:
@@ -310,7 +306,7 @@ class PrototypeSystem:
         self, arrays: Mapping[str, np.ndarray], classes: Sequence[tuple]
     ) -> "PrototypeMember":
         """The member that :meth:`PrototypeMember.to_arrays` described."""
-        tree = unflatten_dict({k: np.asarray(v) for k, v in arrays.items()}, sep="/")
+        tree = unflatten_dict(dict(arrays), sep="/")
         return PrototypeMember(
             system=self,
             variables={"params": tree["params"], "batch_stats": tree.get("batch_stats", {})},
@@ -321,15 +317,13 @@ class PrototypeSystem:
         )
 
 
-def _preset(width: int, epochs: tuple[int, int]) -> PrototypeSystem:
-    paper = PrototypeSystem()
-    return dataclasses.replace(
-        paper,
-        encoder=EncoderConfig(width=width),
-        pretrain=dataclasses.replace(paper.pretrain, epochs=epochs[0]),
-        finetune=dataclasses.replace(paper.finetune, epochs=epochs[1]),
-        score=dataclasses.replace(
-            paper.score,
+def _small(pretrain: int, finetune: int) -> PrototypeSystem:
+    """The small presets, by the epochs of their stages."""
+    return PrototypeSystem(
+        encoder=EncoderConfig(width=16),
+        pretrain=StageConfig(epochs=pretrain),
+        finetune=_finetune(finetune),
+        score=ScoreConfig(
             kind="mahalanobis-knn",
             shrinkage=0.3,
             density_neighbors=8,
@@ -348,8 +342,8 @@ def _preset(width: int, epochs: tuple[int, int]) -> PrototypeSystem:
 # nearest training clips, by distances over their local density, not with prototypes; and they
 # train for a twelfth of the paper's epochs and less.
 PRESETS = {
-    "quick": _preset(16, (5, 3)),
-    "small": _preset(16, (10, 5)),
+    "quick": _small(5, 3),
+    "small": _small(10, 5),
     "paper": PrototypeSystem(),
 }
 
@@ -403,8 +397,7 @@ def train(
     for stage in system.stages:
         task = make_task(system, stage, data, options.devices, loop)
         state = start(task, key, data, final.get("pretrain"))
-        with open_checkpoints(options.workdir, stage + label) as checkpoints:
-            run = _stage_run(stage + label, options, checkpoints, {"seed": seed})
+        with stage_run(stage + label, options, seed=seed) as run:
             final[stage] = train_stage(
                 task, data, options.devices, state, stage_key(key, stage), run
             )
@@ -424,8 +417,7 @@ def train_together(
             start(task, key, data, before.get("pretrain"))
             for key, before in zip(keys, final, strict=True)
         ]
-        with open_checkpoints(options.workdir, stage) as checkpoints:
-            run = _stage_run(stage, options, checkpoints, {"seeds": list(seeds)})
+        with stage_run(stage, options, seeds=list(seeds)) as run:
             found = train_sweep(
                 task,
                 data,
@@ -452,19 +444,20 @@ def stage_key(key: jax.Array, stage: str) -> jax.Array:
     return jax.random.fold_in(key, 1 + STAGES.index(stage))
 
 
-def _stage_run(
-    name: str, options: RunOptions, checkpoints: Any, metadata: dict[str, Any]
-) -> StageRun:
-    return StageRun(
-        name=name,
-        checkpoints=checkpoints,
-        metadata={**metadata, "devices": options.devices.count},
-        metrics=None if options.workdir is None else options.workdir / "metrics.jsonl",
-        save_seconds=options.save_seconds,
-        console=options.console,
-        loop=options.loop,
-        resident=options.resident,
-    )
+@contextlib.contextmanager
+def stage_run(name: str, options: RunOptions, **metadata: Any) -> Iterator[StageRun]:
+    """How a stage of a run goes; its checkpoints are open until the block ends."""
+    with open_checkpoints(options.workdir, name) as checkpoints:
+        yield StageRun(
+            name=name,
+            checkpoints=checkpoints,
+            metadata={**metadata, "devices": options.devices.count},
+            metrics=None if options.workdir is None else options.workdir / "metrics.jsonl",
+            save_seconds=options.save_seconds,
+            console=options.console,
+            loop=options.loop,
+            resident=options.resident,
+        )
 
 
 # --- scoring
@@ -509,15 +502,19 @@ class PrototypeMember:
         seconds = self.system.features.hop_length / self.system.features.sample_rate
         return WindowScores(owners, first * seconds, crop * seconds, found)
 
+    @property
+    def scoring_variables(self) -> dict[str, Any]:
+        """The encoder's variables when it scores."""
+        if self.batch_stats is None:
+            return self.variables
+        return {**self.variables, "batch_stats": self.batch_stats}
+
     def embed(self, clips: ClipArrays) -> np.ndarray:
         """Unit embeddings, float32, shape ``[clips, dim]``."""
-        variables = dict(self.variables)
-        if self.batch_stats is not None:
-            variables["batch_stats"] = self.batch_stats
         config = self.system.score
         return embed_clips(
-            evaluation_model(self.system, _scoring_device()),
-            variables,
+            evaluation_model(self.system),
+            self.scoring_variables,
             clips,
             mean=self.mean,
             scale=self.scale,
@@ -550,7 +547,7 @@ def fit_backend(
     """As :func:`fit`, from the encoder's variables and what its input was standardized by."""
     batch_stats = None
     if system.score.batch_stats == "training":
-        model = evaluation_model(system, _scoring_device())
+        model = evaluation_model(system)
         batch_stats = training_batch_stats(model, variables, data.train, mean=mean, scale=scale)
     mean, scale = np.asarray(mean, np.float32), np.asarray(scale, np.float32)
     empty = Scorer(system.score.kind, 1, {})
@@ -562,12 +559,8 @@ def fit_backend(
     return Fitted(member, held_out_scores(*fitted, **options), embeddings)
 
 
-def evaluation_model(system: PrototypeSystem, devices: Devices) -> nn.Module:
+def evaluation_model(system: PrototypeSystem) -> nn.Module:
     """The encoder for one device and calls from the host."""
-    encoder = dataclasses.replace(system.encoder, dtype=system.score.dtype)
-    model = encoder.build(devices, "dispatch", all_stages=system.score.all_stages)
-    return _with_axis(model, None)
-
-
-def _scoring_device() -> Devices:
-    return use_devices(1) if jax.process_count() == 1 else use_devices()
+    encoder = dataclasses.replace(system.encoder, dtype=system.score.dtype, sync_batch_stats=False)
+    devices = use_devices(1) if jax.process_count() == 1 else use_devices()
+    return encoder.build(devices, "dispatch", all_stages=system.score.all_stages)

@@ -20,6 +20,7 @@ from jax import lax
 
 from asdproto import signals
 from asdproto.config import check_fields
+from asdproto.data.dataset import ClipArrays
 from asdproto.models.autoencoder import AutoEncoder
 from asdproto.systems.members import RunOptions, open_checkpoints
 from asdproto.training.loop import Meter
@@ -110,12 +111,11 @@ def fit_machines(
     groups: dict[tuple, list[str]] = {}
     origins = {}
     for name, data in machines.items():
-        _check(name, *data, config)
-        origins[name] = [
-            _origins(frames, features.shape[1], config.context)
-            for features, frames in _parts(*data, config)
-        ]
-        shape = (data[0].shape, data[0].dtype, *(len(part) for part in origins[name]))
+        features, frames = data
+        _check(name, features, frames, config)
+        parts = np.split(np.asarray(frames), [_cut(len(features), config)])
+        origins[name] = [_origins(part, features.shape[1], config.context) for part in parts]
+        shape = (features.shape, features.dtype, *map(len, origins[name]))
         groups.setdefault(shape, []).append(name)
     results: dict[str, Network] = {}
     for names in groups.values():
@@ -194,21 +194,13 @@ def _check(
             raise ValueError(
                 f"{where}found {features.shape[2]} mel bands; expected {mels}, as in training"
             )
-    elif len(features) == 0 or len(features) == _held_out(len(features), config):
+    elif _cut(len(features), config) == 0:
         raise ValueError(f"{where}no training clip is left of {len(features)}")
 
 
-def _held_out(clips: int, config: ReconstructionConfig) -> int:
-    return round(config.held_out * clips)
-
-
-def _parts(
-    features: np.ndarray, frames: np.ndarray, config: ReconstructionConfig
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Features and frames of the trained clips and of the held-out ones."""
-    cut = len(features) - _held_out(len(features), config)
-    frames = np.asarray(frames)
-    return [(features[:cut], frames[:cut]), (features[cut:], frames[cut:])]
+def _cut(clips: int, config: ReconstructionConfig) -> int:
+    """How many clips are trained on; those after them are held out."""
+    return clips - round(config.held_out * clips)
 
 
 def _origins(frames: np.ndarray, longest: int, context: int) -> np.ndarray:
@@ -243,19 +235,13 @@ class _State(NamedTuple):
 def _statistics(
     features: np.ndarray, frames: np.ndarray, config: ReconstructionConfig
 ) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of every mel band over the trained clips, float32 ``[mels]``."""
     mels = features.shape[2]
     if not config.standardize:
         return np.zeros(mels, np.float32), np.ones(mels, np.float32)
-    (features, frames), _ = _parts(features, frames, config)
-    count, total, squares = 0, np.zeros(mels), np.zeros(mels)
-    for length, clip in zip(frames, features, strict=True):
-        values = np.asarray(clip[:length], np.float64)
-        count += length
-        total += values.sum(axis=0)
-        squares += np.square(values).sum(axis=0)
-    mean = total / count
-    variance = np.maximum(squares / count - mean**2, 1e-6)
-    return mean.astype(np.float32), np.sqrt(variance).astype(np.float32)
+    rows = np.arange(_cut(len(features), config))
+    mean, std = ClipArrays(features, rows, np.asarray(frames)[rows], config.context).statistics()
+    return mean.astype(np.float32), np.maximum(std, 1e-3).astype(np.float32)
 
 
 # --- compiled
@@ -318,10 +304,10 @@ def _errors(variables: Any, mean: jax.Array, std: jax.Array, stacks: jax.Array) 
     return jnp.mean(jnp.square(wrong), axis=(1, 2))
 
 
-@jax.jit
-def _start(size: jax.Array, keys: jax.Array) -> _State:
+@functools.partial(jax.jit, static_argnums=0)
+def _start(columns: int, keys: jax.Array) -> _State:
     def start(key: jax.Array) -> _State:
-        variables = _MODEL.init(key, jnp.zeros((1, len(size))), train=False)
+        variables = _MODEL.init(key, jnp.zeros((1, columns)), train=False)
         adam = optax.adam(1.0).init(variables["params"])
         return _State(variables["params"], variables["batch_stats"], adam)
 
@@ -350,7 +336,7 @@ def _fit_group(
     members = [machines[name] for name in names]
     moments = [_statistics(*data, config) for data in members]
     clips, longest, mels = members[0][0].shape
-    cut = clips - _held_out(clips, config)
+    cut = _cut(clips, config)
     data = _Data(
         rows=jnp.stack([jnp.asarray(features).reshape(-1, mels) for features, _ in members]),
         origins=jnp.stack([origins[name][0] for name in names]),
@@ -361,7 +347,7 @@ def _fit_group(
     shape = _Shape(config.batch, config.context)
     root = jax.random.key(seed)
     own = jnp.stack([jax.random.fold_in(root, zlib.crc32(name.encode())) for name in names])
-    state = _start(jnp.zeros(config.context * mels), _fold(own, 0))
+    state = _start(config.context * mels, _fold(own, 0))
     title = f"AutoEncoder {', '.join(names)}".rstrip()
     console, workdir = (options.console, options.workdir) if options else (None, None)
     losses = np.zeros((config.epochs, len(names)), np.float32)

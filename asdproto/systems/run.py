@@ -26,13 +26,7 @@ from asdproto.data.dataset import Dataset, section_keys
 from asdproto.data.dcase import Clip
 from asdproto.data.store import FeatureStore
 from asdproto.errors import DataError
-from asdproto.files import (
-    locked,
-    read_json,
-    remove_abandoned,
-    write_arrays,
-    write_atomically,
-)
+from asdproto.files import locked, read_json, remove_abandoned, write_arrays, write_atomically
 from asdproto.results.result_files import write_result_csv, write_results
 from asdproto.results.score_files import write_scores
 from asdproto.results.tables import HEADLINE
@@ -41,7 +35,7 @@ from asdproto.scoring.metrics import evaluate, group_scores
 from asdproto.scoring.thresholds import decide
 from asdproto.systems import YARDSTICKS, preset
 from asdproto.systems.members import Comparison, Fitted, RunOptions, prepare_for
-from asdproto.systems.trained import TrainedDetector, make_detector
+from asdproto.systems.trained import TrainedDetector
 
 LOCK = ".lock"  # of a work folder
 # Scores of the test clips by every member: what fusing takes.
@@ -83,38 +77,29 @@ def train_run(
       DataError: Another process is working in the folder.
       OSError: The disk is full, or may not be written to; what is saved stays.
     """
-    with _alone(options):
-        return _train_run(system, store, options, seeds, machines, root)
-
-
-def _train_run(
-    system: Any,
-    store: FeatureStore,
-    options: RunOptions,
-    seeds: Sequence[int],
-    machines: Sequence[str] | None,
-    root: Path | None,
-) -> dict[str, Any]:
     assert options.workdir is not None
-    started = time.monotonic()
-    data = prepare_for(system, store, machines)
-    announce(system, data, options, seeds)
-    if options.devices.is_main:
-        about = {
-            **asked(system, seeds, machines),
-            "names": list(system.names),
-            "classes": [list(name) for name in data.classes],
-            "features": str(store.root.resolve()),
-            "data": None if root is None else str(root.resolve()),
+    with _alone(options):
+        started = time.monotonic()
+        data = prepare_for(system, store, machines)
+        announce(system, data, options, seeds)
+        if options.devices.is_main:
+            about = {
+                **asked(system, seeds, machines),
+                "names": list(system.names),
+                "classes": [list(name) for name in data.classes],
+                "features": str(store.root.resolve()),
+                "data": None if root is None else str(root.resolve()),
+            }
+            write_atomically(options.workdir / "config.json", json.dumps(about, indent=2).encode())
+        fitted = system.train(data, options, seeds)
+        trained = time.monotonic()
+        figures, members = score_all(options.workdir, system, data, seeds, fitted)
+        if options.devices.is_main:
+            figures |= fit_yardsticks(system, data, options)
+        seconds = {
+            "train": round(trained - started, 2),
+            "score": round(time.monotonic() - trained, 2),
         }
-        write_atomically(options.workdir / "config.json", json.dumps(about, indent=2).encode())
-    fitted = system.train(data, options, seeds)
-    seconds = {"train": round(time.monotonic() - started, 2)}
-    started = time.monotonic()
-    figures, members = _score_all(system, data, options, seeds, fitted)
-    if options.devices.is_main:
-        figures |= fit_yardsticks(system, data, options)
-    seconds["score"] = round(time.monotonic() - started, 2)
     results = {"seeds": list(seeds), "systems": figures, "seconds": seconds}
     return {**results, "members": members} if members else results
 
@@ -131,7 +116,7 @@ def fit_yardsticks(system: Any, data: Dataset, options: RunOptions) -> dict[str,
         except DataError as error:
             warnings.warn(f"no {kind} beside: {error}", stacklevel=2)
             continue
-        figures |= _score_all(other, data, options, [0], fitted)[0]
+        figures |= score_all(options.workdir, other, data, [0], fitted)[0]
     return figures
 
 
@@ -146,7 +131,8 @@ def train_beside(
     """Trains another system into a run folder that exists; returns its figures by name."""
     with _alone(options):
         data = prepare_for(system, store, machines)
-        return _score_all(system, data, options, seeds, system.train(data, options, seeds))[0]
+        fitted = system.train(data, options, seeds)
+        return score_all(options.workdir, system, data, seeds, fitted)[0]
 
 
 @contextlib.contextmanager
@@ -163,18 +149,18 @@ def _alone(options: RunOptions) -> Iterator[None]:
         yield
 
 
-def _score_all(
+def score_all(
+    workdir: Path | None,
     system: Any,
     data: Dataset,
-    options: RunOptions,
     seeds: Sequence[int],
     fitted: Mapping[str, Sequence[Fitted]],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Figures by name, and those of each seed by name where there are several."""
-    assert options.workdir is not None
+    """Scores what was trained: figures by name, and those of each seed where there are several."""
+    assert workdir is not None
     figures, members = {}, {}
     for name, by_seed in fitted.items():
-        folder = options.workdir / "scores" / name
+        folder = workdir / "scores" / name
         together, each = score_fitted(folder, system, data, by_seed, seeds)
         if together is not None:
             figures[name] = together
@@ -227,13 +213,15 @@ def detector_of(
                 EqualEmbeddingsWarning,
                 stacklevel=2,
             )
-    return make_detector(
-        name,
-        fitted,
-        seeds=seeds,
-        classes=data.classes,
-        sections=section_keys(data.train_clips),
-        files=[clip.path for clip in data.train_clips],
+    return TrainedDetector(
+        name=name,
+        members=[one.member for one in fitted],
+        seeds=list(seeds),
+        classes=[data.classes] * len(fitted),
+        weights=[1.0] * len(fitted),
+        held_out=np.stack([one.held_out for one in fitted]),
+        train_sections=section_keys(data.train_clips),
+        train_files=[clip.path for clip in data.train_clips],
         quantile=system.quantile,
         dtype=str(data.train.features.dtype),
     )
@@ -265,7 +253,6 @@ def score_fitted(
     comparisons = []
     if data.test_clips:
         comparisons = detector.compare([data.test], section_keys(data.test_clips))
-    folder.mkdir(parents=True, exist_ok=True)
     detector.save(folder)
     if fitted[0].embeddings is not None and comparisons:
         _save_embeddings(folder, data, fitted[0].embeddings, comparisons[0])
@@ -275,11 +262,11 @@ def score_fitted(
         _save_windows(folder, data, detector, scores)
     if figures is None or len(comparisons) == 1:
         return figures, []
-    alone = [evaluate(group_scores(data.test_clips, one.scores)) for one in comparisons]
-    return figures, [
-        {"seed": seed, **{key: one[key] for key in HEADLINE}}
-        for seed, one in zip(seeds, alone, strict=True)
-    ]
+    each = []
+    for seed, one in zip(seeds, scores, strict=True):
+        alone = evaluate(group_scores(data.test_clips, one))
+        each.append({"seed": seed, **{key: alone[key] for key in HEADLINE}})
+    return figures, each
 
 
 def save_scores(

@@ -118,8 +118,9 @@ class SpectralKnn:
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """What :meth:`SpectralKnnSystem.restore` needs."""
-        scales = np.array(list(self.model.scales.values()))
-        return {**self.model.scorer.to_arrays(), "scales": scales}
+        scorer, scales = self.model.scorer, self.model.scales
+        ordered = np.array([scales[key] for key in scorer.sections])
+        return {**scorer.to_arrays(), "scales": ordered}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,8 +129,7 @@ class SpectralModel:
 
     Attributes:
       scorer: Nearest neighbors among the prepared spectra.
-      scales: What the bands of each section are divided by, float64, shape ``[mels]``, in the order
-        of ``scorer.sections``.
+      scales: What the bands of each section are divided by, float64, shape ``[mels]``.
       remove_level: Whether a clip's mean level is taken off first.
     """
 
@@ -206,7 +206,7 @@ def fit_spectra(
         scales[key] = np.where(scale_bands & (stds > 0.0), stds, 1.0)
         prepared[rows] /= scales[key]
     scorer = fit_scorer(prepared, labels, sections, kind=kind, **options)
-    return SpectralModel(scorer, {key: scales[key] for key in scorer.sections}, remove_level)
+    return SpectralModel(scorer, scales, remove_level)
 
 
 def without_level(spectra: np.ndarray) -> np.ndarray:

@@ -15,10 +15,8 @@ import numpy as np
 
 from asdproto.config import ConfigError, check_fields
 from asdproto.data.dataset import ClipArrays, Dataset
-from asdproto.data.dcase import Clip
 from asdproto.features import FeatureSettings
 from asdproto.losses import arcface_loss
-from asdproto.models.convolution import Lowering
 from asdproto.models.mobilefacenet import STAGES, STgramMFN
 from asdproto.prototypes import l2_normalize
 from asdproto.systems.encoders import (
@@ -26,7 +24,6 @@ from asdproto.systems.encoders import (
     Part,
     PartFit,
     fit_sections,
-    own_class,
     section_label,
 )
 from asdproto.systems.members import Comparison, Section
@@ -81,6 +78,7 @@ class STgramSystem(EncoderSystem):
     margin_scale: float = 30.0
 
     kind: ClassVar[str] = "stgram"
+    label = staticmethod(section_label)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -97,21 +95,14 @@ class STgramSystem(EncoderSystem):
         if not self.features.waveform:
             raise ConfigError("features.waveform=False: expected True, as it reads waveforms")
 
-    def module(self, lowering: Lowering, axis_name: str | None) -> nn.Module:
+    def network(self) -> nn.Module:
         """See :class:`EncoderSystem`."""
         return STgramMFN(
             n_mels=self.features.n_mels,
             stages=self.stages,
             head=self.head,
             stem=self.stem,
-            lowering=lowering,
-            dtype=jnp.dtype(self.dtype),  # type: ignore[arg-type]
-            axis_name=axis_name,
         )
-
-    def label(self, clip: Clip) -> Section:
-        """See :class:`EncoderSystem`."""
-        return section_label(clip)
 
     def objective(self, classes: Sequence[Any]) -> Objective:
         """ArcFace with learned centers."""
@@ -141,7 +132,7 @@ class STgramSystem(EncoderSystem):
 
     def compare(self, part: Part, clips: ClipArrays, sections: Sequence[Section]) -> Comparison:
         """See :class:`EncoderSystem`."""
-        return Comparison(own_class(part, self.evidence(part, clips, odds=False), sections))
+        return Comparison(self.evidence(part, clips, sections, odds=False))
 
 
 # quick and small are for a few hundred clips on a CPU: a narrow, shallow network, a higher rate.

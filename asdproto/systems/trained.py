@@ -29,9 +29,10 @@ from asdproto.files import json_checksum, read_arrays, read_json, write_arrays, 
 from asdproto.scoring.fusion import combine
 from asdproto.scoring.thresholds import decide, gamma_threshold
 from asdproto.systems import system_class
-from asdproto.systems.members import Comparison, Fitted, Member, Section, WindowScores
+from asdproto.systems.members import Comparison, Member, Section, WindowScores
 
 ABOUT = "detector.json"
+FINISH = "Repeat the run's command, with the same settings and without this file."
 _FORMAT = 1
 _AGAIN = (
     "Delete the run's results.json and repeat its command: it is made again from the checkpoints."
@@ -106,11 +107,10 @@ class TrainedDetector:
         """
         if self.fitted is not None and quantile in (None, self.quantile):
             return dict(self.fitted)
+        quantile = quantile or self.quantile
         machines = np.array([machine for machine, _ in self.train_sections])
         return {
-            str(machine): gamma_threshold(
-                self.train_scores[machines == machine], quantile=quantile or self.quantile
-            )
+            str(machine): gamma_threshold(self.train_scores[machines == machine], quantile=quantile)
             for machine in np.unique(machines)
         }
 
@@ -150,11 +150,11 @@ class TrainedDetector:
           clips: Features of the members' only setting.
           sections: Machine type and section of each clip.
         """
-        if len({member.system for member in self.members}) > 1:
-            return None
-        if not hasattr(self.members[0], "windows") or not len(clips):
-            return None
         members: Sequence[Any] = self.members
+        if len({member.system for member in members}) > 1 or not len(clips):
+            return None
+        if not hasattr(members[0], "windows"):
+            return None
         clips = dataclasses.replace(clips, crop=members[0].system.crop)
         windows = [member.windows(clips, sections) for member in members]
         keys = [sections[clip] for clip in windows[0].clips]
@@ -367,43 +367,6 @@ def _with_encoder(system: Any, stored: Mapping[str, Any], encoder: Any, folder: 
     return dataclasses.replace(system, encoder=dataclasses.replace(system.encoder, module=encoder))
 
 
-def make_detector(
-    name: str,
-    fitted: Sequence[Fitted],
-    *,
-    seeds: Sequence[int],
-    classes: Sequence[tuple],
-    sections: Sequence[Section],
-    files: Sequence[str],
-    quantile: float = 0.9,
-    dtype: str = "float16",
-) -> TrainedDetector:
-    """A detector of members that were trained on the same clips.
-
-    Args:
-      name: Its name.
-      fitted: The members, one a seed.
-      seeds: Their seeds.
-      classes: Attribute classes.
-      sections: Machine type and section of each training clip.
-      files: Path of each training clip.
-      quantile: For decisions.
-      dtype: Of the features they were trained on.
-    """
-    return TrainedDetector(
-        name=name,
-        members=[one.member for one in fitted],
-        seeds=list(seeds),
-        classes=[classes] * len(fitted),
-        weights=[1.0] * len(fitted),
-        held_out=np.stack([one.held_out for one in fitted]),
-        train_sections=list(sections),
-        train_files=list(files),
-        quantile=quantile,
-        dtype=dtype,
-    )
-
-
 def load_run(
     workdir: Path | str, name: str | None = None, *, encoder: Any = None
 ) -> TrainedDetector:
@@ -426,17 +389,13 @@ def load_run(
         wanted = list(map(str, read_config(workdir)["names"][::-1]))  # the result is the last one
     chosen = next((one for one in wanted if one in there), None)
     if chosen is None:
-        raise DataError(
-            workdir,
-            f"no finished detector {' or '.join(wanted)}".rstrip()
-            + (f"; there are {', '.join(there)}" if there else ""),
-            "the folder of a finished run",
-            "Choose one of them."
-            if there
-            else _AGAIN
-            if (workdir / "results.json").exists()
-            else "Let the run end first: the command that started it continues where it stopped.",
-        )
+        found = f"no finished detector {' or '.join(wanted)}".rstrip()
+        remedy = "Let the run end first: the command that started it continues where it stopped."
+        if there:
+            found, remedy = f"{found}; there are {', '.join(there)}", "Choose one of them."
+        elif (workdir / "results.json").exists():
+            remedy = _AGAIN
+        raise DataError(workdir, found, "the folder of a finished run", remedy)
     return TrainedDetector.load(workdir / "scores" / chosen, encoder)
 
 
@@ -447,13 +406,12 @@ def read_config(workdir: Path) -> dict[str, Any]:
       DataError: It is missing, damaged, or of something else.
     """
     path = workdir / "config.json"
-    remedy = "Repeat the run's command, with the same settings and without this file."
-    config = read_json(path, remedy=remedy)
+    config = read_json(path, remedy=FINISH)
     kinds = {"kind": str, "system": dict, "names": list}
     odd = [name for name, kind in kinds.items() if not isinstance(config.get(name), kind)]
     if odd:
         found = f"{odd[0]} {quoted(repr(config.get(odd[0])))}"
-        raise DataError(path, found, "the settings of a run", remedy)
+        raise DataError(path, found, "the settings of a run", FINISH)
     return config
 
 
