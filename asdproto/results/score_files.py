@@ -13,9 +13,7 @@ The figures made from them are in :mod:`asdproto.results.result_files`, scores a
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import math
 import os
 import re
@@ -27,7 +25,9 @@ import numpy as np
 
 from asdproto.data.dcase import Clip, parse_name
 from asdproto.errors import DataError
-from asdproto.results.result_files import as_number, read_rows, write_text
+from asdproto.files import read_csv
+from asdproto.results.result_files import as_number, write_rows
+from asdproto.scoring.backends import rows_by
 from asdproto.scoring.metrics import SectionScores, clip_files
 
 # (machine type, section) -> file -> (is an anomaly, domain)
@@ -63,6 +63,19 @@ class ScoreFile:
     lines: tuple[int, ...]
     scores: np.ndarray
     decisions: np.ndarray | None
+
+    def with_truth(self, truths: Iterable[tuple[bool, str]]) -> SectionScores:
+        """The section's table, given of each clip whether it is an anomaly, and its domain."""
+        anomaly, domains = map(np.array, zip(*truths, strict=True))
+        return SectionScores(
+            self.machine_type,
+            self.section,
+            self.files,
+            self.scores,
+            anomaly,
+            domains,
+            self.decisions,
+        )
 
 
 def read_score_files(folder: str | os.PathLike) -> list[ScoreFile]:
@@ -207,47 +220,51 @@ def write_scores(
     """
     columns = {"anomaly_score": np.asarray(scores, np.float64)}
     if decisions is not None:
-        columns["decision_result"] = np.asarray(decisions).astype(bool)
+        columns["decision_result"] = np.asarray(decisions).astype(bool).astype(int)
     for name, values in columns.items():
         if values.shape != (len(clips),):
             raise ValueError(
                 f"{name} has shape {values.shape}, expected ({len(clips)},): one per clip"
             )
-    rows: dict[tuple[str, str], list[int]] = {}
-    for index, clip in enumerate(clips):
-        if not math.isfinite(scores[index]):
-            raise DataError(
-                clip.path, f"the score {scores[index]}", "a finite number", _NOT_FINITE_REMEDY
-            )
-        rows.setdefault((clip.machine_type, clip.section), []).append(index)
+    for clip, value in zip(clips, columns["anomaly_score"], strict=True):
+        if not math.isfinite(value):
+            raise DataError(clip.path, f"the score {value}", "a finite number", _NOT_FINITE_REMEDY)
+    sections = rows_by([(clip.machine_type, clip.section) for clip in clips])
     written = []
-    for (machine, section), indices in sorted(rows.items()):
-        files = clip_files([clips[index] for index in indices])
+    for (machine, section), rows in sorted(sections.items()):
+        files = clip_files([clips[row] for row in rows])
         for prefix, values in columns.items():
             name = f"{prefix}_{_file_part(machine)}_section_{_file_part(section)}_test.csv"
-            number = float if prefix == "anomaly_score" else int
-            cells = [repr(number(value)) for value in values[indices]]
-            text = io.StringIO()
-            csv.writer(text, lineterminator="\n").writerows(zip(files, cells, strict=True))
-            written.append(write_text(Path(folder) / name, text.getvalue()))
+            pairs = zip(files, values[rows].tolist(), strict=True)
+            written.append(write_rows(Path(folder) / name, pairs))
         if decisions is None:
             _decision_file(written[-1]).unlink(missing_ok=True)
     return written
 
 
+def clips_by_file(clips: Iterable[Clip]) -> dict[tuple[str, str], dict[str, Clip]]:
+    """The test clips among others, by (machine type, section) and by their name in score files."""
+    tested = [clip for clip in clips if clip.split == "test"]
+    sections = {}
+    for key, rows in rows_by([(clip.machine_type, clip.section) for clip in tested]).items():
+        members = [tested[row] for row in rows]
+        sections[key] = dict(zip(clip_files(members), members, strict=True))
+    return sections
+
+
 def _read_pairs(path: Path, value: str) -> dict[str, tuple[int, str]]:
     """File -> (line number, cell) of a headerless two-column csv."""
     rows: dict[str, tuple[int, str]] = {}
-    for line, cells in read_rows(path):
+    for line, cells in read_csv(path, escaped=False):
         where = f"{path}, line {line}"
-        if len(cells) != 2 or not cells[0].strip():
+        if len(cells) != 2 or not cells[0]:
             raise DataError(
                 where,
                 f"{len(cells)} columns in {','.join(cells)[:80]!r}",
                 f"two: file name and {value}",
                 "Correct the line, or score again.",
             )
-        name = cells[0].strip()
+        name, cell = cells
         if name in rows:
             raise DataError(
                 where,
@@ -255,7 +272,7 @@ def _read_pairs(path: Path, value: str) -> dict[str, tuple[int, str]]:
                 "every clip once",
                 "Remove one of the two lines, or score again.",
             )
-        rows[name] = line, cells[1].strip()
+        rows[name] = line, cell
     if not rows:
         raise DataError(
             path, "no rows", f"lines of 'file,{value}'", "Score the section again, or remove it."
@@ -263,14 +280,21 @@ def _read_pairs(path: Path, value: str) -> dict[str, tuple[int, str]]:
     return rows
 
 
+def _read_flags(path: Path, value: str, expected: str) -> dict[str, bool]:
+    """File -> whether its cell is 1; any other than 0 is refused."""
+    flags = {}
+    for name, (line, cell) in _read_pairs(path, value).items():
+        if cell not in ("0", "1"):
+            raise DataError(f"{path}, line {line}", repr(cell), expected, "Correct the line.")
+        flags[name] = cell == "1"
+    return flags
+
+
 def _read_decisions(score_file: Path, files: tuple[str, ...]) -> np.ndarray | None:
     path = _decision_file(score_file)
     if not path.exists():
         return None
-    expected = "the decision 0 (normal) or 1 (anomaly)"
-    verdicts = {
-        name: _as_flag(path, *row, expected) for name, row in _read_pairs(path, "decision").items()
-    }
+    verdicts = _read_flags(path, "decision", "the decision 0 (normal) or 1 (anomaly)")
     _require_all(path, files, verdicts, what="decision")
     extra = sorted(set(verdicts) - set(files))
     if extra:
@@ -301,49 +325,40 @@ def _require_all(path: Path, expected: Iterable[str], given: Iterable[str], *, w
 
 
 def _with_truth(scored: ScoreFile, facts: _Facts | None, source: str) -> SectionScores:
-    known = {} if facts is None else facts.get((scored.machine_type, scored.section), {})
-    truths = []
-    for line, name in zip(scored.lines, scored.files, strict=True):
-        try:
-            if facts is None:
-                truths.append(_truth_of_name(scored.section, name))
-            elif name in known:
-                truths.append(known[name])
-            else:
-                raise DataError(
-                    name,
-                    f"{name} of {scored.machine_type} section {scored.section}, whose state "
-                    f"{source} does not say",
-                    "normal or anomaly for every scored clip",
-                    "Give the ground truth of this test set.",
-                )
-        except DataError as error:
-            where = f"{scored.path}, line {line}"
-            raise DataError(where, error.found, error.expected, error.remedy) from None
+    key = scored.machine_type, scored.section
+    lines = [f"{scored.path}, line {line}" for line in scored.lines]
+    if facts is None:
+        named = zip(lines, scored.files, strict=True)
+        known = {name: _truth_of_name(where, scored.section, name) for where, name in named}
+    else:
+        known = facts.get(key, {})
+    for where, name in zip(lines, scored.files, strict=True):
+        if name not in known:
+            raise DataError(
+                where,
+                f"{name} of {key[0]} section {key[1]}, whose state {source} does not say",
+                "normal or anomaly for every scored clip",
+                "Give the ground truth of this test set.",
+            )
     _require_all(scored.path, known, scored.files, what="score")
-    return SectionScores(
-        machine_type=scored.machine_type,
-        section=scored.section,
-        files=scored.files,
-        scores=scored.scores,
-        anomaly=np.array([anomaly for anomaly, _ in truths]),
-        domains=np.array([domain for _, domain in truths]),
-        decisions=scored.decisions,
-    )
+    return scored.with_truth(known[name] for name in scored.files)
 
 
-def _truth_of_name(section: str, name: str) -> tuple[bool, str]:
-    parsed = parse_name(name)
+def _truth_of_name(where: str, section: str, name: str) -> tuple[bool, str]:
+    try:
+        parsed = parse_name(name)
+    except DataError as error:
+        raise DataError(where, error.found, error.expected, error.remedy) from None
     if not parsed.state:
         raise DataError(
-            name,
+            where,
             f"{name}, whose name does not say whether it is normal",
             "'normal' or 'anomaly' in the name",
             "Give the ground truth: a folder of official files, or the collection's csv.",
         )
     if parsed.section != section:
         raise DataError(
-            name,
+            where,
             f"{name} of section {parsed.section}",
             f"clips of section {section}",
             "Move the line to the file of its section.",
@@ -352,18 +367,14 @@ def _truth_of_name(section: str, name: str) -> tuple[bool, str]:
 
 
 def _truth_of_clips(clips: Sequence[Clip]) -> _Facts:
-    rows: dict[tuple[str, str], list[Clip]] = {}
-    for clip in clips:
-        if clip.split == "test":
-            rows.setdefault((clip.machine_type, clip.section), []).append(clip)
     return {
         key: {
             name: (clip.state == "anomaly", clip.domain)
-            for name, clip in zip(clip_files(members), members, strict=True)
+            for name, clip in named.items()
             if clip.state
         }
-        for key, members in rows.items()
-        if any(clip.state for clip in members)
+        for key, named in clips_by_file(clips).items()
+        if any(clip.state for clip in named.values())
     }
 
 
@@ -394,10 +405,7 @@ def _official_truth(folder: Path) -> _Facts:
 def _ground_truth_column(folder: Path, expected: str) -> dict[tuple[str, str], dict[str, bool]]:
     pattern = re.compile(r"ground_truth_(.+)_section_(.+?)(?:_test)?\.csv")
     column = {
-        (match[1], match[2]): {
-            name: _as_flag(path, *row, expected)
-            for name, row in _read_pairs(path, "0 or 1").items()
-        }
+        (match[1], match[2]): _read_flags(path, "0 or 1", expected)
         for path in sorted(folder.glob("ground_truth_*.csv"))
         if (match := pattern.fullmatch(path.name))
     }
@@ -418,12 +426,6 @@ def _as_score(path: Path, line: int, cell: str) -> float:
             f"{path}, line {line}", f"the score {cell}", "a finite number", _NOT_FINITE_REMEDY
         )
     return value
-
-
-def _as_flag(path: Path, line: int, cell: str, expected: str) -> bool:
-    if cell not in ("0", "1"):
-        raise DataError(f"{path}, line {line}", repr(cell), expected, "Correct the line.")
-    return cell == "1"
 
 
 def _file_part(name: str) -> str:

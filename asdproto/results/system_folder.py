@@ -27,10 +27,10 @@ from asdproto.data.dcase import Clip, ParsedName, parse_name
 from asdproto.data.store import FeatureStore
 from asdproto.errors import DataError
 from asdproto.files import read_arrays, read_json
-from asdproto.results.score_files import ScoreFile, read_score_files
+from asdproto.results.score_files import ScoreFile, clips_by_file, read_score_files
 from asdproto.results.windows import Windows, read_windows
 from asdproto.scoring.backends import Scorer
-from asdproto.scoring.metrics import SectionScores, UndefinedMetricWarning, clip_files, evaluate
+from asdproto.scoring.metrics import SectionScores, UndefinedMetricWarning, evaluate
 from asdproto.scoring.thresholds import ThresholdWarning, decide, gamma_threshold
 
 QUANTILES = (0.8, 0.9, 0.95, 0.99)
@@ -191,30 +191,22 @@ def read_system(
             with contextlib.suppress(ValueError):
                 scorer = Scorer.from_arrays(below)
                 system.similarity = _similarity(scorer, names)
-    known = _known_clips(store)
+    known = clips_by_file(store.clips if store else ())
     for one in files:
-        facts = [_facts(known, one, file) for file in one.files]
+        key = one.machine_type, one.section
+        facts = [_facts(known.get(key, {}), one, file) for file in one.files]
         paths = [getattr(fact, "path", "") for fact in facts]
-        nearest = _nearest(scorer, embeddings, (one.machine_type, one.section), paths, names)
+        nearest = _nearest(scorer, embeddings, key, paths, names)
         decisions = [None] * len(facts) if one.decisions is None else one.decisions.tolist()
         system.clips += [
-            ScoredClip(file, path, one.machine_type, one.section, fact.state, fact.domain, *values)
+            ScoredClip(file, path, *key, fact.state, fact.domain, *values)
             for file, path, fact, *values in zip(
                 one.files, paths, facts, one.scores.tolist(), decisions, nearest, strict=True
             )
         ]
         if all(fact.state for fact in facts):
-            system.tables.append(
-                SectionScores(
-                    machine_type=one.machine_type,
-                    section=one.section,
-                    files=one.files,
-                    scores=one.scores,
-                    anomaly=np.array([fact.state == "anomaly" for fact in facts]),
-                    domains=np.array([fact.domain for fact in facts]),
-                    decisions=one.decisions,
-                )
-            )
+            truths = [(fact.state == "anomaly", fact.domain) for fact in facts]
+            system.tables.append(one.with_truth(truths))
     unknown = sum(not clip.state for clip in system.clips)
     if unknown:
         notes.append(
@@ -297,28 +289,13 @@ def noting(notes: list[str], what: str) -> Iterator[None]:
         notes.append(f"{what} is left out: {error}")
 
 
-def _known_clips(store: FeatureStore | None) -> dict[tuple[str, str, str], Clip]:
-    """(machine type, section, name in score files) -> test clip."""
-    sections: dict[tuple[str, str], list[Clip]] = {}
-    for clip in store.clips if store else ():
-        if clip.split == "test":
-            sections.setdefault((clip.machine_type, clip.section), []).append(clip)
-    return {
-        (*key, file): clip
-        for key, clips in sections.items()
-        for file, clip in zip(clip_files(clips), clips, strict=True)
-    }
-
-
-def _facts(
-    known: Mapping[tuple[str, str, str], Clip], scored: ScoreFile, file: str
-) -> Clip | ParsedName:
-    key = scored.machine_type, scored.section
-    if (*key, file) in known:
-        return known[*key, file]
+def _facts(named: Mapping[str, Clip], scored: ScoreFile, file: str) -> Clip | ParsedName:
+    if file in named:
+        return named[file]
     try:
         return parse_name(file)
     except DataError:
+        key = scored.machine_type, scored.section
         return Clip("", *key, domain="", split="test", state="", attributes="")
 
 

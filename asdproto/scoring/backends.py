@@ -15,10 +15,11 @@ import functools
 import json
 import operator
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, TypeVar, get_args
 
 import numpy as np
 
+Key = TypeVar("Key", bound=Hashable)
 Kind = Literal["mahalanobis", "cosine", "knn", "mahalanobis-knn"]
 Covariance = Literal["shrinkage", "ledoit-wolf", "ridge", "pinv"]
 Center = Literal["global", "class"]
@@ -484,9 +485,9 @@ def _mean_of_smallest(distances: np.ndarray, count: int, skip: int = 0) -> np.nd
     return np.sort(smallest, axis=1)[:, skip:].mean(axis=1)
 
 
-def rows_by(keys: Sequence[Hashable]) -> dict[Hashable, np.ndarray]:
+def rows_by(keys: Sequence[Key]) -> dict[Key, np.ndarray]:
     """Rows of every key, ascending, keys in order of first occurrence."""
-    rows: dict[Hashable, list[int]] = {}
+    rows: dict[Key, list[int]] = {}
     for index, key in enumerate(keys):
         rows.setdefault(key, []).append(index)
     return {key: np.array(indices) for key, indices in rows.items()}

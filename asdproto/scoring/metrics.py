@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from asdproto.scoring.backends import rows_by
+
 AUC_METRICS = ("source_auc", "target_auc", "pauc")
 DECISION_METRICS = (
     "precision_source",
@@ -126,25 +128,24 @@ def group_scores(
         raise ValueError(
             f"decisions has shape {verdicts.shape}, expected ({len(clips)},): one per clip"
         )
-    rows: dict[tuple[str, str], list[int]] = {}
-    for index, clip in enumerate(clips):
+    for clip in clips:
         if clip.state not in ("normal", "anomaly"):
             raise ValueError(
                 f"{clip.name}: the state is {clip.state!r}, expected 'normal' or 'anomaly'; clips "
                 "without ground truth can be scored but not evaluated"
             )
-        rows.setdefault((clip.machine_type, clip.section), []).append(index)
+    sections = rows_by([(clip.machine_type, clip.section) for clip in clips])
     return [
         SectionScores(
             machine_type=machine_type,
             section=section,
-            files=clip_files([clips[index] for index in indices]),
-            scores=scores[indices],
-            anomaly=np.array([clips[index].state == "anomaly" for index in indices]),
-            domains=np.array([clips[index].domain for index in indices]),
-            decisions=None if verdicts is None else verdicts[indices],
+            files=clip_files([clips[row] for row in rows]),
+            scores=scores[rows],
+            anomaly=np.array([clips[row].state == "anomaly" for row in rows]),
+            domains=np.array([clips[row].domain for row in rows]),
+            decisions=None if verdicts is None else verdicts[rows],
         )
-        for (machine_type, section), indices in sorted(rows.items())
+        for (machine_type, section), rows in sorted(sections.items())
     ]
 
 
