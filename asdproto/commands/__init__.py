@@ -5,6 +5,8 @@ Each module imports what its commands need when they run.
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -15,6 +17,18 @@ def add_command(
     parser = subparsers.add_parser(name, help=help_, description=description, **options)
     parser.set_defaults(run=run)
     return parser
+
+
+def add_numbers(parser: Any, *options: tuple[str, type, str, str]) -> None:
+    """Adds options that take a number each: name, kind, what stands for it in the help, help."""
+    for name, kind, metavar, text in options:
+        parser.add_argument(name, type=kind, metavar=metavar, help=text)
+
+
+def given(arguments: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    """The options among ``names`` that were given, by name."""
+    values = {name: getattr(arguments, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def message(error: Exception) -> str:

@@ -7,6 +7,7 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+from asdproto.arguments import within
 from asdproto.commands import add_command, count, message
 
 # How far figures may lie apart and count as the same: sums of a few hundred float64 figures.
@@ -45,7 +46,7 @@ def add_evaluate(subparsers: Any) -> None:
     parser.add_argument(
         "--max-fpr",
         metavar="RATE",
-        type=_rate,
+        type=within(float, "(0, 1]"),
         default=0.1,
         help="upper end of the false-positive rates of pAUC (default: %(default)s)",
     )
@@ -173,23 +174,19 @@ def summarize(arguments: argparse.Namespace) -> int:
     from asdproto.errors import DataError
     from asdproto.files import read_json
     from asdproto.results.result_files import read_run_results, write_results
-    from asdproto.results.tables import HEADLINE, percent, print_table
+    from asdproto.results.tables import percent, print_table
     from asdproto.scoring.metrics import paired_difference
     from asdproto.scoring.metrics import summarize as over_runs
 
+    again = "Finish the run: repeat its command."
     runs, configs = [], []
     for folder in arguments.workdirs:
-        for name in ("results.json", "config.json"):
-            if not (folder / name).is_file():
-                raise DataError(
-                    folder / name,
-                    "no such file",
-                    "a finished run",
-                    "Finish the run: repeat its command.",
-                )
+        for path in (folder / "results.json", folder / "config.json"):
+            if not path.is_file():
+                raise DataError(path, "no such file", "a finished run", again)
         runs.append(read_run_results(folder / "results.json"))
         # Not so: of null it makes nan, which equals nothing.
-        configs.append(read_json(folder / "config.json", remedy="Repeat the run's command."))
+        configs.append(read_json(folder / "config.json", remedy=again))
     first = {name: value for name, value in configs[0].items() if name != "seeds"}
     for folder, config in zip(arguments.workdirs, configs, strict=True):
         different = [name for name, value in first.items() if config.get(name) != value]
@@ -209,29 +206,21 @@ def summarize(arguments: argparse.Namespace) -> int:
             "a seed a run",
             "Leave the repeats out.",
         )
-    systems = {
-        name: over_runs([run["systems"].get(name, {}) for run in runs])
-        for name in runs[0]["systems"]
-    }
+    each = {name: [run["systems"].get(name, {}) for run in runs] for name in runs[0]["systems"]}
     # Runs of several seeds know what each seed gives alone.
     members = {
-        name: [one for run in runs for one in run.get("members", {}).get(name, [])]
-        for name in systems
+        f"{name}, one seed": [one for run in runs for one in run.get("members", {}).get(name, [])]
+        for name in each
     }
-    alone = {f"{name}, one seed": figures for name, figures in members.items() if figures}
-    systems |= {
-        name: over_runs([{key: one[key] for key in HEADLINE} for one in figures])
-        for name, figures in alone.items()
-    }
+    alone = {name: figures for name, figures in members.items() if figures}
+    systems = {name: over_runs(figures) for name, figures in each.items()}
+    systems |= {name: over_runs(_headlines(figures)) for name, figures in alone.items()}
     print_table({"systems": systems})
     print(f"percent, mean ± standard deviation over {count(len(runs), 'run')}: seeds", *seeds)
     differences = {}
-    overall = {
-        name: [run["systems"][name]["overall"] for run in runs] for name in runs[0]["systems"]
-    } | {name: [one["overall"] for one in figures] for name, figures in alone.items()}
-    for one, other in itertools.combinations(systems, 2):
-        if (one in alone) != (other in alone):
-            continue
+    overall = {name: [one["overall"] for one in all_] for name, all_ in (each | alone).items()}
+    pairs = (itertools.combinations(group, 2) for group in (each, alone))
+    for one, other in itertools.chain.from_iterable(pairs):
         gain = paired_difference(overall[one], overall[other])
         differences[f"{other} - {one}"] = gain
         print(
@@ -239,21 +228,17 @@ def summarize(arguments: argparse.Namespace) -> int:
             f"higher in {gain['higher']} of {gain['count']}"
         )
     if arguments.out is not None:
-        each = {
-            name: [{k: run["systems"][name][k] for k in HEADLINE} for run in runs]
-            for name in runs[0]["systems"]
-        } | alone
-        summary = {"seeds": seeds, "runs": each, "systems": systems, "differences": differences}
+        runs_of = {name: _headlines(figures) for name, figures in each.items()} | alone
+        summary = {"seeds": seeds, "runs": runs_of, "systems": systems, "differences": differences}
         write_results(arguments.out, summary)
         print(f"written: {arguments.out}")
     return 0
 
 
-def _rate(text: str) -> float:
-    value = float(text)
-    if not 0.0 < value <= 1.0:
-        raise argparse.ArgumentTypeError(f"{text} is not in (0, 1]")
-    return value
+def _headlines(figures: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    from asdproto.results.tables import HEADLINE
+
+    return [{name: one[name] for name in HEADLINE} for one in figures]
 
 
 def _write_results(folder: Path, results: dict[str, Any], overwrite: bool) -> int:

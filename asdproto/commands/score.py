@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
-import io
 import json
 import os
 import shutil
@@ -151,10 +150,8 @@ def score(arguments: argparse.Namespace) -> int:
     shown = rows if arguments.top is None else rows[: arguments.top]
     print_rows(shown, arguments.format)
     # The table first: whatever happens to the file, it is not lost.
-    anomalies = sum(row["decision"] for row in rows)
     left_out = f", {count(len(rows) - len(shown), 'row')} not shown" if shown != rows else ""
-    _say(f"{anomalies} of {count(len(rows), 'recording')} above their threshold{left_out}",
-         arguments.format)  # fmt: skip
+    _say(_summary(rows) + left_out, arguments.format)
     for error in failed:
         print(f"error: {error}", file=sys.stderr)
     if arguments.csv is not None:
@@ -283,9 +280,7 @@ def _watch(
                 print(f"error: {error}", file=sys.stderr)
             failures += len(errors)
     except KeyboardInterrupt:
-        anomalies = sum(row["decision"] for row in rows)
-        _say(f"\n{anomalies} of {count(len(rows), 'recording')} above their threshold",
-             arguments.format)  # fmt: skip
+        _say(f"\n{_summary(rows)}", arguments.format)
     return 1 if failures else 0
 
 
@@ -300,18 +295,16 @@ def print_rows(rows: Sequence[Mapping[str, Any]], format_: str, *, head: bool = 
       format_: ``"table"``, ``"csv"`` or ``"jsonl"``.
       head: Whether the titles come first.
     """
-    write = sys.stdout.write
     if format_ == "jsonl":
         for row in rows:
-            name = class_name(row["nearest_class"]) or None
-            write(json.dumps({**row, "nearest_class": name}) + "\n")
+            print(json.dumps({**row, "nearest_class": class_name(row["nearest_class"]) or None}))
     elif format_ == "csv":
-        write(_csv_text(rows, head))
+        csv.writer(sys.stdout, lineterminator="\n").writerows(_csv_rows(rows, head=head))
     else:
         terminal = sys.stdout.isatty()
         width = shutil.get_terminal_size().columns if terminal else None
         for line in table_lines(rows, width, head=head, color=terminal and not _no_color()):
-            write(line + "\n")
+            print(line)
 
 
 def table_lines(
@@ -349,18 +342,16 @@ def table_lines(
                 sizes[index] -= cut
                 spare += cut
     lines = []
-    for line, row in zip([titles, *cells], [None, *rows], strict=True):
-        if row is None and not head:
-            continue
+    red = [False, *(color and row["decision"] for row in rows)]
+    for line, is_red in zip([titles, *cells], red, strict=True):
         parts = []
         for index in kept:
             text = _shortened(line[index], sizes[index])
             right = index in (3, 4, 6)
             parts.append(text.rjust(sizes[index]) if right else text.ljust(sizes[index]))
         text = "  ".join(parts).rstrip()
-        red = color and row is not None and row["decision"]
-        lines.append(f"\x1b[1;31m{text}\x1b[0m" if red else text)
-    return lines
+        lines.append(f"\x1b[1;31m{text}\x1b[0m" if is_red else text)
+    return lines if head else lines[1:]
 
 
 def _beyond_section(row: Mapping[str, Any]) -> str:
@@ -378,6 +369,11 @@ def _no_color() -> bool:
     return bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
 
 
+def _summary(rows: Sequence[Mapping[str, Any]]) -> str:
+    anomalies = sum(row["decision"] for row in rows)
+    return f"{anomalies} of {count(len(rows), 'recording')} above their threshold"
+
+
 def _say(text: str, format_: str) -> None:
     """Prints a sentence where it does not disturb the data."""
     print(text, file=sys.stdout if format_ == "table" else sys.stderr)
@@ -385,24 +381,21 @@ def _say(text: str, format_: str) -> None:
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes scored recordings, with all digits, so that the file is whole or not there."""
-    from asdproto.results.result_files import write_text
+    from asdproto.results.result_files import write_rows
 
-    write_text(path, _csv_text(rows))
+    write_rows(path, _csv_rows(rows))
 
 
-def _csv_text(rows: Sequence[Mapping[str, Any]], head: bool = True) -> str:
+def _csv_rows(rows: Sequence[Mapping[str, Any]], *, head: bool = True) -> Iterator[Sequence[Any]]:
     from asdproto.files import spreadsheet_cell
 
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     if head:
-        writer.writerow(COLUMNS)
+        yield COLUMNS
     for row in rows:
         cells = {**row, "nearest_class": class_name(row["nearest_class"])}
         for name in ("file", "machine_type", "section", "nearest_class"):
             # A name that is not UTF-8 would end the command here.
             cells[name] = spreadsheet_cell(cells[name].encode("utf-8", "backslashreplace").decode())
         for name in ("score", "threshold", "margin"):
-            cells[name] = repr(float(row[name]))
-        writer.writerow([cells[name] for name in COLUMNS])
-    return text.getvalue()
+            cells[name] = float(row[name])
+        yield [cells[name] for name in COLUMNS]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asdproto.arguments import Parser, within
+from asdproto.commands import add_command, add_numbers
 from asdproto.commands.data import add_on_error
 from asdproto.systems import KINDS, PRESETS
 
@@ -21,10 +22,12 @@ if TYPE_CHECKING:
 
 def add(subparsers: Any) -> None:
     """Adds the command."""
-    parser = subparsers.add_parser(
+    parser = add_command(
+        subparsers,
         "train",
-        help="train on a collection of recordings, score its test clips, write a report",
-        description="Trains on the normal clips of a collection, scores its test clips and writes\n"
+        run,
+        "train on a collection of recordings, score its test clips, write a report",
+        "Trains on the normal clips of a collection, scores its test clips and writes\n"
         "a report. Stopped at any point, the same command continues from its last checkpoint;\n"
         "on a finished run it only reports.",
     )
@@ -36,7 +39,6 @@ def add(subparsers: Any) -> None:
     )
     parser.add_argument("workdir", type=Path, metavar="run", help="folder for all results")
     add_arguments(parser)
-    parser.set_defaults(run=run)
 
 
 def add_arguments(parser: Parser, kind: str | None = None) -> None:
@@ -111,23 +113,17 @@ def describe_systems(kinds: Sequence[str], size: str = "small", *, prefixed: boo
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     """Which devices and processes a run uses."""
     group = parser.add_argument_group("devices")
-    group.add_argument(
-        "--devices", type=int, metavar="N", help="use the first N devices only (default: all)"
+    add_numbers(
+        group,
+        ("--devices", int, "N", "use the first N devices only (default: all)"),
+        ("--processes", int, "N", "number of processes (default: detected)"),
+        ("--process-id", int, "I", "this process's number, from 0 (default: detected)"),
     )
     group.add_argument(
         "--coordinator",
         metavar="HOST:PORT",
         help="address of process 0, for runs over several processes (default: detected "
         "automatically on TPU pods, SLURM and GKE)",
-    )
-    group.add_argument(
-        "--processes", type=int, metavar="N", help="number of processes (default: detected)"
-    )
-    group.add_argument(
-        "--process-id",
-        type=int,
-        metavar="I",
-        help="this process's number, from 0 (default: detected)",
     )
     group.add_argument(
         "--host-features",
@@ -180,7 +176,7 @@ def run(arguments: argparse.Namespace) -> int:
     quiet = console if devices.is_main else None
     if quiet is not None:
         chosen = "" if arguments.preset else ", chosen for this device; --preset changes it"
-        quiet.print(f"Preset:   {name}{chosen}", highlight=False, soft_wrap=True)
+        quiet.out(f"Preset:   {name}{chosen}", highlight=False)
     clips, machines = _clips(arguments), arguments.machines
     check_machines(arguments.data, clips, machines)  # before all features are extracted
     if hasattr(system, "check_clips"):
@@ -220,10 +216,8 @@ def _rescore(workdir: Path, system: Any, console: Console) -> None:
     """Fits another back-end to a finished run."""
     from asdproto.systems.after import rescore
 
-    console.print(
-        f"{workdir} is trained; this fits the new back-end and scores again",
-        highlight=False,
-        soft_wrap=True,
+    console.out(
+        f"{workdir} is trained; this fits the new back-end and scores again", highlight=False
     )
     texts = [f"score.{name}={value}" for name, value in vars(system.score).items()]
     finish(workdir, rescore(workdir, texts), console)
@@ -237,7 +231,7 @@ def _choose(arguments: argparse.Namespace, console: Console) -> str:
     clips, machines = _clips(arguments), arguments.machines
     check_machines(arguments.data, clips, machines)
     kind, why = choose([c for c in clips if machines is None or c.machine_type in machines])
-    console.print(f"System:   {kind}; {why}", highlight=False, soft_wrap=True)
+    console.out(f"System:   {kind}; {why}", highlight=False)
     return kind
 
 
@@ -281,7 +275,7 @@ def report_if_finished(workdir: Path, console: Console) -> bool:
     except DataError as error:
         warnings.warn(f"{finished}: found {error.found}; it is made again", stacklevel=2)
         return False
-    console.print(f"{workdir} is finished; this only reports", highlight=False, soft_wrap=True)
+    console.out(f"{workdir} is finished; this only reports", highlight=False)
     show(workdir, results, console)
     return True
 
@@ -294,14 +288,9 @@ def show(workdir: Path, results: dict[str, Any], console: Console) -> None:
     if results["systems"]:
         print_table(results, console=console)
     page = write_report(workdir)
-    console.print(f"Report:  {page}", highlight=False, soft_wrap=True)
-    console.print(
-        f"Scores:  {workdir / 'scores'}   Figures: {workdir / 'results.json'}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    console.print(
+    console.out(
+        f"Report:  {page}\n"
+        f"Scores:  {workdir / 'scores'}   Figures: {workdir / 'results.json'}\n"
         f"Score recordings with it:  python -m asdproto score {workdir} FILE_OR_FOLDER",
         highlight=False,
-        soft_wrap=True,
     )
