@@ -42,13 +42,6 @@ def message(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def class_name(key: Any) -> str:
-    """An attribute class as text, ``""`` for none."""
-    if key is None:
-        return ""
-    return " ".join(part for part in map(str, key) if part) if isinstance(key, tuple) else str(key)
-
-
 def count(number: int, noun: str) -> str:
     """A number and its noun: ``"1 clip"``, ``"2 clips"``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

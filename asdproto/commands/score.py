@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asdproto.arguments import within
-from asdproto.commands import add_command, class_name, count
+from asdproto.commands import add_command, count
 from asdproto.errors import DataError, printable
+from asdproto.results import class_name
 
 if TYPE_CHECKING:
     from asdproto.systems.trained import TrainedDetector

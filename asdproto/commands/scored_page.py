@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asdproto.commands import class_name
+from asdproto.results import class_name
 
 if TYPE_CHECKING:
     from asdproto.systems.trained import TrainedDetector

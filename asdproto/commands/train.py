@@ -151,7 +151,6 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from asdproto.config import ConfigError, override
-    from asdproto.data.dataset import check_machines
     from asdproto.systems import preset
     from asdproto.systems.members import RunOptions
     from asdproto.systems.run import asked, check_same_run, features_of, train_run
@@ -177,11 +176,9 @@ def run(arguments: argparse.Namespace) -> int:
     if quiet is not None:
         chosen = "" if arguments.preset else ", chosen for this device; --preset changes it"
         quiet.out(f"Preset:   {name}{chosen}", highlight=False)
-    clips, machines = _clips(arguments), arguments.machines
-    check_machines(arguments.data, clips, machines)  # before all features are extracted
+    clips = _clips(arguments)  # their machine types are checked before all features are extracted
     if hasattr(system, "check_clips"):
-        kept = [clip for clip in clips if machines is None or clip.machine_type in machines]
-        system.check_clips([clip for clip in kept if clip.split == "train"])
+        system.check_clips([clip for clip in clips if clip.split == "train"])
     folder = arguments.features or arguments.workdir / "features"
     store = features_of(
         arguments.data,
@@ -225,24 +222,26 @@ def _rescore(workdir: Path, system: Any, console: Console) -> None:
 
 def _choose(arguments: argparse.Namespace, console: Console) -> str:
     """The system for a collection, said on screen."""
-    from asdproto.data.dataset import check_machines
     from asdproto.systems import choose
 
-    clips, machines = _clips(arguments), arguments.machines
-    check_machines(arguments.data, clips, machines)
-    kind, why = choose([c for c in clips if machines is None or c.machine_type in machines])
+    kind, why = choose(_clips(arguments))
     console.out(f"System:   {kind}; {why}", highlight=False)
     return kind
 
 
 def _clips(arguments: argparse.Namespace) -> list[Clip]:
-    """The clips of a collection that can be used, or of a feature store."""
+    """The usable clips of a collection or of a feature store, of the chosen machine types."""
+    from asdproto.data.dataset import check_machines
     from asdproto.data.extract import usable_clips
     from asdproto.data.store import MANIFEST, open_store
 
-    if (arguments.data / MANIFEST).is_file():
-        return open_store(arguments.data).clips
-    return usable_clips(arguments.data, on_error=arguments.on_error)[1]
+    data, machines = arguments.data, arguments.machines
+    if (data / MANIFEST).is_file():
+        clips = open_store(data).clips
+    else:
+        clips = usable_clips(data, on_error=arguments.on_error)[1]
+    check_machines(data, clips, machines)
+    return [clip for clip in clips if machines is None or clip.machine_type in machines]
 
 
 def _root(data: Path) -> Path | None:

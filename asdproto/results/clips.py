@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,10 +75,10 @@ def most_anomalous(clips: Sequence[ScoredClip], count: int) -> list[tuple[int, S
     Returns:
       (rank within the machine type from 1, clip), by machine type and rank.
     """
-    ranks: dict[str, int] = {}
+    ranks: Counter[str] = Counter()
     ranked = []
     for clip in sorted(clips, key=lambda clip: (-clip.score, clip.file)):
-        ranks[clip.machine_type] = ranks.get(clip.machine_type, 0) + 1
+        ranks[clip.machine_type] += 1
         ranked.append((ranks[clip.machine_type], clip))
     chosen = sorted(ranked, key=lambda item: (item[0], item[1].machine_type))[:count]
     return sorted(chosen, key=lambda item: (item[1].machine_type, item[0]))
@@ -156,9 +157,9 @@ def spectrogram_of(values: np.ndarray, settings: FeatureSettings) -> Spectrogram
     """
     bank = filterbank(settings)
     values = np.asarray(values[:, : settings.n_mels], np.float32)
-    pool = -(-len(values) // MOST_COLUMNS)
-    columns = np.add.reduceat(values, np.arange(0, len(values), pool), axis=0)
-    counts = np.diff(np.append(np.arange(0, len(values), pool), len(values)))
+    starts = np.arange(0, len(values), -(-len(values) // MOST_COLUMNS))
+    columns = np.add.reduceat(values, starts, axis=0)
+    counts = np.diff(starts, append=len(values))
     frequencies = np.linspace(0.0, settings.sample_rate / 2, bank.shape[1])
     return Spectrogram(
         columns / counts[:, None],

@@ -89,13 +89,14 @@ def read_run(workdir: str | os.PathLike) -> Run:
         with noting(run.notes, "The feature store"):
             run.store = open_store(features)
     run.recordings = [folder for folder in (data, data / "dev_data") if folder.is_dir()]
-    names = run.config.get("names")
-    order = [str(name) for name in names] if isinstance(names, list) else []
+    names, classes = (
+        value if isinstance(value, list) else []
+        for value in (run.config.get("names"), run.config.get("classes"))
+    )
+    order = [str(name) for name in names]
     folders = sorted((workdir / "scores").glob("*/"))
     for folder in sorted(folders, key=lambda x: order.index(x.name) if x.name in order else -1):
-        figures = run.systems[folder.name].figures if folder.name in run.systems else {}
-        classes = run.config.get("classes")
-        classes = classes if isinstance(classes, list) else None
+        figures = run.systems.get(folder.name, System()).figures
         system = read_system(folder, figures, classes, run.store, run.notes)
         if system.figures or system.clips or system.training:
             run.systems[folder.name] = system

@@ -27,6 +27,7 @@ from asdproto.data.dcase import Clip, ParsedName, parse_name
 from asdproto.data.store import FeatureStore
 from asdproto.errors import DataError
 from asdproto.files import read_arrays, read_json
+from asdproto.results import class_name
 from asdproto.results.score_files import ScoreFile, clips_by_file, read_score_files
 from asdproto.results.windows import Windows, read_windows
 from asdproto.scoring.backends import Scorer
@@ -148,7 +149,7 @@ class System:
 def read_system(
     folder: Path,
     figures: dict[str, Any],
-    classes: Any,
+    classes: Sequence[Any],
     store: FeatureStore | None,
     notes: list[str],
 ) -> System:
@@ -157,7 +158,7 @@ def read_system(
     Args:
       folder: ``WORKDIR/scores/SYSTEM``.
       figures: Of the system, where they are known; made from the scores where empty.
-      classes: Attribute classes as ``config.json`` lists them, or None.
+      classes: Attribute classes as ``config.json`` lists them; empty where it does not.
       store: The run's feature store, which knows the clips, or None.
       notes: Sentences for the reader of the report are appended.
 
@@ -182,7 +183,7 @@ def read_system(
         with noting(notes, f"{name}: embeddings"):
             embeddings = _read_embeddings(folder / "embeddings.npz")
             system.maps = _maps(embeddings, store)
-    scorer, names = None, [_class_name(key) for key in classes or ()]
+    scorer, names = None, [class_name(key) for key in classes]
     if (folder / "member_0.npz").exists() and names:
         with noting(notes, f"{name}: back-end"):
             member = read_arrays(folder / "member_0.npz", remedy=_AGAIN)
@@ -261,6 +262,8 @@ def threshold_effects(
     effects = []
     for machine, training in system.training.items():
         clips = [clip for clip in system.clips if clip.machine_type == machine]
+        if system.clips and not clips:
+            continue
         scores = np.array([clip.score for clip in clips])
         states = np.array([clip.state for clip in clips])
         for quantile in quantiles:
@@ -273,10 +276,8 @@ def threshold_effects(
                 float(called[states == state].mean()) if np.any(states == state) else None
                 for state in ("normal", "anomaly")
             )
-            if len(clips) or not system.clips:
-                share = float((called if len(clips) else decide(training, threshold)).mean())
-                effect = ThresholdEffect(machine, quantile, threshold, share, normal, anomalous)
-                effects.append(effect)
+            share = float((called if clips else decide(training, threshold)).mean())
+            effects.append(ThresholdEffect(machine, quantile, threshold, share, normal, anomalous))
     return effects
 
 
@@ -386,14 +387,8 @@ def _similarity(scorer: Scorer, classes: Sequence[str]) -> Similarity | None:
         for label in np.unique(model.labels):
             # k-NN keeps every training embedding, the others one prototype a class.
             prototypes.append(model.references[model.labels == label].mean(axis=0))
-            groups.append(_class_name(key))
+            groups.append(class_name(key))
             names.append(classes[label] if label < len(classes) else str(label))
     unit = np.array(prototypes)
     unit = unit / np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
     return Similarity(groups, names, np.clip(unit @ unit.T, -1.0, 1.0)) if len(names) > 1 else None
-
-
-def _class_name(key: Any) -> str:
-    return (
-        " ".join(str(part) for part in key if part) if isinstance(key, (list, tuple)) else str(key)
-    )

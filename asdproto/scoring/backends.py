@@ -113,11 +113,7 @@ class Scorer:
     def _compare(
         self, embeddings: np.ndarray, sections: Sequence[Hashable], *, training: bool
     ) -> tuple[np.ndarray, np.ndarray]:
-        embeddings = _checked(embeddings, "embeddings")
-        if len(sections) != len(embeddings):
-            raise ValueError(
-                f"sections has length {len(sections)}, expected {len(embeddings)}: one per clip"
-            )
+        embeddings = _checked(embeddings, sections)
         scores = np.empty(len(embeddings))
         labels = np.empty(len(embeddings), np.int64)
         for key, rows in rows_by(sections).items():
@@ -263,16 +259,12 @@ def fit_scorer(
       matrices, 2004. Wilkinghoff et al., Local density-based anomaly score normalization for
       domain generalization, 2025 (arXiv 2509.10951).
     """
-    embeddings = _checked(embeddings, "embeddings")
+    embeddings = _checked(embeddings, sections)
     labels = np.asarray(labels)
     if labels.shape != (len(embeddings),) or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
             f"labels has shape {labels.shape} and dtype {labels.dtype}, expected integers of shape "
             f"({len(embeddings)},): one class per embedding"
-        )
-    if len(sections) != len(embeddings):
-        raise ValueError(
-            f"sections has length {len(sections)}, expected {len(embeddings)}: one per embedding"
         )
     if not len(embeddings):
         raise ValueError("there are no embeddings to fit on: expected at least one training clip")
@@ -493,17 +485,22 @@ def rows_by(keys: Sequence[Key]) -> dict[Key, np.ndarray]:
     return {key: np.array(indices) for key, indices in rows.items()}
 
 
-def _checked(array: np.ndarray, name: str) -> np.ndarray:
-    array = np.ascontiguousarray(array, np.float64)
-    if array.ndim != 2:
-        raise ValueError(f"{name} has shape {array.shape}, expected [clips, dim]")
-    bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
+def _checked(embeddings: np.ndarray, sections: Sequence[Hashable]) -> np.ndarray:
+    """Embeddings in float64, finite and one for each section key."""
+    embeddings = np.ascontiguousarray(embeddings, np.float64)
+    if embeddings.ndim != 2:
+        raise ValueError(f"embeddings has shape {embeddings.shape}, expected [clips, dim]")
+    bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
     if bad.size:
         raise ValueError(
-            f"{name}: {bad.size} of {len(array)} rows are not finite, the first is row {bad[0]}; "
-            "look for a diverged model or an empty clip"
+            f"embeddings: {bad.size} of {len(embeddings)} rows are not finite, the first is row "
+            f"{bad[0]}; look for a diverged model or an empty clip"
         )
-    return array
+    if len(sections) != len(embeddings):
+        raise ValueError(
+            f"sections has length {len(sections)}, expected {len(embeddings)}: one per embedding"
+        )
+    return embeddings
 
 
 def _hashable(key: Any) -> Any:
