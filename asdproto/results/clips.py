@@ -124,18 +124,9 @@ def show_clip(
     windows: Windows | None,
     recording: Path | None,
 ) -> ShownClip:
-    """One clip with its excerpt.
+    """A clip with an excerpt of its recording, where there is one that can be read.
 
-    Args:
-      clip: What the system says of it.
-      rank: From 1 within the machine type.
-      threshold: Decision threshold, or None.
-      spectrogram: Its features, or None.
-      windows: Scores along it, or None.
-      recording: The file that is played, or None. One that cannot be read is not played.
-
-    Returns:
-      The clip.
+    The other arguments are those of :class:`ShownClip`.
     """
     excerpt, audio = None, None
     if recording is not None:

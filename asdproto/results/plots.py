@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from asdproto.results.clips import Spectrogram
+    from asdproto.results.system_folder import EmbeddingMap
     from asdproto.results.windows import Windows
 
 _BINS = 28  # of a histogram
@@ -82,11 +83,8 @@ def training_figure(rows: Sequence[Mapping[str, Any]]) -> str:
         np.array([row[name] for row in rows], np.float64)
         for name in ("epoch", "loss", "learning_rate")
     )
-    style: dict[str, Any] = {
-        "linewidth": 1.6,
-        "marker": "o" if len(rows) < 3 else "",
-        "markersize": 4,
-    }
+    marker = "o" if len(rows) < 3 else ""
+    style: dict[str, Any] = {"linewidth": 1.6, "marker": marker, "markersize": 4}
     upper.plot(epochs, losses, color=SOURCE, **style)
     upper.set_ylabel("loss")
     lower.step(epochs, rates, where="post", color=TARGET, **style)
@@ -99,25 +97,22 @@ def training_figure(rows: Sequence[Mapping[str, Any]]) -> str:
     return _svg(figure)
 
 
-def map_figure(train: np.ndarray, test: np.ndarray, anomaly: np.ndarray, target: np.ndarray) -> str:
-    """Where a machine type's clips lie in a plane.
+def map_figure(places: EmbeddingMap) -> str:
+    """Where a machine type's clips lie in a plane; those of the target domain are triangles.
 
     Args:
-      train: Floating, shape ``[n, 2]``.
-      test: Floating, shape ``[m, 2]``.
-      anomaly: bool, shape ``[m]``.
-      target: bool, shape ``[m]``: clips of the target domain, drawn as triangles.
+      places: Of the clips.
 
     Returns:
       An ``<svg>`` element.
     """
     figure = _figure(3.3, 3.1)
     axes = figure.add_axes((0.02, 0.02, 0.96, 0.96))
-    axes.scatter(train[:, 0], train[:, 1], s=7, color=FAINT, linewidths=0)
+    axes.scatter(*places.train.T, s=7, color=FAINT, linewidths=0)
     for wanted, color in ((False, NORMAL), (True, ANOMALY)):
         for shifted, marker in ((False, "o"), (True, "^")):
-            chosen = (anomaly == wanted) & (target == shifted)
-            x, y = test[chosen].T
+            chosen = (places.anomaly == wanted) & (places.target == shifted)
+            x, y = places.test[chosen].T
             axes.scatter(x, y, s=14, marker=marker, color=color, alpha=0.75, linewidths=0)
     # The axes have no meaning of their own, but a distance means the same along both.
     axes.set_aspect("equal", adjustable="datalim")
@@ -208,15 +203,8 @@ def matrix_png(values: np.ndarray, low: float, high: float) -> bytes:
     from matplotlib.image import imsave
 
     buffer = io.BytesIO()
-    imsave(
-        buffer,
-        values,
-        cmap="viridis",
-        vmin=low,
-        vmax=high,
-        format="png",
-        metadata={"Software": ""},
-    )
+    colors: dict[str, Any] = {"cmap": "viridis", "vmin": low, "vmax": high}
+    imsave(buffer, values, format="png", metadata={"Software": ""}, **colors)
     return buffer.getvalue()
 
 

@@ -35,6 +35,7 @@ _Facts = dict[tuple[str, str], dict[str, tuple[bool, str]]]
 _SCORE_FILE = re.compile(
     r"anomaly_score_(?P<machine>.+)_(?:section|id)_(?P<section>.+?)(?P<split>_test|_train)?\.csv"
 )
+_NAME = "anomaly_score_<machine type>_section_<nn>_test.csv"
 _NOT_FINITE_REMEDY = "Look for a diverged model or an empty clip, and score again."
 
 
@@ -96,22 +97,13 @@ def read_score_files(folder: str | os.PathLike) -> list[ScoreFile]:
     for path in sorted(Path(folder).glob("anomaly_score_*.csv")):
         match = _SCORE_FILE.fullmatch(path.name)
         if match is None:
-            raise DataError(
-                path,
-                f"the name {path.name!r}",
-                "anomaly_score_<machine type>_section_<nn>_test.csv",
-                "Rename the file or move it elsewhere.",
-            )
+            raise DataError(path, f"the name {path.name!r}", _NAME, "Rename the file or move it.")
         if match["split"] == "_train":
             continue
         key = match["machine"], match["section"]
         if key in paths:
-            raise DataError(
-                path,
-                f"scores of {key[0]} section {key[1]} here and in {paths[key].name}",
-                "one file per section",
-                "Remove one of the two.",
-            )
+            found = f"scores of {key[0]} section {key[1]} here and in {paths[key].name}"
+            raise DataError(path, found, "one file per section", "Remove one of the two.")
         paths[key] = path
     files = []
     for (machine, section), path in sorted(paths.items()):
@@ -160,20 +152,12 @@ def read_scores(
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise DataError(
-            folder,
-            "a file" if folder.exists() else "nothing",
-            "a folder of anomaly_score_*.csv",
-            "Check the path.",
-        )
+        found = "a file" if folder.exists() else "nothing"
+        raise DataError(folder, found, "a folder of anomaly_score_*.csv", "Check the path.")
     scored = read_score_files(folder)
     if not scored:
-        raise DataError(
-            folder,
-            "no score file of a test set",
-            "anomaly_score_<machine type>_section_<nn>_test.csv",
-            "Give the folder that holds the scores of one system.",
-        )
+        remedy = "Give the folder that holds the scores of one system."
+        raise DataError(folder, "no score file of a test set", _NAME, remedy)
     facts, source = None, ""
     if ground_truth is not None:
         facts, source = _official_truth(Path(ground_truth)), str(ground_truth)
@@ -258,25 +242,15 @@ def _read_pairs(path: Path, value: str) -> dict[str, tuple[int, str]]:
     for line, cells in read_csv(path, escaped=False):
         where = f"{path}, line {line}"
         if len(cells) != 2 or not cells[0]:
-            raise DataError(
-                where,
-                f"{len(cells)} columns in {','.join(cells)[:80]!r}",
-                f"two: file name and {value}",
-                "Correct the line, or score again.",
-            )
+            found = f"{len(cells)} columns in {','.join(cells)[:80]!r}"
+            raise DataError(where, found, f"two: file name and {value}", "Correct the line.")
         name, cell = cells
         if name in rows:
-            raise DataError(
-                where,
-                f"{name} for the second time (first on line {rows[name][0]})",
-                "every clip once",
-                "Remove one of the two lines, or score again.",
-            )
+            found = f"{name} for the second time (first on line {rows[name][0]})"
+            raise DataError(where, found, "every clip once", "Remove one of the two lines.")
         rows[name] = line, cell
     if not rows:
-        raise DataError(
-            path, "no rows", f"lines of 'file,{value}'", "Score the section again, or remove it."
-        )
+        raise DataError(path, "no rows", f"lines of 'file,{value}'", "Score again, or remove it.")
     return rows
 
 
@@ -298,12 +272,9 @@ def _read_decisions(score_file: Path, files: tuple[str, ...]) -> np.ndarray | No
     _require_all(path, files, verdicts, what="decision")
     extra = sorted(set(verdicts) - set(files))
     if extra:
-        raise DataError(
-            path,
-            f"decisions of {len(extra)} clips without a score, the first of {extra[0]}",
-            f"the clips of {score_file.name}",
-            "Score and decide again together.",
-        )
+        found = f"decisions of {len(extra)} clips without a score, the first of {extra[0]}"
+        remedy = "Score and decide again together."
+        raise DataError(path, found, f"the clips of {score_file.name}", remedy)
     return np.array([verdicts[name] for name in files])
 
 
@@ -316,12 +287,9 @@ def _require_all(path: Path, expected: Iterable[str], given: Iterable[str], *, w
     expected = set(expected)
     missing = sorted(expected.difference(given))
     if missing:
-        raise DataError(
-            path,
-            f"no {what} for {len(missing)} of {len(expected)} clips, the first {missing[0]}",
-            f"a {what} for every clip of the section",
-            "Score them, or the figures would hold for another test set.",
-        )
+        found = f"no {what} for {len(missing)} of {len(expected)} clips, the first {missing[0]}"
+        remedy = "Score them, or the figures would hold for another test set."
+        raise DataError(path, found, f"a {what} for every clip of the section", remedy)
 
 
 def _with_truth(scored: ScoreFile, facts: _Facts | None, source: str) -> SectionScores:
@@ -334,12 +302,9 @@ def _with_truth(scored: ScoreFile, facts: _Facts | None, source: str) -> Section
         known = facts.get(key, {})
     for where, name in zip(lines, scored.files, strict=True):
         if name not in known:
-            raise DataError(
-                where,
-                f"{name} of {key[0]} section {key[1]}, whose state {source} does not say",
-                "normal or anomaly for every scored clip",
-                "Give the ground truth of this test set.",
-            )
+            found = f"{name} of {key[0]} section {key[1]}, whose state {source} does not say"
+            remedy = "Give the ground truth of this test set."
+            raise DataError(where, found, "normal or anomaly for every scored clip", remedy)
     _require_all(scored.path, known, scored.files, what="score")
     return scored.with_truth(known[name] for name in scored.files)
 
@@ -350,19 +315,12 @@ def _truth_of_name(where: str, section: str, name: str) -> tuple[bool, str]:
     except DataError as error:
         raise DataError(where, error.found, error.expected, error.remedy) from None
     if not parsed.state:
-        raise DataError(
-            where,
-            f"{name}, whose name does not say whether it is normal",
-            "'normal' or 'anomaly' in the name",
-            "Give the ground truth: a folder of official files, or the collection's csv.",
-        )
+        found = f"{name}, whose name does not say whether it is normal"
+        remedy = "Give the ground truth: a folder of official files, or the collection's csv."
+        raise DataError(where, found, "'normal' or 'anomaly' in the name", remedy)
     if parsed.section != section:
-        raise DataError(
-            where,
-            f"{name} of section {parsed.section}",
-            f"clips of section {section}",
-            "Move the line to the file of its section.",
-        )
+        found, remedy = f"{name} of section {parsed.section}", "Move it to the file of its section."
+        raise DataError(where, found, f"clips of section {section}", remedy)
     return parsed.state == "anomaly", parsed.domain
 
 
@@ -410,30 +368,23 @@ def _ground_truth_column(folder: Path, expected: str) -> dict[tuple[str, str], d
         if (match := pattern.fullmatch(path.name))
     }
     if not column:
-        raise DataError(
-            folder,
-            "no ground truth file",
-            "ground_truth_<machine type>_section_<nn>_test.csv",
-            "Give the folder above ground_truth_data and ground_truth_domain.",
-        )
+        name = "ground_truth_<machine type>_section_<nn>_test.csv"
+        remedy = "Give the folder above ground_truth_data and ground_truth_domain."
+        raise DataError(folder, "no ground truth file", name, remedy)
     return column
 
 
 def _as_score(path: Path, line: int, cell: str) -> float:
     value = as_number(path, line, cell, "a number; the official files have no header line")
     if not math.isfinite(value):
-        raise DataError(
-            f"{path}, line {line}", f"the score {cell}", "a finite number", _NOT_FINITE_REMEDY
-        )
+        where = f"{path}, line {line}"
+        raise DataError(where, f"the score {cell}", "a finite number", _NOT_FINITE_REMEDY)
     return value
 
 
 def _file_part(name: str) -> str:
     if not name or "/" in name or os.sep in name or name.startswith("."):
-        raise DataError(
-            name,
-            f"the machine type or section {name!r}",
-            "a name that can be part of a file name",
-            "Rename it in the collection's csv.",
-        )
+        found = f"the machine type or section {name!r}"
+        remedy = "Rename it in the collection's csv."
+        raise DataError(name, found, "a name that can be part of a file name", remedy)
     return name

@@ -35,6 +35,7 @@ from asdproto.scoring.metrics import SectionScores, UndefinedMetricWarning, eval
 from asdproto.scoring.thresholds import ThresholdWarning, decide, gamma_threshold
 
 QUANTILES = (0.8, 0.9, 0.95, 0.99)
+_MOST_DRAWN = 400  # training clips of a machine type in its map
 _AGAIN = "Score again."
 
 
@@ -246,14 +247,11 @@ def infer_thresholds(files: Sequence[ScoreFile]) -> dict[str, float]:
     }
 
 
-def threshold_effects(
-    system: System, quantiles: Sequence[float] = QUANTILES
-) -> list[ThresholdEffect]:
-    """What thresholds at several quantiles of the training scores do to the test clips.
+def threshold_effects(system: System) -> list[ThresholdEffect]:
+    """What thresholds at :data:`QUANTILES` of the training scores do to the test clips.
 
     Args:
       system: A system with held-out training scores; there are no effects without.
-      quantiles: In (0, 1).
 
     Returns:
       One a machine type and quantile; with the share of training clips above where no test clip
@@ -266,7 +264,7 @@ def threshold_effects(
             continue
         scores = np.array([clip.score for clip in clips])
         states = np.array([clip.state for clip in clips])
-        for quantile in quantiles:
+        for quantile in QUANTILES:
             with warnings.catch_warnings():
                 # The threshold in use is what people are warned of.
                 warnings.simplefilter("ignore", ThresholdWarning)
@@ -328,9 +326,7 @@ def _read_embeddings(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _maps(
-    arrays: Mapping[str, np.ndarray], store: FeatureStore | None, most: int = 400
-) -> list[EmbeddingMap]:
+def _maps(arrays: Mapping[str, np.ndarray], store: FeatureStore | None) -> list[EmbeddingMap]:
     """Principal components of each machine type's embeddings, training and test clips together."""
     known = {clip.path: clip for clip in store.clips} if store else {}
     facts: dict[str, list[Clip | ParsedName]] = {
@@ -344,7 +340,7 @@ def _maps(
             for group in facts.values()
         )
         # Every so many of them: enough to see where they lie, and a page that stays small.
-        train = train[:: max(1, -(-len(train) // most))]
+        train = train[:: max(1, -(-len(train) // _MOST_DRAWN))]
         both = np.concatenate([arrays["train"][train], arrays["test"][test]]).astype(np.float64)
         centered = both - both.mean(axis=0)
         places = centered @ np.linalg.svd(centered, full_matrices=False)[2][:2].T

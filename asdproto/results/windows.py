@@ -60,15 +60,14 @@ def write_windows(
     Raises:
       ValueError: Lengths differ, or a clip has no file.
     """
-    arrays = {"files": np.asarray(files, np.str_), "clips": np.asarray(clips, np.int64)}
-    for name, values in (("starts", starts), ("seconds", seconds), ("scores", scores)):
-        arrays[name] = np.broadcast_to(np.asarray(values, np.float64), arrays["clips"].shape)
-    if arrays["clips"].size and not 0 <= arrays["clips"].min() <= arrays["clips"].max() < len(
-        files
-    ):
+    rows = np.asarray(clips, np.int64)
+    if rows.size and not 0 <= rows.min() <= rows.max() < len(files):
         raise ValueError(
             f"clips has rows outside 0 to {len(files) - 1}, expected one of each window"
         )
+    arrays = {"files": np.asarray(files, np.str_), "clips": rows}
+    for name, values in (("starts", starts), ("seconds", seconds), ("scores", scores)):
+        arrays[name] = np.broadcast_to(np.asarray(values, np.float64), rows.shape)
     path = Path(folder) / WINDOWS
     path.parent.mkdir(parents=True, exist_ok=True)
     write_arrays(path, arrays)
