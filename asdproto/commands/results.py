@@ -67,16 +67,16 @@ def evaluate(arguments: argparse.Namespace) -> int:
     elif truth is None:
         tables = read_scores(folder)
     elif _is_official(truth):
-        tables = read_scores(arguments.scores, ground_truth=truth)
+        tables = read_scores(folder, ground_truth=truth)
     else:
         from asdproto.data.table import load_collection
 
-        tables = read_scores(arguments.scores, clips=load_collection(truth)[1])
+        tables = read_scores(folder, clips=load_collection(truth)[1])
     results = evaluate(tables, max_fpr=arguments.max_fpr)
     print_table(results)
     print("percent; pAUC is standardized: chance is 50")
     try:
-        return _write_results(arguments.out or arguments.scores, results, arguments.overwrite)
+        return _write_results(arguments.out or folder, results, arguments.overwrite)
     except PermissionError as error:
         if arguments.out is not None:
             raise
@@ -113,12 +113,10 @@ def _run_tables(workdir: Path, name: str | None = None) -> dict[str, Any]:
         if system.tables and name in (None, one)
     }
     if not tables:
-        raise DataError(
-            workdir if name is None else workdir / "scores" / name,
-            "no scored test clips that are known to be normal or anomalous",
-            "the run of a collection with such test clips",
-            "Score recordings with python -m asdproto score, or give --ground-truth.",
-        )
+        place = workdir if name is None else workdir / "scores" / name
+        found = "no scored test clips that are known to be normal or anomalous"
+        remedy = "Score recordings with python -m asdproto score, or give --ground-truth."
+        raise DataError(place, found, "the run of a collection with such test clips", remedy)
     return tables
 
 
@@ -191,21 +189,14 @@ def summarize(arguments: argparse.Namespace) -> int:
     for folder, config in zip(arguments.workdirs, configs, strict=True):
         different = [name for name, value in first.items() if config.get(name) != value]
         if different:
-            raise DataError(
-                folder / "config.json",
-                f"another {', '.join(different)} than in {arguments.workdirs[0]}",
-                "runs that differ in their seed alone",
-                "Summarize each kind of run by itself.",
-            )
+            found = f"another {', '.join(different)} than in {arguments.workdirs[0]}"
+            expected, remedy = "runs that differ in their seed alone", "Summarize each kind alone."
+            raise DataError(folder / "config.json", found, expected, remedy)
     seeds = [" ".join(map(str, run["seeds"])) for run in runs]
     twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
     if twice:
-        raise DataError(
-            arguments.workdirs[seeds.index(twice[0])],
-            f"seed {twice[0]} more than once",
-            "a seed a run",
-            "Leave the repeats out.",
-        )
+        folder, found = arguments.workdirs[seeds.index(twice[0])], f"seed {twice[0]} more than once"
+        raise DataError(folder, found, "a seed a run", "Leave the repeats out.")
     each = {name: [run["systems"].get(name, {}) for run in runs] for name in runs[0]["systems"]}
     # Runs of several seeds know what each seed gives alone.
     members = {

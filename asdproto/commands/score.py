@@ -120,17 +120,13 @@ def add(subparsers: Any) -> None:
 
 def score(arguments: argparse.Namespace) -> int:
     """Scores recordings; 1 where one could not be."""
-    if not arguments.workdir.is_dir():
-        raise DataError(
-            arguments.workdir, "no such folder", "the folder of a run", "Check the path."
-        )
+    workdir = arguments.workdir
+    if not workdir.is_dir():
+        raise DataError(workdir, "no such folder", "the folder of a run", "Check the path.")
     if bool(arguments.paths) == bool(arguments.watch):
-        raise DataError(
-            "the command",
-            "recordings and --watch" if arguments.watch else "no recording",
-            "recordings or folders, or --watch FOLDER",
-            "Give one of the two.",
-        )
+        found = "recordings and --watch" if arguments.watch else "no recording"
+        expected = "recordings or folders, or --watch FOLDER"
+        raise DataError("the command", found, expected, "Give one of the two.")
     if arguments.watch and arguments.report:
         raise DataError("the command", "--watch and --report", "one of them", "Leave one out.")
     paths, failed = _recordings(arguments.paths)
@@ -141,7 +137,7 @@ def score(arguments: argparse.Namespace) -> int:
     use_compilation_cache()
     from asdproto.systems.trained import load_run
 
-    detector = load_run(arguments.workdir, arguments.detector)
+    detector = load_run(workdir, arguments.detector)
     thresholds = _thresholds(detector, arguments)
     if arguments.watch is not None:
         return _watch(detector, thresholds, arguments)
@@ -160,7 +156,7 @@ def score(arguments: argparse.Namespace) -> int:
     if arguments.report is not None and rows:
         from asdproto.commands.scored_page import write_scored_page
 
-        write_scored_page(arguments.report, arguments.workdir.resolve().name, detector, rows)
+        write_scored_page(arguments.report, workdir.resolve().name, detector, rows)
         _say(f"written: {arguments.report}", arguments.format)
     return 1 if failed else 0
 
@@ -289,13 +285,7 @@ def _watch(
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], format_: str, *, head: bool = True) -> None:
-    """Prints scored recordings, one line each.
-
-    Args:
-      rows: As :meth:`asdproto.systems.trained.TrainedDetector.score` gives them.
-      format_: ``"table"``, ``"csv"`` or ``"jsonl"``.
-      head: Whether the titles come first.
-    """
+    """Prints scored recordings in a ``--format``, one line each, below the titles if ``head``."""
     if format_ == "jsonl":
         for row in rows:
             print(json.dumps({**row, "nearest_class": class_name(row["nearest_class"]) or None}))
@@ -311,13 +301,9 @@ def print_rows(rows: Sequence[Mapping[str, Any]], format_: str, *, head: bool = 
 def table_lines(
     rows: Sequence[Mapping[str, Any]], width: int | None, *, head: bool = True, color: bool = False
 ) -> list[str]:
-    """A table of one line a recording.
+    """A table of one line a recording, below the titles if ``head``, anomalies red if ``color``.
 
-    Args:
-      rows: Scored recordings.
-      width: Columns of the terminal; long names lose their beginning to fit. ``None`` cuts nothing.
-      head: Whether the titles come first.
-      color: Whether anomalies are red.
+    Long names lose their beginning to fit the width, in columns; ``None`` cuts nothing.
     """
     titles = ("file", "machine", "sec", "score", "limit", "decision", "margin", "nearest class")
     cells = [

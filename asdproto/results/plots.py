@@ -90,8 +90,7 @@ def training_figure(rows: Sequence[Mapping[str, Any]]) -> str:
     lower.step(epochs, rates, where="post", color=TARGET, **style)
     if np.any(rates > 0):
         lower.set_yscale("log")
-    lower.set_ylabel("learning rate")
-    lower.set_xlabel("epoch")
+    lower.set(xlabel="epoch", ylabel="learning rate")
     lower.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.align_ylabels()
     return _svg(figure)
@@ -116,8 +115,7 @@ def map_figure(places: EmbeddingMap) -> str:
             axes.scatter(x, y, s=14, marker=marker, color=color, alpha=0.75, linewidths=0)
     # The axes have no meaning of their own, but a distance means the same along both.
     axes.set_aspect("equal", adjustable="datalim")
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(xticks=[], yticks=[])
     return _svg(figure)
 
 
@@ -147,12 +145,12 @@ def clip_figure(
     figure = _figure(3.7, height)
     upper = figure.add_axes((0.125, 1 - 1.5 / height, 0.86, 1.45 / height))
     shown, mels = spectrogram.values.T, len(spectrogram.centers)
+    low, high = np.quantile(shown, (0.05, 0.995))
     upper.imshow(
         shown,
-        # Few colors make small files.
-        cmap=colormaps["magma"].resampled(40),
-        vmin=float(np.quantile(shown, 0.05)),
-        vmax=float(np.quantile(shown, 0.995)),
+        cmap=colormaps["magma"].resampled(40),  # few colors make small files
+        vmin=float(low),
+        vmax=float(high),
         origin="lower",
         aspect="auto",
         interpolation="none",
@@ -170,22 +168,16 @@ def clip_figure(
     if windows is not None:
         upper.tick_params(labelbottom=False)
         lowest = figure.add_axes((0.125, 0.4 / height, 0.86, 0.9 / height), sharex=upper)
-        few = len(windows.starts) < 40
-        lowest.plot(
-            windows.starts + windows.seconds / 2,
-            windows.scores,
-            color=ANOMALY,
-            linewidth=1.4,
-            marker="o" if few else "",
-            markersize=2.5,
-        )
+        middles = windows.starts + windows.seconds / 2
+        marker = "o" if len(middles) < 40 else ""
+        style: dict[str, Any] = {"linewidth": 1.4, "marker": marker, "markersize": 2.5}
+        lowest.plot(middles, windows.scores, color=ANOMALY, **style)
         lowest.yaxis.set_major_locator(MaxNLocator(nbins=3))
         lowest.set_ylabel("score")
         figure.align_ylabels()
         if excerpt is not None:
             lowest.axvspan(*excerpt, color=FAINT, alpha=0.25, linewidth=0)
-    lowest.set_xlabel("seconds")
-    lowest.set_xlim(0.0, spectrogram.seconds)
+    lowest.set(xlabel="seconds", xlim=(0.0, spectrogram.seconds))
     return _svg(figure)
 
 
@@ -292,13 +284,10 @@ def _roc(axes: Axes, table: SectionScores) -> None:
             axes.fill_between(
                 [*fpr[inside], _MAX_FPR], [*tpr[inside], end], color=ALL, alpha=0.35, linewidth=0
             )
-    axes.set_xlim(-0.01, 1.01)
-    axes.set_ylim(-0.01, 1.01)
-    axes.set_aspect("equal")
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
     axes.set_xticks([0, _MAX_FPR, 0.5, 1.0], ["0", f"{_MAX_FPR:g}", "0.5", "1"])
     axes.set_yticks([0, 0.5, 1.0], ["0", "0.5", "1"])
-    axes.set_xlabel("false-positive rate")
-    axes.set_ylabel("true-positive rate")
+    axes.set(xlabel="false-positive rate", ylabel="true-positive rate")
 
 
 def _figure(width: float, height: float) -> Figure:

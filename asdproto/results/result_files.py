@@ -87,12 +87,10 @@ def read_result_csv(path: str | os.PathLike) -> dict[str, dict[str, dict[str, fl
         if _bare(row[0]) != "section":
             continue
         if index == 0 or len(rows[index - 1][1]) != 1:
-            raise DataError(
-                f"{path}, line {line}",
-                "a header without a machine type above it",
-                "a line with nothing but the machine type's name",
-                "Add the name, or write the file again.",
-            )
+            expected = "a line with nothing but the machine type's name"
+            remedy = "Add the name, or write the file again."
+            found = "a header without a machine type above it"
+            raise DataError(f"{path}, line {line}", found, expected, remedy)
         columns = [known.get(_bare(title)) for title in row]
         block = result.setdefault(rows[index - 1][1][0], {})
         for line, cells in rows[index + 1 :]:
@@ -106,12 +104,9 @@ def read_result_csv(path: str | os.PathLike) -> dict[str, dict[str, dict[str, fl
             if cells[0] == _HARMONIC:
                 break
     if not result:
-        raise DataError(
-            path,
-            "no block of a machine type",
-            "a line 'section,AUC (source),AUC (target),pAUC' below a machine type's name",
-            "Check that this is a result.csv of DCASE 2022 Task 2.",
-        )
+        expected = "a line 'section,AUC (source),AUC (target),pAUC' below a machine type's name"
+        remedy = "Check that this is a result.csv of DCASE 2022 Task 2."
+        raise DataError(path, "no block of a machine type", expected, remedy)
     return result
 
 

@@ -128,12 +128,8 @@ def _place(workdir: Path, config: Mapping[str, Any], name: str) -> Path:
 def _figures(path: Path) -> dict[str, dict[str, Any]]:
     systems = read_results(path).get("systems")
     if not isinstance(systems, dict) or not all(isinstance(x, dict) for x in systems.values()):
-        raise DataError(
-            path,
-            "no figures by system",
-            '{"systems": {name: figures}}',
-            "Remove the file; the scores are then evaluated again.",
-        )
+        remedy = "Remove the file; the scores are then evaluated again."
+        raise DataError(path, "no figures by system", '{"systems": {name: figures}}', remedy)
     return systems
 
 
@@ -158,8 +154,6 @@ def _read_training(path: Path, notes: list[str]) -> dict[str, list[dict[str, Any
     if bad == [len(lines)]:
         notes.append(f"Line {bad[0]} of {path.name} is cut short and left out.")
     elif bad:
-        notes.append(
-            f"{len(bad)} of {len(lines)} lines of {path.name} are not lines of metrics and left "
-            f"out, the first is line {bad[0]}."
-        )
+        what = f"{len(bad)} of {len(lines)} lines of {path.name} are not lines of metrics"
+        notes.append(f"{what} and left out, the first is line {bad[0]}.")
     return {stage: [by_key[key] for key in sorted(by_key)] for stage, by_key in rows.items()}

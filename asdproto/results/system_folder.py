@@ -211,10 +211,8 @@ def read_system(
             system.tables.append(one.with_truth(truths))
     unknown = sum(not clip.state for clip in system.clips)
     if unknown:
-        notes.append(
-            f"{name}: {unknown} of {len(system.clips)} test clips carry no ground truth; what "
-            "needs it is left out."
-        )
+        clips = f"{unknown} of {len(system.clips)} test clips"
+        notes.append(f"{name}: {clips} carry no ground truth; what needs it is left out.")
     elif files and not system.figures:
         with warnings.catch_warnings():
             # What is undefined is among the notes.

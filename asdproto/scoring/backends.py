@@ -55,6 +55,9 @@ class SectionModel:
         return _whitened(self.references, self.whitening)
 
 
+_MODEL_ARRAYS = tuple(field.name for field in dataclasses.fields(SectionModel))
+
+
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Scorer:
     """A fitted back-end; made by :func:`fit_scorer` or :meth:`from_arrays`.
@@ -146,15 +149,12 @@ class Scorer:
         Raises:
           TypeError: A section key is not made of strings, numbers and tuples of them.
         """
-        header = {
-            "kind": self.kind,
-            "neighbors": self.neighbors,
-            "sections": list(self.sections),
-        }
+        sections = list(self.sections)
+        header = {"kind": self.kind, "neighbors": self.neighbors, "sections": sections}
         arrays = {"header": np.array(json.dumps(header, default=operator.index))}
         for number, model in enumerate(self.sections.values()):
-            for field in dataclasses.fields(SectionModel):
-                arrays[f"{field.name}_{number}"] = getattr(model, field.name)
+            for name in _MODEL_ARRAYS:
+                arrays[f"{name}_{number}"] = getattr(model, name)
         return arrays
 
     @classmethod
@@ -173,12 +173,7 @@ class Scorer:
         try:
             header = json.loads(str(arrays["header"]))
             models = [
-                SectionModel(
-                    **{
-                        field.name: np.asarray(arrays[f"{field.name}_{number}"])
-                        for field in dataclasses.fields(SectionModel)
-                    }
-                )
+                SectionModel(*(np.asarray(arrays[f"{name}_{number}"]) for name in _MODEL_ARRAYS))
                 for number in range(len(header["sections"]))
             ]
             keys = [_hashable(key) for key in header["sections"]]
