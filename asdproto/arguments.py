@@ -61,9 +61,7 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # noqa: D102
         parsed, rest = self.parse_known_args(args, namespace)
         if rest:
-            near = "".join(
-                nearest(arg.partition("=")[0], self._options(parsed)) for arg in rest[:1]
-            )
+            near = nearest(rest[0].partition("=")[0], self._options(parsed))
             self.error(f"unrecognized arguments: {' '.join(map(printable, rest))}{near}")
         return parsed
 

@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 _shown: set[str] = set()
 
 
-def _show_warning(message: Warning | str, *_: Any) -> None:
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     """What a warning says, without the place in the code that interests nobody here."""
     if str(message) not in _shown:
         _shown.add(str(message))

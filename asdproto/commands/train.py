@@ -156,56 +156,47 @@ def run(arguments: argparse.Namespace) -> int:
     from asdproto.systems.run import asked, check_same_run, features_of, train_run
 
     console, devices = Console(), None
+    data, workdir = arguments.data, arguments.workdir
+    seeds, machines = arguments.seeds, arguments.machines
     kind = arguments.system or _choose(arguments, console)
     name = arguments.preset
     if name is None:
         devices = start_devices(arguments)
         name = "small" if devices.local[0].platform == "cpu" else "paper"
     system = override(preset(kind, name), arguments.overrides)
-    if len(set(arguments.seeds)) < len(arguments.seeds):
+    if len(set(seeds)) < len(seeds):
         raise ConfigError("--seeds: found one twice; expected different ones")
-    command = asked(system, arguments.seeds, arguments.machines)
-    changed = check_same_run(arguments.workdir, command, but=("system.score.",))
-    if changed and (arguments.workdir / "results.json").exists():
-        _rescore(arguments.workdir, system, console)
+    command = asked(system, seeds, machines)
+    changed = check_same_run(workdir, command, but=("system.score.",))
+    if changed and (workdir / "results.json").exists():
+        _rescore(workdir, system, console)
         return 0
-    if report_if_finished(arguments.workdir, console):
+    if report_if_finished(workdir, console):
         return 0
     devices = devices or start_devices(arguments)
-    quiet = console if devices.is_main else None
+    is_main = devices.is_main
+    quiet = console if is_main else None
     if quiet is not None:
         chosen = "" if arguments.preset else ", chosen for this device; --preset changes it"
         quiet.out(f"Preset:   {name}{chosen}", highlight=False)
     clips = _clips(arguments)  # their machine types are checked before all features are extracted
     if hasattr(system, "check_clips"):
         system.check_clips([clip for clip in clips if clip.split == "train"])
-    folder = arguments.features or arguments.workdir / "features"
-    store = features_of(
-        arguments.data,
-        folder,
-        system.features,
-        quiet,
-        devices.is_main,
-        on_error=arguments.on_error,
-    )
+    folder = arguments.features or workdir / "features"
+    on_error = arguments.on_error
+    store = features_of(data, folder, system.features, quiet, is_main, on_error=on_error)
     options = RunOptions(
-        workdir=arguments.workdir,
+        workdir=workdir,
         devices=devices,
         console=quiet,
         loop=arguments.loop,
         resident=False if arguments.host_features else None,
         save_seconds=arguments.save_seconds,
     )
-    results = train_run(
-        system,
-        store,
-        options,
-        seeds=arguments.seeds,
-        machines=arguments.machines,
-        root=_root(arguments.data),
-    )
-    if devices.is_main:
-        finish(arguments.workdir, {**results, "preset": name}, console)
+    root = _root(data)
+    results = train_run(system, store, options, seeds=seeds, machines=machines, root=root)
+    if is_main:
+        finish(workdir, {**results, "preset": name}, console)
     return 0
 
 

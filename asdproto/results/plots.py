@@ -107,7 +107,8 @@ def map_figure(places: EmbeddingMap) -> str:
     """
     figure = _figure(3.3, 3.1)
     axes = figure.add_axes((0.02, 0.02, 0.96, 0.96))
-    axes.scatter(*places.train.T, s=7, color=FAINT, linewidths=0)
+    x, y = places.train.T
+    axes.scatter(x, y, s=7, color=FAINT, linewidths=0)
     for wanted, color in ((False, NORMAL), (True, ANOMALY)):
         for shifted, marker in ((False, "o"), (True, "^")):
             chosen = (places.anomaly == wanted) & (places.target == shifted)

@@ -189,9 +189,8 @@ def read_run_results(path: str | os.PathLike) -> dict[str, Any]:
         for figures in systems.values()
     )
     if not known or not isinstance(results.get("seeds", []), list):
-        raise DataError(
-            path, "no figures by system", '{"seeds": [...], "systems": {name: figures}}', _AGAIN
-        )
+        expected = '{"seeds": [...], "systems": {name: figures}}'
+        raise DataError(path, "no figures by system", expected, _AGAIN)
     return results
 
 
@@ -244,9 +243,8 @@ def as_number(path: str | os.PathLike, line: int, cell: str, expected: str = "a 
     try:
         return float(cell)
     except ValueError:
-        raise DataError(
-            f"{path}, line {line}", repr(cell), expected, "Correct or remove the line."
-        ) from None
+        where, remedy = f"{path}, line {line}", "Correct or remove the line."
+        raise DataError(where, repr(cell), expected, remedy) from None
 
 
 def _mean_rows(figures: list[list[float]], over: str = "") -> list[list[Any]]:

@@ -68,15 +68,8 @@ class ScoreFile:
     def with_truth(self, truths: Iterable[tuple[bool, str]]) -> SectionScores:
         """The section's table, given of each clip whether it is an anomaly, and its domain."""
         anomaly, domains = map(np.array, zip(*truths, strict=True))
-        return SectionScores(
-            self.machine_type,
-            self.section,
-            self.files,
-            self.scores,
-            anomaly,
-            domains,
-            self.decisions,
-        )
+        key = self.machine_type, self.section
+        return SectionScores(*key, self.files, self.scores, anomaly, domains, self.decisions)
 
 
 def read_score_files(folder: str | os.PathLike) -> list[ScoreFile]:
@@ -346,12 +339,11 @@ def _official_truth(folder: Path) -> _Facts:
         targets = domains.get((machine, section), {})
         lacking = sorted(flags.keys() - targets.keys())
         if lacking:
+            clips = f"{len(lacking)} clips of {machine} section {section}, the first {lacking[0]}"
+            expected = "a domain for every clip of ground_truth_data"
+            remedy = "Fetch the official ground truth again."
             raise DataError(
-                folder / "ground_truth_domain",
-                f"no domain for {len(lacking)} clips of {machine} section {section}, the first "
-                f"{lacking[0]}",
-                "a domain for every clip of ground_truth_data",
-                "Fetch the official ground truth again.",
+                folder / "ground_truth_domain", f"no domain for {clips}", expected, remedy
             )
         facts[machine, section] = {
             name: (anomaly, "target" if targets[name] else "source")

@@ -76,8 +76,7 @@ class SectionScores:
             value = np.asarray(value, dtype)
             if value.shape != (count,):
                 raise ValueError(
-                    f"{name}: {field} has shape {value.shape}, expected ({count},) as there are "
-                    f"{count} files"
+                    f"{name}: {field} has shape {value.shape}, expected ({count},): one per file"
                 )
             object.__setattr__(self, field, value)
         bad = np.flatnonzero(~np.isfinite(self.scores))
@@ -125,9 +124,7 @@ def group_scores(
         raise ValueError(f"scores has shape {scores.shape}, expected ({len(clips)},): one per clip")
     verdicts = None if decisions is None else np.asarray(decisions)
     if verdicts is not None and verdicts.shape != scores.shape:
-        raise ValueError(
-            f"decisions has shape {verdicts.shape}, expected ({len(clips)},): one per clip"
-        )
+        raise ValueError(f"decisions has shape {verdicts.shape}, expected {scores.shape}")
     for clip in clips:
         if clip.state not in ("normal", "anomaly"):
             raise ValueError(
@@ -308,8 +305,7 @@ def evaluate(tables: Iterable[SectionScores], *, max_fpr: float = 0.1) -> dict[s
         machine = sections.setdefault(table.machine_type, {})
         if table.section in machine:
             raise ValueError(
-                f"{table.machine_type} section {table.section} is given twice; give every section "
-                "once"
+                f"{table.machine_type} section {table.section} is given twice, expected once"
             )
         figures = section_metrics(table, max_fpr=max_fpr)
         machine[table.section] = figures
@@ -401,8 +397,7 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> dict[s
     """
     if len(first) != len(second) or not len(first):
         raise ValueError(
-            f"paired figures: expected as many of both, at least one, found {len(first)} and "
-            f"{len(second)}"
+            f"paired figures: found {len(first)} and {len(second)}, expected as many of both"
         )
     gains = np.asarray(second, np.float64) - np.asarray(first, np.float64)
     return {**_spread(gains), "higher": int((gains > 0).sum())}
