@@ -53,28 +53,35 @@ def add_evaluate(subparsers: Any) -> None:
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    """Prints and writes the metrics of a folder of scores; 1 where a kept result.csv differs."""
+    """Prints and writes the metrics of a run or of scores; 1 where a kept result.csv differs."""
+    from asdproto.data.table import load_collection
+    from asdproto.results.result_files import write_results
     from asdproto.results.score_files import read_scores
     from asdproto.results.tables import print_table
     from asdproto.scoring.metrics import evaluate
 
     truth, folder = arguments.ground_truth, arguments.scores
-    if truth is None and (folder / "config.json").is_file():
-        return _evaluate_run(arguments)
-    above = folder.resolve().parent
-    if truth is None and above.name == "scores" and (above.parent / "config.json").is_file():
-        tables = _run_tables(above.parent, folder.resolve().name)[folder.resolve().name]
+    is_run = truth is None and (folder / "config.json").is_file()
+    system = folder.resolve()
+    above = system.parent
+    if is_run:
+        tables = _run_tables(folder)
+    elif truth is None and above.name == "scores" and (above.parent / "config.json").is_file():
+        tables = _run_tables(above.parent, system.name)
     elif truth is None:
-        tables = read_scores(folder)
+        tables = {system.name: read_scores(folder)}
     elif _is_official(truth):
-        tables = read_scores(folder, ground_truth=truth)
+        tables = {system.name: read_scores(folder, ground_truth=truth)}
     else:
-        from asdproto.data.table import load_collection
-
-        tables = read_scores(folder, clips=load_collection(truth)[1])
-    results = evaluate(tables, max_fpr=arguments.max_fpr)
+        tables = {system.name: read_scores(folder, clips=load_collection(truth)[1])}
+    figures = {name: evaluate(own, max_fpr=arguments.max_fpr) for name, own in tables.items()}
+    results = {"systems": figures} if is_run else figures[system.name]
     print_table(results)
     print("percent; pAUC is standardized: chance is 50")
+    if is_run:
+        if arguments.out is not None:
+            print(f"written: {write_results(arguments.out / 'results.json', results)}")
+        return 0
     try:
         return _write_results(arguments.out or folder, results, arguments.overwrite)
     except PermissionError as error:
@@ -82,23 +89,6 @@ def evaluate(arguments: argparse.Namespace) -> int:
             raise
         print(f"note: nothing written: {message(error)}; --out names another folder")
         return 0
-
-
-def _evaluate_run(arguments: argparse.Namespace) -> int:
-    """Prints the metrics of every system of a run."""
-    from asdproto.results.result_files import write_results
-    from asdproto.results.tables import print_table
-    from asdproto.scoring.metrics import evaluate
-
-    tables = _run_tables(arguments.scores)
-    figures = {name: evaluate(own, max_fpr=arguments.max_fpr) for name, own in tables.items()}
-    print_table({"systems": figures})
-    print("percent; pAUC is standardized: chance is 50")
-    if arguments.out is not None:
-        path = arguments.out / "results.json"
-        write_results(path, {"systems": figures})
-        print(f"written: {path}")
-    return 0
 
 
 def _run_tables(workdir: Path, name: str | None = None) -> dict[str, Any]:

@@ -228,17 +228,10 @@ def _recordings(paths: Sequence[Path]) -> tuple[list[Path], list[Exception]]:
 
 
 def arrivals(folder: Path, interval: float = _INTERVAL) -> Iterator[list[Path]]:
-    """Recordings of a folder as they are complete, forever.
+    """New recordings in and below a folder as they are complete, possibly none, forever.
 
     A file is taken for complete when its size and time have stayed the same from one look to the
-    next. A file that changes later comes again.
-
-    Args:
-      folder: Looked at with everything below it.
-      interval: Seconds between looks.
-
-    Yields:
-      New recordings, sorted by path; possibly none.
+    next, ``interval`` seconds later. A file that changes later comes again.
     """
     from asdproto.data.dcase import audio_files
 

@@ -42,12 +42,7 @@ def add(subparsers: Any) -> None:
 
 
 def add_arguments(parser: Parser, kind: str | None = None) -> None:
-    """Adds the options of a training command.
-
-    Args:
-      parser: The parser.
-      kind: The only system that it trains; a choice where ``None``.
-    """
+    """Adds the options of a command that trains one kind of system, or any where it is ``None``."""
     if kind is None:
         parser.add_argument(
             "--system",
@@ -93,13 +88,7 @@ def add_arguments(parser: Parser, kind: str | None = None) -> None:
 
 
 def describe_systems(kinds: Sequence[str], size: str = "small", *, prefixed: bool = False) -> str:
-    """What overrides can change, for the help.
-
-    Args:
-      kinds: Kinds of systems.
-      size: The preset that is shown.
-      prefixed: Whether overrides begin with the kind.
-    """
+    """What overrides can change in presets of a size; ``prefixed`` if they begin with the kind."""
     from asdproto.config import describe_fields
     from asdproto.systems import preset
 

@@ -94,9 +94,8 @@ class SectionScores:
 
     def in_domain(self, domain: str) -> np.ndarray:
         """bool, shape ``[n]``: the clips of ``"source"`` (``""`` included) or of ``"target"``."""
-        if domain == "source":
-            return self.domains != "target"
-        return self.domains == domain
+        is_target = self.domains == "target"
+        return is_target if domain == "target" else ~is_target
 
 
 def group_scores(
