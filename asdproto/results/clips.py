@@ -95,9 +95,8 @@ def shown_clips(run: Run, system: System) -> list[ShownClip]:
       :class:`ShownClip` for each; what cannot be read is noted in the run.
     """
     rows = {clip.path: row for row, clip in enumerate(run.store.clips)} if run.store else {}
-    shown = []
-    for rank, clip in most_anomalous(system.clips, MOST_SHOWN):
-        one = show_clip(
+    shown = [
+        show_clip(
             clip,
             rank,
             threshold=system.thresholds.get(clip.machine_type),
@@ -105,7 +104,8 @@ def shown_clips(run: Run, system: System) -> list[ShownClip]:
             windows=system.windows.get(clip.path) if clip.path else None,
             recording=_recording(run, clip),
         )
-        shown.append(one)
+        for rank, clip in most_anomalous(system.clips, MOST_SHOWN)
+    ]
     lost = [one.clip.file for one in shown if one.audio is None]
     if lost:
         run.notes.append(

@@ -86,7 +86,7 @@ def read_score_files(folder: str | os.PathLike) -> list[ScoreFile]:
       DataError: A name of another form, two files of one section, a row that is not
         ``file,number``, a clip scored twice, or decisions of other clips.
     """
-    paths: dict[tuple[str, str], Path] = {}
+    files: dict[tuple[str, str], ScoreFile] = {}
     for path in sorted(Path(folder).glob("anomaly_score_*.csv")):
         match = _SCORE_FILE.fullmatch(path.name)
         if match is None:
@@ -94,25 +94,14 @@ def read_score_files(folder: str | os.PathLike) -> list[ScoreFile]:
         if match["split"] == "_train":
             continue
         key = match["machine"], match["section"]
-        if key in paths:
-            found = f"scores of {key[0]} section {key[1]} here and in {paths[key].name}"
+        if key in files:
+            found = f"scores of {key[0]} section {key[1]} here and in {files[key].path.name}"
             raise DataError(path, found, "one file per section", "Remove one of the two.")
-        paths[key] = path
-    files = []
-    for (machine, section), path in sorted(paths.items()):
         rows = _read_pairs(path, "anomaly score")
-        files.append(
-            ScoreFile(
-                path=path,
-                machine_type=machine,
-                section=section,
-                files=tuple(rows),
-                lines=tuple(line for line, _ in rows.values()),
-                scores=np.array([_as_score(path, *row) for row in rows.values()], np.float64),
-                decisions=_read_decisions(path, tuple(rows)),
-            )
-        )
-    return files
+        names, lines = tuple(rows), tuple(line for line, _ in rows.values())
+        scores = np.array([_as_score(path, *row) for row in rows.values()], np.float64)
+        files[key] = ScoreFile(path, *key, names, lines, scores, _read_decisions(path, names))
+    return [files[key] for key in sorted(files)]
 
 
 def read_scores(
