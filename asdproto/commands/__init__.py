@@ -6,7 +6,7 @@ Each module imports what its commands need when they run.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
@@ -19,8 +19,8 @@ def add_command(
     return parser
 
 
-def add_numbers(parser: Any, *options: tuple[str, type, str, str]) -> None:
-    """Adds options that take a number each: name, kind, what stands for it in the help, help."""
+def add_options(parser: Any, *options: tuple[str, Callable[[str], Any], str, str]) -> None:
+    """Adds options that take one value: name, kind of value, its name in the help, and the help."""
     for name, kind, metavar, text in options:
         parser.add_argument(name, type=kind, metavar=metavar, help=text)
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from asdproto.commands import add_command, add_numbers, count, given
+from asdproto.commands import add_command, add_options, count, given
 
 _WORKERS = ("--workers", int, "N", "processes (default: one per core)")
 
@@ -33,7 +33,7 @@ def add_synthesize(subparsers: Any) -> None:
         help="small trains on a CPU; bench has the real set's counts, for a GPU (default: "
         "%(default)s); any of the four that follow may be given beside it",
     )
-    add_numbers(
+    add_options(
         parser,
         ("--clips", int, "N", "source training clips of a section (default: 50; with bench 990)"),
         ("--target-clips", int, "N", "target training clips of a section (default: 10)"),
@@ -178,7 +178,7 @@ def add_features(subparsers: Any) -> None:
         choices=("inverted", "mel"),
         help="mel filters mirrored in frequency, or as they are (default: inverted)",
     )
-    add_numbers(
+    add_options(
         parser,
         ("--n-mels", int, "N", "number of filters (default: 128)"),
         ("--n-fft", int, "N", "samples of a frame (default: 1024)"),

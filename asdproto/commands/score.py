@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asdproto.arguments import within
-from asdproto.commands import add_command, count
+from asdproto.commands import add_command, add_options, count
 from asdproto.errors import DataError, printable
 from asdproto.results import class_name
 
@@ -54,30 +54,31 @@ def add(subparsers: Any) -> None:
     )
     parser.add_argument("workdir", type=Path, metavar="run", help="folder of the run")
     parser.add_argument("paths", type=Path, nargs="*", metavar="path", help="recording or folder")
-    parser.add_argument(
-        "--watch",
-        type=Path,
-        metavar="FOLDER",
-        help="score the recordings in this folder and those to come, until Ctrl-C (default: off)",
-    )
-    parser.add_argument(
-        "--detector",
-        metavar="NAME",
-        help="which of the run's detectors, such as pretrain or knn (default: the run's result)",
-    )
-    parser.add_argument(
-        "--machine-type",
-        metavar="NAME",
-        help="machine type of all recordings (default: read off names and folders)",
-    )
-    parser.add_argument(
-        "--section", metavar="NN", help="section of all recordings (default: read off names)"
-    )
-    parser.add_argument(
-        "--top",
-        type=within(int, "[1, inf)"),
-        metavar="N",
-        help="print the first N rows only (default: all)",
+    add_options(
+        parser,
+        (
+            "--watch",
+            Path,
+            "FOLDER",
+            "score the recordings in this folder and those to come, until Ctrl-C (default: off)",
+        ),
+        (
+            "--detector",
+            str,
+            "NAME",
+            "which of the run's detectors, such as pretrain or knn (default: the run's result)",
+        ),
+        ("--machine-type", str, "NAME", "of all recordings (default: read off names and folders)"),
+        ("--section", str, "NN", "of all recordings (default: read off names)"),
+        ("--top", within(int, "[1, inf)"), "N", "print the first N rows only (default: all)"),
+        ("--csv", Path, "FILE", "write all rows, unrounded, to this file too (default: no file)"),
+        (
+            "--report",
+            Path,
+            "FILE",
+            "write a web page of the most anomalous recordings to this file: spectrogram, player, "
+            "where in time the score comes from (default: no page)",
+        ),
     )
     parser.add_argument(
         "--sort",
@@ -102,19 +103,6 @@ def add(subparsers: Any) -> None:
         metavar="P",
         help="share of normal clips that may be called anomalies, in (0, 1); sets the threshold "
         "from the training clips' scores (default: as trained, 0.1 unless changed)",
-    )
-    parser.add_argument(
-        "--csv",
-        type=Path,
-        metavar="FILE",
-        help="write all rows, unrounded, to this file too (default: no file)",
-    )
-    parser.add_argument(
-        "--report",
-        type=Path,
-        metavar="FILE",
-        help="write a web page of the most anomalous recordings to this file: spectrogram, player, "
-        "where in time the score comes from (default: no page)",
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asdproto.arguments import Parser, within
-from asdproto.commands import add_command, add_numbers
+from asdproto.commands import add_command, add_options
 from asdproto.commands.data import add_on_error
 from asdproto.systems import KINDS, PRESETS
 
@@ -102,7 +102,7 @@ def describe_systems(kinds: Sequence[str], size: str = "small", *, prefixed: boo
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     """Which devices and processes a run uses."""
     group = parser.add_argument_group("devices")
-    add_numbers(
+    add_options(
         group,
         ("--devices", int, "N", "use the first N devices only (default: all)"),
         ("--processes", int, "N", "number of processes (default: detected)"),
