@@ -173,7 +173,7 @@ def summarize(arguments: argparse.Namespace) -> int:
             if not path.is_file():
                 raise DataError(path, "no such file", "a finished run", again)
         runs.append(read_run_results(folder / "results.json"))
-        # Not so: of null it makes nan, which equals nothing.
+        # Not by read_results: it makes of null a nan, which equals nothing.
         configs.append(read_json(folder / "config.json", remedy=again))
     first = {name: value for name, value in configs[0].items() if name != "seeds"}
     for folder, config in zip(arguments.workdirs, configs, strict=True):
@@ -200,14 +200,14 @@ def summarize(arguments: argparse.Namespace) -> int:
     print(f"percent, mean ± standard deviation over {count(len(runs), 'run')}: seeds", *seeds)
     differences = {}
     overall = {name: [one["overall"] for one in all_] for name, all_ in (each | alone).items()}
-    pairs = (itertools.combinations(group, 2) for group in (each, alone))
-    for one, other in itertools.chain.from_iterable(pairs):
-        gain = paired_difference(overall[one], overall[other])
-        differences[f"{other} - {one}"] = gain
-        print(
-            f"{other} - {one}, within runs: overall {percent(gain, signed=True)}, "
-            f"higher in {gain['higher']} of {gain['count']}"
-        )
+    for group in (each, alone):
+        for one, other in itertools.combinations(group, 2):
+            gain = paired_difference(overall[one], overall[other])
+            differences[f"{other} - {one}"] = gain
+            print(
+                f"{other} - {one}, within runs: overall {percent(gain, signed=True)}, "
+                f"higher in {gain['higher']} of {gain['count']}"
+            )
     if arguments.out is not None:
         runs_of = {name: _headlines(figures) for name, figures in each.items()} | alone
         summary = {"seeds": seeds, "runs": runs_of, "systems": systems, "differences": differences}
