@@ -27,16 +27,13 @@ def within(kind: type, interval: str) -> Callable[[str], Any]:
     return convert
 
 
-class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
     """Descriptions as they are written, and the default of every option that has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        text = action.help
-        if not text or "default" in text or not action.option_strings:
-            return text
-        if action.default in (None, False, argparse.SUPPRESS):
-            return text
-        return f"{text} (default: %(default)s)"
+        if "default" in (action.help or "") or action.default in (None, False):
+            return action.help
+        return super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
@@ -49,24 +46,22 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any):
         kwargs.setdefault("formatter_class", HelpFormatter)
         super().__init__(*args, **kwargs)
-        self._inside = self._overrides = False
-        self._fields: Callable[[], str] | None = None
+        self._inside = False
+        self._fields: Callable[[], str] | None = None  # of overrides, where there are any
 
-    def add_overrides(self, fields: Callable[[], str] | None = None) -> None:
+    def add_overrides(self, fields: Callable[[], str] = str) -> None:
         """Takes assignments into ``overrides``, a list of texts.
 
         Args:
           fields: Makes the list of fields that ends the help; called when help is asked for.
         """
-        self._overrides, self._fields = True, fields
+        self._fields = fields
         self.set_defaults(overrides=[])
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # noqa: D102
         parsed, rest = self.parse_known_args(args, namespace)
         if rest:
-            near = "".join(
-                nearest(arg.partition("=")[0], self._options(parsed)) for arg in rest[:1]
-            )
+            near = nearest(rest[0].partition("=")[0], self._options(parsed))
             self.error(f"unrecognized arguments: {' '.join(map(printable, rest))}{near}")
         return parsed
 
@@ -89,14 +84,14 @@ class Parser(argparse.ArgumentParser):
         args = sys.argv[1:] if args is None else args
         if self._inside or any(action.nargs == argparse.PARSER for action in self._actions):
             return super().parse_known_args(args, namespace)
-        assignments, others = self._split(args) if self._overrides else ([], list(args))
+        assignments, others = self._split(args) if self._fields else ([], list(args))
         self._inside = True
         try:
             # Options may stand between files, also where there may be no file at all.
             parsed, rest = self.parse_known_intermixed_args(others, namespace)
         finally:
             self._inside = False
-        if self._overrides:
+        if self._fields:
             parsed.overrides = assignments
         return parsed, rest
 
@@ -124,13 +119,13 @@ class Parser(argparse.ArgumentParser):
 
     def format_usage(self) -> str:  # noqa: D102
         usage = super().format_usage()
-        if not self._overrides or "FIELD=VALUE" in usage:
+        if not self._fields or "FIELD=VALUE" in usage:
             return usage
         return f"{usage.rstrip()} [FIELD=VALUE ...]\n"
 
     def format_help(self) -> str:  # noqa: D102
         text = super().format_help()
-        if not self._overrides:
+        if not self._fields:
             return text
-        fields = self._fields() if self._fields is not None else ""
+        fields = self._fields()
         return f"{text}\noverrides:\n  FIELD=VALUE ...  change any number of the system\n{fields}"

@@ -14,7 +14,7 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any
 
 from asdproto import __version__, commands, signals
 from asdproto.arguments import Parser
@@ -63,14 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 _shown: set[str] = set()
 
 
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     """What a warning says, without the place in the code that interests nobody here."""
     if str(message) not in _shown:
         _shown.add(str(message))

@@ -32,16 +32,13 @@ def to_dict(config: Any) -> dict[str, Any]:
     A field with the metadata ``{"by_value": True}`` holds something that json cannot, such as a
     module; its ``repr`` is written, and :func:`from_dict` leaves the field at its default.
     """
-    return {
-        field.name: _described(field, getattr(config, field.name))
-        for field in dataclasses.fields(config)
-    }
-
-
-def _described(field: dataclasses.Field, value: Any) -> Any:
-    if field.metadata.get("by_value"):
-        return None if value is None else repr(value)
-    return _plain(value)
+    values = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.metadata.get("by_value") and value is not None:
+            value = repr(value)
+        values[field.name] = _plain(value)
+    return values
 
 
 def _plain(value: Any) -> Any:
@@ -73,9 +70,8 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     given = {}
     for name, value in values.items():
         _check_name(cls, name, where)
-        if name in by_value:
-            continue
-        given[name] = _convert(hints[name], value, f"{where}{name}")
+        if name not in by_value:
+            given[name] = _convert(hints[name], value, f"{where}{name}")
     try:
         return cls(**given)
     except ValueError as error:
@@ -243,23 +239,18 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             expected = f"one of {', '.join(map(repr, args))}{hint}"
             raise ConfigError(f"{where}={_shown(value)}: expected {expected}")
         return value
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise _wrong(where, value, hint)
-        if len(args) == 2 and args[1] is Ellipsis:
-            return tuple(_convert(args[0], item, where) for item in value)
+    if origin is tuple and isinstance(value, list | tuple):
+        if args[1:] == (Ellipsis,):
+            args = args[:1] * len(value)
         if len(args) != len(value):
             raise _wrong(where, value, hint)
         return tuple(_convert(arg, item, where) for arg, item in zip(args, value, strict=True))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value) if abs(value) < _HUGE else float("inf" if value > 0 else "-inf")
-    if hint is type(None) and value is None:
-        return None
     if hint is Any or origin is Callable:
         return value
-    if isinstance(hint, type) and isinstance(value, hint):
-        if hint is int and isinstance(value, bool):
-            raise _wrong(where, value, hint)
+    is_kind = origin is None and isinstance(hint, type) and isinstance(value, hint)
+    if is_kind and not (hint is int and isinstance(value, bool)):
         return value
     raise _wrong(where, value, hint)
 

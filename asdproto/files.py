@@ -237,17 +237,18 @@ def read_arrays(
 
 
 def read_csv(
-    path: str | os.PathLike, *, error: type[DataError] = DataError
+    path: str | os.PathLike, *, escaped: bool = True, error: type[DataError] = DataError
 ) -> list[tuple[int, list[str]]]:
     """Read the rows of a csv.
 
     Args:
       path: The file, in UTF-8.
+      escaped: Whether :func:`spreadsheet_cell` made the cells, so that its apostrophes come off.
       error: What to raise where it cannot be read.
 
     Returns:
       For each row that is not empty the number of its last line, from 1, and its cells, with no
-      white space about them and as :func:`spreadsheet_cell` was given them.
+      white space about them.
 
     Raises:
       DataError: The file is missing, binary, or breaks the rules of quotation marks.
@@ -258,7 +259,8 @@ def read_csv(
             reader = csv.reader(stream, strict=True)
             for cells in reader:
                 number = reader.line_num
-                rows.append((number, [plain_cell(cell.strip()) for cell in cells]))
+                texts = [cell.strip() for cell in cells]
+                rows.append((number, [plain_cell(text) for text in texts] if escaped else texts))
     except OSError as reason:
         remedy = "Check the path and its permissions."
         raise error(path, _unreadable(reason), "a csv", remedy) from None

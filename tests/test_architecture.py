@@ -41,7 +41,7 @@ FLOORS = {
     "asdproto.results": (2, NUMPY),
     "asdproto.results.tables": (2, {"rich"}),
     "asdproto.results.clips": (2, NUMPY | {"librosa", "soundfile"}),
-    "asdproto.results.page": (2, NUMPY | {"jinja2", "markupsafe"}),
+    "asdproto.results.page": (2, NUMPY | {"jinja2"}),
     "asdproto.results.plots": (2, NUMPY | {"matplotlib", "sklearn"}),
     "asdproto.systems": (3, NUMPY | {"jax", "flax", "optax", "rich", "sklearn", "threadpoolctl"}),
     # Copied beside what it reads, where nothing of ours is installed.

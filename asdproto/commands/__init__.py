@@ -5,6 +5,8 @@ Each module imports what its commands need when they run.
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
@@ -17,6 +19,18 @@ def add_command(
     return parser
 
 
+def add_options(parser: Any, *options: tuple[str, Callable[[str], Any], str, str]) -> None:
+    """Adds options that take one value: name, kind of value, its name in the help, and the help."""
+    for name, kind, metavar, text in options:
+        parser.add_argument(name, type=kind, metavar=metavar, help=text)
+
+
+def given(arguments: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    """The options among ``names`` that were given, by name."""
+    values = {name: getattr(arguments, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def message(error: Exception) -> str:
     """What an error says to somebody who does not know the code."""
     if isinstance(error, ModuleNotFoundError) and error.name:
@@ -26,13 +40,6 @@ def message(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return str(error) or type(error).__name__
-
-
-def class_name(key: Any) -> str:
-    """An attribute class as text, ``""`` for none."""
-    if key is None:
-        return ""
-    return " ".join(part for part in map(str, key) if part) if isinstance(key, tuple) else str(key)
 
 
 def count(number: int, noun: str) -> str:

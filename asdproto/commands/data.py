@@ -6,7 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from asdproto.commands import add_command, count
+from asdproto.commands import add_command, add_options, count, given
+
+_WORKERS = ("--workers", int, "N", "processes (default: one per core)")
 
 
 def add_synthesize(subparsers: Any) -> None:
@@ -31,38 +33,27 @@ def add_synthesize(subparsers: Any) -> None:
         help="small trains on a CPU; bench has the real set's counts, for a GPU (default: "
         "%(default)s); any of the four that follow may be given beside it",
     )
-    parser.add_argument(
-        "--clips",
-        type=int,
-        metavar="N",
-        help="source training clips of a section (default: 50; with bench 990)",
-    )
-    parser.add_argument(
-        "--target-clips",
-        type=int,
-        metavar="N",
-        help="target training clips of a section (default: 10)",
-    )
-    parser.add_argument(
-        "--test-clips",
-        type=int,
-        metavar="N",
-        help="test clips of a section, each of source and target, normal and anomaly (default: "
-        "25; with bench 50)",
-    )
-    parser.add_argument(
-        "--seconds", type=float, metavar="S", help="of a clip (default: 6; with bench 10)"
-    )
-    parser.add_argument(
-        "--severity",
-        type=float,
-        metavar="DB",
-        help="raise the faults: 10 makes them plainly audible (default: 0, as hard for the "
-        "challenge's baselines as the real set)",
-    )
-    parser.add_argument("--seed", type=int, metavar="S", help="of everything random (default: 0)")
-    parser.add_argument(
-        "--workers", type=int, metavar="N", help="processes (default: one per core)"
+    add_options(
+        parser,
+        ("--clips", int, "N", "source training clips of a section (default: 50; with bench 990)"),
+        ("--target-clips", int, "N", "target training clips of a section (default: 10)"),
+        (
+            "--test-clips",
+            int,
+            "N",
+            "test clips of a section, each of source and target, normal and anomaly (default: 25; "
+            "with bench 50)",
+        ),
+        ("--seconds", float, "S", "of a clip (default: 6; with bench 10)"),
+        (
+            "--severity",
+            float,
+            "DB",
+            "raise the faults: 10 makes them plainly audible (default: 0, as hard for the "
+            "challenge's baselines as the real set)",
+        ),
+        ("--seed", int, "S", "of everything random (default: 0)"),
+        _WORKERS,
     )
 
 
@@ -72,9 +63,7 @@ def synthesize(arguments: argparse.Namespace) -> int:
 
     counts = SIZES[arguments.size]._asdict()
     names = ("machines", "sections", *counts, "severity", "seed", "workers")
-    given = {name: getattr(arguments, name) for name in names}
-    options = {name: value for name, value in given.items() if value is not None}
-    folder = synthesize(arguments.out, **{**counts, **options})
+    folder = synthesize(arguments.out, **{**counts, **given(arguments, names)})
     print(f"written: {folder}")
     return 0
 
@@ -189,31 +178,23 @@ def add_features(subparsers: Any) -> None:
         choices=("inverted", "mel"),
         help="mel filters mirrored in frequency, or as they are (default: inverted)",
     )
-    parser.add_argument("--n-mels", type=int, metavar="N", help="number of filters (default: 128)")
-    parser.add_argument("--n-fft", type=int, metavar="N", help="samples of a frame (default: 1024)")
-    parser.add_argument(
-        "--hop-length", type=int, metavar="N", help="samples between frames (default: 512)"
+    add_options(
+        parser,
+        ("--n-mels", int, "N", "number of filters (default: 128)"),
+        ("--n-fft", int, "N", "samples of a frame (default: 1024)"),
+        ("--hop-length", int, "N", "samples between frames (default: 512)"),
+        ("--sample-rate", int, "HZ", "hertz (default: 16000)"),
+        ("--fmin", float, "HZ", "lowest frequency, hertz (default: 0)"),
+        ("--fmax", float, "HZ", "highest frequency, hertz (default: half the sample rate)"),
+        ("--power", float, "P", "of the magnitude (default: 2)"),
+        _WORKERS,
     )
-    parser.add_argument("--sample-rate", type=int, metavar="HZ", help="hertz (default: 16000)")
-    parser.add_argument(
-        "--fmin", type=float, metavar="HZ", help="lowest frequency, hertz (default: 0)"
-    )
-    parser.add_argument(
-        "--fmax",
-        type=float,
-        metavar="HZ",
-        help="highest frequency, hertz (default: half the sample rate)",
-    )
-    parser.add_argument("--power", type=float, metavar="P", help="of the magnitude (default: 2)")
     add_on_error(parser)
     parser.add_argument(
         "--dtype",
         choices=("float16", "float32"),
         default="float16",
         help="precision of the stored features",
-    )
-    parser.add_argument(
-        "--workers", type=int, metavar="N", help="processes (default: one per core)"
     )
 
 
@@ -234,8 +215,7 @@ def features(arguments: argparse.Namespace) -> int:
     from asdproto.features import FeatureSettings
 
     names = ("scale", "n_mels", "n_fft", "hop_length", "sample_rate", "fmin", "fmax", "power")
-    given = {name: getattr(arguments, name) for name in names}
-    settings = FeatureSettings(**{k: value for k, value in given.items() if value is not None})
+    settings = FeatureSettings(**given(arguments, names))
     store = extract_collection(
         arguments.root,
         arguments.store,

@@ -7,6 +7,7 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+from asdproto.arguments import within
 from asdproto.commands import add_command, count, message
 
 # How far figures may lie apart and count as the same: sums of a few hundred float64 figures.
@@ -45,59 +46,49 @@ def add_evaluate(subparsers: Any) -> None:
     parser.add_argument(
         "--max-fpr",
         metavar="RATE",
-        type=_rate,
+        type=within(float, "(0, 1]"),
         default=0.1,
         help="upper end of the false-positive rates of pAUC (default: %(default)s)",
     )
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    """Prints and writes the metrics of a folder of scores; 1 where a kept result.csv differs."""
+    """Prints and writes the metrics of a run or of scores; 1 where a kept result.csv differs."""
+    from asdproto.data.table import load_collection
+    from asdproto.results.result_files import write_results
     from asdproto.results.score_files import read_scores
     from asdproto.results.tables import print_table
     from asdproto.scoring.metrics import evaluate
 
     truth, folder = arguments.ground_truth, arguments.scores
-    if truth is None and (folder / "config.json").is_file():
-        return _evaluate_run(arguments)
-    above = folder.resolve().parent
-    if truth is None and above.name == "scores" and (above.parent / "config.json").is_file():
-        tables = _run_tables(above.parent, folder.resolve().name)[folder.resolve().name]
+    is_run = truth is None and (folder / "config.json").is_file()
+    system = folder.resolve()
+    above = system.parent
+    if is_run:
+        tables = _run_tables(folder)
+    elif truth is None and above.name == "scores" and (above.parent / "config.json").is_file():
+        tables = _run_tables(above.parent, system.name)
     elif truth is None:
-        tables = read_scores(folder)
+        tables = {system.name: read_scores(folder)}
     elif _is_official(truth):
-        tables = read_scores(arguments.scores, ground_truth=truth)
+        tables = {system.name: read_scores(folder, ground_truth=truth)}
     else:
-        from asdproto.data.table import load_collection
-
-        tables = read_scores(arguments.scores, clips=load_collection(truth)[1])
-    results = evaluate(tables, max_fpr=arguments.max_fpr)
+        tables = {system.name: read_scores(folder, clips=load_collection(truth)[1])}
+    figures = {name: evaluate(own, max_fpr=arguments.max_fpr) for name, own in tables.items()}
+    results = {"systems": figures} if is_run else figures[system.name]
     print_table(results)
     print("percent; pAUC is standardized: chance is 50")
+    if is_run:
+        if arguments.out is not None:
+            print(f"written: {write_results(arguments.out / 'results.json', results)}")
+        return 0
     try:
-        return _write_results(arguments.out or arguments.scores, results, arguments.overwrite)
+        return _write_results(arguments.out or folder, results, arguments.overwrite)
     except PermissionError as error:
         if arguments.out is not None:
             raise
         print(f"note: nothing written: {message(error)}; --out names another folder")
         return 0
-
-
-def _evaluate_run(arguments: argparse.Namespace) -> int:
-    """Prints the metrics of every system of a run."""
-    from asdproto.results.result_files import write_results
-    from asdproto.results.tables import print_table
-    from asdproto.scoring.metrics import evaluate
-
-    tables = _run_tables(arguments.scores)
-    figures = {name: evaluate(own, max_fpr=arguments.max_fpr) for name, own in tables.items()}
-    print_table({"systems": figures})
-    print("percent; pAUC is standardized: chance is 50")
-    if arguments.out is not None:
-        path = arguments.out / "results.json"
-        write_results(path, {"systems": figures})
-        print(f"written: {path}")
-    return 0
 
 
 def _run_tables(workdir: Path, name: str | None = None) -> dict[str, Any]:
@@ -112,12 +103,10 @@ def _run_tables(workdir: Path, name: str | None = None) -> dict[str, Any]:
         if system.tables and name in (None, one)
     }
     if not tables:
-        raise DataError(
-            workdir if name is None else workdir / "scores" / name,
-            "no scored test clips that are known to be normal or anomalous",
-            "the run of a collection with such test clips",
-            "Score recordings with python -m asdproto score, or give --ground-truth.",
-        )
+        place = workdir if name is None else workdir / "scores" / name
+        found = "no scored test clips that are known to be normal or anomalous"
+        remedy = "Score recordings with python -m asdproto score, or give --ground-truth."
+        raise DataError(place, found, "the run of a collection with such test clips", remedy)
     return tables
 
 
@@ -173,87 +162,64 @@ def summarize(arguments: argparse.Namespace) -> int:
     from asdproto.errors import DataError
     from asdproto.files import read_json
     from asdproto.results.result_files import read_run_results, write_results
-    from asdproto.results.tables import HEADLINE, percent, print_table
+    from asdproto.results.tables import percent, print_table
     from asdproto.scoring.metrics import paired_difference
     from asdproto.scoring.metrics import summarize as over_runs
 
+    again = "Finish the run: repeat its command."
     runs, configs = [], []
     for folder in arguments.workdirs:
-        for name in ("results.json", "config.json"):
-            if not (folder / name).is_file():
-                raise DataError(
-                    folder / name,
-                    "no such file",
-                    "a finished run",
-                    "Finish the run: repeat its command.",
-                )
+        for path in (folder / "results.json", folder / "config.json"):
+            if not path.is_file():
+                raise DataError(path, "no such file", "a finished run", again)
         runs.append(read_run_results(folder / "results.json"))
-        # Not so: of null it makes nan, which equals nothing.
-        configs.append(read_json(folder / "config.json", remedy="Repeat the run's command."))
+        # Not by read_results: it makes of null a nan, which equals nothing.
+        configs.append(read_json(folder / "config.json", remedy=again))
     first = {name: value for name, value in configs[0].items() if name != "seeds"}
     for folder, config in zip(arguments.workdirs, configs, strict=True):
         different = [name for name, value in first.items() if config.get(name) != value]
         if different:
-            raise DataError(
-                folder / "config.json",
-                f"another {', '.join(different)} than in {arguments.workdirs[0]}",
-                "runs that differ in their seed alone",
-                "Summarize each kind of run by itself.",
-            )
+            found = f"another {', '.join(different)} than in {arguments.workdirs[0]}"
+            expected, remedy = "runs that differ in their seed alone", "Summarize each kind alone."
+            raise DataError(folder / "config.json", found, expected, remedy)
     seeds = [" ".join(map(str, run["seeds"])) for run in runs]
     twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
     if twice:
-        raise DataError(
-            arguments.workdirs[seeds.index(twice[0])],
-            f"seed {twice[0]} more than once",
-            "a seed a run",
-            "Leave the repeats out.",
-        )
-    systems = {
-        name: over_runs([run["systems"].get(name, {}) for run in runs])
-        for name in runs[0]["systems"]
-    }
+        folder, found = arguments.workdirs[seeds.index(twice[0])], f"seed {twice[0]} more than once"
+        raise DataError(folder, found, "a seed a run", "Leave the repeats out.")
+    each = {name: [run["systems"].get(name, {}) for run in runs] for name in runs[0]["systems"]}
     # Runs of several seeds know what each seed gives alone.
     members = {
-        name: [one for run in runs for one in run.get("members", {}).get(name, [])]
-        for name in systems
+        f"{name}, one seed": [one for run in runs for one in run.get("members", {}).get(name, [])]
+        for name in each
     }
-    alone = {f"{name}, one seed": figures for name, figures in members.items() if figures}
-    systems |= {
-        name: over_runs([{key: one[key] for key in HEADLINE} for one in figures])
-        for name, figures in alone.items()
-    }
+    alone = {name: figures for name, figures in members.items() if figures}
+    systems = {name: over_runs(figures) for name, figures in each.items()}
+    systems |= {name: over_runs(_headlines(figures)) for name, figures in alone.items()}
     print_table({"systems": systems})
     print(f"percent, mean ± standard deviation over {count(len(runs), 'run')}: seeds", *seeds)
     differences = {}
-    overall = {
-        name: [run["systems"][name]["overall"] for run in runs] for name in runs[0]["systems"]
-    } | {name: [one["overall"] for one in figures] for name, figures in alone.items()}
-    for one, other in itertools.combinations(systems, 2):
-        if (one in alone) != (other in alone):
-            continue
-        gain = paired_difference(overall[one], overall[other])
-        differences[f"{other} - {one}"] = gain
-        print(
-            f"{other} - {one}, within runs: overall {percent(gain, signed=True)}, "
-            f"higher in {gain['higher']} of {gain['count']}"
-        )
+    overall = {name: [one["overall"] for one in all_] for name, all_ in (each | alone).items()}
+    for group in (each, alone):
+        for one, other in itertools.combinations(group, 2):
+            gain = paired_difference(overall[one], overall[other])
+            differences[f"{other} - {one}"] = gain
+            print(
+                f"{other} - {one}, within runs: overall {percent(gain, signed=True)}, "
+                f"higher in {gain['higher']} of {gain['count']}"
+            )
     if arguments.out is not None:
-        each = {
-            name: [{k: run["systems"][name][k] for k in HEADLINE} for run in runs]
-            for name in runs[0]["systems"]
-        } | alone
-        summary = {"seeds": seeds, "runs": each, "systems": systems, "differences": differences}
+        runs_of = {name: _headlines(figures) for name, figures in each.items()} | alone
+        summary = {"seeds": seeds, "runs": runs_of, "systems": systems, "differences": differences}
         write_results(arguments.out, summary)
         print(f"written: {arguments.out}")
     return 0
 
 
-def _rate(text: str) -> float:
-    value = float(text)
-    if not 0.0 < value <= 1.0:
-        raise argparse.ArgumentTypeError(f"{text} is not in (0, 1]")
-    return value
+def _headlines(figures: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    from asdproto.results.tables import HEADLINE
+
+    return [{name: one[name] for name in HEADLINE} for one in figures]
 
 
 def _write_results(folder: Path, results: dict[str, Any], overwrite: bool) -> int:

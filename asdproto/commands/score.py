@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
-import io
 import json
 import os
 import shutil
@@ -16,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asdproto.arguments import within
-from asdproto.commands import add_command, class_name, count
+from asdproto.commands import add_command, add_options, count
 from asdproto.errors import DataError, printable
+from asdproto.results import class_name
 
 if TYPE_CHECKING:
     from asdproto.systems.trained import TrainedDetector
@@ -54,30 +54,31 @@ def add(subparsers: Any) -> None:
     )
     parser.add_argument("workdir", type=Path, metavar="run", help="folder of the run")
     parser.add_argument("paths", type=Path, nargs="*", metavar="path", help="recording or folder")
-    parser.add_argument(
-        "--watch",
-        type=Path,
-        metavar="FOLDER",
-        help="score the recordings in this folder and those to come, until Ctrl-C (default: off)",
-    )
-    parser.add_argument(
-        "--detector",
-        metavar="NAME",
-        help="which of the run's detectors, such as pretrain or knn (default: the run's result)",
-    )
-    parser.add_argument(
-        "--machine-type",
-        metavar="NAME",
-        help="machine type of all recordings (default: read off names and folders)",
-    )
-    parser.add_argument(
-        "--section", metavar="NN", help="section of all recordings (default: read off names)"
-    )
-    parser.add_argument(
-        "--top",
-        type=within(int, "[1, inf)"),
-        metavar="N",
-        help="print the first N rows only (default: all)",
+    add_options(
+        parser,
+        (
+            "--watch",
+            Path,
+            "FOLDER",
+            "score the recordings in this folder and those to come, until Ctrl-C (default: off)",
+        ),
+        (
+            "--detector",
+            str,
+            "NAME",
+            "which of the run's detectors, such as pretrain or knn (default: the run's result)",
+        ),
+        ("--machine-type", str, "NAME", "of all recordings (default: read off names and folders)"),
+        ("--section", str, "NN", "of all recordings (default: read off names)"),
+        ("--top", within(int, "[1, inf)"), "N", "print the first N rows only (default: all)"),
+        ("--csv", Path, "FILE", "write all rows, unrounded, to this file too (default: no file)"),
+        (
+            "--report",
+            Path,
+            "FILE",
+            "write a web page of the most anomalous recordings to this file: spectrogram, player, "
+            "where in time the score comes from (default: no page)",
+        ),
     )
     parser.add_argument(
         "--sort",
@@ -103,34 +104,17 @@ def add(subparsers: Any) -> None:
         help="share of normal clips that may be called anomalies, in (0, 1); sets the threshold "
         "from the training clips' scores (default: as trained, 0.1 unless changed)",
     )
-    parser.add_argument(
-        "--csv",
-        type=Path,
-        metavar="FILE",
-        help="write all rows, unrounded, to this file too (default: no file)",
-    )
-    parser.add_argument(
-        "--report",
-        type=Path,
-        metavar="FILE",
-        help="write a web page of the most anomalous recordings to this file: spectrogram, player, "
-        "where in time the score comes from (default: no page)",
-    )
 
 
 def score(arguments: argparse.Namespace) -> int:
     """Scores recordings; 1 where one could not be."""
-    if not arguments.workdir.is_dir():
-        raise DataError(
-            arguments.workdir, "no such folder", "the folder of a run", "Check the path."
-        )
+    workdir = arguments.workdir
+    if not workdir.is_dir():
+        raise DataError(workdir, "no such folder", "the folder of a run", "Check the path.")
     if bool(arguments.paths) == bool(arguments.watch):
-        raise DataError(
-            "the command",
-            "recordings and --watch" if arguments.watch else "no recording",
-            "recordings or folders, or --watch FOLDER",
-            "Give one of the two.",
-        )
+        found = "recordings and --watch" if arguments.watch else "no recording"
+        expected = "recordings or folders, or --watch FOLDER"
+        raise DataError("the command", found, expected, "Give one of the two.")
     if arguments.watch and arguments.report:
         raise DataError("the command", "--watch and --report", "one of them", "Leave one out.")
     paths, failed = _recordings(arguments.paths)
@@ -141,7 +125,7 @@ def score(arguments: argparse.Namespace) -> int:
     use_compilation_cache()
     from asdproto.systems.trained import load_run
 
-    detector = load_run(arguments.workdir, arguments.detector)
+    detector = load_run(workdir, arguments.detector)
     thresholds = _thresholds(detector, arguments)
     if arguments.watch is not None:
         return _watch(detector, thresholds, arguments)
@@ -151,10 +135,8 @@ def score(arguments: argparse.Namespace) -> int:
     shown = rows if arguments.top is None else rows[: arguments.top]
     print_rows(shown, arguments.format)
     # The table first: whatever happens to the file, it is not lost.
-    anomalies = sum(row["decision"] for row in rows)
     left_out = f", {count(len(rows) - len(shown), 'row')} not shown" if shown != rows else ""
-    _say(f"{anomalies} of {count(len(rows), 'recording')} above their threshold{left_out}",
-         arguments.format)  # fmt: skip
+    _say(_summary(rows) + left_out, arguments.format)
     for error in failed:
         print(f"error: {error}", file=sys.stderr)
     if arguments.csv is not None:
@@ -162,7 +144,7 @@ def score(arguments: argparse.Namespace) -> int:
     if arguments.report is not None and rows:
         from asdproto.commands.scored_page import write_scored_page
 
-        write_scored_page(arguments.report, arguments.workdir.resolve().name, detector, rows)
+        write_scored_page(arguments.report, workdir.resolve().name, detector, rows)
         _say(f"written: {arguments.report}", arguments.format)
     return 1 if failed else 0
 
@@ -234,17 +216,10 @@ def _recordings(paths: Sequence[Path]) -> tuple[list[Path], list[Exception]]:
 
 
 def arrivals(folder: Path, interval: float = _INTERVAL) -> Iterator[list[Path]]:
-    """Recordings of a folder as they are complete, forever.
+    """New recordings in and below a folder as they are complete, possibly none, forever.
 
     A file is taken for complete when its size and time have stayed the same from one look to the
-    next. A file that changes later comes again.
-
-    Args:
-      folder: Looked at with everything below it.
-      interval: Seconds between looks.
-
-    Yields:
-      New recordings, sorted by path; possibly none.
+    next, ``interval`` seconds later. A file that changes later comes again.
     """
     from asdproto.data.dcase import audio_files
 
@@ -283,9 +258,7 @@ def _watch(
                 print(f"error: {error}", file=sys.stderr)
             failures += len(errors)
     except KeyboardInterrupt:
-        anomalies = sum(row["decision"] for row in rows)
-        _say(f"\n{anomalies} of {count(len(rows), 'recording')} above their threshold",
-             arguments.format)  # fmt: skip
+        _say(f"\n{_summary(rows)}", arguments.format)
     return 1 if failures else 0
 
 
@@ -293,37 +266,25 @@ def _watch(
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], format_: str, *, head: bool = True) -> None:
-    """Prints scored recordings, one line each.
-
-    Args:
-      rows: As :meth:`asdproto.systems.trained.TrainedDetector.score` gives them.
-      format_: ``"table"``, ``"csv"`` or ``"jsonl"``.
-      head: Whether the titles come first.
-    """
-    write = sys.stdout.write
+    """Prints scored recordings in a ``--format``, one line each, below the titles if ``head``."""
     if format_ == "jsonl":
         for row in rows:
-            name = class_name(row["nearest_class"]) or None
-            write(json.dumps({**row, "nearest_class": name}) + "\n")
+            print(json.dumps({**row, "nearest_class": class_name(row["nearest_class"]) or None}))
     elif format_ == "csv":
-        write(_csv_text(rows, head))
+        csv.writer(sys.stdout, lineterminator="\n").writerows(_csv_rows(rows, head=head))
     else:
         terminal = sys.stdout.isatty()
         width = shutil.get_terminal_size().columns if terminal else None
         for line in table_lines(rows, width, head=head, color=terminal and not _no_color()):
-            write(line + "\n")
+            print(line)
 
 
 def table_lines(
     rows: Sequence[Mapping[str, Any]], width: int | None, *, head: bool = True, color: bool = False
 ) -> list[str]:
-    """A table of one line a recording.
+    """A table of one line a recording, below the titles if ``head``, anomalies red if ``color``.
 
-    Args:
-      rows: Scored recordings.
-      width: Columns of the terminal; long names lose their beginning to fit. ``None`` cuts nothing.
-      head: Whether the titles come first.
-      color: Whether anomalies are red.
+    Long names lose their beginning to fit the width, in columns; ``None`` cuts nothing.
     """
     titles = ("file", "machine", "sec", "score", "limit", "decision", "margin", "nearest class")
     cells = [
@@ -349,18 +310,16 @@ def table_lines(
                 sizes[index] -= cut
                 spare += cut
     lines = []
-    for line, row in zip([titles, *cells], [None, *rows], strict=True):
-        if row is None and not head:
-            continue
+    red = [False, *(color and row["decision"] for row in rows)]
+    for line, is_red in zip([titles, *cells], red, strict=True):
         parts = []
         for index in kept:
             text = _shortened(line[index], sizes[index])
             right = index in (3, 4, 6)
             parts.append(text.rjust(sizes[index]) if right else text.ljust(sizes[index]))
         text = "  ".join(parts).rstrip()
-        red = color and row is not None and row["decision"]
-        lines.append(f"\x1b[1;31m{text}\x1b[0m" if red else text)
-    return lines
+        lines.append(f"\x1b[1;31m{text}\x1b[0m" if is_red else text)
+    return lines if head else lines[1:]
 
 
 def _beyond_section(row: Mapping[str, Any]) -> str:
@@ -378,6 +337,11 @@ def _no_color() -> bool:
     return bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
 
 
+def _summary(rows: Sequence[Mapping[str, Any]]) -> str:
+    anomalies = sum(row["decision"] for row in rows)
+    return f"{anomalies} of {count(len(rows), 'recording')} above their threshold"
+
+
 def _say(text: str, format_: str) -> None:
     """Prints a sentence where it does not disturb the data."""
     print(text, file=sys.stdout if format_ == "table" else sys.stderr)
@@ -385,24 +349,21 @@ def _say(text: str, format_: str) -> None:
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes scored recordings, with all digits, so that the file is whole or not there."""
-    from asdproto.results.result_files import write_text
+    from asdproto.results.result_files import write_rows
 
-    write_text(path, _csv_text(rows))
+    write_rows(path, _csv_rows(rows))
 
 
-def _csv_text(rows: Sequence[Mapping[str, Any]], head: bool = True) -> str:
+def _csv_rows(rows: Sequence[Mapping[str, Any]], *, head: bool = True) -> Iterator[Sequence[Any]]:
     from asdproto.files import spreadsheet_cell
 
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     if head:
-        writer.writerow(COLUMNS)
+        yield COLUMNS
     for row in rows:
         cells = {**row, "nearest_class": class_name(row["nearest_class"])}
         for name in ("file", "machine_type", "section", "nearest_class"):
             # A name that is not UTF-8 would end the command here.
             cells[name] = spreadsheet_cell(cells[name].encode("utf-8", "backslashreplace").decode())
         for name in ("score", "threshold", "margin"):
-            cells[name] = repr(float(row[name]))
-        writer.writerow([cells[name] for name in COLUMNS])
-    return text.getvalue()
+            cells[name] = float(row[name])
+        yield [cells[name] for name in COLUMNS]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asdproto.commands import class_name
+from asdproto.results import class_name
 
 if TYPE_CHECKING:
     from asdproto.systems.trained import TrainedDetector
@@ -18,16 +18,9 @@ def write_scored_page(
     detector: TrainedDetector,
     rows: Sequence[Mapping[str, Any]],
 ) -> Path:
-    """Writes the page, with :data:`asdproto.results.clips.MOST_SHOWN` recordings at most.
+    """Writes the page of what a run's detector scored, and returns its path.
 
-    Args:
-      path: The file.
-      name: Of the run, for the title.
-      detector: What scored the recordings.
-      rows: As :meth:`asdproto.systems.trained.TrainedDetector.score` gives them.
-
-    Returns:
-      The file.
+    It shows :data:`asdproto.results.clips.MOST_SHOWN` recordings at most.
     """
     from asdproto.results.clips import MOST_SHOWN, most_anomalous, show_clip, spectrogram_of
     from asdproto.results.page import render

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asdproto.arguments import Parser, within
+from asdproto.commands import add_command, add_options
 from asdproto.commands.data import add_on_error
 from asdproto.systems import KINDS, PRESETS
 
@@ -21,10 +22,12 @@ if TYPE_CHECKING:
 
 def add(subparsers: Any) -> None:
     """Adds the command."""
-    parser = subparsers.add_parser(
+    parser = add_command(
+        subparsers,
         "train",
-        help="train on a collection of recordings, score its test clips, write a report",
-        description="Trains on the normal clips of a collection, scores its test clips and writes\n"
+        run,
+        "train on a collection of recordings, score its test clips, write a report",
+        "Trains on the normal clips of a collection, scores its test clips and writes\n"
         "a report. Stopped at any point, the same command continues from its last checkpoint;\n"
         "on a finished run it only reports.",
     )
@@ -36,16 +39,10 @@ def add(subparsers: Any) -> None:
     )
     parser.add_argument("workdir", type=Path, metavar="run", help="folder for all results")
     add_arguments(parser)
-    parser.set_defaults(run=run)
 
 
 def add_arguments(parser: Parser, kind: str | None = None) -> None:
-    """Adds the options of a training command.
-
-    Args:
-      parser: The parser.
-      kind: The only system that it trains; a choice where ``None``.
-    """
+    """Adds the options of a command that trains one kind of system, or any where it is ``None``."""
     if kind is None:
         parser.add_argument(
             "--system",
@@ -91,13 +88,7 @@ def add_arguments(parser: Parser, kind: str | None = None) -> None:
 
 
 def describe_systems(kinds: Sequence[str], size: str = "small", *, prefixed: bool = False) -> str:
-    """What overrides can change, for the help.
-
-    Args:
-      kinds: Kinds of systems.
-      size: The preset that is shown.
-      prefixed: Whether overrides begin with the kind.
-    """
+    """What overrides can change in presets of a size; ``prefixed`` if they begin with the kind."""
     from asdproto.config import describe_fields
     from asdproto.systems import preset
 
@@ -111,23 +102,17 @@ def describe_systems(kinds: Sequence[str], size: str = "small", *, prefixed: boo
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     """Which devices and processes a run uses."""
     group = parser.add_argument_group("devices")
-    group.add_argument(
-        "--devices", type=int, metavar="N", help="use the first N devices only (default: all)"
+    add_options(
+        group,
+        ("--devices", int, "N", "use the first N devices only (default: all)"),
+        ("--processes", int, "N", "number of processes (default: detected)"),
+        ("--process-id", int, "I", "this process's number, from 0 (default: detected)"),
     )
     group.add_argument(
         "--coordinator",
         metavar="HOST:PORT",
         help="address of process 0, for runs over several processes (default: detected "
         "automatically on TPU pods, SLURM and GKE)",
-    )
-    group.add_argument(
-        "--processes", type=int, metavar="N", help="number of processes (default: detected)"
-    )
-    group.add_argument(
-        "--process-id",
-        type=int,
-        metavar="I",
-        help="this process's number, from 0 (default: detected)",
     )
     group.add_argument(
         "--host-features",
@@ -155,64 +140,52 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from asdproto.config import ConfigError, override
-    from asdproto.data.dataset import check_machines
     from asdproto.systems import preset
     from asdproto.systems.members import RunOptions
     from asdproto.systems.run import asked, check_same_run, features_of, train_run
 
     console, devices = Console(), None
+    data, workdir = arguments.data, arguments.workdir
+    seeds, machines = arguments.seeds, arguments.machines
     kind = arguments.system or _choose(arguments, console)
     name = arguments.preset
     if name is None:
         devices = start_devices(arguments)
         name = "small" if devices.local[0].platform == "cpu" else "paper"
     system = override(preset(kind, name), arguments.overrides)
-    if len(set(arguments.seeds)) < len(arguments.seeds):
+    if len(set(seeds)) < len(seeds):
         raise ConfigError("--seeds: found one twice; expected different ones")
-    command = asked(system, arguments.seeds, arguments.machines)
-    changed = check_same_run(arguments.workdir, command, but=("system.score.",))
-    if changed and (arguments.workdir / "results.json").exists():
-        _rescore(arguments.workdir, system, console)
+    command = asked(system, seeds, machines)
+    changed = check_same_run(workdir, command, but=("system.score.",))
+    if changed and (workdir / "results.json").exists():
+        _rescore(workdir, system, console)
         return 0
-    if report_if_finished(arguments.workdir, console):
+    if report_if_finished(workdir, console):
         return 0
     devices = devices or start_devices(arguments)
-    quiet = console if devices.is_main else None
+    is_main = devices.is_main
+    quiet = console if is_main else None
     if quiet is not None:
         chosen = "" if arguments.preset else ", chosen for this device; --preset changes it"
-        quiet.print(f"Preset:   {name}{chosen}", highlight=False, soft_wrap=True)
-    clips, machines = _clips(arguments), arguments.machines
-    check_machines(arguments.data, clips, machines)  # before all features are extracted
+        quiet.out(f"Preset:   {name}{chosen}", highlight=False)
+    clips = _clips(arguments)  # their machine types are checked before all features are extracted
     if hasattr(system, "check_clips"):
-        kept = [clip for clip in clips if machines is None or clip.machine_type in machines]
-        system.check_clips([clip for clip in kept if clip.split == "train"])
-    folder = arguments.features or arguments.workdir / "features"
-    store = features_of(
-        arguments.data,
-        folder,
-        system.features,
-        quiet,
-        devices.is_main,
-        on_error=arguments.on_error,
-    )
+        system.check_clips([clip for clip in clips if clip.split == "train"])
+    folder = arguments.features or workdir / "features"
+    on_error = arguments.on_error
+    store = features_of(data, folder, system.features, quiet, is_main, on_error=on_error)
     options = RunOptions(
-        workdir=arguments.workdir,
+        workdir=workdir,
         devices=devices,
         console=quiet,
         loop=arguments.loop,
         resident=False if arguments.host_features else None,
         save_seconds=arguments.save_seconds,
     )
-    results = train_run(
-        system,
-        store,
-        options,
-        seeds=arguments.seeds,
-        machines=arguments.machines,
-        root=_root(arguments.data),
-    )
-    if devices.is_main:
-        finish(arguments.workdir, {**results, "preset": name}, console)
+    root = _root(data)
+    results = train_run(system, store, options, seeds=seeds, machines=machines, root=root)
+    if is_main:
+        finish(workdir, {**results, "preset": name}, console)
     return 0
 
 
@@ -220,10 +193,8 @@ def _rescore(workdir: Path, system: Any, console: Console) -> None:
     """Fits another back-end to a finished run."""
     from asdproto.systems.after import rescore
 
-    console.print(
-        f"{workdir} is trained; this fits the new back-end and scores again",
-        highlight=False,
-        soft_wrap=True,
+    console.out(
+        f"{workdir} is trained; this fits the new back-end and scores again", highlight=False
     )
     texts = [f"score.{name}={value}" for name, value in vars(system.score).items()]
     finish(workdir, rescore(workdir, texts), console)
@@ -231,24 +202,26 @@ def _rescore(workdir: Path, system: Any, console: Console) -> None:
 
 def _choose(arguments: argparse.Namespace, console: Console) -> str:
     """The system for a collection, said on screen."""
-    from asdproto.data.dataset import check_machines
     from asdproto.systems import choose
 
-    clips, machines = _clips(arguments), arguments.machines
-    check_machines(arguments.data, clips, machines)
-    kind, why = choose([c for c in clips if machines is None or c.machine_type in machines])
-    console.print(f"System:   {kind}; {why}", highlight=False, soft_wrap=True)
+    kind, why = choose(_clips(arguments))
+    console.out(f"System:   {kind}; {why}", highlight=False)
     return kind
 
 
 def _clips(arguments: argparse.Namespace) -> list[Clip]:
-    """The clips of a collection that can be used, or of a feature store."""
+    """The usable clips of a collection or of a feature store, of the chosen machine types."""
+    from asdproto.data.dataset import check_machines
     from asdproto.data.extract import usable_clips
     from asdproto.data.store import MANIFEST, open_store
 
-    if (arguments.data / MANIFEST).is_file():
-        return open_store(arguments.data).clips
-    return usable_clips(arguments.data, on_error=arguments.on_error)[1]
+    data, machines = arguments.data, arguments.machines
+    if (data / MANIFEST).is_file():
+        clips = open_store(data).clips
+    else:
+        clips = usable_clips(data, on_error=arguments.on_error)[1]
+    check_machines(data, clips, machines)
+    return [clip for clip in clips if machines is None or clip.machine_type in machines]
 
 
 def _root(data: Path) -> Path | None:
@@ -281,7 +254,7 @@ def report_if_finished(workdir: Path, console: Console) -> bool:
     except DataError as error:
         warnings.warn(f"{finished}: found {error.found}; it is made again", stacklevel=2)
         return False
-    console.print(f"{workdir} is finished; this only reports", highlight=False, soft_wrap=True)
+    console.out(f"{workdir} is finished; this only reports", highlight=False)
     show(workdir, results, console)
     return True
 
@@ -294,14 +267,9 @@ def show(workdir: Path, results: dict[str, Any], console: Console) -> None:
     if results["systems"]:
         print_table(results, console=console)
     page = write_report(workdir)
-    console.print(f"Report:  {page}", highlight=False, soft_wrap=True)
-    console.print(
-        f"Scores:  {workdir / 'scores'}   Figures: {workdir / 'results.json'}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    console.print(
+    console.out(
+        f"Report:  {page}\n"
+        f"Scores:  {workdir / 'scores'}   Figures: {workdir / 'results.json'}\n"
         f"Score recordings with it:  python -m asdproto score {workdir} FILE_OR_FOLDER",
         highlight=False,
-        soft_wrap=True,
     )

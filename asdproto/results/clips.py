@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,10 +75,10 @@ def most_anomalous(clips: Sequence[ScoredClip], count: int) -> list[tuple[int, S
     Returns:
       (rank within the machine type from 1, clip), by machine type and rank.
     """
-    ranks: dict[str, int] = {}
+    ranks: Counter[str] = Counter()
     ranked = []
     for clip in sorted(clips, key=lambda clip: (-clip.score, clip.file)):
-        ranks[clip.machine_type] = ranks.get(clip.machine_type, 0) + 1
+        ranks[clip.machine_type] += 1
         ranked.append((ranks[clip.machine_type], clip))
     chosen = sorted(ranked, key=lambda item: (item[0], item[1].machine_type))[:count]
     return sorted(chosen, key=lambda item: (item[1].machine_type, item[0]))
@@ -94,9 +95,8 @@ def shown_clips(run: Run, system: System) -> list[ShownClip]:
       :class:`ShownClip` for each; what cannot be read is noted in the run.
     """
     rows = {clip.path: row for row, clip in enumerate(run.store.clips)} if run.store else {}
-    shown = []
-    for rank, clip in most_anomalous(system.clips, MOST_SHOWN):
-        one = show_clip(
+    shown = [
+        show_clip(
             clip,
             rank,
             threshold=system.thresholds.get(clip.machine_type),
@@ -104,7 +104,8 @@ def shown_clips(run: Run, system: System) -> list[ShownClip]:
             windows=system.windows.get(clip.path) if clip.path else None,
             recording=_recording(run, clip),
         )
-        shown.append(one)
+        for rank, clip in most_anomalous(system.clips, MOST_SHOWN)
+    ]
     lost = [one.clip.file for one in shown if one.audio is None]
     if lost:
         run.notes.append(
@@ -123,18 +124,9 @@ def show_clip(
     windows: Windows | None,
     recording: Path | None,
 ) -> ShownClip:
-    """One clip with its excerpt.
+    """A clip with an excerpt of its recording, where there is one that can be read.
 
-    Args:
-      clip: What the system says of it.
-      rank: From 1 within the machine type.
-      threshold: Decision threshold, or None.
-      spectrogram: Its features, or None.
-      windows: Scores along it, or None.
-      recording: The file that is played, or None. One that cannot be read is not played.
-
-    Returns:
-      The clip.
+    The other arguments are those of :class:`ShownClip`.
     """
     excerpt, audio = None, None
     if recording is not None:
@@ -156,9 +148,9 @@ def spectrogram_of(values: np.ndarray, settings: FeatureSettings) -> Spectrogram
     """
     bank = filterbank(settings)
     values = np.asarray(values[:, : settings.n_mels], np.float32)
-    pool = -(-len(values) // MOST_COLUMNS)
-    columns = np.add.reduceat(values, np.arange(0, len(values), pool), axis=0)
-    counts = np.diff(np.append(np.arange(0, len(values), pool), len(values)))
+    starts = np.arange(0, len(values), -(-len(values) // MOST_COLUMNS))
+    columns = np.add.reduceat(values, starts, axis=0)
+    counts = np.diff(starts, append=len(values))
     frequencies = np.linspace(0.0, settings.sample_rate / 2, bank.shape[1])
     return Spectrogram(
         columns / counts[:, None],

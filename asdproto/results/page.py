@@ -23,9 +23,9 @@ from asdproto.results import plots
 from asdproto.results.clips import ShownClip, shown_clips
 from asdproto.results.result_files import write_text
 from asdproto.results.run_folder import Run, read_run
-from asdproto.results.system_folder import EmbeddingMap, Similarity, threshold_effects
+from asdproto.results.system_folder import threshold_effects
 from asdproto.results.tables import HEADLINE, TITLES, highest, number, percent, value_of
-from asdproto.scoring.metrics import AUC_METRICS, DECISION_METRICS, SectionScores
+from asdproto.scoring.metrics import AUC_METRICS, DECISION_METRICS
 
 # Cosine of the darkest color.
 _LOWEST = -0.2
@@ -67,11 +67,6 @@ def render(run: Run, clips: Sequence[ShownClip] | None = None) -> str:
         tint=_tint,
         data_url=_data_url,
         threshold_effects=threshold_effects,
-        clip_picture=_clip_picture,
-        section_picture=_section_picture,
-        map_picture=_map_picture,
-        matrix_picture=_matrix_picture,
-        training_picture=lambda rows: _markup(plots.training_figure(rows)),
     )
     if clips is None:
         clips = shown_clips(run, run.systems[run.result]) if run.result else []
@@ -93,6 +88,7 @@ def render(run: Run, clips: Sequence[ShownClip] | None = None) -> str:
         metrics=AUC_METRICS,
         headline=list(HEADLINE),
         decision_metrics=DECISION_METRICS,
+        plots=plots,
         low=_LOWEST,
         ramp=plots.matrix_png(np.linspace(0.0, 1.0, 64)[None], 0.0, 1.0),
     )
@@ -108,11 +104,7 @@ def _columns(systems: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     for machine in machines if len(machines) > 1 else ():
         of_machine = [system.get("machines", {}).get(machine, {}) for system in systems.values()]
         columns.append((machine, [figures.get("overall") for figures in of_machine]))
-    return [
-        {"title": title, "figures": figures, "best": highest(figures)}
-        for title, figures in columns
-        if systems
-    ]
+    return [{"title": title, "figures": row, "best": highest(row)} for title, row in columns]
 
 
 def _stage(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -130,54 +122,26 @@ def _stage(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _training_notes(run: Run) -> list[str]:
-    bad = {
-        stage: sum(not math.isfinite(row["loss"]) for row in rows)
-        for stage, rows in run.training.items()
-    }
-    return [
-        f"The loss of {stage} is not finite in {count} of {len(run.training[stage])} epochs."
-        for stage, count in bad.items()
-        if count
-    ]
-
-
-def _markup(svg: str) -> Any:
-    """Marks a picture that holds no text from files as safe to put into the page."""
-    from markupsafe import Markup
-
-    return Markup(svg)
-
-
-def _clip_picture(one: ShownClip) -> Any:
-    if one.spectrogram is None:
-        return ""
-    return _markup(plots.clip_figure(one.spectrogram, one.windows, excerpt=one.excerpt))
-
-
-def _section_picture(table: SectionScores, threshold: float | None) -> Any:
-    return _markup(plots.section_figure(table, threshold=threshold))
-
-
-def _map_picture(one: EmbeddingMap) -> Any:
-    return _markup(plots.map_figure(one.train, one.test, one.anomaly, one.target))
-
-
-def _matrix_picture(similarity: Similarity) -> str:
-    return _data_url(plots.matrix_png(similarity.cosine, _LOWEST, 1.0), "image/png")
+    notes = []
+    for stage, rows in run.training.items():
+        bad = sum(not math.isfinite(row["loss"]) for row in rows)
+        if bad:
+            notes.append(f"The loss of {stage} is not finite in {bad} of {len(rows)} epochs.")
+    return notes
 
 
 def _data_url(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _tint(figure: Any) -> Any:
-    """Background of an AUC, by how far it is above or below chance."""
+def _tint(figure: Any) -> str:
+    """Attribute with the background of an AUC, by how far it is above or below chance."""
     value = value_of(figure)
     if math.isnan(value):
         return ""
     strength = min(abs(value - 0.5) * 2.0, 1.0) * 0.45
     color = "var(--good-rgb)" if value >= 0.5 else "var(--bad-rgb)"
-    return _markup(f' style="background:rgba({color},{strength:.2f})"')
+    return f' style="background:rgba({color},{strength:.2f})"'
 
 
 def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:

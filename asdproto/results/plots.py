@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from asdproto.results.clips import Spectrogram
+    from asdproto.results.system_folder import EmbeddingMap
     from asdproto.results.windows import Windows
 
 _BINS = 28  # of a histogram
@@ -82,47 +83,40 @@ def training_figure(rows: Sequence[Mapping[str, Any]]) -> str:
         np.array([row[name] for row in rows], np.float64)
         for name in ("epoch", "loss", "learning_rate")
     )
-    style: dict[str, Any] = {
-        "linewidth": 1.6,
-        "marker": "o" if len(rows) < 3 else "",
-        "markersize": 4,
-    }
+    marker = "o" if len(rows) < 3 else ""
+    style: dict[str, Any] = {"linewidth": 1.6, "marker": marker, "markersize": 4}
     upper.plot(epochs, losses, color=SOURCE, **style)
     upper.set_ylabel("loss")
     lower.step(epochs, rates, where="post", color=TARGET, **style)
     if np.any(rates > 0):
         lower.set_yscale("log")
-    lower.set_ylabel("learning rate")
-    lower.set_xlabel("epoch")
+    lower.set(xlabel="epoch", ylabel="learning rate")
     lower.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.align_ylabels()
     return _svg(figure)
 
 
-def map_figure(train: np.ndarray, test: np.ndarray, anomaly: np.ndarray, target: np.ndarray) -> str:
-    """Where a machine type's clips lie in a plane.
+def map_figure(places: EmbeddingMap) -> str:
+    """Where a machine type's clips lie in a plane; those of the target domain are triangles.
 
     Args:
-      train: Floating, shape ``[n, 2]``.
-      test: Floating, shape ``[m, 2]``.
-      anomaly: bool, shape ``[m]``.
-      target: bool, shape ``[m]``: clips of the target domain, drawn as triangles.
+      places: Of the clips.
 
     Returns:
       An ``<svg>`` element.
     """
     figure = _figure(3.3, 3.1)
     axes = figure.add_axes((0.02, 0.02, 0.96, 0.96))
-    axes.scatter(train[:, 0], train[:, 1], s=7, color=FAINT, linewidths=0)
+    x, y = places.train.T
+    axes.scatter(x, y, s=7, color=FAINT, linewidths=0)
     for wanted, color in ((False, NORMAL), (True, ANOMALY)):
         for shifted, marker in ((False, "o"), (True, "^")):
-            chosen = (anomaly == wanted) & (target == shifted)
-            x, y = test[chosen].T
+            chosen = (places.anomaly == wanted) & (places.target == shifted)
+            x, y = places.test[chosen].T
             axes.scatter(x, y, s=14, marker=marker, color=color, alpha=0.75, linewidths=0)
     # The axes have no meaning of their own, but a distance means the same along both.
     axes.set_aspect("equal", adjustable="datalim")
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(xticks=[], yticks=[])
     return _svg(figure)
 
 
@@ -152,12 +146,12 @@ def clip_figure(
     figure = _figure(3.7, height)
     upper = figure.add_axes((0.125, 1 - 1.5 / height, 0.86, 1.45 / height))
     shown, mels = spectrogram.values.T, len(spectrogram.centers)
+    low, high = np.quantile(shown, (0.05, 0.995))
     upper.imshow(
         shown,
-        # Few colors make small files.
-        cmap=colormaps["magma"].resampled(40),
-        vmin=float(np.quantile(shown, 0.05)),
-        vmax=float(np.quantile(shown, 0.995)),
+        cmap=colormaps["magma"].resampled(40),  # few colors make small files
+        vmin=float(low),
+        vmax=float(high),
         origin="lower",
         aspect="auto",
         interpolation="none",
@@ -175,22 +169,16 @@ def clip_figure(
     if windows is not None:
         upper.tick_params(labelbottom=False)
         lowest = figure.add_axes((0.125, 0.4 / height, 0.86, 0.9 / height), sharex=upper)
-        few = len(windows.starts) < 40
-        lowest.plot(
-            windows.starts + windows.seconds / 2,
-            windows.scores,
-            color=ANOMALY,
-            linewidth=1.4,
-            marker="o" if few else "",
-            markersize=2.5,
-        )
+        middles = windows.starts + windows.seconds / 2
+        marker = "o" if len(middles) < 40 else ""
+        style: dict[str, Any] = {"linewidth": 1.4, "marker": marker, "markersize": 2.5}
+        lowest.plot(middles, windows.scores, color=ANOMALY, **style)
         lowest.yaxis.set_major_locator(MaxNLocator(nbins=3))
         lowest.set_ylabel("score")
         figure.align_ylabels()
         if excerpt is not None:
             lowest.axvspan(*excerpt, color=FAINT, alpha=0.25, linewidth=0)
-    lowest.set_xlabel("seconds")
-    lowest.set_xlim(0.0, spectrogram.seconds)
+    lowest.set(xlabel="seconds", xlim=(0.0, spectrogram.seconds))
     return _svg(figure)
 
 
@@ -208,15 +196,8 @@ def matrix_png(values: np.ndarray, low: float, high: float) -> bytes:
     from matplotlib.image import imsave
 
     buffer = io.BytesIO()
-    imsave(
-        buffer,
-        values,
-        cmap="viridis",
-        vmin=low,
-        vmax=high,
-        format="png",
-        metadata={"Software": ""},
-    )
+    colors: dict[str, Any] = {"cmap": "viridis", "vmin": low, "vmax": high}
+    imsave(buffer, values, format="png", metadata={"Software": ""}, **colors)
     return buffer.getvalue()
 
 
@@ -304,13 +285,10 @@ def _roc(axes: Axes, table: SectionScores) -> None:
             axes.fill_between(
                 [*fpr[inside], _MAX_FPR], [*tpr[inside], end], color=ALL, alpha=0.35, linewidth=0
             )
-    axes.set_xlim(-0.01, 1.01)
-    axes.set_ylim(-0.01, 1.01)
-    axes.set_aspect("equal")
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
     axes.set_xticks([0, _MAX_FPR, 0.5, 1.0], ["0", f"{_MAX_FPR:g}", "0.5", "1"])
     axes.set_yticks([0, 0.5, 1.0], ["0", "0.5", "1"])
-    axes.set_xlabel("false-positive rate")
-    axes.set_ylabel("true-positive rate")
+    axes.set(xlabel="false-positive rate", ylabel="true-positive rate")
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -11,14 +11,14 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from asdproto.errors import DataError
-from asdproto.files import read_json, write_atomically
+from asdproto.files import read_csv, read_json, write_atomically
 from asdproto.scoring.metrics import AUC_METRICS, DECISION_METRICS, harmonic_mean
 
 _COLUMNS = {
@@ -47,33 +47,21 @@ def write_result_csv(path: str | os.PathLike, results: Mapping[str, Any]) -> Pat
     Returns:
       The path.
     """
-    blocks, everything = [], []
     names: tuple[str, ...] = AUC_METRICS
     if DECISION_METRICS[0] in results:
         names += DECISION_METRICS
-    for machine, figures in results["machines"].items():
-        rows = [[values[name] for name in names] for values in figures["sections"].values()]
-        everything += rows
-        blocks.append(
-            [
-                [machine],
-                ["section", *(_COLUMNS[name] for name in names)],
-                *([section, *row] for section, row in zip(figures["sections"], rows, strict=True)),
-                [_ARITHMETIC, *_column_means(rows, _arithmetic_mean)],
-                [_HARMONIC, *_column_means(rows, harmonic_mean)],
-                [],
-            ]
-        )
-    blocks.append(
-        [
-            ["", *(_COLUMNS[name] for name in names)],
-            [_ARITHMETIC + _OVER_ALL, *_column_means(everything, _arithmetic_mean)],
-            [_HARMONIC + _OVER_ALL, *_column_means(everything, harmonic_mean)],
-        ]
-    )
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(row for block in blocks for row in block)
-    return write_text(path, text.getvalue())
+    titles = [_COLUMNS[name] for name in names]
+    rows: list[list[Any]] = []
+    everything: list[list[float]] = []
+    for machine, machine_figures in results["machines"].items():
+        sections = machine_figures["sections"]
+        figures = [[values[name] for name in names] for values in sections.values()]
+        everything += figures
+        rows += [[machine], ["section", *titles]]
+        rows += [[section, *values] for section, values in zip(sections, figures, strict=True)]
+        rows += [*_mean_rows(figures), []]
+    rows += [["", *titles], *_mean_rows(everything, _OVER_ALL)]
+    return write_rows(path, rows)
 
 
 def read_result_csv(path: str | os.PathLike) -> dict[str, dict[str, dict[str, float]]]:
@@ -94,17 +82,15 @@ def read_result_csv(path: str | os.PathLike) -> dict[str, dict[str, dict[str, fl
     """
     known = {_bare(title): name for name, title in _COLUMNS.items()}
     result: dict[str, dict[str, dict[str, float]]] = {}
-    rows = read_rows(path)
+    rows = read_csv(path, escaped=False)
     for index, (line, row) in enumerate(rows):
         if _bare(row[0]) != "section":
             continue
         if index == 0 or len(rows[index - 1][1]) != 1:
-            raise DataError(
-                f"{path}, line {line}",
-                "a header without a machine type above it",
-                "a line with nothing but the machine type's name",
-                "Add the name, or write the file again.",
-            )
+            expected = "a line with nothing but the machine type's name"
+            remedy = "Add the name, or write the file again."
+            found = "a header without a machine type above it"
+            raise DataError(f"{path}, line {line}", found, expected, remedy)
         columns = [known.get(_bare(title)) for title in row]
         block = result.setdefault(rows[index - 1][1][0], {})
         for line, cells in rows[index + 1 :]:
@@ -118,12 +104,9 @@ def read_result_csv(path: str | os.PathLike) -> dict[str, dict[str, dict[str, fl
             if cells[0] == _HARMONIC:
                 break
     if not result:
-        raise DataError(
-            path,
-            "no block of a machine type",
-            "a line 'section,AUC (source),AUC (target),pAUC' below a machine type's name",
-            "Check that this is a result.csv of DCASE 2022 Task 2.",
-        )
+        expected = "a line 'section,AUC (source),AUC (target),pAUC' below a machine type's name"
+        remedy = "Check that this is a result.csv of DCASE 2022 Task 2."
+        raise DataError(path, "no block of a machine type", expected, remedy)
     return result
 
 
@@ -206,9 +189,8 @@ def read_run_results(path: str | os.PathLike) -> dict[str, Any]:
         for figures in systems.values()
     )
     if not known or not isinstance(results.get("seeds", []), list):
-        raise DataError(
-            path, "no figures by system", '{"seeds": [...], "systems": {name: figures}}', _AGAIN
-        )
+        expected = '{"seeds": [...], "systems": {name: figures}}'
+        raise DataError(path, "no figures by system", expected, _AGAIN)
     return results
 
 
@@ -228,30 +210,19 @@ def write_text(path: str | os.PathLike, text: str) -> Path:
     return path
 
 
-def read_rows(path: str | os.PathLike) -> list[tuple[int, list[str]]]:
-    """Reads a csv without saying what its columns are.
+def write_rows(path: str | os.PathLike, rows: Iterable[Iterable[Any]]) -> Path:
+    """Writes a csv as :func:`write_text` does, every line ended by a line feed alone.
 
     Args:
-      path: File in UTF-8.
+      path: File to write; its folder is made where it does not exist.
+      rows: Cells of each row.
 
     Returns:
-      (line number from 1, cells) of every line that is not blank.
-
-    Raises:
-      DataError: The file is not csv text.
+      The path.
     """
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            return [(reader.line_num, row) for row in reader if any(map(str.strip, row))]
-    except OSError as error:
-        raise DataError(
-            path, str(error.strerror), "lines of 'file,value'", "Check its permissions."
-        ) from None
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(
-            path, f"text that is not csv ({error})", "lines of 'file,value'", "Write it again."
-        ) from None
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return write_text(path, text.getvalue())
 
 
 def as_number(path: str | os.PathLike, line: int, cell: str, expected: str = "a number") -> float:
@@ -272,15 +243,17 @@ def as_number(path: str | os.PathLike, line: int, cell: str, expected: str = "a 
     try:
         return float(cell)
     except ValueError:
-        raise DataError(
-            f"{path}, line {line}", repr(cell), expected, "Correct or remove the line."
-        ) from None
+        where, remedy = f"{path}, line {line}", "Correct or remove the line."
+        raise DataError(where, repr(cell), expected, remedy) from None
 
 
-def _column_means(
-    rows: Sequence[Sequence[float]], mean: Callable[[Sequence[float]], float]
-) -> list[float]:
-    return [mean(column) for column in zip(*rows, strict=True)]
+def _mean_rows(figures: list[list[float]], over: str = "") -> list[list[Any]]:
+    """Arithmetic and harmonic means of each column."""
+    columns = list(zip(*figures, strict=True))
+    return [
+        [_ARITHMETIC + over, *map(_arithmetic_mean, columns)],
+        [_HARMONIC + over, *map(harmonic_mean, columns)],
+    ]
 
 
 def _arithmetic_mean(values: Sequence[float]) -> float:

@@ -89,13 +89,14 @@ def read_run(workdir: str | os.PathLike) -> Run:
         with noting(run.notes, "The feature store"):
             run.store = open_store(features)
     run.recordings = [folder for folder in (data, data / "dev_data") if folder.is_dir()]
-    names = run.config.get("names")
-    order = [str(name) for name in names] if isinstance(names, list) else []
+    names, classes = (
+        value if isinstance(value, list) else []
+        for value in (run.config.get("names"), run.config.get("classes"))
+    )
+    order = [str(name) for name in names]
     folders = sorted((workdir / "scores").glob("*/"))
     for folder in sorted(folders, key=lambda x: order.index(x.name) if x.name in order else -1):
-        figures = run.systems[folder.name].figures if folder.name in run.systems else {}
-        classes = run.config.get("classes")
-        classes = classes if isinstance(classes, list) else None
+        figures = run.systems.get(folder.name, System()).figures
         system = read_system(folder, figures, classes, run.store, run.notes)
         if system.figures or system.clips or system.training:
             run.systems[folder.name] = system
@@ -127,12 +128,8 @@ def _place(workdir: Path, config: Mapping[str, Any], name: str) -> Path:
 def _figures(path: Path) -> dict[str, dict[str, Any]]:
     systems = read_results(path).get("systems")
     if not isinstance(systems, dict) or not all(isinstance(x, dict) for x in systems.values()):
-        raise DataError(
-            path,
-            "no figures by system",
-            '{"systems": {name: figures}}',
-            "Remove the file; the scores are then evaluated again.",
-        )
+        remedy = "Remove the file; the scores are then evaluated again."
+        raise DataError(path, "no figures by system", '{"systems": {name: figures}}', remedy)
     return systems
 
 
@@ -157,8 +154,6 @@ def _read_training(path: Path, notes: list[str]) -> dict[str, list[dict[str, Any
     if bad == [len(lines)]:
         notes.append(f"Line {bad[0]} of {path.name} is cut short and left out.")
     elif bad:
-        notes.append(
-            f"{len(bad)} of {len(lines)} lines of {path.name} are not lines of metrics and left "
-            f"out, the first is line {bad[0]}."
-        )
+        what = f"{len(bad)} of {len(lines)} lines of {path.name} are not lines of metrics"
+        notes.append(f"{what} and left out, the first is line {bad[0]}.")
     return {stage: [by_key[key] for key in sorted(by_key)] for stage, by_key in rows.items()}

@@ -13,9 +13,7 @@ The figures made from them are in :mod:`asdproto.results.result_files`, scores a
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import math
 import os
 import re
@@ -27,7 +25,9 @@ import numpy as np
 
 from asdproto.data.dcase import Clip, parse_name
 from asdproto.errors import DataError
-from asdproto.results.result_files import as_number, read_rows, write_text
+from asdproto.files import read_csv
+from asdproto.results.result_files import as_number, write_rows
+from asdproto.scoring.backends import rows_by
 from asdproto.scoring.metrics import SectionScores, clip_files
 
 # (machine type, section) -> file -> (is an anomaly, domain)
@@ -35,6 +35,7 @@ _Facts = dict[tuple[str, str], dict[str, tuple[bool, str]]]
 _SCORE_FILE = re.compile(
     r"anomaly_score_(?P<machine>.+)_(?:section|id)_(?P<section>.+?)(?P<split>_test|_train)?\.csv"
 )
+_NAME = "anomaly_score_<machine type>_section_<nn>_test.csv"
 _NOT_FINITE_REMEDY = "Look for a diverged model or an empty clip, and score again."
 
 
@@ -64,6 +65,12 @@ class ScoreFile:
     scores: np.ndarray
     decisions: np.ndarray | None
 
+    def with_truth(self, truths: Iterable[tuple[bool, str]]) -> SectionScores:
+        """The section's table, given of each clip whether it is an anomaly, and its domain."""
+        anomaly, domains = map(np.array, zip(*truths, strict=True))
+        key = self.machine_type, self.section
+        return SectionScores(*key, self.files, self.scores, anomaly, domains, self.decisions)
+
 
 def read_score_files(folder: str | os.PathLike) -> list[ScoreFile]:
     """Reads every score file of a test set, with the decisions beside it.
@@ -79,42 +86,22 @@ def read_score_files(folder: str | os.PathLike) -> list[ScoreFile]:
       DataError: A name of another form, two files of one section, a row that is not
         ``file,number``, a clip scored twice, or decisions of other clips.
     """
-    paths: dict[tuple[str, str], Path] = {}
+    files: dict[tuple[str, str], ScoreFile] = {}
     for path in sorted(Path(folder).glob("anomaly_score_*.csv")):
         match = _SCORE_FILE.fullmatch(path.name)
         if match is None:
-            raise DataError(
-                path,
-                f"the name {path.name!r}",
-                "anomaly_score_<machine type>_section_<nn>_test.csv",
-                "Rename the file or move it elsewhere.",
-            )
+            raise DataError(path, f"the name {path.name!r}", _NAME, "Rename the file or move it.")
         if match["split"] == "_train":
             continue
         key = match["machine"], match["section"]
-        if key in paths:
-            raise DataError(
-                path,
-                f"scores of {key[0]} section {key[1]} here and in {paths[key].name}",
-                "one file per section",
-                "Remove one of the two.",
-            )
-        paths[key] = path
-    files = []
-    for (machine, section), path in sorted(paths.items()):
+        if key in files:
+            found = f"scores of {key[0]} section {key[1]} here and in {files[key].path.name}"
+            raise DataError(path, found, "one file per section", "Remove one of the two.")
         rows = _read_pairs(path, "anomaly score")
-        files.append(
-            ScoreFile(
-                path=path,
-                machine_type=machine,
-                section=section,
-                files=tuple(rows),
-                lines=tuple(line for line, _ in rows.values()),
-                scores=np.array([_as_score(path, *row) for row in rows.values()], np.float64),
-                decisions=_read_decisions(path, tuple(rows)),
-            )
-        )
-    return files
+        names, lines = tuple(rows), tuple(line for line, _ in rows.values())
+        scores = np.array([_as_score(path, *row) for row in rows.values()], np.float64)
+        files[key] = ScoreFile(path, *key, names, lines, scores, _read_decisions(path, names))
+    return [files[key] for key in sorted(files)]
 
 
 def read_scores(
@@ -147,20 +134,12 @@ def read_scores(
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise DataError(
-            folder,
-            "a file" if folder.exists() else "nothing",
-            "a folder of anomaly_score_*.csv",
-            "Check the path.",
-        )
+        found = "a file" if folder.exists() else "nothing"
+        raise DataError(folder, found, "a folder of anomaly_score_*.csv", "Check the path.")
     scored = read_score_files(folder)
     if not scored:
-        raise DataError(
-            folder,
-            "no score file of a test set",
-            "anomaly_score_<machine type>_section_<nn>_test.csv",
-            "Give the folder that holds the scores of one system.",
-        )
+        remedy = "Give the folder that holds the scores of one system."
+        raise DataError(folder, "no score file of a test set", _NAME, remedy)
     facts, source = None, ""
     if ground_truth is not None:
         facts, source = _official_truth(Path(ground_truth)), str(ground_truth)
@@ -207,79 +186,77 @@ def write_scores(
     """
     columns = {"anomaly_score": np.asarray(scores, np.float64)}
     if decisions is not None:
-        columns["decision_result"] = np.asarray(decisions).astype(bool)
+        columns["decision_result"] = np.asarray(decisions).astype(bool).astype(int)
     for name, values in columns.items():
         if values.shape != (len(clips),):
             raise ValueError(
                 f"{name} has shape {values.shape}, expected ({len(clips)},): one per clip"
             )
-    rows: dict[tuple[str, str], list[int]] = {}
-    for index, clip in enumerate(clips):
-        if not math.isfinite(scores[index]):
-            raise DataError(
-                clip.path, f"the score {scores[index]}", "a finite number", _NOT_FINITE_REMEDY
-            )
-        rows.setdefault((clip.machine_type, clip.section), []).append(index)
+    for clip, value in zip(clips, columns["anomaly_score"], strict=True):
+        if not math.isfinite(value):
+            raise DataError(clip.path, f"the score {value}", "a finite number", _NOT_FINITE_REMEDY)
+    sections = rows_by([(clip.machine_type, clip.section) for clip in clips])
     written = []
-    for (machine, section), indices in sorted(rows.items()):
-        files = clip_files([clips[index] for index in indices])
+    for (machine, section), rows in sorted(sections.items()):
+        files = clip_files([clips[row] for row in rows])
         for prefix, values in columns.items():
             name = f"{prefix}_{_file_part(machine)}_section_{_file_part(section)}_test.csv"
-            number = float if prefix == "anomaly_score" else int
-            cells = [repr(number(value)) for value in values[indices]]
-            text = io.StringIO()
-            csv.writer(text, lineterminator="\n").writerows(zip(files, cells, strict=True))
-            written.append(write_text(Path(folder) / name, text.getvalue()))
+            pairs = zip(files, values[rows].tolist(), strict=True)
+            written.append(write_rows(Path(folder) / name, pairs))
         if decisions is None:
             _decision_file(written[-1]).unlink(missing_ok=True)
     return written
 
 
+def clips_by_file(clips: Iterable[Clip]) -> dict[tuple[str, str], dict[str, Clip]]:
+    """The test clips among others, by (machine type, section) and by their name in score files."""
+    tested = [clip for clip in clips if clip.split == "test"]
+    sections = {}
+    for key, rows in rows_by([(clip.machine_type, clip.section) for clip in tested]).items():
+        members = [tested[row] for row in rows]
+        sections[key] = dict(zip(clip_files(members), members, strict=True))
+    return sections
+
+
 def _read_pairs(path: Path, value: str) -> dict[str, tuple[int, str]]:
     """File -> (line number, cell) of a headerless two-column csv."""
     rows: dict[str, tuple[int, str]] = {}
-    for line, cells in read_rows(path):
+    for line, cells in read_csv(path, escaped=False):
         where = f"{path}, line {line}"
-        if len(cells) != 2 or not cells[0].strip():
-            raise DataError(
-                where,
-                f"{len(cells)} columns in {','.join(cells)[:80]!r}",
-                f"two: file name and {value}",
-                "Correct the line, or score again.",
-            )
-        name = cells[0].strip()
+        if len(cells) != 2 or not cells[0]:
+            found = f"{len(cells)} columns in {','.join(cells)[:80]!r}"
+            raise DataError(where, found, f"two: file name and {value}", "Correct the line.")
+        name, cell = cells
         if name in rows:
-            raise DataError(
-                where,
-                f"{name} for the second time (first on line {rows[name][0]})",
-                "every clip once",
-                "Remove one of the two lines, or score again.",
-            )
-        rows[name] = line, cells[1].strip()
+            found = f"{name} for the second time (first on line {rows[name][0]})"
+            raise DataError(where, found, "every clip once", "Remove one of the two lines.")
+        rows[name] = line, cell
     if not rows:
-        raise DataError(
-            path, "no rows", f"lines of 'file,{value}'", "Score the section again, or remove it."
-        )
+        raise DataError(path, "no rows", f"lines of 'file,{value}'", "Score again, or remove it.")
     return rows
+
+
+def _read_flags(path: Path, value: str, expected: str) -> dict[str, bool]:
+    """File -> whether its cell is 1; any other than 0 is refused."""
+    flags = {}
+    for name, (line, cell) in _read_pairs(path, value).items():
+        if cell not in ("0", "1"):
+            raise DataError(f"{path}, line {line}", repr(cell), expected, "Correct the line.")
+        flags[name] = cell == "1"
+    return flags
 
 
 def _read_decisions(score_file: Path, files: tuple[str, ...]) -> np.ndarray | None:
     path = _decision_file(score_file)
     if not path.exists():
         return None
-    expected = "the decision 0 (normal) or 1 (anomaly)"
-    verdicts = {
-        name: _as_flag(path, *row, expected) for name, row in _read_pairs(path, "decision").items()
-    }
+    verdicts = _read_flags(path, "decision", "the decision 0 (normal) or 1 (anomaly)")
     _require_all(path, files, verdicts, what="decision")
     extra = sorted(set(verdicts) - set(files))
     if extra:
-        raise DataError(
-            path,
-            f"decisions of {len(extra)} clips without a score, the first of {extra[0]}",
-            f"the clips of {score_file.name}",
-            "Score and decide again together.",
-        )
+        found = f"decisions of {len(extra)} clips without a score, the first of {extra[0]}"
+        remedy = "Score and decide again together."
+        raise DataError(path, found, f"the clips of {score_file.name}", remedy)
     return np.array([verdicts[name] for name in files])
 
 
@@ -292,78 +269,52 @@ def _require_all(path: Path, expected: Iterable[str], given: Iterable[str], *, w
     expected = set(expected)
     missing = sorted(expected.difference(given))
     if missing:
-        raise DataError(
-            path,
-            f"no {what} for {len(missing)} of {len(expected)} clips, the first {missing[0]}",
-            f"a {what} for every clip of the section",
-            "Score them, or the figures would hold for another test set.",
-        )
+        found = f"no {what} for {len(missing)} of {len(expected)} clips, the first {missing[0]}"
+        remedy = "Score them, or the figures would hold for another test set."
+        raise DataError(path, found, f"a {what} for every clip of the section", remedy)
 
 
 def _with_truth(scored: ScoreFile, facts: _Facts | None, source: str) -> SectionScores:
-    known = {} if facts is None else facts.get((scored.machine_type, scored.section), {})
-    truths = []
-    for line, name in zip(scored.lines, scored.files, strict=True):
-        try:
-            if facts is None:
-                truths.append(_truth_of_name(scored.section, name))
-            elif name in known:
-                truths.append(known[name])
-            else:
-                raise DataError(
-                    name,
-                    f"{name} of {scored.machine_type} section {scored.section}, whose state "
-                    f"{source} does not say",
-                    "normal or anomaly for every scored clip",
-                    "Give the ground truth of this test set.",
-                )
-        except DataError as error:
-            where = f"{scored.path}, line {line}"
-            raise DataError(where, error.found, error.expected, error.remedy) from None
+    key = scored.machine_type, scored.section
+    lines = [f"{scored.path}, line {line}" for line in scored.lines]
+    if facts is None:
+        named = zip(lines, scored.files, strict=True)
+        known = {name: _truth_of_name(where, scored.section, name) for where, name in named}
+    else:
+        known = facts.get(key, {})
+    for where, name in zip(lines, scored.files, strict=True):
+        if name not in known:
+            found = f"{name} of {key[0]} section {key[1]}, whose state {source} does not say"
+            remedy = "Give the ground truth of this test set."
+            raise DataError(where, found, "normal or anomaly for every scored clip", remedy)
     _require_all(scored.path, known, scored.files, what="score")
-    return SectionScores(
-        machine_type=scored.machine_type,
-        section=scored.section,
-        files=scored.files,
-        scores=scored.scores,
-        anomaly=np.array([anomaly for anomaly, _ in truths]),
-        domains=np.array([domain for _, domain in truths]),
-        decisions=scored.decisions,
-    )
+    return scored.with_truth(known[name] for name in scored.files)
 
 
-def _truth_of_name(section: str, name: str) -> tuple[bool, str]:
-    parsed = parse_name(name)
+def _truth_of_name(where: str, section: str, name: str) -> tuple[bool, str]:
+    try:
+        parsed = parse_name(name)
+    except DataError as error:
+        raise DataError(where, error.found, error.expected, error.remedy) from None
     if not parsed.state:
-        raise DataError(
-            name,
-            f"{name}, whose name does not say whether it is normal",
-            "'normal' or 'anomaly' in the name",
-            "Give the ground truth: a folder of official files, or the collection's csv.",
-        )
+        found = f"{name}, whose name does not say whether it is normal"
+        remedy = "Give the ground truth: a folder of official files, or the collection's csv."
+        raise DataError(where, found, "'normal' or 'anomaly' in the name", remedy)
     if parsed.section != section:
-        raise DataError(
-            name,
-            f"{name} of section {parsed.section}",
-            f"clips of section {section}",
-            "Move the line to the file of its section.",
-        )
+        found, remedy = f"{name} of section {parsed.section}", "Move it to the file of its section."
+        raise DataError(where, found, f"clips of section {section}", remedy)
     return parsed.state == "anomaly", parsed.domain
 
 
 def _truth_of_clips(clips: Sequence[Clip]) -> _Facts:
-    rows: dict[tuple[str, str], list[Clip]] = {}
-    for clip in clips:
-        if clip.split == "test":
-            rows.setdefault((clip.machine_type, clip.section), []).append(clip)
     return {
         key: {
             name: (clip.state == "anomaly", clip.domain)
-            for name, clip in zip(clip_files(members), members, strict=True)
+            for name, clip in named.items()
             if clip.state
         }
-        for key, members in rows.items()
-        if any(clip.state for clip in members)
+        for key, named in clips_by_file(clips).items()
+        if any(clip.state for clip in named.values())
     }
 
 
@@ -377,12 +328,11 @@ def _official_truth(folder: Path) -> _Facts:
         targets = domains.get((machine, section), {})
         lacking = sorted(flags.keys() - targets.keys())
         if lacking:
+            clips = f"{len(lacking)} clips of {machine} section {section}, the first {lacking[0]}"
+            expected = "a domain for every clip of ground_truth_data"
+            remedy = "Fetch the official ground truth again."
             raise DataError(
-                folder / "ground_truth_domain",
-                f"no domain for {len(lacking)} clips of {machine} section {section}, the first "
-                f"{lacking[0]}",
-                "a domain for every clip of ground_truth_data",
-                "Fetch the official ground truth again.",
+                folder / "ground_truth_domain", f"no domain for {clips}", expected, remedy
             )
         facts[machine, section] = {
             name: (anomaly, "target" if targets[name] else "source")
@@ -394,44 +344,28 @@ def _official_truth(folder: Path) -> _Facts:
 def _ground_truth_column(folder: Path, expected: str) -> dict[tuple[str, str], dict[str, bool]]:
     pattern = re.compile(r"ground_truth_(.+)_section_(.+?)(?:_test)?\.csv")
     column = {
-        (match[1], match[2]): {
-            name: _as_flag(path, *row, expected)
-            for name, row in _read_pairs(path, "0 or 1").items()
-        }
+        (match[1], match[2]): _read_flags(path, "0 or 1", expected)
         for path in sorted(folder.glob("ground_truth_*.csv"))
         if (match := pattern.fullmatch(path.name))
     }
     if not column:
-        raise DataError(
-            folder,
-            "no ground truth file",
-            "ground_truth_<machine type>_section_<nn>_test.csv",
-            "Give the folder above ground_truth_data and ground_truth_domain.",
-        )
+        name = "ground_truth_<machine type>_section_<nn>_test.csv"
+        remedy = "Give the folder above ground_truth_data and ground_truth_domain."
+        raise DataError(folder, "no ground truth file", name, remedy)
     return column
 
 
 def _as_score(path: Path, line: int, cell: str) -> float:
     value = as_number(path, line, cell, "a number; the official files have no header line")
     if not math.isfinite(value):
-        raise DataError(
-            f"{path}, line {line}", f"the score {cell}", "a finite number", _NOT_FINITE_REMEDY
-        )
+        where = f"{path}, line {line}"
+        raise DataError(where, f"the score {cell}", "a finite number", _NOT_FINITE_REMEDY)
     return value
-
-
-def _as_flag(path: Path, line: int, cell: str, expected: str) -> bool:
-    if cell not in ("0", "1"):
-        raise DataError(f"{path}, line {line}", repr(cell), expected, "Correct the line.")
-    return cell == "1"
 
 
 def _file_part(name: str) -> str:
     if not name or "/" in name or os.sep in name or name.startswith("."):
-        raise DataError(
-            name,
-            f"the machine type or section {name!r}",
-            "a name that can be part of a file name",
-            "Rename it in the collection's csv.",
-        )
+        found = f"the machine type or section {name!r}"
+        remedy = "Rename it in the collection's csv."
+        raise DataError(name, found, "a name that can be part of a file name", remedy)
     return name

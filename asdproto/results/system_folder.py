@@ -27,13 +27,15 @@ from asdproto.data.dcase import Clip, ParsedName, parse_name
 from asdproto.data.store import FeatureStore
 from asdproto.errors import DataError
 from asdproto.files import read_arrays, read_json
-from asdproto.results.score_files import ScoreFile, read_score_files
+from asdproto.results import class_name
+from asdproto.results.score_files import ScoreFile, clips_by_file, read_score_files
 from asdproto.results.windows import Windows, read_windows
 from asdproto.scoring.backends import Scorer
-from asdproto.scoring.metrics import SectionScores, UndefinedMetricWarning, clip_files, evaluate
+from asdproto.scoring.metrics import SectionScores, UndefinedMetricWarning, evaluate
 from asdproto.scoring.thresholds import ThresholdWarning, decide, gamma_threshold
 
 QUANTILES = (0.8, 0.9, 0.95, 0.99)
+_MOST_DRAWN = 400  # training clips of a machine type in its map
 _AGAIN = "Score again."
 
 
@@ -148,7 +150,7 @@ class System:
 def read_system(
     folder: Path,
     figures: dict[str, Any],
-    classes: Any,
+    classes: Sequence[Any],
     store: FeatureStore | None,
     notes: list[str],
 ) -> System:
@@ -157,7 +159,7 @@ def read_system(
     Args:
       folder: ``WORKDIR/scores/SYSTEM``.
       figures: Of the system, where they are known; made from the scores where empty.
-      classes: Attribute classes as ``config.json`` lists them, or None.
+      classes: Attribute classes as ``config.json`` lists them; empty where it does not.
       store: The run's feature store, which knows the clips, or None.
       notes: Sentences for the reader of the report are appended.
 
@@ -182,7 +184,7 @@ def read_system(
         with noting(notes, f"{name}: embeddings"):
             embeddings = _read_embeddings(folder / "embeddings.npz")
             system.maps = _maps(embeddings, store)
-    scorer, names = None, [_class_name(key) for key in classes or ()]
+    scorer, names = None, [class_name(key) for key in classes]
     if (folder / "member_0.npz").exists() and names:
         with noting(notes, f"{name}: back-end"):
             member = read_arrays(folder / "member_0.npz", remedy=_AGAIN)
@@ -191,36 +193,26 @@ def read_system(
             with contextlib.suppress(ValueError):
                 scorer = Scorer.from_arrays(below)
                 system.similarity = _similarity(scorer, names)
-    known = _known_clips(store)
+    known = clips_by_file(store.clips if store else ())
     for one in files:
-        facts = [_facts(known, one, file) for file in one.files]
+        key = one.machine_type, one.section
+        facts = [_facts(known.get(key, {}), one, file) for file in one.files]
         paths = [getattr(fact, "path", "") for fact in facts]
-        nearest = _nearest(scorer, embeddings, (one.machine_type, one.section), paths, names)
+        nearest = _nearest(scorer, embeddings, key, paths, names)
         decisions = [None] * len(facts) if one.decisions is None else one.decisions.tolist()
         system.clips += [
-            ScoredClip(file, path, one.machine_type, one.section, fact.state, fact.domain, *values)
+            ScoredClip(file, path, *key, fact.state, fact.domain, *values)
             for file, path, fact, *values in zip(
                 one.files, paths, facts, one.scores.tolist(), decisions, nearest, strict=True
             )
         ]
         if all(fact.state for fact in facts):
-            system.tables.append(
-                SectionScores(
-                    machine_type=one.machine_type,
-                    section=one.section,
-                    files=one.files,
-                    scores=one.scores,
-                    anomaly=np.array([fact.state == "anomaly" for fact in facts]),
-                    domains=np.array([fact.domain for fact in facts]),
-                    decisions=one.decisions,
-                )
-            )
+            truths = [(fact.state == "anomaly", fact.domain) for fact in facts]
+            system.tables.append(one.with_truth(truths))
     unknown = sum(not clip.state for clip in system.clips)
     if unknown:
-        notes.append(
-            f"{name}: {unknown} of {len(system.clips)} test clips carry no ground truth; what "
-            "needs it is left out."
-        )
+        clips = f"{unknown} of {len(system.clips)} test clips"
+        notes.append(f"{name}: {clips} carry no ground truth; what needs it is left out.")
     elif files and not system.figures:
         with warnings.catch_warnings():
             # What is undefined is among the notes.
@@ -253,14 +245,11 @@ def infer_thresholds(files: Sequence[ScoreFile]) -> dict[str, float]:
     }
 
 
-def threshold_effects(
-    system: System, quantiles: Sequence[float] = QUANTILES
-) -> list[ThresholdEffect]:
-    """What thresholds at several quantiles of the training scores do to the test clips.
+def threshold_effects(system: System) -> list[ThresholdEffect]:
+    """What thresholds at :data:`QUANTILES` of the training scores do to the test clips.
 
     Args:
       system: A system with held-out training scores; there are no effects without.
-      quantiles: In (0, 1).
 
     Returns:
       One a machine type and quantile; with the share of training clips above where no test clip
@@ -269,9 +258,11 @@ def threshold_effects(
     effects = []
     for machine, training in system.training.items():
         clips = [clip for clip in system.clips if clip.machine_type == machine]
+        if system.clips and not clips:
+            continue
         scores = np.array([clip.score for clip in clips])
         states = np.array([clip.state for clip in clips])
-        for quantile in quantiles:
+        for quantile in QUANTILES:
             with warnings.catch_warnings():
                 # The threshold in use is what people are warned of.
                 warnings.simplefilter("ignore", ThresholdWarning)
@@ -281,10 +272,8 @@ def threshold_effects(
                 float(called[states == state].mean()) if np.any(states == state) else None
                 for state in ("normal", "anomaly")
             )
-            if len(clips) or not system.clips:
-                share = float((called if len(clips) else decide(training, threshold)).mean())
-                effect = ThresholdEffect(machine, quantile, threshold, share, normal, anomalous)
-                effects.append(effect)
+            share = float((called if clips else decide(training, threshold)).mean())
+            effects.append(ThresholdEffect(machine, quantile, threshold, share, normal, anomalous))
     return effects
 
 
@@ -297,28 +286,13 @@ def noting(notes: list[str], what: str) -> Iterator[None]:
         notes.append(f"{what} is left out: {error}")
 
 
-def _known_clips(store: FeatureStore | None) -> dict[tuple[str, str, str], Clip]:
-    """(machine type, section, name in score files) -> test clip."""
-    sections: dict[tuple[str, str], list[Clip]] = {}
-    for clip in store.clips if store else ():
-        if clip.split == "test":
-            sections.setdefault((clip.machine_type, clip.section), []).append(clip)
-    return {
-        (*key, file): clip
-        for key, clips in sections.items()
-        for file, clip in zip(clip_files(clips), clips, strict=True)
-    }
-
-
-def _facts(
-    known: Mapping[tuple[str, str, str], Clip], scored: ScoreFile, file: str
-) -> Clip | ParsedName:
-    key = scored.machine_type, scored.section
-    if (*key, file) in known:
-        return known[*key, file]
+def _facts(named: Mapping[str, Clip], scored: ScoreFile, file: str) -> Clip | ParsedName:
+    if file in named:
+        return named[file]
     try:
         return parse_name(file)
     except DataError:
+        key = scored.machine_type, scored.section
         return Clip("", *key, domain="", split="test", state="", attributes="")
 
 
@@ -350,9 +324,7 @@ def _read_embeddings(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _maps(
-    arrays: Mapping[str, np.ndarray], store: FeatureStore | None, most: int = 400
-) -> list[EmbeddingMap]:
+def _maps(arrays: Mapping[str, np.ndarray], store: FeatureStore | None) -> list[EmbeddingMap]:
     """Principal components of each machine type's embeddings, training and test clips together."""
     known = {clip.path: clip for clip in store.clips} if store else {}
     facts: dict[str, list[Clip | ParsedName]] = {
@@ -366,7 +338,7 @@ def _maps(
             for group in facts.values()
         )
         # Every so many of them: enough to see where they lie, and a page that stays small.
-        train = train[:: max(1, -(-len(train) // most))]
+        train = train[:: max(1, -(-len(train) // _MOST_DRAWN))]
         both = np.concatenate([arrays["train"][train], arrays["test"][test]]).astype(np.float64)
         centered = both - both.mean(axis=0)
         places = centered @ np.linalg.svd(centered, full_matrices=False)[2][:2].T
@@ -409,14 +381,8 @@ def _similarity(scorer: Scorer, classes: Sequence[str]) -> Similarity | None:
         for label in np.unique(model.labels):
             # k-NN keeps every training embedding, the others one prototype a class.
             prototypes.append(model.references[model.labels == label].mean(axis=0))
-            groups.append(_class_name(key))
+            groups.append(class_name(key))
             names.append(classes[label] if label < len(classes) else str(label))
     unit = np.array(prototypes)
     unit = unit / np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
     return Similarity(groups, names, np.clip(unit @ unit.T, -1.0, 1.0)) if len(names) > 1 else None
-
-
-def _class_name(key: Any) -> str:
-    return (
-        " ".join(str(part) for part in key if part) if isinstance(key, (list, tuple)) else str(key)
-    )

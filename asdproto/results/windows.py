@@ -1,9 +1,6 @@
 """Where in time the scores of clips come from: ``windows.npz`` beside a system's score files.
 
-It holds ``files`` (paths of clips relative to the root of the collection, shape ``[n]``) and,
-for each of ``w`` windows, ``clips`` (row of ``files``), ``starts`` and ``seconds`` (begin and
-length of the window, in seconds) and ``scores`` (of the window against its clip's section, on the
-scale of the clip's own score), each of shape ``[w]``.
+It holds ``files``, ``clips``, ``starts``, ``seconds`` and ``scores``: see :func:`write_windows`.
 """
 
 from __future__ import annotations
@@ -52,7 +49,8 @@ def write_windows(
       clips: Integer, shape ``[w]``: row of ``files`` that each window belongs to.
       starts: Floating, shape ``[w]``: begin of each window in its clip, seconds.
       seconds: Floating, shape ``[w]`` or a scalar: length of each window.
-      scores: Floating, shape ``[w]``.
+      scores: Floating, shape ``[w]``: of each window against its clip's section, on the scale of
+        the clip's own score.
 
     Returns:
       The file written.
@@ -60,15 +58,14 @@ def write_windows(
     Raises:
       ValueError: Lengths differ, or a clip has no file.
     """
-    arrays = {"files": np.asarray(files, np.str_), "clips": np.asarray(clips, np.int64)}
-    for name, values in (("starts", starts), ("seconds", seconds), ("scores", scores)):
-        arrays[name] = np.broadcast_to(np.asarray(values, np.float64), arrays["clips"].shape)
-    if arrays["clips"].size and not 0 <= arrays["clips"].min() <= arrays["clips"].max() < len(
-        files
-    ):
+    rows = np.asarray(clips, np.int64)
+    if rows.size and not 0 <= rows.min() <= rows.max() < len(files):
         raise ValueError(
             f"clips has rows outside 0 to {len(files) - 1}, expected one of each window"
         )
+    arrays = {"files": np.asarray(files, np.str_), "clips": rows}
+    for name, values in (("starts", starts), ("seconds", seconds), ("scores", scores)):
+        arrays[name] = np.broadcast_to(np.asarray(values, np.float64), rows.shape)
     path = Path(folder) / WINDOWS
     path.parent.mkdir(parents=True, exist_ok=True)
     write_arrays(path, arrays)

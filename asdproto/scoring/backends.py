@@ -15,10 +15,11 @@ import functools
 import json
 import operator
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, TypeVar, get_args
 
 import numpy as np
 
+Key = TypeVar("Key", bound=Hashable)
 Kind = Literal["mahalanobis", "cosine", "knn", "mahalanobis-knn"]
 Covariance = Literal["shrinkage", "ledoit-wolf", "ridge", "pinv"]
 Center = Literal["global", "class"]
@@ -52,6 +53,9 @@ class SectionModel:
     def whitened(self) -> np.ndarray:
         """The references, made once: of nearest neighbors they are all training embeddings."""
         return _whitened(self.references, self.whitening)
+
+
+_MODEL_ARRAYS = tuple(field.name for field in dataclasses.fields(SectionModel))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -112,11 +116,7 @@ class Scorer:
     def _compare(
         self, embeddings: np.ndarray, sections: Sequence[Hashable], *, training: bool
     ) -> tuple[np.ndarray, np.ndarray]:
-        embeddings = _checked(embeddings, "embeddings")
-        if len(sections) != len(embeddings):
-            raise ValueError(
-                f"sections has length {len(sections)}, expected {len(embeddings)}: one per clip"
-            )
+        embeddings = _checked(embeddings, sections)
         scores = np.empty(len(embeddings))
         labels = np.empty(len(embeddings), np.int64)
         for key, rows in rows_by(sections).items():
@@ -149,15 +149,12 @@ class Scorer:
         Raises:
           TypeError: A section key is not made of strings, numbers and tuples of them.
         """
-        header = {
-            "kind": self.kind,
-            "neighbors": self.neighbors,
-            "sections": list(self.sections),
-        }
+        sections = list(self.sections)
+        header = {"kind": self.kind, "neighbors": self.neighbors, "sections": sections}
         arrays = {"header": np.array(json.dumps(header, default=operator.index))}
         for number, model in enumerate(self.sections.values()):
-            for field in dataclasses.fields(SectionModel):
-                arrays[f"{field.name}_{number}"] = getattr(model, field.name)
+            for name in _MODEL_ARRAYS:
+                arrays[f"{name}_{number}"] = getattr(model, name)
         return arrays
 
     @classmethod
@@ -176,12 +173,7 @@ class Scorer:
         try:
             header = json.loads(str(arrays["header"]))
             models = [
-                SectionModel(
-                    **{
-                        field.name: np.asarray(arrays[f"{field.name}_{number}"])
-                        for field in dataclasses.fields(SectionModel)
-                    }
-                )
+                SectionModel(*(np.asarray(arrays[f"{name}_{number}"]) for name in _MODEL_ARRAYS))
                 for number in range(len(header["sections"]))
             ]
             keys = [_hashable(key) for key in header["sections"]]
@@ -262,16 +254,12 @@ def fit_scorer(
       matrices, 2004. Wilkinghoff et al., Local density-based anomaly score normalization for
       domain generalization, 2025 (arXiv 2509.10951).
     """
-    embeddings = _checked(embeddings, "embeddings")
+    embeddings = _checked(embeddings, sections)
     labels = np.asarray(labels)
     if labels.shape != (len(embeddings),) or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(
             f"labels has shape {labels.shape} and dtype {labels.dtype}, expected integers of shape "
             f"({len(embeddings)},): one class per embedding"
-        )
-    if len(sections) != len(embeddings):
-        raise ValueError(
-            f"sections has length {len(sections)}, expected {len(embeddings)}: one per embedding"
         )
     if not len(embeddings):
         raise ValueError("there are no embeddings to fit on: expected at least one training clip")
@@ -484,25 +472,30 @@ def _mean_of_smallest(distances: np.ndarray, count: int, skip: int = 0) -> np.nd
     return np.sort(smallest, axis=1)[:, skip:].mean(axis=1)
 
 
-def rows_by(keys: Sequence[Hashable]) -> dict[Hashable, np.ndarray]:
+def rows_by(keys: Sequence[Key]) -> dict[Key, np.ndarray]:
     """Rows of every key, ascending, keys in order of first occurrence."""
-    rows: dict[Hashable, list[int]] = {}
+    rows: dict[Key, list[int]] = {}
     for index, key in enumerate(keys):
         rows.setdefault(key, []).append(index)
     return {key: np.array(indices) for key, indices in rows.items()}
 
 
-def _checked(array: np.ndarray, name: str) -> np.ndarray:
-    array = np.ascontiguousarray(array, np.float64)
-    if array.ndim != 2:
-        raise ValueError(f"{name} has shape {array.shape}, expected [clips, dim]")
-    bad = np.flatnonzero(~np.isfinite(array).all(axis=1))
+def _checked(embeddings: np.ndarray, sections: Sequence[Hashable]) -> np.ndarray:
+    """Embeddings in float64, finite and one for each section key."""
+    embeddings = np.ascontiguousarray(embeddings, np.float64)
+    if embeddings.ndim != 2:
+        raise ValueError(f"embeddings has shape {embeddings.shape}, expected [clips, dim]")
+    bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
     if bad.size:
         raise ValueError(
-            f"{name}: {bad.size} of {len(array)} rows are not finite, the first is row {bad[0]}; "
-            "look for a diverged model or an empty clip"
+            f"embeddings: {bad.size} of {len(embeddings)} rows are not finite, the first is row "
+            f"{bad[0]}; look for a diverged model or an empty clip"
         )
-    return array
+    if len(sections) != len(embeddings):
+        raise ValueError(
+            f"sections has length {len(sections)}, expected {len(embeddings)}: one per embedding"
+        )
+    return embeddings
 
 
 def _hashable(key: Any) -> Any:

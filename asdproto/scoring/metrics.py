@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from asdproto.scoring.backends import rows_by
+
 AUC_METRICS = ("source_auc", "target_auc", "pauc")
 DECISION_METRICS = (
     "precision_source",
@@ -74,8 +76,7 @@ class SectionScores:
             value = np.asarray(value, dtype)
             if value.shape != (count,):
                 raise ValueError(
-                    f"{name}: {field} has shape {value.shape}, expected ({count},) as there are "
-                    f"{count} files"
+                    f"{name}: {field} has shape {value.shape}, expected ({count},): one per file"
                 )
             object.__setattr__(self, field, value)
         bad = np.flatnonzero(~np.isfinite(self.scores))
@@ -93,9 +94,8 @@ class SectionScores:
 
     def in_domain(self, domain: str) -> np.ndarray:
         """bool, shape ``[n]``: the clips of ``"source"`` (``""`` included) or of ``"target"``."""
-        if domain == "source":
-            return self.domains != "target"
-        return self.domains == domain
+        is_target = self.domains == "target"
+        return is_target if domain == "target" else ~is_target
 
 
 def group_scores(
@@ -123,28 +123,25 @@ def group_scores(
         raise ValueError(f"scores has shape {scores.shape}, expected ({len(clips)},): one per clip")
     verdicts = None if decisions is None else np.asarray(decisions)
     if verdicts is not None and verdicts.shape != scores.shape:
-        raise ValueError(
-            f"decisions has shape {verdicts.shape}, expected ({len(clips)},): one per clip"
-        )
-    rows: dict[tuple[str, str], list[int]] = {}
-    for index, clip in enumerate(clips):
+        raise ValueError(f"decisions has shape {verdicts.shape}, expected {scores.shape}")
+    for clip in clips:
         if clip.state not in ("normal", "anomaly"):
             raise ValueError(
                 f"{clip.name}: the state is {clip.state!r}, expected 'normal' or 'anomaly'; clips "
                 "without ground truth can be scored but not evaluated"
             )
-        rows.setdefault((clip.machine_type, clip.section), []).append(index)
+    sections = rows_by([(clip.machine_type, clip.section) for clip in clips])
     return [
         SectionScores(
             machine_type=machine_type,
             section=section,
-            files=clip_files([clips[index] for index in indices]),
-            scores=scores[indices],
-            anomaly=np.array([clips[index].state == "anomaly" for index in indices]),
-            domains=np.array([clips[index].domain for index in indices]),
-            decisions=None if verdicts is None else verdicts[indices],
+            files=clip_files([clips[row] for row in rows]),
+            scores=scores[rows],
+            anomaly=np.array([clips[row].state == "anomaly" for row in rows]),
+            domains=np.array([clips[row].domain for row in rows]),
+            decisions=None if verdicts is None else verdicts[rows],
         )
-        for (machine_type, section), indices in sorted(rows.items())
+        for (machine_type, section), rows in sorted(sections.items())
     ]
 
 
@@ -307,8 +304,7 @@ def evaluate(tables: Iterable[SectionScores], *, max_fpr: float = 0.1) -> dict[s
         machine = sections.setdefault(table.machine_type, {})
         if table.section in machine:
             raise ValueError(
-                f"{table.machine_type} section {table.section} is given twice; give every section "
-                "once"
+                f"{table.machine_type} section {table.section} is given twice, expected once"
             )
         figures = section_metrics(table, max_fpr=max_fpr)
         machine[table.section] = figures
@@ -400,8 +396,7 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> dict[s
     """
     if len(first) != len(second) or not len(first):
         raise ValueError(
-            f"paired figures: expected as many of both, at least one, found {len(first)} and "
-            f"{len(second)}"
+            f"paired figures: found {len(first)} and {len(second)}, expected as many of both"
         )
     gains = np.asarray(second, np.float64) - np.asarray(first, np.float64)
     return {**_spread(gains), "higher": int((gains > 0).sum())}

@@ -46,8 +46,6 @@ def gamma_threshold(scores: np.ndarray, *, quantile: float = 0.9) -> float:
     if not 0.0 < quantile < 1.0:
         raise ValueError(f"quantile is {quantile}, expected a number between 0 and 1")
     empirical = float(np.quantile(scores, quantile))
-    reason = ""
-    threshold = empirical
     if np.ptp(scores) <= 1e-12 * max(1.0, float(np.abs(scores).max())):
         reason = "they are all the same"
     else:
@@ -62,15 +60,15 @@ def gamma_threshold(scores: np.ndarray, *, quantile: float = 0.9) -> float:
             reason = f"the fit failed ({error})"
         else:
             reason = _implausible(scores, threshold, quantile)
-    if reason:
-        warnings.warn(
-            f"no gamma distribution describes the {scores.size} training scores: {reason}; their "
-            f"own {quantile:.0%} quantile, {empirical:.6g}, is the threshold",
-            ThresholdWarning,
-            stacklevel=2,
-        )
-        return empirical
-    return threshold
+            if not reason:
+                return threshold
+    warnings.warn(
+        f"no gamma distribution describes the {scores.size} training scores: {reason}; their "
+        f"own {quantile:.0%} quantile, {empirical:.6g}, is the threshold",
+        ThresholdWarning,
+        stacklevel=2,
+    )
+    return empirical
 
 
 def decide(scores: np.ndarray, threshold: float | np.ndarray) -> np.ndarray:

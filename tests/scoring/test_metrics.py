@@ -400,7 +400,7 @@ GOOD = "section_00_source_test_normal_0000.wav"
         ("section_01_source_test_normal_0000.wav,1\n", r"line 1: found .* of section 01"),
         ("noise.wav,1\n", r"line 1: found the name 'noise.wav'"),
         ("", "found no rows"),
-        ('"broken,1\n', "not csv"),
+        ('"broken,1\n', "never closed"),
     ],
 )
 def test_malformed_score_files_are_refused(tmp_path, text, message):
