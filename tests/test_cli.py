@@ -107,6 +107,15 @@ def test_evaluate_keeps_a_result_that_differs(run, scores):
     assert (folder / "new" / "place" / "result.csv").read_text() == text
 
 
+def test_evaluate_leaves_the_figures_of_a_run_alone(run, scores, tmp_path):
+    folder = _finished_run(tmp_path / "run", 0, 0.6)
+    before = (folder / "results.json").read_bytes()
+    code, _, err = run("evaluate", scores[0], "--out", folder)
+    assert code == 1
+    assert f"{folder}: found the folder of a run" in err
+    assert (folder / "results.json").read_bytes() == before
+
+
 def test_evaluate_a_folder_that_cannot_be_written(run, scores, monkeypatch):
     folder, _ = scores
 
@@ -628,7 +637,10 @@ def _finished_run(folder, seed, overall, **config):
 
 
 def test_summarize(run, tmp_path):
-    folders = [_finished_run(tmp_path / f"{s}", s, o) for s, o in ((0, 0.6), (1, 0.7), (5, 0.8))]
+    folders = [
+        _finished_run(tmp_path / f"{s}", s, o, features=f"{tmp_path}/{s}/features")
+        for s, o in ((0, 0.6), (1, 0.7), (5, 0.8))
+    ]
     out = tmp_path / "all.json"
     code, text, _ = run("summarize", *folders, "--out", out)
     assert code == 0

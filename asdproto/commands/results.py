@@ -55,12 +55,16 @@ def add_evaluate(subparsers: Any) -> None:
 def evaluate(arguments: argparse.Namespace) -> int:
     """Prints and writes the metrics of a run or of scores; 1 where a kept result.csv differs."""
     from asdproto.data.table import load_collection
+    from asdproto.errors import DataError
     from asdproto.results.result_files import write_results
     from asdproto.results.score_files import read_scores
     from asdproto.results.tables import print_table
     from asdproto.scoring.metrics import evaluate
 
-    truth, folder = arguments.ground_truth, arguments.scores
+    truth, folder, out = arguments.ground_truth, arguments.scores, arguments.out
+    if out is not None and (out / "config.json").is_file():
+        remedy = "Name a new folder: these figures would replace those of the run."
+        raise DataError(out, "the folder of a run", "a folder for figures", remedy)
     is_run = truth is None and (folder / "config.json").is_file()
     system = folder.resolve()
     above = system.parent
@@ -79,13 +83,13 @@ def evaluate(arguments: argparse.Namespace) -> int:
     print_table(results)
     print("percent; pAUC is standardized: chance is 50")
     if is_run:
-        if arguments.out is not None:
-            print(f"written: {write_results(arguments.out / 'results.json', results)}")
+        if out is not None:
+            print(f"written: {write_results(out / 'results.json', results)}")
         return 0
     try:
-        return _write_results(arguments.out or folder, results, arguments.overwrite)
+        return _write_results(out or folder, results, arguments.overwrite)
     except PermissionError as error:
-        if arguments.out is not None:
+        if out is not None:
             raise
         print(f"note: nothing written: {message(error)}; --out names another folder")
         return 0
@@ -175,7 +179,8 @@ def summarize(arguments: argparse.Namespace) -> int:
         runs.append(read_run_results(folder / "results.json"))
         # Not by read_results: it makes of null a nan, which equals nothing.
         configs.append(read_json(folder / "config.json", remedy=again))
-    first = {name: value for name, value in configs[0].items() if name != "seeds"}
+    # Features of the same settings are the same, wherever they lie.
+    first = {n: value for n, value in configs[0].items() if n not in ("seeds", "features")}
     for folder, config in zip(arguments.workdirs, configs, strict=True):
         different = [name for name, value in first.items() if config.get(name) != value]
         if different:

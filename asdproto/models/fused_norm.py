@@ -7,14 +7,14 @@ the activations sums and one writes.
 Three things pay, each measured alone by ``experiments/benchmarks/program.py`` for an H100 (width
 64, bfloat16; kernels and megabytes of a step):
 
-==============================================  ============  =============  =================
-..                                              pre-training  fine-tuning    8 runs, pre-train
-==============================================  ============  =============  =================
-as it is                                        263, 885      285, 1,917     302, 8,160
-gradient by automatic differentiation           301, 980      not measured   not measured
-two sums instead of one of pairs                279, 897      304, 1,941     308, 8,147
-sums of pairs in one go instead of two halves   255, 925      279, 1,979     296, 8,510
-==============================================  ============  =============  =================
+==============================================  ============  ============  =================
+..                                              pre-training  fine-tuning   8 runs, pre-train
+==============================================  ============  ============  =================
+as it is                                        260, 885      287, 1,917    301, 8,150
+gradient by automatic differentiation           300, 980      not measured  325, 9,045
+two sums instead of one of pairs                276, 896      306, 1,941    307, 8,138
+sums of pairs in one go instead of two halves   252, 924      281, 1,979    295, 8,501
+==============================================  ============  ============  =================
 """
 
 import functools

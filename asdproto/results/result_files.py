@@ -5,8 +5,6 @@ Every file is written under a temporary name and moved into place, so none is ev
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import os
@@ -18,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from asdproto.errors import DataError
-from asdproto.files import read_csv, read_json, write_atomically
+from asdproto.files import csv_text, read_csv, read_json, write_atomically
 from asdproto.scoring.metrics import AUC_METRICS, DECISION_METRICS, harmonic_mean
 
 _COLUMNS = {
@@ -220,9 +218,7 @@ def write_rows(path: str | os.PathLike, rows: Iterable[Iterable[Any]]) -> Path:
     Returns:
       The path.
     """
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return write_text(path, text.getvalue())
+    return write_text(path, csv_text(rows))
 
 
 def as_number(path: str | os.PathLike, line: int, cell: str, expected: str = "a number") -> float:

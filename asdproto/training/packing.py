@@ -9,13 +9,14 @@ bfloat16; kernels and megabytes of a step):
 =========================================  ============  ===========  =================
 ..                                         pre-training  fine-tuning  8 runs, pre-train
 =========================================  ============  ===========  =================
-as it is                                   263, 885      285, 1,917   302, 8,160
-without the vector of small parameters     311, 884      333, 1,915   347, 8,163
-without kernels in the dtype of the model  307, 1,021    329, 2,053   330, 9,197
+as it is                                   260, 885      287, 1,917   301, 8,150
+without the vector of small parameters     310, 883      337, 1,915   348, 8,154
+without kernels in the dtype of the model  304, 1,020    331, 2,052   329, 9,188
 =========================================  ============  ===========  =================
 
-``optax.flatten`` under ``optax.partition`` is no substitute for the vector (315 kernels): it makes
-one update of many small ones, but parameters go into the loop and out of it one by one.
+``optax.flatten`` under ``optax.partition`` is no substitute for the vector (315 kernels where
+the vector had 263): it makes one update of many small ones, but parameters go into the loop and out
+of it one by one.
 """
 
 import dataclasses
