@@ -294,6 +294,11 @@ def plain_cell(text: str) -> str:
     return text[1:] if re.match(r"'+[=+\-@\t\r]", text) else text
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Writes a value as json by :func:`write_atomically`."""
+    write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
 def csv_text(rows: Iterable[Iterable[Any]]) -> str:
     """The rows of a csv as text, a line for each."""
     text = io.StringIO()

@@ -35,7 +35,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from asdproto.data.dcase import name_fault, path_fault
 from asdproto.errors import DataError, quoted
-from asdproto.files import locked, naming, read_json, replacing, size_of, write_atomically
+from asdproto.files import locked, naming, read_json, replacing, size_of, write_json
 
 SERVER = "https://zenodo.org"
 # Data set -> part -> number of its record. 2023 and 2024 name those that replace faulty ones.
@@ -226,7 +226,7 @@ def _ask(
         if fault := name_fault(name):
             raise DataError(url, f"a file named {quoted(name)}", fault, "Report it.")
     work.mkdir(exist_ok=True)
-    write_atomically(work / "record.json", json.dumps({"archives": archives}, indent=1).encode())
+    write_json(work / "record.json", {"archives": archives})
     return _known(work, target)
 
 
@@ -338,7 +338,7 @@ def _unpack(archive: _Archive, bars: Progress) -> None:
         raise DataError(archive.file, f"damage ({error})", "a whole zip archive", remedy) from error
     os.sync()  # once, and not once a file: a list on the disk says that its files are, too
     listed = {"checksum": archive.checksum, "files": files}
-    write_atomically(archive.contents, json.dumps(listed).encode())
+    write_json(archive.contents, listed)
 
 
 def _members(file: Path, infos: Iterable[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:

@@ -37,6 +37,7 @@ from asdproto.files import (
     replacing,
     sync_folder,
     write_atomically,
+    write_json,
 )
 
 FORMAT = 1
@@ -262,7 +263,7 @@ def save_store(
     }
     manifest["crc32"] = f"{json_checksum(manifest):08x}"
     write_atomically(folder / TABLE, table)
-    write_atomically(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+    write_json(folder / MANIFEST, manifest)
 
 
 def open_store(path: str | os.PathLike, *, expect: Any = None, verify: bool = True) -> FeatureStore:

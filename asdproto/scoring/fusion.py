@@ -94,9 +94,7 @@ def combine(
     return np.average(normalized, axis=0, weights=shares)
 
 
-def balancing_weights(
-    references: Sequence[np.ndarray], reference_sections: Sequence[Hashable]
-) -> np.ndarray:
+def balancing_weights(normalized: Sequence[np.ndarray]) -> np.ndarray:
     """Weights that make the members' scores of normal clips spread alike.
 
     A member whose scores are the squares of another's has twice the logarithm, and would count
@@ -104,23 +102,20 @@ def balancing_weights(
     counts the same.
 
     Args:
-      references: Scores of the same ``m`` held-out training clips by every member.
-      reference_sections: Their section keys, length ``m``.
+      normalized: Log-normalized scores of held-out training clips by every member, as
+        :func:`combine` gives them.
 
     Returns:
       float64, one weight per member, of sum 1.
 
     Raises:
-      ValueError: A member's held-out scores do not vary, or as :func:`log_normalized`.
+      ValueError: A member's held-out scores do not vary.
     """
-    normalized = [
-        _by_section(own, own, reference_sections, reference_sections) for own in references
-    ]
     spreads = np.array([np.subtract(*np.quantile(own, (0.75, 0.25))) for own in normalized])
     if not spreads.size or not spreads.min() > 0.0:
         raise ValueError(
-            f"interquartile ranges of the held-out scores are {spreads.tolist()}, expected all "
-            "above 0: give equal weights, or leave a member out"
+            f"interquartile ranges of held-out scores are {spreads.tolist()}, expected all above "
+            "0; give --weights, or leave a run out"
         )
     return (1.0 / spreads) / (1.0 / spreads).sum()
 

@@ -1,7 +1,6 @@
 """What can be made of finished runs without training: other back-ends, and fused detectors."""
 
 import dataclasses
-import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +12,9 @@ from asdproto.config import ConfigError, from_dict, override, to_dict
 from asdproto.data.dcase import Clip
 from asdproto.data.store import open_store
 from asdproto.errors import DataError
-from asdproto.files import locked, read_arrays, read_json, write_atomically
+from asdproto.files import locked, read_arrays, read_json, write_json
 from asdproto.results.result_files import read_run_results
-from asdproto.scoring.fusion import combine
+from asdproto.scoring.fusion import balancing_weights, combine
 from asdproto.systems import system_class
 from asdproto.systems.members import prepare_for
 from asdproto.systems.run import LOCK, MEMBER_SCORES, save_scores, score_all
@@ -65,7 +64,7 @@ def rescore(run: Path, overrides: Sequence[str], out: Path | None = None) -> dic
             systems |= figures
             members |= each
         config["system"] = to_dict(system)
-        write_atomically(target / "config.json", json.dumps(config, indent=2).encode())
+        write_json(target / "config.json", config)
     ordered = {name: systems[name] for name in results["systems"] if name in systems}
     return {**results, "systems": ordered, **({"members": members} if members else {})}
 
@@ -138,7 +137,7 @@ def fuse(
         "features": config.get("features"),
         "data": config.get("data"),
     }
-    write_atomically(out / "config.json", json.dumps(about, indent=2).encode())
+    write_json(out / "config.json", about)
     systems = {}
     for source in folders:
         if (source / "results.json").is_file():
@@ -158,17 +157,14 @@ def _detector_folder(source: Path) -> Path:
 
 
 def _balanced(detectors: Sequence[TrainedDetector]) -> list[float]:
-    spreads = []
+    normalized = []
     for one in detectors:
         held_out, sections = list(one.held_out), one.train_sections
-        normalized = combine(held_out, held_out, sections, sections, weights=one.weights)
-        spreads.append(float(np.subtract(*np.quantile(normalized, (0.75, 0.25)))))
-    if not min(spreads) > 0:
-        raise ConfigError(
-            f"interquartile ranges of held-out scores are {spreads}, expected all above 0; give "
-            "--weights, or leave a run out"
-        )
-    return [1 / spread / sum(1 / other for other in spreads) for spread in spreads]
+        normalized.append(combine(held_out, held_out, sections, sections, weights=one.weights))
+    try:
+        return balancing_weights(normalized).tolist()
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _test_scores(

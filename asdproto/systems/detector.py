@@ -2,7 +2,6 @@
 
 import contextlib
 import inspect
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from asdproto.data.dcase import Clip, parse_name
 from asdproto.data.store import FeatureStore
 from asdproto.errors import DataError
 from asdproto.features import FeatureSettings, audio_features, file_features
-from asdproto.files import write_atomically
+from asdproto.files import write_json
 from asdproto.scoring.thresholds import decide
 from asdproto.systems import choose, preset
 from asdproto.systems.members import RunOptions, prepare_for
@@ -203,7 +202,7 @@ class Detector:
             "names": [trained.name],
             "classes": [list(name) for name in trained.classes[0]],
         }
-        write_atomically(folder / "config.json", json.dumps(about, indent=2).encode())
+        write_json(folder / "config.json", about)
         return folder
 
     @classmethod

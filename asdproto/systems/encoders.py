@@ -245,13 +245,11 @@ class EncoderSystem:
         loop = options.loop or default_loop(devices.local[0].platform)
         lowering = default_lowering(devices.local[0].platform, in_loop=loop == "scan")
         model = wrap(self.module(lowering, AXIS if devices.count > 1 else None))
-        task = Task(
+        task = Task.of(
+            data,
             model=model,
             stage=stage,
             objective=objective,
-            num_classes=len(data.classes),
-            num_clips=len(data.labels),
-            largest_class=int(np.bincount(data.labels).max()),
             crop=self.crop,
             num_devices=devices.count,
         )

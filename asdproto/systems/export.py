@@ -10,7 +10,6 @@
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from jax import lax
 
 from asdproto.errors import DataError
 from asdproto.features import filterbank
-from asdproto.files import write_arrays, write_atomically
+from asdproto.files import write_arrays, write_atomically, write_json
 from asdproto.scoring.backends import NEAREST_CLIPS
 from asdproto.scoring.fusion import FLOOR
 from asdproto.systems import exported
@@ -100,7 +99,7 @@ def export_detector(detector: TrainedDetector, out: Path) -> Path:
     write_atomically(out / "model.jax", bytes(artifact.serialize()))
     write_arrays(out / "arrays.npz", arrays)
     write_atomically(out / "score.py", Path(exported.__file__).read_bytes())
-    write_atomically(out / "about.json", json.dumps(about, indent=1).encode())
+    write_json(out / "about.json", about)
     return out
 
 

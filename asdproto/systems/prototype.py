@@ -359,16 +359,13 @@ def make_task(
     Episodes take all classes where there are fewer than the configured N.
     """
     config: StageConfig = getattr(system, stage)
-    num_classes = len(data.classes)
     if config.sampler == "episodes":
-        config = dataclasses.replace(config, ways=min(config.ways, num_classes))
-    return Task(
+        config = dataclasses.replace(config, ways=min(config.ways, len(data.classes)))
+    return Task.of(
+        data,
         model=system.encoder.build(devices, loop),
         stage=config,
         objective=system.objective(stage, data.classes),
-        num_classes=num_classes,
-        num_clips=len(data.labels),
-        largest_class=int(np.bincount(data.labels).max()),
         crop=system.encoder.crop,
         chunk=128 if devices.local[0].platform == "cpu" else 512,
         num_devices=devices.count,

@@ -11,7 +11,6 @@
 
 import contextlib
 import dataclasses
-import json
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,7 +25,7 @@ from asdproto.data.dataset import Dataset, section_keys
 from asdproto.data.dcase import Clip
 from asdproto.data.store import FeatureStore
 from asdproto.errors import DataError
-from asdproto.files import locked, read_json, remove_abandoned, write_arrays, write_atomically
+from asdproto.files import locked, read_json, remove_abandoned, write_arrays, write_json
 from asdproto.results.result_files import write_result_csv, write_results
 from asdproto.results.score_files import write_scores
 from asdproto.results.tables import HEADLINE
@@ -90,7 +89,7 @@ def train_run(
                 "features": str(store.root.resolve()),
                 "data": None if root is None else str(root.resolve()),
             }
-            write_atomically(options.workdir / "config.json", json.dumps(about, indent=2).encode())
+            write_json(options.workdir / "config.json", about)
         fitted = system.train(data, options, seeds)
         trained = time.monotonic()
         figures, members = score_all(options.workdir, system, data, seeds, fitted)

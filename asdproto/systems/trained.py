@@ -13,7 +13,6 @@ Several members, of several seeds or several systems, score as one:
 import contextlib
 import dataclasses
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +24,7 @@ from asdproto.data.dataset import ClipArrays
 from asdproto.data.dcase import parse_name
 from asdproto.errors import DataError, quoted
 from asdproto.features import FeatureSettings
-from asdproto.files import json_checksum, read_arrays, read_json, write_arrays, write_atomically
+from asdproto.files import json_checksum, read_arrays, read_json, write_arrays, write_json
 from asdproto.scoring.fusion import combine
 from asdproto.scoring.thresholds import decide, gamma_threshold
 from asdproto.systems import system_class
@@ -279,7 +278,7 @@ class TrainedDetector:
             },
         )
         thresholds = self.thresholds()
-        write_atomically(folder / "thresholds.json", json.dumps(thresholds, indent=2).encode())
+        write_json(folder / "thresholds.json", thresholds)
         about: dict[str, Any] = {
             "format": _FORMAT,
             "name": self.name,
@@ -299,7 +298,7 @@ class TrainedDetector:
             ],
         }
         about["checksum"] = json_checksum([about, thresholds])
-        write_atomically(folder / ABOUT, json.dumps(about, indent=1).encode())
+        write_json(folder / ABOUT, about)
 
     @classmethod
     def load(cls, folder: Path, encoder: Any = None) -> "TrainedDetector":

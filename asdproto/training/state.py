@@ -121,6 +121,16 @@ class Task:
         if self.num_clips < 1:
             raise ValueError("there are no training clips")
 
+    @classmethod
+    def of(cls, data: Dataset, **given: Any) -> "Task":
+        """The task of a data set, of which it takes the numbers of classes and clips."""
+        return cls(
+            num_classes=len(data.classes),
+            num_clips=len(data.labels),
+            largest_class=int(np.bincount(data.labels).max()),
+            **given,
+        )
+
     @property
     def steps_per_epoch(self) -> int:
         """Steps of an epoch."""

@@ -74,17 +74,21 @@ def test_combine_is_the_weighted_mean_by_section():
     np.testing.assert_array_equal(alone, only)
 
 
+def _normalized(own):
+    return fusion.combine([own], [own], ["00"] * 21, ["00"] * 21)
+
+
 def test_a_power_of_a_score_counts_as_the_score():
     # An odd number of clips and quartiles that are clips: medians and quartiles map exactly.
     references, keys = [REFERENCES[0], REFERENCES[0] ** 2], ["00"] * 21
-    weights = fusion.balancing_weights(references, keys)
+    weights = fusion.balancing_weights([_normalized(own) for own in references])
     np.testing.assert_allclose(weights, [2 / 3, 1 / 3], rtol=1e-12)
     both = [SCORES[0], SCORES[0] ** 2]
     found = fusion.combine(both, references, ["00"] * 9, keys, weights=weights)
     alone = fusion.combine(both[:1], references[:1], ["00"] * 9, keys)
     np.testing.assert_allclose(found, 4 / 3 * alone, rtol=1e-12)
     with pytest.raises(ValueError, match=r"interquartile ranges .* are \[0\.0\]"):
-        fusion.balancing_weights([np.ones(21)], keys)
+        fusion.balancing_weights([np.zeros(21)])
 
 
 def test_weights_look_at_the_middle_half_of_scores_alone():
@@ -92,7 +96,7 @@ def test_weights_look_at_the_middle_half_of_scores_alone():
     outside = (reference > np.quantile(reference, 0.8)) | (reference < np.quantile(reference, 0.2))
     stretched = np.where(outside, np.median(reference) * (reference / np.median(reference)) ** 5,
                          reference)  # fmt: skip
-    weights = fusion.balancing_weights([reference, stretched], ["00"] * 21)
+    weights = fusion.balancing_weights([_normalized(reference), _normalized(stretched)])
     np.testing.assert_allclose(weights, [0.5, 0.5], rtol=1e-12)
 
 

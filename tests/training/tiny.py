@@ -67,13 +67,11 @@ def make_task(
     objective = mpe_objective(config) if stage == "pretrain" else npe_objective(config)
     count = devices.count if devices else 1
     axis = AXIS if count > 1 else None
-    return Task(
+    return Task.of(
+        data,
         model=Encoder(axis_name=axis),
         stage=config,
         objective=objective,
-        num_classes=CLASSES,
-        num_clips=len(data.labels),
-        largest_class=int(np.bincount(data.labels).max()),
         crop=CROP,
         chunk=4,
         num_devices=count,

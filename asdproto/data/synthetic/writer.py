@@ -29,6 +29,7 @@ from asdproto.files import (
     remove_abandoned,
     size_of,
     write_atomically,
+    write_json,
 )
 
 MANIFEST = "synthetic.json"
@@ -233,7 +234,7 @@ def _listed(settings: dict[str, Any], names: Iterable[str]) -> str:
 
 def _write_manifest(out: Path, settings: dict[str, Any], *, finished: bool) -> None:
     content = {"about": "synthetic machine sounds", "settings": settings, "finished": finished}
-    write_atomically(out / MANIFEST, (json.dumps(content, indent=2) + "\n").encode())
+    write_json(out / MANIFEST, content)
 
 
 def _write_tables(out: Path, orders: list[Order]) -> None:
