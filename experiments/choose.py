@@ -92,6 +92,7 @@ SETTINGS = {
     "no density": Setting(overrides=("score.density_neighbors=0",)),
     "density of 4": Setting(overrides=("score.density_neighbors=4",)),
     "density of 16": Setting(overrides=("score.density_neighbors=16",)),
+    "last stage alone": Setting(overrides=("score.all_stages=False",)),
     "windows": Setting(overrides=("score.full_clip=False",)),
     "running statistics": Setting(overrides=("score.batch_stats=running",)),
     "5 + 3 epochs": Setting(overrides=("pretrain.epochs=5", "finetune.epochs=3")),
