@@ -42,4 +42,4 @@ def test_own_recordings_are_used(tmp_path):
 def test_arguments_are_checked(capsys):
     with pytest.raises(SystemExit):
         bench_features.main(["--clips", "0"])
-    assert "argument --clips: 0 is not in [1, inf)" in capsys.readouterr().err
+    assert "argument --clips: 0 is not in [2, inf)" in capsys.readouterr().err

@@ -23,7 +23,9 @@ SHARES = {"sampling", "forward", "loss", "backward", "optimizer"}
 @pytest.fixture(autouse=True)
 def one_block(monkeypatch):
     build = EncoderConfig.build
-    monkeypatch.setattr(EncoderConfig, "build", lambda *args: build(*args).clone(stages=(1,)))
+    monkeypatch.setattr(
+        EncoderConfig, "build", lambda *args, **more: build(*args, **more).clone(stages=(1,))
+    )
 
 
 def is_spread(values):

@@ -29,7 +29,9 @@ SMALL = (
 def one_block(monkeypatch):
     """Compiling eight blocks is most of what a run of two epochs does."""
     build = EncoderConfig.build
-    monkeypatch.setattr(EncoderConfig, "build", lambda *args: build(*args).clone(stages=(1,)))
+    monkeypatch.setattr(
+        EncoderConfig, "build", lambda *args, **more: build(*args, **more).clone(stages=(1,))
+    )
 
 
 @pytest.fixture(scope="module")
