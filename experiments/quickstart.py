@@ -14,10 +14,10 @@ has 75 overall. Seed 0 gives, in 34 s on 2 cores:
 ===========  ==========  ==========  ====  =======
 system       source AUC  target AUC  pAUC  overall
 ===========  ==========  ==========  ====  =======
-autoencoder        93.2        72.2  71.1     77.6
+autoencoder        93.3        72.1  71.0     77.6
 gmm                83.9        65.3  59.4     68.0
-pretrain           73.4        54.2  55.6     59.9
-finetune           77.7        41.2  55.8     54.5
+pretrain           86.7        71.1  61.8     71.8
+finetune           80.8        72.6  65.1     72.3
 ===========  ==========  ==========  ====  =======
 """
 

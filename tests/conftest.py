@@ -51,6 +51,17 @@ def real_data() -> pathlib.Path:
 
 
 @pytest.fixture
+def one_block(monkeypatch):
+    """ResNets of one block: compiling eight is most of what a run of two epochs does."""
+    from asdproto.systems.prototype import EncoderConfig
+
+    build = EncoderConfig.build
+    monkeypatch.setattr(
+        EncoderConfig, "build", lambda *args, **more: build(*args, **more).clone(stages=(1,))
+    )
+
+
+@pytest.fixture
 def make_disk(tmp_path):
     """Mounts a disk of its own, of a size such as ``"4m"``."""
     disk = tmp_path / "disk"

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from asdproto.models.resnet import ResNet
-from asdproto.systems.prototype import EncoderConfig
 from experiments.benchmarks import common as bench_common
 from experiments.benchmarks import train as bench_train
 
@@ -17,15 +16,8 @@ TINY = [
     "finetune.epochs=1", "--width", "4", "--batch", "4", "--clips", "24", "--classes", "6",
     "--steps", "2", "--rounds", "2", "--runs", "2", "--matrix", "64", "--unroll", "1",
 ]  # fmt: skip
+pytestmark = pytest.mark.usefixtures("one_block")
 SHARES = {"sampling", "forward", "loss", "backward", "optimizer"}
-
-
-@pytest.fixture(autouse=True)
-def one_block(monkeypatch):
-    build = EncoderConfig.build
-    monkeypatch.setattr(
-        EncoderConfig, "build", lambda *args, **more: build(*args, **more).clone(stages=(1,))
-    )
 
 
 def is_spread(values):

@@ -15,7 +15,7 @@ from asdproto.training.stage import Objective
 from experiments.benchmarks import losses as bench_losses
 from tests.experiments.collection import write_collection
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_block")]
 
 SMALL = (
     "encoder.width=4",

@@ -10,7 +10,6 @@ from asdproto.config import ConfigError
 from asdproto.errors import DataError
 from asdproto.files import locked
 from asdproto.systems import preset
-from asdproto.systems.prototype import EncoderConfig
 from experiments import grid, side_by_side, table1, table2, table3, two_stage
 from tests.experiments.collection import write_collection
 
@@ -25,13 +24,7 @@ SMALL = (
 )
 
 
-@pytest.fixture(autouse=True)
-def one_block(monkeypatch):
-    """Compiling eight blocks is most of what a run of two epochs does."""
-    build = EncoderConfig.build
-    monkeypatch.setattr(
-        EncoderConfig, "build", lambda *args, **more: build(*args, **more).clone(stages=(1,))
-    )
+pytestmark = pytest.mark.usefixtures("one_block")
 
 
 @pytest.fixture(scope="module")
