@@ -27,7 +27,7 @@ import hashlib
 import json
 import tempfile
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ from asdproto.scoring.fusion import combine
 from asdproto.scoring.thresholds import ThresholdWarning
 from asdproto.systems import preset
 from asdproto.systems.members import Fitted, RunOptions, prepare_for
+from asdproto.systems.prototype import PrototypeMember, ScoreConfig, fit_embeddings
 from asdproto.training.devices import Devices, use_compilation_cache, use_devices
 from experiments import common
 from experiments.perturb import COPIES, NAMES, STRENGTHS, perturbed_store
@@ -273,32 +274,44 @@ class Bench:
             with tempfile.TemporaryDirectory() as scratch:
                 options = RunOptions(Path(scratch), self.devices)
                 trained = first.train(data, options, [cell.seed])
-            for setting in group:
-                system = self.system(setting)
-                fitted = {
-                    name: one if system == first else system.refit(one.member, data)
-                    for name, (one,) in trained.items()
+            for setting, scores in self._scores(group, trained, data):
+                about = {
+                    "setting": dataclasses.asdict(setting),
+                    "figures": {
+                        name: evaluate(tested, data.test_clips, kinds)
+                        for name, (tested, _) in scores.items()
+                    },
+                    "scores": {
+                        name: {"scores": tested.tolist(), "held_out": held_out.tolist()}
+                        for name, (tested, held_out) in scores.items()
+                    },
                 }
-                self._keep(cell, setting, data, kinds, fitted)
+                write_text(self.file(cell, setting), json.dumps(about))
 
-    def _keep(
-        self, cell: Cell, setting: Setting, data: Any, kinds: np.ndarray, fitted: dict[str, Fitted]
-    ) -> None:
+    def _scores(
+        self, group: Sequence[Setting], trained: dict[str, list[Fitted]], data: Any
+    ) -> Iterator[tuple[Setting, dict[str, tuple[np.ndarray, np.ndarray]]]]:
+        """By setting and detector, scores of kept-out clips and held-out scores of the others.
+
+        Clips are embedded once for all settings that differ in the back-end alone.
+        """
         sections = section_keys(data.test_clips)
-        scores = {
-            name: one.member.compare(data.test, sections).scores for name, one in fitted.items()
-        }
-        about = {
-            "setting": dataclasses.asdict(setting),
-            "figures": {
-                name: evaluate(one, data.test_clips, kinds) for name, one in scores.items()
-            },
-            "scores": {
-                name: {"scores": scores[name].tolist(), "held_out": one.held_out.tolist()}
-                for name, one in fitted.items()
-            },
-        }
-        write_text(self.file(cell, setting), json.dumps(about))
+        embedded: dict[Any, tuple[Any, np.ndarray]] = {}
+        for setting in group:
+            system, scores = self.system(setting), {}
+            for name, (one,) in trained.items():
+                if not isinstance(one.member, PrototypeMember):
+                    scores[name] = one.member.compare(data.test, sections).scores, one.held_out
+                    continue
+                key = name, dataclasses.replace(system.score, **ScoreConfig().backend())
+                if key not in embedded:
+                    refitted = system.refit(one.member, data)
+                    embedded[key] = refitted, refitted.member.embed(data.test)
+                refitted, tests = embedded[key]
+                member = dataclasses.replace(refitted.member, system=system)
+                fitted: Any = fit_embeddings(member, data, refitted.embeddings)
+                scores[name] = fitted.member.scorer.score(tests, sections), fitted.held_out
+            yield setting, scores
 
     def _kept(self, cell: Cell, setting: Setting) -> dict[str, Any]:
         return read_json(self.file(cell, setting), remedy="Delete it; it is made again.")

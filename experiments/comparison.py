@@ -14,13 +14,10 @@ from asdproto.scoring.thresholds import ThresholdWarning
 from asdproto.systems import prototype
 from asdproto.systems.prototype import PrototypeSystem
 from asdproto.systems.run import score_fitted
-from asdproto.training.devices import Devices
 from asdproto.training.state import TrainState
 
 
-def score_run(
-    folder: Path, system: PrototypeSystem, data: Dataset, state: TrainState, devices: Devices
-) -> None:
+def score_run(folder: Path, system: PrototypeSystem, data: Dataset, state: TrainState) -> None:
     """Scores and evaluates a trained run into a folder; ``results.json`` is written last.
 
     Raises:
@@ -29,7 +26,7 @@ def score_run(
     with warnings.catch_warnings():
         # Decisions are not what is compared here.
         warnings.simplefilter("ignore", ThresholdWarning)
-        fitted = prototype.fit(system, data, state, devices)
+        fitted = prototype.fit(system, data, state)
         figures, _ = score_fitted(folder, system, data, [fitted], [0])
     if figures is None:
         raise ConfigError(

@@ -145,7 +145,7 @@ def measure(
             states = train(system, objectives[loss], missing, data, options, together)
             seconds = (time.monotonic() - began) / len(missing)
             for seed, state in zip(missing, states, strict=True):
-                score_run(scores[seed], system, data, state, devices)
+                score_run(scores[seed], system, data, state)
                 write_json(scores[seed] / "seconds.json", round(seconds, 1))
         one = result["losses"][loss] = summary(list(scores.values()))
         console.print(

@@ -185,4 +185,4 @@ class Trainer:
             for seed in seeds:
                 state = self.final[last[variant.key, seed].identity]
                 folder = self.workdir / "scores" / f"{variant.key}-{seed}"
-                score_run(folder, self.system, self.data, state, self.devices)
+                score_run(folder, self.system, self.data, state)

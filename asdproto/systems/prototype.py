@@ -294,7 +294,7 @@ class PrototypeSystem:
         if not options.devices.is_main:
             return {}
         return {
-            name: [fit(self, data, state[stage], options.devices) for state in states]
+            name: [fit(self, data, state[stage]) for state in states]
             for name, stage in zip(self.names, self.stages, strict=True)
         }
 
@@ -528,7 +528,7 @@ class PrototypeMember:
         return {**jax.tree.map(np.asarray, flat), "mean": self.mean, "scale": self.scale}
 
 
-def fit(system: PrototypeSystem, data: Dataset, state: TrainState, devices: Devices) -> Fitted:
+def fit(system: PrototypeSystem, data: Dataset, state: TrainState) -> Fitted:
     """Fits the back-end on the training clips' embeddings by a trained encoder."""
     variables = {"params": state.params["encoder"], "batch_stats": state.batch_stats}
     return fit_backend(system, data, variables, *data.moments(system.encoder.standardization))
@@ -549,9 +549,13 @@ def fit_backend(
     mean, scale = np.asarray(mean, np.float32), np.asarray(scale, np.float32)
     empty = Scorer(system.score.kind, 1, {})
     member = PrototypeMember(system, variables, batch_stats, mean, scale, empty)
-    embeddings = member.embed(data.train)
+    return fit_embeddings(member, data, member.embed(data.train))
+
+
+def fit_embeddings(member: PrototypeMember, data: Dataset, embeddings: np.ndarray) -> Fitted:
+    """Fits a member's back-end on its embeddings of the training clips."""
     fitted = embeddings, data.labels, section_keys(data.train_clips)
-    options = system.score.backend()
+    options = member.system.score.backend()
     member = dataclasses.replace(member, scorer=fit_scorer(*fitted, **options))
     return Fitted(member, held_out_scores(*fitted, **options), embeddings)
 
