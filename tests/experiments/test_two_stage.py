@@ -1,11 +1,9 @@
-"""The paper's experiment from the command line: files, repeats, refusals, kills and resumption."""
+"""The paper's experiment from the command line: files, repeats, refusals and resumption."""
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 import warnings
 from pathlib import Path
 
@@ -83,21 +81,6 @@ def run(arguments, log) -> str:
     assert code == 0, output[-5000:]
     assert "Traceback" not in output
     return output
-
-
-def kill_in(stage: str, epochs: int, arguments, workdir: Path, log: Path) -> None:
-    """Runs the command and sends SIGKILL once so many epochs of ``stage`` are done."""
-    process = _start(arguments, log)
-    try:
-        give_up = time.monotonic() + 180
-        while sum(line["stage"] == stage for line in metrics(workdir)) < epochs:
-            assert process.poll() is None, f"ended by itself:\n{log.read_text()[-5000:]}"
-            assert time.monotonic() < give_up
-            time.sleep(0.005)
-    finally:
-        process.kill()
-        code = process.wait()
-    assert code == -signal.SIGKILL, log.read_text()[-5000:]
 
 
 def metrics(workdir: Path) -> list[dict]:
@@ -270,27 +253,6 @@ def test_a_misspelt_override_names_the_nearest(
 def test_the_same_seed_gives_the_same_bits(finished, collection, features, tmp_path):
     workdir = tmp_path / "run"
     run(arguments(collection, features, workdir), tmp_path / "log")
-    check_same_bits(workdir, finished, features)
-
-
-def test_killed_in_both_stages_and_resumed_gives_the_same_bits(
-    finished, collection, features, tmp_path
-):
-    workdir = tmp_path / "run"
-    given = arguments(collection, features, workdir, "--save-seconds", "0")
-    kept: list[dict] = []
-    for stage, epochs in (("pretrain", 2), ("finetune", 1)):
-        kill_in(stage, epochs, given, workdir, tmp_path / f"log.{stage}")
-        lines = metrics(workdir)
-        count = sum(line["stage"] == stage for line in lines)
-        assert count < EPOCHS[stage], "the kill came too late to interrupt this stage"
-        assert not (workdir / "results.json").exists()
-        # The epoch of the last line may be done again, those before it are behind a checkpoint.
-        assert lines[: len(kept)] == kept
-        kept = lines[:-1]
-    run(given, tmp_path / "log")
-    assert metrics(workdir)[: len(kept)] == kept  # their times too: they were not trained again
-    assert len(kept) >= EPOCHS["pretrain"]
     check_same_bits(workdir, finished, features)
 
 

@@ -159,7 +159,7 @@ def test_killed_at_random_moments_and_resumed(server, data, tmp_path):
     assert len(expected) > 40
     rng, killed = random.Random(7), []
     for turn in range(-(-KILLS // len(PHASES))):
-        workdir, log = tmp_path / f"run{turn}", tmp_path / f"log{turn}"
+        workdir, log, kept = tmp_path / f"run{turn}", tmp_path / f"log{turn}", []
         for phase, sign in PHASES.items():
             with started(server, command, (arguments_of(workdir),), log) as process:
                 wait_for(process, lambda at=workdir, sign=sign: any(at.glob(sign)), log)
@@ -167,7 +167,12 @@ def test_killed_at_random_moments_and_resumed(server, data, tmp_path):
                 process.kill()
                 if ended(process, log) == -signal.SIGKILL:
                     killed.append(phase)
+            # The epoch of the last line may be trained again; those before it are saved.
+            lines = metrics(workdir)
+            assert lines[: len(kept)] == kept
+            kept = lines[:-1]
         run_to_the_end(arguments_of(workdir), log)
+        assert metrics(workdir)[: len(kept)] == kept  # with their times
         assert contents(workdir) == expected
         assert "<html" in (workdir / "report.html").read_text().lower()
         assert "Traceback" not in log.read_text()
