@@ -19,7 +19,7 @@ from asdproto.scoring.thresholds import decide
 from asdproto.systems import choose, preset
 from asdproto.systems.members import RunOptions, prepare_for
 from asdproto.systems.run import asked, detector_of
-from asdproto.systems.trained import Recording, TrainedDetector, load_run, stack
+from asdproto.systems.trained import TrainedDetector, load_run, stack
 
 Clips = str | os.PathLike | Sequence[str | os.PathLike | np.ndarray] | np.ndarray
 # One for all clips, one a clip, or unknown.
@@ -176,9 +176,8 @@ class Detector:
         for index, source in enumerate(sources):
             name = f"waveform {index}" if isinstance(source, np.ndarray) else str(source)
             section = trained.section_of(Path(name), machine_types[index], sections[index])
-            arrays = (_features(source, sample_rate, one) for one in trained.settings)
-            rounded = tuple(array.astype(trained.dtype) for array in arrays)  # as in the store
-            recordings.append(Recording(name, section, rounded))
+            arrays = [_features(source, sample_rate, one) for one in trained.settings]
+            recordings.append(trained.recording(name, section, arrays))
         return trained.score(recordings, self._thresholds())
 
     @property

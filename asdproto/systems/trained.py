@@ -176,8 +176,14 @@ class TrainedDetector:
 
         key = self.section_of(Path(path), machine_type, section)
         arrays = [file_features(path, settings)[0] for settings in self.settings]
-        # Rounded as in the store: a file must score to the same bits as it does from there.
-        return Recording(str(path), key, tuple(array.astype(self.dtype) for array in arrays))
+        return self.recording(str(path), key, arrays)
+
+    def recording(self, name: str, section: Section, arrays: Sequence[np.ndarray]) -> Recording:
+        """A recording from its features, one array for each of :attr:`settings`.
+
+        They are rounded as in the store: a file must score to the same bits as it does from there.
+        """
+        return Recording(name, section, tuple(array.astype(self.dtype) for array in arrays))
 
     def score(
         self, recordings: Sequence[Recording], thresholds: Mapping[str, float] | None = None
