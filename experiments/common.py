@@ -1,7 +1,6 @@
 """What the experiment modules share: how they run as commands, and how they write json."""
 
 import contextlib
-import json
 import platform
 import sys
 import warnings
@@ -9,12 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from asdproto import signals
+from asdproto import files, signals
 from asdproto.arguments import Parser
 from asdproto.commands import message
 from asdproto.config import ConfigError
 from asdproto.errors import DataError
-from asdproto.results.result_files import write_text
 
 
 def run_main(main: Callable[[list[str] | None], Any]) -> None:
@@ -54,7 +52,8 @@ def make_parser(name: str, description: str | None) -> Parser:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a value as json; makes the folder where there is none."""
-    write_text(path, json.dumps(value, indent=1) + "\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_json(path, value)
 
 
 def processor() -> str:
