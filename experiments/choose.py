@@ -296,6 +296,8 @@ class Bench:
         Clips are embedded once for all settings that differ in the back-end alone.
         """
         sections = section_keys(data.test_clips)
+        first = self.system(group[0])
+        fitted: Any
         embedded: dict[Any, tuple[Any, np.ndarray]] = {}
         for setting in group:
             system, scores = self.system(setting), {}
@@ -305,11 +307,12 @@ class Bench:
                     continue
                 key = name, dataclasses.replace(system.score, **ScoreConfig().backend())
                 if key not in embedded:
-                    refitted = system.refit(one.member, data)
-                    embedded[key] = refitted, refitted.member.embed(data.test)
-                refitted, tests = embedded[key]
-                member = dataclasses.replace(refitted.member, system=system)
-                fitted: Any = fit_embeddings(member, data, refitted.embeddings)
+                    fitted = one if system == first else system.refit(one.member, data)
+                    embedded[key] = fitted, fitted.member.embed(data.test)
+                fitted, tests = embedded[key]
+                if system != fitted.member.system:
+                    member = dataclasses.replace(fitted.member, system=system)
+                    fitted = fit_embeddings(member, data, fitted.embeddings)
                 scores[name] = fitted.member.scorer.score(tests, sections), fitted.held_out
             yield setting, scores
 
