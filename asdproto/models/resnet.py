@@ -84,7 +84,7 @@ class ResNet(nn.Module):
         x = conv(self.width, kernel_size=7, strides=self.stem_strides, name="stem")(x)
         x = norm(relu=True, name="stem_norm")(x, where)
         x = max_pool_3x3(x)
-        means = []
+        ends = []  # the map that each stage ends with
         for stage, blocks in enumerate(self.stages):
             for block in range(blocks):
                 features = self.width * 2**stage
@@ -100,10 +100,10 @@ class ResNet(nn.Module):
                     )(x)
                     shortcut = norm(name=f"{name}_project_norm")(shortcut, where)
                 x = norm(relu=True, name=f"{name}_norm2")(y, where, shortcut)
-            means.append(jnp.mean(x, axis=(1, 2), dtype=jnp.float32))
+            ends.append(x)
         pool = TimeFrequencyAttentionPooling(self.attention, dtype=self.dtype, name="pool")
         embedding = l2_normalize(pool(x))
         if not self.all_stages:
             return embedding
-        vectors = [embedding, *map(l2_normalize, means[:-1])]
-        return l2_normalize(jnp.concatenate(vectors, axis=-1))
+        means = [jnp.mean(end, axis=(1, 2), dtype=jnp.float32) for end in ends[:-1]]
+        return l2_normalize(jnp.concatenate([embedding, *map(l2_normalize, means)], axis=-1))

@@ -339,8 +339,8 @@ def _small(pretrain: int, finetune: int) -> PrototypeSystem:
 # alone (docs/experiments.md): clips are embedded as a whole, not as the mean of their windows;
 # batch statistics are taken anew over all training clips alike, where training leaves those of
 # balanced episodes, half of them crops of a handful of target clips; clips are compared with the
-# nearest training clips, by distances over their local density, not with prototypes; and they
-# train for a twelfth of the paper's epochs and less.
+# nearest training clips, by the maps of all stages and distances over their local density, not with
+# prototypes; and they train for a twelfth of the paper's epochs and less.
 PRESETS = {
     "quick": _small(5, 3),
     "small": _small(10, 5),
