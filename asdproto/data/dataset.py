@@ -61,6 +61,10 @@ class ClipArrays:
         longest = int(self.usable_frames.max(initial=self.crop))
         return len(self), longest, self.features.shape[2]
 
+    def take(self, clips: np.ndarray) -> "ClipArrays":
+        """Some of the chosen clips, by their index; the features stay where they are."""
+        return dataclasses.replace(self, rows=self.rows[clips], frames=self.frames[clips])
+
     def load(self) -> np.ndarray:
         """All chosen clips, shape ``[clips, longest, mels]``, zeros after a clip's end."""
         out = np.zeros(self._shape(), self.features.dtype)

@@ -189,9 +189,7 @@ class EncoderSystem:
         clips = [data.train_clips[row] for row in rows]
         self._check_classes(clips)
         labels, classes = assign_classes(clips, self.label)
-        arrays = dataclasses.replace(
-            data.train, rows=data.train.rows[rows], frames=data.train.frames[rows]
-        )
+        arrays = data.train.take(rows)
         mean, std = data.mean, data.std
         if self.per_machine:
             mean, std = arrays.statistics()
@@ -318,7 +316,7 @@ class EncoderMember:
         embeddings = []
         for name in np.unique(names):
             rows = np.flatnonzero(names == name)
-            chosen = dataclasses.replace(clips, rows=clips.rows[rows], frames=clips.frames[rows])
+            chosen = clips.take(rows)
             comparison = self.system.compare(
                 self.parts[str(name)], chosen, [sections[int(row)] for row in rows]
             )

@@ -61,8 +61,6 @@ def export_detector(detector: TrainedDetector, out: Path) -> Path:
             "Export a run of --system prototype; score others with python -m asdproto score.",
         )
     system = systems.pop()
-    if system.features.waveform:
-        raise DataError(out, "features with waveforms", "log-mel features", "Train without them.")
     sections = detector.sections
     scope = jax_export.SymbolicScope([f"t >= {system.crop}"])
     shape = jax_export.symbolic_shape(f"b, w, t, {system.features.n_mels}", scope=scope)

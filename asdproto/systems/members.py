@@ -11,6 +11,7 @@ from rich.console import Console
 
 from asdproto.data.dataset import CLASS_KEYS, ClipArrays, Dataset, prepare
 from asdproto.data.store import FeatureStore
+from asdproto.errors import DataError
 from asdproto.training.devices import Devices
 from asdproto.training.epoch import Loop
 
@@ -40,6 +41,13 @@ class RunOptions:
 
 def prepare_for(system: Any, store: FeatureStore, machines: Sequence[str] | None = None) -> Dataset:
     """A store as a system sees it: clips as long as its crop, labeled by the classes it learns."""
+    if system.features.waveform and not getattr(system, "reads_waveforms", False):
+        raise DataError(
+            store.root,
+            "features with waveforms",
+            f"log-mel features, which is all that {system.kind} reads",
+            "Leave features.waveform=True out.",
+        )
     key = CLASS_KEYS[getattr(system, "classes", "attributes")]
     return prepare(store, system.crop, machines, key=key)
 

@@ -312,7 +312,7 @@ def _save_windows(
     """Where in time the highest scores come from: reports show it of those clips."""
     combined = detector.combine(scores, section_keys(data.test_clips))
     rows = np.sort(np.argsort(-combined, kind="stable")[:_WINDOWED])
-    clips = dataclasses.replace(data.test, rows=data.test.rows[rows], frames=data.test.frames[rows])
+    clips = data.test.take(rows)
     chosen = [data.test_clips[row] for row in rows]
     windows = detector.windows(clips, section_keys(chosen))
     if windows is not None:

@@ -78,6 +78,7 @@ class STgramSystem(EncoderSystem):
     margin_scale: float = 30.0
 
     kind: ClassVar[str] = "stgram"
+    reads_waveforms: ClassVar[bool] = True
     label = staticmethod(section_label)
 
     def __post_init__(self) -> None:

@@ -62,7 +62,7 @@ def test_the_score_is_the_mean_over_windows_of_the_own_class(kind):
     system = tiny.system(kind)
     train = [c for c in tiny.clips() if c.split == "train" and c.machine_type == "fan"]
     rng = np.random.default_rng(0)
-    columns = tiny.FEATURES.columns
+    columns = system.features.columns
     features = rng.standard_normal((len(train), tiny.FRAMES + 6, columns)).astype(np.float32)
     clips = ClipArrays(
         features, np.arange(len(train)), np.full(len(train), tiny.FRAMES + 6), system.crop

@@ -10,7 +10,8 @@ from asdproto.data.store import write_store
 from asdproto.features import FeatureSettings
 from asdproto.systems import preset
 
-FEATURES = FeatureSettings(n_mels=8, n_fft=16, hop_length=8, waveform=True)
+FEATURES = FeatureSettings(n_mels=8, n_fft=16, hop_length=8)
+WAVEFORMS = dataclasses.replace(FEATURES, waveform=True)
 FRAMES = 20
 KINDS = ("mobilenet", "stgram", "dgmix", "disentangled", "adacos")
 
@@ -34,18 +35,18 @@ def clips():
     return made
 
 
-def make_store(folder):
+def make_store(folder, settings=FEATURES):
     """Noise with a level of its own in every section; anomalies have one band raised."""
     rng = np.random.default_rng(0)
     made = clips()
-    features = rng.standard_normal((len(made), FRAMES, FEATURES.columns))
+    features = rng.standard_normal((len(made), FRAMES, settings.columns))
     for row, clip in zip(features, made, strict=True):
         level = 2 * (clip.machine_type == "fan") + (clip.section == "00")
         row[:, : FEATURES.n_mels] *= 3
         row[:, level : level + 2] += 12 - 4 * (clip.domain == "target")
         row[:, 6] += 15 * (clip.state == "anomaly")
         row[:, FEATURES.n_mels :] *= 0.1
-    return write_store(folder, features, made, settings=FEATURES, dtype="float32")
+    return write_store(folder, features, made, settings=settings, dtype="float32")
 
 
 def system(kind, **changes):
@@ -55,9 +56,9 @@ def system(kind, **changes):
     if kind == "dgmix":
         changes = {"finetune": dataclasses.replace(stage, epochs=2), "projector": (8, 8), **changes}
     size = {"width": 8} if hasattr(made, "width") else {}
-    crop = FRAMES if kind == "stgram" else 16
+    crop, features = (FRAMES, WAVEFORMS) if kind == "stgram" else (16, FEATURES)
     return dataclasses.replace(
-        made, features=FEATURES, stage=stage, crop=crop, hop=4, **size, **changes
+        made, features=features, stage=stage, crop=crop, hop=4, **size, **changes
     )
 
 
