@@ -46,7 +46,7 @@ def run_epoch(
     *,
     axis_name: str | None = None,
     unroll: int = 1,
-) -> tuple[TrainState, jax.Array]:
+) -> TrainState:
     """A whole epoch as one pure function; ``state.step`` must stand at its start.
 
     Args:
@@ -59,7 +59,7 @@ def run_epoch(
       unroll: Steps per turn of the loop.
 
     Returns:
-      State after the epoch, and the loss of every step, float32, shape ``[steps]``.
+      State after the epoch; ``loss_sum`` in it is the sum of its steps' losses.
     """
     plan = plan_epoch(task, state.step, index, key, hyper)
     if task.prototypes_per_class:
@@ -89,19 +89,17 @@ def scan_steps(
     axis_name: str | None = None,
     *,
     unroll: int = 1,
-) -> tuple[TrainState, jax.Array]:
+) -> TrainState:
     """The steps of an epoch as one loop on the device; results as of :func:`run_epoch`."""
 
-    def body(state: TrainState, _: None) -> tuple[TrainState, jax.Array]:
+    def body(_: Any, state: TrainState) -> TrainState:
         turn = state.step % task.steps_per_epoch
         batch = take_batch(task, index, plan.steps, turn, axis_name)
-        state, loss = train_step(task, state, batch, plan.key, hyper, axis_name)
-        return renew_weights(state), loss
+        return renew_weights(train_step(task, state, batch, plan.key, hyper, axis_name)[0])
 
     dtype = getattr(task.model, "dtype", jnp.float32)
     state = pack_state(state, dtype, join=task.stage.optimizer != "lars")
-    state, losses = lax.scan(body, state, None, length=task.steps_per_epoch, unroll=unroll)
-    return unpack_state(state), losses
+    return unpack_state(lax.fori_loop(0, task.steps_per_epoch, body, state, unroll=unroll))
 
 
 class Programs:
@@ -113,13 +111,13 @@ class Programs:
       unroll: Steps per turn of a scanned loop.
 
     Attributes:
-      epoch: ``(state, index, key, hyper) -> (state, losses [steps])``; donates state.
+      epoch: ``(state, index, key, hyper) -> state`` after it; donates state.
       plan: ``(step, index, key, hyper) -> EpochPlan``, the same on all devices.
       empty_sums: ``(step) -> ClassSums`` per device.
       chunk: ``(state, index, plan, sums, crops) -> sums``; donates sums. ``crops`` are the host's,
         or ``None``.
       finish: ``(state, sums) -> state`` with the epoch's prototypes; donates state.
-      step: ``(state, index, plan, hyper, crops) -> (state, loss)``; donates state.
+      step: ``(state, index, plan, hyper, crops) -> state``; donates state.
       traces: How often each program was traced, which is how often it was compiled.
     """
 
@@ -147,7 +145,7 @@ class Programs:
         def step(state, index, plan, hyper, crops, *, axis_name):
             turn = state.step % task.steps_per_epoch
             batch = take_batch(task, index, plan.steps, turn, axis_name, crops)
-            return train_step(task, state, batch, plan.key, hyper, axis_name)
+            return train_step(task, state, batch, plan.key, hyper, axis_name)[0]
 
         whole = functools.partial(run_epoch, task, unroll=unroll)
         self.epoch = self._compile("epoch", whole, in_axes=(None,) * 4, donate=(0,))
@@ -203,7 +201,7 @@ class Programs:
                 sums = self.chunk(state, index, plan, sums, gathered)
             state = self.finish(state, sums)
         for gathered in crops(plan.steps, self.task.steps_per_epoch, done):
-            state, _ = self.step(state, index, plan, hyper, gathered)
+            state = self.step(state, index, plan, hyper, gathered)
             yield state
 
 
@@ -216,8 +214,8 @@ def compile_sweep(task: Task, devices: Devices, unroll: int = 1) -> Any:
       unroll: Steps per turn of the loop.
 
     Returns:
-      ``(states, index, keys, hypers) -> (states, losses)``. On one device, states, keys, hypers and
-      losses have a leading axis of runs; on several, two: devices and runs on each.
+      ``(states, index, keys, hypers) -> states``. On one device, states, keys and hypers have a
+      leading axis of runs; on several, two: devices and runs on each.
     """
     if task.num_devices != 1:
         raise ValueError(

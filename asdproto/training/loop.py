@@ -105,7 +105,7 @@ def train_stage(
         def epoch(state: TrainState, done: int) -> Iterator[tuple[TrainState, int]]:
             # An epoch that another loop left in the middle is finished step by step.
             if loop == "scan" and not done:
-                yield programs.epoch(state, *inputs)[0], task.steps_per_epoch
+                yield programs.epoch(state, *inputs), task.steps_per_epoch
                 return
             for after in programs.dispatch(state, *inputs, done=done, gather=gather):
                 yield after, 1
@@ -177,7 +177,7 @@ def train_sweep(
 
         def epoch(state: TrainState, done: int) -> Iterator[tuple[TrainState, int]]:
             del done  # a sweep is saved between epochs only
-            yield program(state, index, *dealt)[0], task.steps_per_epoch
+            yield program(state, index, *dealt), task.steps_per_epoch
 
         return epoch
 

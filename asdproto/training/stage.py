@@ -290,7 +290,8 @@ def batch_sums(
     if config.sampler == "episodes":
         num_classes = config.ways
         position = device_rows(axis_name, embeddings.shape[0])
-        targets = jnp.minimum(position // config.shots, num_classes - 1)
+        # lax.div, not //: rounding negative numbers down is a kernel of its own on a GPU.
+        targets = jnp.minimum(lax.div(position, jnp.int32(config.shots)), num_classes - 1)
     summands = lax.stop_gradient(embeddings) if config.stop_gradient else embeddings
     sums, counts = proto.class_sums(summands, targets, num_classes, where=batch.where)
     if axis_name is not None:

@@ -143,7 +143,7 @@ def piece(task: Task, name: str) -> Callable[..., Any]:
             task if name == "step" else bare, state, batch, plan.key, hyper
         )
         if name == "step":
-            return after, loss
+            return after
         without_gradient = loss, after.batch_stats
         return without_gradient if name == "loss" else (*without_gradient, after.optimizer)
 
@@ -228,7 +228,7 @@ class Bench:
 
         def run(state: TrainState, *inputs: Any) -> TrainState:
             if scanned:
-                return jax.block_until_ready(programs.epoch(state, *inputs)[0])
+                return jax.block_until_ready(programs.epoch(state, *inputs))
             walk = programs.dispatch(state, *inputs, gather=gather)
             return jax.block_until_ready(collections.deque(walk, maxlen=1)[0])
 
@@ -293,7 +293,7 @@ class Bench:
             for _ in range(calls):
                 out = program.call(held[0], *inputs)
                 if whole:
-                    held[0] = out[0]
+                    held[0] = out
             jax.block_until_ready(out)
 
         return turn, program

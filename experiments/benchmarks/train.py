@@ -242,8 +242,7 @@ def measure_sweep(bench: Bench) -> dict[str, Any]:
         )  # fmt: skip
 
         def sweep(held: list[Any] = held, program: Compiled = program) -> None:
-            held[0], losses = program.call(held[0], index, keys, hypers)
-            jax.block_until_ready(losses)
+            held[0] = jax.block_until_ready(program.call(held[0], index, keys, hypers))
 
         contenders[name] = sweep
         compiling[name] = program.seconds

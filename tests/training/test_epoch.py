@@ -174,7 +174,7 @@ def test_nothing_crosses_to_the_host_inside_an_epoch_and_all_compiles_once(stage
 
         def epoch(state, loop=loop, programs=programs, inputs=inputs):
             if loop == "scan":
-                return programs.epoch(state, *inputs)[0]
+                return programs.epoch(state, *inputs)
             return collections.deque(programs.dispatch(state, *inputs), maxlen=1).pop()
 
         state = epoch(state)
