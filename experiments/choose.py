@@ -98,6 +98,13 @@ SETTINGS = {
     "running statistics": Setting(overrides=("score.batch_stats=running",)),
     "5 + 3 epochs": Setting(overrides=("pretrain.epochs=5", "finetune.epochs=3")),
     "20 + 10 epochs": Setting(overrides=("pretrain.epochs=20", "finetune.epochs=10")),
+    "untrained": Setting(
+        overrides=(
+            "stages=('pretrain',)",
+            "pretrain.epochs=1",
+            "pretrain.learning_rates=((0.0,1),)",
+        )
+    ),
     "attribute softmax": Setting("baseline"),
     "attribute softmax, NPE": Setting("baseline", ("stages=('pretrain', 'finetune')",)),
     "statistics of each band": Setting(overrides=("encoder.standardization=band",)),
