@@ -287,8 +287,7 @@ def subset_mask(
     starts = jnp.searchsorted(group, jnp.arange(num_classes + 1, dtype=jnp.int32))
     sizes = jnp.append(jnp.diff(starts), 0)
     share = jnp.asarray(ratio, jnp.float32) * sizes
-    quota = jnp.clip(jnp.ceil(share * (1 - 1e-6)).astype(jnp.int32), 1, sizes)
-    quota = quota.at[num_classes].set(0)
+    quota = jnp.ceil(share * (1 - 1e-6)).astype(jnp.int32)
     drawn = jnp.arange(examples, dtype=jnp.int32) - starts[group] < quota[group]
     return jnp.zeros(examples, bool).at[place].set(drawn, unique_indices=True)
 

@@ -18,6 +18,8 @@ def test_l2_normalize():
     np.testing.assert_allclose(
         prototypes.l2_normalize(x.T, axis=0), np.transpose(expected), rtol=1e-6
     )
+    short = prototypes.l2_normalize(jnp.array([3e-8, 4e-8]))  # far from zero, but for its square
+    np.testing.assert_allclose(short, [0.6, 0.8], rtol=1e-6)
     small = prototypes.l2_normalize(jnp.array([3.0, 4.0], jnp.bfloat16))
     assert small.dtype == jnp.bfloat16
 
@@ -113,6 +115,7 @@ def test_leave_one_out_equals_a_loop():
         (0.1, [1, 1, 10, 3, 0]),
         (0.334, [1, 2, 34, 11, 0]),
         (1e-9, [1, 1, 1, 1, 0]),
+        (0.3, [1, 1, 30, 9, 0]),  # 0.3 * 100 is 30.000002 in float32
     ],
 )
 def test_subsets_have_exactly_their_share(ratio, expected):

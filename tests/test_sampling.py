@@ -34,6 +34,14 @@ def test_permutation_has_every_clip_and_completes_the_last_batch(clips, batch):
     assert counts.max() - counts.min() <= 1
 
 
+def test_permutations_are_shuffled_by_their_key():
+    orders = {
+        tuple(np.asarray(sampling.epoch_permutation(jax.random.key(key), 20, 4)).ravel().tolist())
+        for key in range(5)
+    }
+    assert len(orders | {tuple(range(20))}) == 6
+
+
 def test_paper_sized_epoch_has_657_batches():
     shape = jax.eval_shape(
         lambda key: sampling.epoch_permutation(key, 21000, 32), jax.random.key(0)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from asdproto import losses
+from asdproto.prototypes import class_sums
 from tests.losses import oracles
 
 MIB = 2**20
@@ -51,6 +52,23 @@ def test_a_hundred_thousand_classes_fit(name):
         return getattr(losses, f"{name}_loss")(z, p, y, **keywords)
 
     assert temporary_memory(loss, 4096, 100_000, 256) < 1024 * MIB
+
+
+@pytest.mark.parametrize(("classes", "pads"), [(90, False), (97, True)])
+def test_pieces_are_filled_up_only_where_no_divisor_is_near(classes, pads):
+    z, p, y = jnp.ones((4, 8)), jnp.ones((classes, 8)), jnp.zeros(4, jnp.int32)
+    program = jax.make_jaxpr(lambda p: losses.prototypical_loss(z, p, y, chunk_size=32))(p)
+    assert (" pad[" in str(program)) == pads
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_products_of_float32_are_taken_in_full(dtype):
+    """On a GPU and a TPU a product of float32 is of fewer digits, unless it is asked for all."""
+    z, p, y = jnp.ones((4, 8), dtype), jnp.ones((3, 8), dtype), jnp.zeros(4, jnp.int32)
+    compared = str(jax.make_jaxpr(losses.prototypical_loss)(z, p, y))
+    assert ("HIGHEST" in compared) == (dtype == jnp.float32)
+    # Sums of classes are float32 whatever the embeddings are.
+    assert "HIGHEST" in str(jax.make_jaxpr(lambda z: class_sums(z, y, 3))(z))
 
 
 @pytest.mark.parametrize("loss", [losses.supervised_contrastive_loss, losses.nt_xent_loss])

@@ -481,3 +481,10 @@ def test_fixed_prototypes_cost_no_gradient(batch):
         return str(jax.make_jaxpr(jax.grad(total, argnums))(z, p)).count("dot_general")
 
     assert count_products(0) < count_products((0, 1))
+
+
+def test_a_loss_near_zero_keeps_its_digits():
+    # One other class, 18 temperatures away: log(1 + exp(-18)) is below the last digit of 1.
+    z, y = jnp.array([[1.0, 0.0]]), jnp.array([0])
+    loss = jitted.prototypical_loss(z, jnp.eye(2), y, temperature=1 / 18)
+    np.testing.assert_allclose(loss, np.log1p(np.exp(-18.0)), rtol=1e-5)

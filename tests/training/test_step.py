@@ -64,6 +64,7 @@ def test_schedules_are_the_papers():
     np.testing.assert_allclose(finetune.learning_rate(29), 0.01, rtol=1e-6)
     np.testing.assert_allclose(finetune.learning_rate(30), 0.001, rtol=1e-6)
     assert finetune.steps(21000) == 210
+    assert [finetune.steps(clips) for clips in (7, 149, 151, 291)] == [1, 1, 2, 3]
     assert finetune.batch == 100
     # A shorter schedule keeps the paper's proportions.
     short = dataclasses.replace(pretrain, epochs=12)
