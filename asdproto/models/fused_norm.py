@@ -10,10 +10,10 @@ Three things pay, each measured alone by ``experiments/benchmarks/program.py`` f
 ==============================================  ============  ============  =================
 ..                                              pre-training  fine-tuning   8 runs, pre-train
 ==============================================  ============  ============  =================
-as it is                                        260, 885      287, 1,917    301, 8,150
-gradient by automatic differentiation           300, 980      not measured  325, 9,045
-two sums instead of one of pairs                276, 896      306, 1,941    307, 8,138
-sums of pairs in one go instead of two halves   252, 924      281, 1,979    295, 8,501
+as it is                                        259, 885      285, 1,917    300, 8,150
+gradient by automatic differentiation           299, 980      327, 2,209    324, 9,045
+two sums instead of one of pairs                275, 896      304, 1,941    306, 8,138
+sums of pairs in one go instead of two halves   251, 924      279, 1,979    294, 8,501
 ==============================================  ============  ============  =================
 """
 

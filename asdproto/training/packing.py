@@ -9,9 +9,9 @@ bfloat16; kernels and megabytes of a step):
 =========================================  ============  ===========  =================
 ..                                         pre-training  fine-tuning  8 runs, pre-train
 =========================================  ============  ===========  =================
-as it is                                   260, 885      287, 1,917   301, 8,150
-without the vector of small parameters     310, 883      337, 1,915   348, 8,154
-without kernels in the dtype of the model  304, 1,020    331, 2,052   329, 9,188
+as it is                                   259, 885      285, 1,917   300, 8,150
+without the vector of small parameters     309, 883      335, 1,915   347, 8,153
+without kernels in the dtype of the model  303, 1,020    329, 2,053   328, 9,188
 =========================================  ============  ===========  =================
 
 ``optax.flatten`` under ``optax.partition`` is no substitute for the vector (315 kernels where
