@@ -223,7 +223,6 @@ def mpe_objective(config: StageConfig) -> Objective:
             state.prototypes,
             batch.labels,
             temperature=hyper.temperature,
-            where=batch.where,
         )
         return losses, state.loss_state
 

@@ -75,6 +75,14 @@ def test_lowerings_have_equal_gradients(size, stride):
         np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize(("shape", "native"), [((3, 3), True), ((2, 4), False), ((4, 8), True)])
+def test_windows_that_fit_are_convolutions(shape, native):
+    program = jax.make_jaxpr(
+        functools.partial(convolution.convolve, strides=1, lowering="native_if_fits")
+    )(jnp.ones((1, *shape, 2)), jnp.ones((3, 3, 2, 2)))
+    assert ("conv_general_dilated" in str(program)) == native
+
+
 @pytest.mark.parametrize("shape", [(2, 8, 6, 3), (1, 7, 5, 2)])
 def test_max_pool_equals_windowed_reduction(shape):
     x = _random(*shape)
@@ -238,6 +246,13 @@ def test_pooling_equals_its_formula(attention):
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+def test_attention_in_bfloat16_still_adds_up_to_one():
+    pool = TimeFrequencyAttentionPooling("time", dtype=jnp.bfloat16)
+    x = jnp.ones((1, 50, 4, 8))  # whatever is weighed, the sum of weights comes out
+    found = pool.apply(pool.init(jax.random.key(2), x), x)
+    np.testing.assert_allclose(found, 1, atol=1e-5)  # 1 / 50 in bfloat16 is off by 1e-3
+
+
 def test_unknown_pooling_is_an_error():
     with pytest.raises(ValueError, match="attention='space'"):
         TimeFrequencyAttentionPooling("space").init(jax.random.key(0), _random(1, 2, 2, 4))
@@ -305,6 +320,21 @@ def test_embeddings_are_unit_float32_and_depend_on_each_crop_alone():
     np.testing.assert_allclose(jnp.linalg.norm(z, axis=1), 1, atol=1e-6)
     alone = model.apply(variables, x[2:3], train=False)
     np.testing.assert_allclose(z[2:3], alone, atol=1e-5)
+
+
+def test_padding_leaves_no_trace_in_a_network():
+    model, x = _small(), _random(6, 32, 24)
+    where = jnp.arange(6) < 4
+    variables = model.init(jax.random.key(0), x, train=False)
+
+    @jax.jit
+    def embed(x):
+        return model.apply(variables, x, train=True, where=where, mutable=["batch_stats"])
+
+    found, stats = embed(x.at[4:].set(1e3))
+    expected, wanted = embed(x)
+    np.testing.assert_allclose(found[:4], expected[:4], atol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), stats, wanted)
 
 
 def test_all_stages_join_the_embedding_with_equal_weights():

@@ -394,19 +394,26 @@ def test_held_out_scores_set_thresholds_that_new_clips_keep():
     assert 0.005 < np.mean(found > np.quantile(held_out, 0.9)) < 0.25
 
 
-def test_held_out_scores_are_those_of_back_ends_without_the_clip():
+@pytest.mark.parametrize("kind", ["mahalanobis", "mahalanobis-knn"])
+def test_held_out_scores_are_those_of_back_ends_without_the_clip(kind):
     rng = np.random.default_rng(4)
     embeddings, labels = rng.standard_normal((19, 3)), np.array([0, 1] * 5 + [2] * 9)
     sections = ["00"] * 10 + ["01"] * 9
-    found = scoring.held_out_scores(embeddings, labels, sections, folds=5)
-    everything = scoring.fit_scorer(embeddings, labels, sections)
+    found = scoring.held_out_scores(embeddings, labels, sections, folds=5, kind=kind)
+    everything = scoring.fit_scorer(embeddings, labels, sections, kind=kind)
     expected = everything.score(embeddings, sections, training=True)
     # Section 01 is too small to be parted; the first part holds the first clip of each class.
     np.testing.assert_array_equal(found[10:], expected[10:])
     kept = [row for row in range(19) if row not in (0, 1)]
-    without = scoring.fit_scorer(embeddings[kept], labels[kept], [sections[r] for r in kept])
+    without = scoring.fit_scorer(
+        embeddings[kept], labels[kept], [sections[r] for r in kept], kind=kind
+    )
     np.testing.assert_array_equal(found[:2], without.score(embeddings[:2], sections[:2]))
-    # Neighbors other than the clip itself, also where nothing is held out.
+
+
+def test_held_out_scores_are_no_distances_to_the_clip_itself():
+    rng = np.random.default_rng(4)
+    embeddings, labels, sections = rng.standard_normal((9, 3)), np.zeros(9, int), ["00"] * 9
     assert scoring.held_out_scores(embeddings, labels, sections, kind="knn").min() > 0.0
     with pytest.raises(ValueError, match="folds is 1"):
         scoring.held_out_scores(embeddings, labels, sections, folds=1)

@@ -1,8 +1,10 @@
+import flax.linen as nn
 import jax
 import numpy as np
+import pytest
 
 from asdproto.data.dataset import ClipArrays
-from asdproto.systems.embedding import training_batch_stats
+from asdproto.systems.embedding import training_batch_stats, window_means, window_starts
 from tests.training import tiny
 
 
@@ -39,3 +41,45 @@ def test_batch_statistics_do_not_depend_on_what_training_left():
     )
     assert tiny.same(one, two)
     assert not tiny.same(one, three)
+
+
+class Mean(nn.Module):
+    """The mean spectrum of a crop, times a number."""
+
+    embedding_dim: int = tiny.MELS
+
+    @nn.compact
+    def __call__(self, crops, *, train):
+        return crops.mean(axis=1) * self.param("factor", nn.initializers.constant(2.0), ())
+
+
+@pytest.mark.parametrize("batch", [1, 4, 256])
+def test_a_clip_is_the_mean_over_windows_that_cover_it(batch):
+    rng = np.random.default_rng(0)
+    frames = np.array([tiny.CROP, tiny.CROP + 1, 3 * tiny.CROP, 5])
+    features = rng.standard_normal((4, 3 * tiny.CROP, tiny.MELS)).astype(np.float32)
+    clips = ClipArrays(features, np.arange(4), frames, tiny.CROP)
+    mean, scale = rng.standard_normal(tiny.MELS), rng.uniform(0.5, 2, tiny.MELS)
+    variables = {"params": {"factor": np.float32(2.0)}}
+    options = {"mean": mean, "scale": scale, "hop": 8, "batch": batch}
+    found = window_means(Mean(), variables, clips, **options)
+    short = np.resize(features[3, :5], (tiny.CROP, tiny.MELS))
+    windows = [[0], [0, 1], [0, 8, 16, 24, 32]]
+    expected = [
+        np.mean([features[clip, start : start + tiny.CROP].mean(axis=0) for start in starts], 0)
+        for clip, starts in enumerate(windows)
+    ]
+    expected = 2 * (np.array([*expected, short.mean(axis=0)]) - mean) * scale
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    whole = window_means(Mean(), variables, clips, full_clip=True, **options)
+    expected = [features[clip, :count].mean(axis=0) for clip, count in enumerate(frames[:3])]
+    expected = 2 * (np.array([*expected, short.mean(axis=0)]) - mean) * scale
+    np.testing.assert_allclose(whole, expected, atol=1e-5)
+
+
+def test_windows_reach_from_the_first_frame_to_the_last():
+    for frames, hop in ((64, 32), (65, 32), (200, 32), (313, 50)):
+        starts = window_starts(frames, 64, hop)
+        assert starts[0] == 0
+        assert starts[-1] == frames - 64
+        assert len(starts) == 1 or 0 < np.diff(starts).min() <= np.diff(starts).max() <= hop

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from asdproto.training import step as steps
+from asdproto.training.devices import use_devices
 from asdproto.training.epoch import run_epoch
 from asdproto.training.stage import StageConfig
 from asdproto.training.state import clip_index
@@ -188,3 +189,58 @@ def test_training_lowers_the_loss(stage):
         state = epoch(state)
         means.append(float(state.loss_sum) / task.steps_per_epoch)
     assert np.mean(means[-2:]) < 0.95 * means[0]
+
+
+def test_a_step_goes_by_the_traced_numbers_and_not_by_the_configuration():
+    task, index, state = _setup("finetune")
+    plan = _plan(task, state.step, index, jax.random.key(1), task.stage.hyper())
+    batch = _take(task, index, plan.steps, state.step, None)
+
+    def step(task, **changes):
+        hyper = task.stage.hyper()._replace(**{k: jnp.float32(v) for k, v in changes.items()})
+        after, loss = _step(task, state, batch, plan.key, hyper)
+        moved = jax.tree.map(lambda a, b: a - b, after.params, state.params)
+        return float(loss), np.concatenate([np.ravel(x) for x in jax.tree.leaves(moved)])
+
+    loss, moved = step(task)
+    for field, traced in (
+        ({"mix_range": (0.75, 1.0)}, {"mix_low": 0.75, "mix_high": 1.0}),
+        ({"temperature": 0.5}, {"temperature": 0.5}),
+    ):
+        found, expected = step(task, **traced)[0], step(_setup("finetune", **field)[0])[0]
+        assert found == pytest.approx(expected, rel=1e-6)
+        assert abs(found - loss) > 1e-3
+    _, half = step(task, learning_rate_scale=0.5)
+    np.testing.assert_allclose(half, moved / 2, rtol=1e-3, atol=1e-6)
+    assert np.abs(moved).max() > 1e-4
+
+
+def test_classes_without_clips_are_refused():
+    labels = np.where(DATA.labels == 2, 1, DATA.labels)
+    with pytest.raises(ValueError, match="class 2 has no training clip"):
+        clip_index(dataclasses.replace(DATA, labels=labels), resident=True)
+
+
+def test_statistics_that_devices_take_apart_are_averaged():
+    devices = use_devices(2)
+    whole, apart = (tiny.make_task(DATA, devices=use_devices(count)) for count in (1, 2))
+    apart = dataclasses.replace(apart, model=tiny.Encoder())  # each device by its own examples
+    index, state = jax.device_put(clip_index(DATA, resident=True)), _setup()[2]
+    plan = _plan(whole, state.step, index, jax.random.key(1), whole.stage.hyper())
+    prototypes = jnp.ones((tiny.CLASSES, 2, 8))
+    state = state._replace(prototypes=prototypes)
+
+    def step(state, index, plan, hyper, *, axis_name):
+        batch = steps.take_batch(apart, index, plan.steps, 0, axis_name)
+        return steps.train_step(apart, state, batch, plan.key, hyper, axis_name)[0].batch_stats
+
+    inputs = devices.replicate((state, index, plan, whole.stage.hyper()))
+    found = devices.compile(step, in_axes=(None,) * 4)(*inputs)
+    crops = _take(whole, index, plan.steps, 0, None).crops
+    variables = {"params": state.params["encoder"], "batch_stats": state.batch_stats}
+    halves = [
+        apart.model.apply(variables, half, train=True, mutable=["batch_stats"])[1]["batch_stats"]
+        for half in np.split(np.asarray(crops), 2)
+    ]
+    expected = jax.tree.map(lambda a, b: (a + b) / 2, *halves)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), dict(found), expected)
