@@ -9,7 +9,7 @@ from asdproto.config import ConfigError
 from asdproto.data.dcase import Clip
 from asdproto.data.table import write_table
 from experiments import choose
-from experiments.perturb import PERTURBATIONS, STRENGTHS, perturb
+from experiments.perturb import COPIES, PERTURBATIONS, STRENGTHS, perturb
 
 RATE = 16000
 
@@ -96,7 +96,7 @@ def test_folds_are_even_in_every_section_and_domain():
                     if (c.machine_type, c.section, c.domain) == (machine, section, domain)
                 ]
                 assert np.bincount(rows, minlength=4).tolist() == [each] * 4
-    mixed = [dataclasses.replace(c, attributes=f"speed_{c.path[-5]}") for c in clips]
+    mixed = [dataclasses.replace(c, attributes=f"speed_{int(c.path[-5]) // 2}") for c in clips]
     together = choose.fold_of(mixed, 4, None, by="conditions")
     for clip, number in zip(mixed, together, strict=True):
         of_condition = {
@@ -111,6 +111,16 @@ def test_folds_are_even_in_every_section_and_domain():
     assert set(choose.fold_of(clips, 4, None, by="conditions")) == {-1}
     only = choose.fold_of(clips, 4, ["pump"])
     assert {c.machine_type for c, f in zip(clips, only, strict=True) if f < 0} == {"fan"}
+
+
+def test_a_copy_that_is_only_louder_is_no_fault():
+    normal = Clip("a.wav", "pump", "00", "source", "test", "normal", "")
+    kinds = np.repeat(np.arange(-1, len(COPIES)), 10)
+    clips = [normal if kind < 0 else dataclasses.replace(normal, state="anomaly") for kind in kinds]
+    louder = np.array([kind >= 0 and COPIES[kind][1] == "level" for kind in kinds])
+    figures = choose.evaluate(louder.astype(float), clips, kinds)
+    assert figures["level"] == 1.0
+    assert figures["mean"] == figures["source"] == figures["band"] == 0.5
 
 
 def test_settings_are_compared_without_the_test_clips(collection, tmp_path):

@@ -3,8 +3,12 @@ import pytest
 from scipy.stats import multivariate_normal
 from sklearn.mixture import GaussianMixture
 
+from asdproto.data.dataset import prepare, section_keys
 from asdproto.errors import DataError
 from asdproto.systems import gmm
+from asdproto.systems.members import RunOptions
+from asdproto.training.devices import use_devices
+from tests.systems import tiny
 
 MELS = 6
 
@@ -102,6 +106,23 @@ def test_target_clips_are_repeated_to_their_share():
         np.testing.assert_allclose(
             mixtures.sections[keys[0]].means[0], values[own].mean(axis=0), rtol=1e-12
         )
+
+
+def test_the_system_repeats_clips_of_the_target_domain(tmp_path):
+    data = prepare(tiny.make_store(tmp_path / "features"), 1)
+    system = gmm.GmmSystem(features=tiny.FEATURES, components=1, target_ratio=0.9)
+    (fitted,) = system.train(data, RunOptions(None, use_devices(1)), [0])["gmm"]
+    target = [clip.domain == "target" for clip in data.train_clips]
+    expected = gmm.fit_mixtures(
+        system.pool(data.train),
+        np.array(target, np.int64),
+        section_keys(data.train_clips),
+        components=1,
+        target_ratio=0.9,
+        regularization=system.regularization,
+    )
+    for key, mixture in expected.sections.items():
+        np.testing.assert_array_equal(fitted.member.mixtures.sections[key].means, mixture.means)
 
 
 def test_a_seed_and_a_sections_own_clips_decide():
