@@ -98,6 +98,7 @@ SETTINGS = {
     "running statistics": Setting(overrides=("score.batch_stats=running",)),
     "5 + 3 epochs": Setting(overrides=("pretrain.epochs=5", "finetune.epochs=3")),
     "20 + 10 epochs": Setting(overrides=("pretrain.epochs=20", "finetune.epochs=10")),
+    "40 + 20 epochs": Setting(overrides=("pretrain.epochs=40", "finetune.epochs=20")),
     "untrained": Setting(
         overrides=(
             "stages=('pretrain',)",
