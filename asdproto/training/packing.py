@@ -93,9 +93,9 @@ def pack_state(state: TrainState, dtype: Any, *, join: bool = True) -> TrainStat
 
     Args:
       state: The state.
-      dtype: Of the encoder's arithmetic. The state gets ``weights``: the parameters with the large
-        kernels of the encoder in this dtype. A module casts its kernel at every use; a loop that
-        carries these writes them where it writes the parameters.
+      dtype: Of the encoder's arithmetic. The state gets ``weights``: the large kernels of the
+        encoder in this dtype. A module casts its kernel at every use; a loop that carries these
+        writes them where it writes the parameters.
       join: Whether small parameters become one vector; not where the optimizer looks at a parameter
         as a whole.
 
@@ -112,14 +112,24 @@ def pack_state(state: TrainState, dtype: Any, *, join: bool = True) -> TrainStat
     def convert(tree: Any) -> Any:
         return _pack(tree, layout) if is_like_params(tree) else tree
 
-    encoder = jax.tree.map(
-        lambda x: x.astype(dtype) if x.ndim > 1 and x.size > LIMIT else x, state.params["encoder"]
-    )
+    def cast(path: Any, x: jax.Array) -> jax.Array | None:
+        kernel = path[0].key == "encoder" and x.ndim > 1 and x.size > LIMIT
+        return x.astype(dtype) if kernel and x.dtype != dtype else None
+
+    weights = [cast(*leaf) for leaf in jax.tree_util.tree_leaves_with_path(state.params)]
     return state._replace(
         params=_pack(state.params, layout),
         optimizer=jax.tree.map(convert, state.optimizer, is_leaf=is_like_params),
-        weights=_pack({**state.params, "encoder": encoder}, layout),
+        weights=[x for x, in_vector in zip(weights, small, strict=True) if not in_vector],
     )
+
+
+def with_weights(state: TrainState) -> Any:
+    """The parameters that a step computes with: in a loop, kernels are its ``weights``."""
+    if state.weights is None:
+        return state.params
+    pairs = zip(state.weights, state.params.large, strict=True)
+    return dataclasses.replace(state.params, large=[p if w is None else w for w, p in pairs])
 
 
 def value_and_grad(loss_fn: Callable[[Any], Any], state: TrainState) -> tuple[Any, Any]:
@@ -127,19 +137,20 @@ def value_and_grad(loss_fn: Callable[[Any], Any], state: TrainState) -> tuple[An
 
     Args:
       loss_fn: From parameters, not packed, to a loss and what else the step needs of it.
-      state: The state; in a loop the loss is taken at its ``weights``.
+      state: The state; the loss is taken at :func:`with_weights`.
 
     Returns:
       What ``loss_fn`` returns, and the gradient, packed and of the dtypes of ``state.params``.
     """
     run = jax.value_and_grad(lambda params: loss_fn(unpack(params)), has_aux=True)
-    value, gradient = run(state.weights or state.params)
+    value, gradient = run(with_weights(state))
     return value, optax.tree.cast_like(gradient, state.params)
 
 
 def renew_weights(state: TrainState) -> TrainState:
     """The state of a loop after a step, with ``weights`` of the new parameters."""
-    return state._replace(weights=optax.tree.cast_like(state.params, state.weights))
+    pairs = zip(state.weights, state.params.large, strict=True)
+    return state._replace(weights=[None if w is None else p.astype(w.dtype) for w, p in pairs])
 
 
 def unpack_state(state: TrainState) -> TrainState:

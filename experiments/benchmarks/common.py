@@ -29,7 +29,7 @@ from asdproto.systems.prototype import STAGES, PrototypeSystem, make_task
 from asdproto.training import step as steps
 from asdproto.training.devices import Devices, use_devices
 from asdproto.training.epoch import Loop, Programs, default_loop, scan_steps
-from asdproto.training.packing import pack_state, unpack
+from asdproto.training.packing import pack_state, unpack, with_weights
 from asdproto.training.stage import Hyper
 from asdproto.training.state import ClipIndex, Task, TrainState, clip_index
 from experiments.benchmarks.timing import interleave, rounded, spread
@@ -136,7 +136,7 @@ def piece(task: Task, name: str) -> Callable[..., Any]:
         if name == "sampling":
             return batch.crops, batch.labels
         if name == "forward":
-            params = unpack(state.weights or state.params)["encoder"]
+            params = unpack(with_weights(state))["encoder"]
             variables = {"params": params, "batch_stats": state.batch_stats}
             return task.model.apply(variables, batch.crops, train=True, mutable=["batch_stats"])
         after, loss = steps.train_step(
