@@ -68,3 +68,13 @@ def test_an_anomaly_among_training_clips_is_refused(store):
     clips = [dataclasses.replace(store.clips[0], state="anomaly"), *store.clips[1:]]
     with pytest.raises(DataError, match=r"0\.wav: found an anomaly in the training split"):
         prepare(dataclasses.replace(store, clips=clips), 8)
+
+
+def test_chosen_clips_keep_their_own_frames():
+    features = np.arange(4 * 6 * 2, dtype=np.float32).reshape(4, 6, 2)
+    clips = ClipArrays(features, np.array([3, 0, 2]), np.array([4, 5, 6]), 4)
+    some = clips.take([2, 0])
+    assert some.features is features
+    np.testing.assert_array_equal(some.rows, [2, 3])
+    np.testing.assert_array_equal(some.frames, [6, 4])
+    assert some.crop == 4

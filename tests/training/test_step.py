@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 
+from asdproto.training import packing
 from asdproto.training import step as steps
 from asdproto.training.devices import use_devices
 from asdproto.training.epoch import run_epoch
@@ -244,3 +245,39 @@ def test_statistics_that_devices_take_apart_are_averaged():
     ]
     expected = jax.tree.map(lambda a, b: (a + b) / 2, *halves)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), dict(found), expected)
+
+
+def test_an_epoch_of_one_step_sums_one_loss():
+    task, index, state = _setup("finetune", steps_per_epoch=1)
+    hyper = task.stage.hyper()
+    plan = _plan(task, state.step, index, jax.random.key(1), hyper)
+    for _ in range(2):
+        state, loss = _step(task, state, _take(task, index, plan.steps, 0, None), plan.key, hyper)
+        assert state.loss_sum == loss > 0
+
+
+def test_a_loop_carries_large_kernels_of_the_encoder_in_its_dtype():
+    rng = np.random.default_rng(0)
+    kernel, bias, head = (
+        jnp.asarray(rng.standard_normal(shape), jnp.float32)
+        for shape in ((64, 32), (32,), (64, 32))
+    )
+    params = {"encoder": {"bias": bias, "kernel": kernel}, "loss": {"head": head}}
+    state = _setup()[2]._replace(params=params, optimizer=())
+
+    packed = packing.pack_state(state, jnp.bfloat16)
+    assert packed.params.vector.shape == (32,)
+    new = jax.tree.map(lambda x: x + 1, packed.params)
+    for found, expected in (
+        (packed, params),
+        (packing.renew_weights(packed._replace(params=new)), packing.unpack(new)),
+    ):
+        used = packing.unpack(packing.with_weights(found))
+        assert used["encoder"]["kernel"].dtype == jnp.bfloat16
+        rounded = {"kernel": expected["encoder"]["kernel"].astype(jnp.bfloat16)}
+        expected = {"encoder": {**expected["encoder"], **rounded}, "loss": expected["loss"]}
+        assert tiny.same(used, expected)
+        assert used["loss"]["head"].dtype == jnp.float32
+    assert tiny.same(packing.unpack_state(packed).params, params)
+    # What is of this dtype already is carried once.
+    assert packing.pack_state(state, jnp.float32).weights == [None, None]
