@@ -2,8 +2,8 @@
 
 XLA's convolution is right on an accelerator, but for windows larger than the map: its rewriting of
 their gradients for a GPU adds transposes and copies, which one matrix product over gathered patches
-does not need. For an H100 (experiments/benchmarks/program.py) patches there make 259 kernels and
-885 MB of a pre-training step's 269 and 870, 285 and 1,917 of a fine-tuning step's 298 and 1,859;
+does not need. For an H100 (experiments/benchmarks/program.py) patches there make 258 kernels and
+884 MB of a pre-training step's 268 and 870, 284 and 1,917 of a fine-tuning step's 297 and 1,859;
 patches everywhere would move 1,740 and 4,093 MB.
 On a CPU the convolution falls off cliffs: small maps and strided windows run tens of times slower
 than patches, and any convolution inside a loop body loses its threads. Under ``vmap`` over models a

@@ -10,10 +10,10 @@ Three things pay, each measured alone by ``experiments/benchmarks/program.py`` f
 ==============================================  ============  ============  =================
 ..                                              pre-training  fine-tuning   8 runs, pre-train
 ==============================================  ============  ============  =================
-as it is                                        259, 885      285, 1,917    300, 8,150
+as it is                                        258, 884      284, 1,917    299, 8,150
 gradient by automatic differentiation           299, 980      327, 2,209    324, 9,045
-two sums instead of one of pairs                275, 896      304, 1,941    306, 8,138
-sums of pairs in one go instead of two halves   251, 924      279, 1,979    294, 8,501
+two sums instead of one of pairs                274, 896      303, 1,941    305, 8,137
+sums of pairs in one go instead of two halves   250, 924      278, 1,979    293, 8,500
 ==============================================  ============  ============  =================
 """
 
