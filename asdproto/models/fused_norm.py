@@ -11,7 +11,7 @@ Three things pay, each measured alone by ``experiments/benchmarks/program.py`` f
 ..                                              pre-training  fine-tuning   8 runs, pre-train
 ==============================================  ============  ============  =================
 as it is                                        258, 884      284, 1,917    299, 8,150
-gradient by automatic differentiation           299, 980      327, 2,209    324, 9,045
+gradient by automatic differentiation           298, 980      326, 2,209    323, 9,044
 two sums instead of one of pairs                274, 896      303, 1,941    305, 8,137
 sums of pairs in one go instead of two halves   250, 924      278, 1,979    293, 8,500
 ==============================================  ============  ============  =================
