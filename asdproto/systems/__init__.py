@@ -85,7 +85,8 @@ def choose(clips: "Sequence[Clip]") -> tuple[str, str]:
     On collections of 20 and 291 clips the nearest mean spectrum is within 3 points of prototypes
     (``docs/experiments.md``), and it needs no training. On the challenge's set of 21,000 clips in
     147 attribute classes the paper has prototypes 22 points above the AutoEncoder; from what size
-    on they are worth their training is not known.
+    on they are worth their training is not known. With 1,260 synthetic clips they are as good as a
+    Gaussian mixture and better than the nearest mean spectrum, after 40 + 20 epochs.
 
     Args:
       clips: The collection's clips; at least one for training.
@@ -99,7 +100,8 @@ def choose(clips: "Sequence[Clip]") -> tuple[str, str]:
     classes = len(assign_classes(train)[1])
     size = f"{len(train)} clips in {classes} attribute class{'es' * (classes > 1)}"
     if len(train) >= MANY_CLIPS and classes >= MANY_CLASSES:
-        return "prototype", f"{size}: prototypes are learned"
+        longer = "pretrain.epochs=40 finetune.epochs=20 is worth its time if the preset is small"
+        return "prototype", f"{size}: prototypes are learned; {longer}"
     smallest = min(Counter((clip.machine_type, clip.section) for clip in train).values())
     if smallest >= FEW_CLIPS:
         other = "; --system prototype learns prototypes of the classes" if classes > 1 else ""
