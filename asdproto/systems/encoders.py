@@ -193,8 +193,6 @@ class EncoderSystem:
         mean, std = data.mean, data.std
         if self.per_machine:
             mean, std = arrays.statistics()
-        if self.features.waveform:
-            mean, std = _standard_waveforms(mean, std, self.features.n_mels)
         return dataclasses.replace(
             data,
             train=arrays,
@@ -441,16 +439,6 @@ def partners(batch: int) -> jax.Array:
     """
     rows = jnp.arange(batch, dtype=jnp.int32)
     return jnp.where(rows ^ 1 < batch, rows ^ 1, rows)
-
-
-def _standard_waveforms(
-    mean: np.ndarray, std: np.ndarray, n_mels: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """One scale for all samples of a frame, and no offset, after the mel bands' own."""
-    level = np.sqrt(np.mean(np.square(std[n_mels:]) + np.square(mean[n_mels:])))
-    mean, std = np.array(mean), np.array(std)
-    mean[n_mels:], std[n_mels:] = 0, level
-    return mean, std
 
 
 def _scattered(parts: Sequence[tuple[np.ndarray, np.ndarray]], count: int) -> np.ndarray | None:

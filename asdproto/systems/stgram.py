@@ -96,6 +96,14 @@ class STgramSystem(EncoderSystem):
         if not self.features.waveform:
             raise ConfigError("features.waveform=False: expected True, as it reads waveforms")
 
+    def relabel(self, data: Dataset, rows: np.ndarray) -> Dataset:
+        """See :class:`EncoderSystem`; all samples of a frame get one scale, and no offset."""
+        data = super().relabel(data, rows)
+        mean, std, mels = np.array(data.mean), np.array(data.std), self.features.n_mels
+        level = np.sqrt(np.mean(np.square(std[mels:]) + np.square(mean[mels:])))
+        mean[mels:], std[mels:] = 0, level
+        return dataclasses.replace(data, mean=mean, std=std)
+
     def network(self) -> nn.Module:
         """See :class:`EncoderSystem`."""
         return STgramMFN(
@@ -119,7 +127,6 @@ class STgramSystem(EncoderSystem):
                 batch.labels,
                 margin=self.margin,
                 scale=self.margin_scale,
-                where=batch.where,
             )
             return losses, state.loss_state
 

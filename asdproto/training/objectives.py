@@ -79,7 +79,7 @@ def _fixed_scale(name: str, function: Callable[..., jax.Array], temperature: boo
     def loss(prototypes, state, embeddings, batch, *, hyper, **_):
         tau = hyper.temperature
         scale = {"temperature": tau} if temperature else {"scale": 1 / tau}
-        values = function(embeddings, prototypes, batch.labels, where=batch.where, **scale)
+        values = function(embeddings, prototypes, batch.labels, **scale)
         return values, state.loss_state
 
     return _learned(name, loss)
@@ -133,7 +133,6 @@ def _expanded_negatives(stage: StageConfig) -> Objective:
             mix.reshape(-1, classes, per_class),
             normalize_mixed=normalize,
             temperature=hyper.temperature,
-            where=batch.where,
         )
         return values, state.loss_state
 
@@ -153,7 +152,6 @@ def _prototypical_network(stage: StageConfig) -> Objective:
             sums / jnp.maximum(counts, 1)[:, None],
             targets,
             temperature=2 * hyper.temperature,
-            where=batch.where,
             class_where=counts > 0,
         )
         return values, state.loss_state
@@ -176,9 +174,8 @@ def _softmax_center(stage: StageConfig) -> Objective:
             proto.l2_normalize(params["prototypes"]),
             batch.labels,
             temperature=hyper.temperature,
-            where=batch.where,
         )
-        center = losses.center_loss(embeddings, params["centers"], batch.labels, where=batch.where)
+        center = losses.center_loss(embeddings, params["centers"], batch.labels)
         return softmax + CENTER_WEIGHT * center, state.loss_state
 
     return Objective("softmax_center", loss, init)

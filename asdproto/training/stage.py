@@ -190,7 +190,8 @@ class Objective:
     - ``axis_name``: mapped axis over which the batch is spread, or ``None``.
 
     A loss names the keywords that it needs and takes the others as ``**_``. It returns the loss of
-    every example, shape ``[batch]``, and the new carried state.
+    every example, shape ``[batch]``, and the new carried state. The step leaves out the losses of
+    padding; a loss has to ask ``batch.where`` only where examples meet, or for its state.
 
     Attributes:
       name: For logs and files.

@@ -160,23 +160,25 @@ def test_prototypes_average_as_many_crops_of_every_clip_as_asked():
     np.testing.assert_array_equal(sums.counts[0], 3 * np.bincount(DATA.labels))
 
 
-def _gradient_size(**changes):
+def _loss_and_update(traced=(), **changes):
+    """The first fine-tuning step of a changed configuration, or of changed traced numbers."""
     task, index, state = _setup("finetune", **changes)
-    plan = _plan(task, state.step, index, jax.random.key(1), task.stage.hyper())
+    hyper = task.stage.hyper()._replace(**{k: jnp.float32(v) for k, v in dict(traced).items()})
+    plan = _plan(task, state.step, index, jax.random.key(1), hyper)
     batch = _take(task, index, plan.steps, state.step, None)
-    after, loss = _step(task, state, batch, plan.key, task.stage.hyper())
+    after, loss = _step(task, state, batch, plan.key, hyper)
     moved = jax.tree.map(lambda a, b: a - b, after.params, state.params)
     return float(loss), np.concatenate([np.ravel(x) for x in jax.tree.leaves(moved)])
 
 
 def test_flags_of_in_batch_prototypes_do_what_they_say():
-    loss, flows = _gradient_size()
-    stopped_loss, stopped = _gradient_size(stop_gradient=True)
+    loss, flows = _loss_and_update()
+    stopped_loss, stopped = _loss_and_update(stop_gradient=True)
     assert loss == pytest.approx(stopped_loss, rel=1e-5)  # same value, another gradient
     assert np.abs(flows - stopped).max() > 1e-6
-    apart, _ = _gradient_size(leave_one_out=True)
+    apart, _ = _loss_and_update(leave_one_out=True)
     assert apart > loss  # an anchor in its own prototype flatters itself
-    plain, _ = _gradient_size(mix_range=None)
+    plain, _ = _loss_and_update(mix_range=None)
     assert plain < loss  # fewer negatives
 
 
@@ -193,25 +195,15 @@ def test_training_lowers_the_loss(stage):
 
 
 def test_a_step_goes_by_the_traced_numbers_and_not_by_the_configuration():
-    task, index, state = _setup("finetune")
-    plan = _plan(task, state.step, index, jax.random.key(1), task.stage.hyper())
-    batch = _take(task, index, plan.steps, state.step, None)
-
-    def step(task, **changes):
-        hyper = task.stage.hyper()._replace(**{k: jnp.float32(v) for k, v in changes.items()})
-        after, loss = _step(task, state, batch, plan.key, hyper)
-        moved = jax.tree.map(lambda a, b: a - b, after.params, state.params)
-        return float(loss), np.concatenate([np.ravel(x) for x in jax.tree.leaves(moved)])
-
-    loss, moved = step(task)
+    loss, moved = _loss_and_update()
     for field, traced in (
         ({"mix_range": (0.75, 1.0)}, {"mix_low": 0.75, "mix_high": 1.0}),
         ({"temperature": 0.5}, {"temperature": 0.5}),
     ):
-        found, expected = step(task, **traced)[0], step(_setup("finetune", **field)[0])[0]
+        found, expected = _loss_and_update(traced)[0], _loss_and_update(**field)[0]
         assert found == pytest.approx(expected, rel=1e-6)
         assert abs(found - loss) > 1e-3
-    _, half = step(task, learning_rate_scale=0.5)
+    _, half = _loss_and_update({"learning_rate_scale": 0.5})
     np.testing.assert_allclose(half, moved / 2, rtol=1e-3, atol=1e-6)
     assert np.abs(moved).max() > 1e-4
 
