@@ -37,12 +37,9 @@ from rich.console import Console
 from asdproto.arguments import Parser
 from asdproto.config import ConfigError, override, to_dict
 from asdproto.data.dataset import section_keys
-from asdproto.data.dcase import Clip
-from asdproto.data.store import FeatureStore
 from asdproto.files import read_json
 from asdproto.results.result_files import write_text
 from asdproto.results.tables import percent
-from asdproto.scoring import metrics
 from asdproto.scoring.fusion import combine
 from asdproto.scoring.thresholds import ThresholdWarning
 from asdproto.systems import preset
@@ -50,10 +47,7 @@ from asdproto.systems.members import Fitted, RunOptions, prepare_for
 from asdproto.systems.prototype import PrototypeMember, ScoreConfig, fit_embeddings
 from asdproto.training.devices import Devices, use_compilation_cache, use_devices
 from experiments import common
-from experiments.perturb import COPIES, NAMES, STRENGTHS, perturbed_store
-
-FIGURES = ("source", "target", "pauc")
-COLUMNS = ("mean", *FIGURES, *STRENGTHS, *NAMES, "level")
+from experiments.perturb import COLUMNS, COPIES, STRENGTHS, evaluate, keep_out, perturbed_store
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,83 +130,6 @@ SETTINGS = {
 }
 
 
-def fold_of(
-    clips: Sequence[Clip], folds: int, machines: Sequence[str] | None, by: str = "clips"
-) -> np.ndarray:
-    """Fold of every clip, int64 ``[clips]``; each section and domain is dealt out evenly.
-
-    Args:
-      clips: Normal training clips.
-      folds: How many.
-      machines: Machine types that are kept out in turn, those of the others stay for training: -1.
-        All when ``None``.
-      by: ``"clips"``: clips are dealt out one by one. ``"conditions"``: all that share their
-        attributes together; those of a section and domain with one condition stay for training.
-    """
-    rng = np.random.default_rng(0)
-    groups: dict[tuple[str, ...], list[int]] = {}
-    for index, clip in enumerate(clips):
-        if machines is None or clip.machine_type in machines:
-            groups.setdefault((clip.machine_type, clip.section, clip.domain), []).append(index)
-    fold = np.full(len(clips), -1)
-    for rows in groups.values():
-        if by == "clips":
-            fold[rng.permutation(rows)] = np.arange(len(rows)) % folds
-            continue
-        conditions, own = np.unique([clips[row].attributes for row in rows], return_inverse=True)
-        if len(conditions) > 1:
-            fold[rows] = (rng.permutation(len(conditions)) % folds)[own]
-    return fold
-
-
-def keep_out(
-    store: FeatureStore, fold: int, folds: int, machines: Sequence[str] | None, by: str = "clips"
-) -> tuple[FeatureStore, np.ndarray]:
-    """The store of one fold, and each test clip's place in :data:`COPIES` (-1: it is kept out)."""
-    normal = [index for index, clip in enumerate(store.clips) if clip.split == "train"]
-    number = fold_of([store.clips[index] for index in normal], folds, machines, by)
-    rows = [index for index, own in zip(normal, number, strict=True) if own != fold]
-    clips, kinds = [store.clips[index] for index in rows], []
-    for index, own in zip(normal, number, strict=True):
-        if own == fold:
-            clip, *copies = store.clips[index : index + 1 + len(COPIES)]
-            rows += range(index, index + 1 + len(COPIES))
-            clips += [dataclasses.replace(clip, split="test"), *copies]
-            kinds += [-1, *range(len(COPIES))]
-    part = dataclasses.replace(
-        store,
-        features=np.asarray(store.features[rows]),
-        frames=store.frames[rows],
-        clips=clips,
-        stamps=[store.stamps[row] for row in rows],
-        notes=[store.notes[row] for row in rows],
-        checksums=[store.checksums[row] for row in rows],
-    )
-    return part, np.array(kinds)
-
-
-def evaluate(scores: np.ndarray, clips: Sequence[Clip], kinds: np.ndarray) -> dict[str, float]:
-    """Figures of :data:`COLUMNS`, in [0, 1], means over sections.
-
-    Args:
-      scores: float64, shape ``[clips]``.
-      clips: Kept-out clips and their copies.
-      kinds: int64, shape ``[clips]``, as :func:`keep_out` gives them.
-    """
-    figures: dict[str, list[float]] = {name: [] for name in COLUMNS}
-    for kind, (strength, name) in enumerate(COPIES):
-        rows = np.flatnonzero((kinds == -1) | (kinds == kind))
-        for section in metrics.group_scores([clips[int(row)] for row in rows], scores[rows]):
-            of_section = metrics.section_metrics(section)
-            for figure, key in zip(FIGURES, metrics.AUC_METRICS, strict=True):
-                if not np.isfinite(of_section[key]):
-                    continue
-                columns = (name,) if name == "level" else ("mean", figure, strength, name)
-                for column in columns:
-                    figures[column].append(of_section[key])
-    return {column: float(np.mean(values)) for column, values in figures.items() if values}
-
-
 @dataclasses.dataclass(frozen=True)
 class Cell:
     """One training: a collection, a fold, a seed."""
@@ -232,7 +149,7 @@ class Bench:
       preset: Of every system.
       folds: Parts that the clips are dealt into.
       machines: Machine types that clips are kept out of; all when ``None``.
-      by: As for :func:`fold_of`.
+      by: As for :func:`experiments.perturb.fold_of`.
       devices: Where to train.
     """
 

@@ -1,4 +1,4 @@
-"""Perturbed copies of normal recordings: faults of known kind, made without hearing a real one.
+"""Faults of known kind, made without hearing a real one: perturbed copies of normal recordings.
 
 Settings that no label may decide are compared on such copies: a detector that tells kept-out
 normal clips from perturbed copies of themselves hears changes of that kind. A copy differs from its
@@ -6,21 +6,26 @@ clip in one way; how, and how strongly, is drawn from a seed and the clip's name
 same in every run. How strong a fault will be is not known beforehand, and what hears a faint one
 best need not be best for a plain one: both are made. Faint ones are a few dB of a band, a few
 percent of pitch.
+
+From top to bottom: what is done to a recording, a collection's copies as a feature store, which
+clips are kept out of training, and figures of scores of them.
 """
 
 import dataclasses
 import multiprocessing
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from scipy import signal
 
+from asdproto.data.dcase import Clip
 from asdproto.data.store import FeatureStore, open_store, write_store
 from asdproto.data.table import load_collection
 from asdproto.features import FeatureSettings, log_mel, read_audio
+from asdproto.scoring import metrics
 
 Perturbation = Callable[[np.ndarray, int, np.random.Generator, float], np.ndarray]
 # What the functions below multiply their changes by.
@@ -101,6 +106,8 @@ PERTURBATIONS: dict[str, Perturbation] = {
 NAMES = tuple(name for name in PERTURBATIONS if name != "level")
 # Strength and perturbation of every copy that is made of a clip.
 COPIES = (*((strength, name) for strength in STRENGTHS for name in NAMES), ("faint", "level"))
+FIGURES = ("source", "target", "pauc")
+COLUMNS = ("mean", *FIGURES, *STRENGTHS, *NAMES, "level")
 
 
 def perturb(
@@ -158,3 +165,80 @@ def _features(job: tuple[Path, str, FeatureSettings]) -> list[np.ndarray]:
     audio, _ = read_audio(root / path, rate)
     copies = [perturb(name, audio, rate, path, strength=STRENGTHS[s]) for s, name in COPIES]
     return [log_mel(one, settings).astype(np.float16) for one in (audio, *copies)]
+
+
+def fold_of(
+    clips: Sequence[Clip], folds: int, machines: Sequence[str] | None, by: str = "clips"
+) -> np.ndarray:
+    """Fold of every clip, int64 ``[clips]``; each section and domain is dealt out evenly.
+
+    Args:
+      clips: Normal training clips.
+      folds: How many.
+      machines: Machine types that are kept out in turn, those of the others stay for training: -1.
+        All when ``None``.
+      by: ``"clips"``: clips are dealt out one by one. ``"conditions"``: all that share their
+        attributes together; those of a section and domain with one condition stay for training.
+    """
+    rng = np.random.default_rng(0)
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for index, clip in enumerate(clips):
+        if machines is None or clip.machine_type in machines:
+            groups.setdefault((clip.machine_type, clip.section, clip.domain), []).append(index)
+    fold = np.full(len(clips), -1)
+    for rows in groups.values():
+        if by == "clips":
+            fold[rng.permutation(rows)] = np.arange(len(rows)) % folds
+            continue
+        conditions, own = np.unique([clips[row].attributes for row in rows], return_inverse=True)
+        if len(conditions) > 1:
+            fold[rows] = (rng.permutation(len(conditions)) % folds)[own]
+    return fold
+
+
+def keep_out(
+    store: FeatureStore, fold: int, folds: int, machines: Sequence[str] | None, by: str = "clips"
+) -> tuple[FeatureStore, np.ndarray]:
+    """The store of one fold, and each test clip's place in :data:`COPIES` (-1: it is kept out)."""
+    normal = [index for index, clip in enumerate(store.clips) if clip.split == "train"]
+    number = fold_of([store.clips[index] for index in normal], folds, machines, by)
+    rows = [index for index, own in zip(normal, number, strict=True) if own != fold]
+    clips, kinds = [store.clips[index] for index in rows], []
+    for index, own in zip(normal, number, strict=True):
+        if own == fold:
+            clip, *copies = store.clips[index : index + 1 + len(COPIES)]
+            rows += range(index, index + 1 + len(COPIES))
+            clips += [dataclasses.replace(clip, split="test"), *copies]
+            kinds += [-1, *range(len(COPIES))]
+    part = dataclasses.replace(
+        store,
+        features=np.asarray(store.features[rows]),
+        frames=store.frames[rows],
+        clips=clips,
+        stamps=[store.stamps[row] for row in rows],
+        notes=[store.notes[row] for row in rows],
+        checksums=[store.checksums[row] for row in rows],
+    )
+    return part, np.array(kinds)
+
+
+def evaluate(scores: np.ndarray, clips: Sequence[Clip], kinds: np.ndarray) -> dict[str, float]:
+    """Figures of :data:`COLUMNS`, in [0, 1], means over sections.
+
+    Args:
+      scores: float64, shape ``[clips]``.
+      clips: Kept-out clips and their copies.
+      kinds: int64, shape ``[clips]``, as :func:`keep_out` gives them.
+    """
+    figures: dict[str, list[float]] = {name: [] for name in COLUMNS}
+    for kind, (strength, name) in enumerate(COPIES):
+        rows = np.flatnonzero((kinds == -1) | (kinds == kind))
+        for section in metrics.group_scores([clips[int(row)] for row in rows], scores[rows]):
+            of_section = metrics.section_metrics(section)
+            for figure, key in zip(FIGURES, metrics.AUC_METRICS, strict=True):
+                if not np.isfinite(of_section[key]):
+                    continue
+                columns = (name,) if name == "level" else ("mean", figure, strength, name)
+                for column in columns:
+                    figures[column].append(of_section[key])
+    return {column: float(np.mean(values)) for column, values in figures.items() if values}

@@ -9,7 +9,7 @@ from asdproto.config import ConfigError
 from asdproto.data.dcase import Clip
 from asdproto.data.table import write_table
 from experiments import choose
-from experiments.perturb import COPIES, PERTURBATIONS, STRENGTHS, perturb
+from experiments.perturb import COPIES, PERTURBATIONS, STRENGTHS, evaluate, fold_of, perturb
 
 RATE = 16000
 
@@ -86,7 +86,7 @@ def test_folds_are_even_in_every_section_and_domain():
         for s in ("00", "01")
         for i in range(12)
     ]
-    fold = choose.fold_of(clips, 4, None)
+    fold = fold_of(clips, 4, None)
     for machine in ("fan", "pump"):
         for section in ("00", "01"):
             for domain, each in (("source", 2), ("target", 1)):
@@ -97,7 +97,7 @@ def test_folds_are_even_in_every_section_and_domain():
                 ]
                 assert np.bincount(rows, minlength=4).tolist() == [each] * 4
     mixed = [dataclasses.replace(c, attributes=f"speed_{int(c.path[-5]) // 2}") for c in clips]
-    together = choose.fold_of(mixed, 4, None, by="conditions")
+    together = fold_of(mixed, 4, None, by="conditions")
     for clip, number in zip(mixed, together, strict=True):
         of_condition = {
             n
@@ -108,8 +108,8 @@ def test_folds_are_even_in_every_section_and_domain():
         assert of_condition == {number}
     assert set(together) == {0, 1, 2, 3}
     # Of one condition nothing can be kept out.
-    assert set(choose.fold_of(clips, 4, None, by="conditions")) == {-1}
-    only = choose.fold_of(clips, 4, ["pump"])
+    assert set(fold_of(clips, 4, None, by="conditions")) == {-1}
+    only = fold_of(clips, 4, ["pump"])
     assert {c.machine_type for c, f in zip(clips, only, strict=True) if f < 0} == {"fan"}
 
 
@@ -118,7 +118,7 @@ def test_a_copy_that_is_only_louder_is_no_fault():
     kinds = np.repeat(np.arange(-1, len(COPIES)), 10)
     clips = [normal if kind < 0 else dataclasses.replace(normal, state="anomaly") for kind in kinds]
     louder = np.array([kind >= 0 and COPIES[kind][1] == "level" for kind in kinds])
-    figures = choose.evaluate(louder.astype(float), clips, kinds)
+    figures = evaluate(louder.astype(float), clips, kinds)
     assert figures["level"] == 1.0
     assert figures["mean"] == figures["source"] == figures["band"] == 0.5
 
