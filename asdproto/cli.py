@@ -1,4 +1,4 @@
-"""The command line: ``python -m asdproto synthesize | validate | features | score | ...``.
+"""The command line: ``python -m asdproto validate | features | train | score | ...``.
 
 Every command imports what it needs when it runs, so that help is instant and a machine without an
 audio library can still evaluate and report. Exit codes: 0 done, 1 problems found or an error, 2
@@ -86,7 +86,6 @@ def _parser() -> argparse.ArgumentParser:
         title="commands", dest="command", required=True, metavar="COMMAND"
     )
     for add in (
-        data.add_synthesize,
         data.add_download,
         data.add_validate,
         data.add_features,

@@ -23,8 +23,7 @@ from typing import Any
 from rich.console import Console
 
 from asdproto.arguments import Parser
-from asdproto.commands.train import describe_systems
-from asdproto.config import ConfigError
+from asdproto.config import ConfigError, describe_fields, override
 from asdproto.data.store import FeatureStore
 from asdproto.errors import DataError
 from asdproto.features import FeatureSettings
@@ -32,7 +31,7 @@ from asdproto.files import locked
 from asdproto.results.result_files import read_results, write_results, write_text
 from asdproto.results.tables import HEADLINE, TITLES, percent
 from asdproto.scoring.metrics import summarize
-from asdproto.systems import PRESETS, run
+from asdproto.systems import PRESETS, preset, run
 from asdproto.training.devices import Devices, use_compilation_cache, use_devices
 from experiments import common
 from experiments.comparison import plot_rows
@@ -139,8 +138,35 @@ def features_of(
         time.sleep(1)
 
 
+def get_systems(
+    kinds: Mapping[str, str], args: argparse.Namespace, *, known: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Systems at the preset of a command line, with its overrides ``NAME.FIELD=VALUE``.
+
+    Args:
+      kinds: Name -> kind of the systems to make.
+      args: The command line.
+      known: Names that overrides may begin with; those of ``kinds`` when ``None``.
+
+    Raises:
+      ConfigError: An override names no such system, or no field of it.
+    """
+    known = kinds if known is None else known
+    systems = {name: preset(kind, args.preset) for name, kind in kinds.items()}
+    for text in args.overrides:
+        name, _, rest = text.partition(".")
+        if name not in known or name == text:
+            raise ConfigError(
+                f"override {text!r}: found no system {name.partition('=')[0]!r}; expected "
+                f"NAME.FIELD=VALUE with one of {', '.join(sorted(known))}"
+            )
+        if name in systems:
+            systems[name] = override(systems[name], [rest])
+    return systems
+
+
 def make_parser(
-    name: str, description: str | None, kinds: Sequence[str] = ("prototype",)
+    name: str, description: str | None, kinds: Mapping[str, str] | None = None
 ) -> Parser:
     """The command line that all tables share; ``kinds`` are the systems that it overrides."""
     parser = common.make_parser(name, description)
@@ -163,9 +189,18 @@ def make_parser(
         help="train runs of the paper's system side by side as one program, in one cell (default: "
         "on accelerators)",
     )
-    several = len(kinds) > 1
-    parser.add_overrides(lambda: describe_systems(kinds, "paper", prefixed=several))
+    kinds = {"prototype": "prototype"} if kinds is None else kinds
+    parser.add_overrides(lambda: describe_systems(kinds, "paper"))
     return parser
+
+
+def describe_systems(kinds: Mapping[str, str], size: str) -> str:
+    """What overrides can change in systems at a preset."""
+    lines = []
+    for name, kind in kinds.items():
+        fields = describe_fields(preset(kind, size), f"{name}.")
+        lines += [f"\n{name}, preset {size}:", *(f"  {field}" for field in fields)]
+    return "\n".join(lines)
 
 
 def start(

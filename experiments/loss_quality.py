@@ -115,7 +115,7 @@ def measure(
     check_same_run(folder, about)
     data_root = args.data
     if data_root is None:
-        from asdproto.data.synthetic import synthesize  # needs an audio library
+        from experiments.synthetic import synthesize  # needs an audio library
 
         data_root = synthesize(folder / "data", **SYNTHETIC)
     store = features_of(data_root, args.features or folder / "features", system.features, console)

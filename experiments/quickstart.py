@@ -31,12 +31,12 @@ from rich.console import Console
 from asdproto.arguments import Parser
 from asdproto.commands import train
 from asdproto.config import describe_fields, override
-from asdproto.data.synthetic import synthesize
 from asdproto.systems import autoencoder
 from asdproto.systems.members import RunOptions
 from asdproto.systems.prototype import PrototypeSystem
 from asdproto.systems.run import asked, check_same_run, features_of, train_beside, train_run
 from experiments import common, two_stage
+from experiments.synthetic import synthesize
 
 MACHINES = ("fan", "gearbox")
 SECTIONS = ("00", "01")

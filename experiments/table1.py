@@ -3,7 +3,8 @@
     python -m experiments.table1 --data DCASE2022_ROOT --workdir runs/table1 --seeds 0 1 2
 
 ``--systems`` takes some of them. Beside the paper's rows stand sub-cluster AdaCos, TWFR-GMM and the
-nearest mean spectrum. Each system's numbers are its preset's; overrides begin with its kind:
+nearest mean spectrum. Each system's numbers are its preset's; overrides begin with its name here
+(the paper's three rows are one system, ``prototype``):
 
     ... --systems mobilenet finetune mobilenet.stage.epochs=100 prototype.encoder.dtype=bfloat16
 
@@ -21,10 +22,10 @@ from typing import Any
 
 from rich.console import Console
 
-from asdproto.config import ConfigError, override
+from asdproto.config import ConfigError
 from asdproto.results.result_files import write_results
 from asdproto.results.tables import HEADLINE
-from asdproto.systems import KINDS, preset
+from asdproto.systems import preset
 from asdproto.systems.members import RunOptions, prepare_for
 from asdproto.systems.run import train_run
 from asdproto.training.devices import Devices
@@ -60,26 +61,29 @@ PAPER = {
     "finetune": (79.08, 62.95, 78.53, 61.34, 76.50, 85.34, 93.71, 85.41, 76.03, 66.63, 75.25),
 }
 VARIANTS = ("pretrain", "scratch", "finetune")
+# Names of systems, as overrides begin -> kinds.
+KINDS = {
+    "prototype": "prototype",
+    "autoencoder": "autoencoder",
+    "mobilenet": "experiments.rivals.mobilenet:MobileNetSystem",
+    "baseline": "baseline",
+    "stgram": "experiments.rivals.stgram:STgramSystem",
+    "dgmix": "experiments.rivals.dgmix:DGMixSystem",
+    "disentangled": "experiments.rivals.disentangled:DisentangledSystem",
+    "adacos": "experiments.rivals.adacos:AdaCosSystem",
+    "gmm": "gmm",
+    "spectral-knn": "spectral-knn",
+}
 
 
 def get_systems(args: Any) -> dict[str, Any]:
-    """The system of each kind that the chosen rows need, at its preset, overridden.
+    """The systems that the chosen rows need, by name, at their preset, overridden.
 
     Raises:
-      ConfigError: An override names no kind of the table, or no field of it.
+      ConfigError: An override names no system of the table, or no field of it.
     """
-    kinds = ["prototype" if key in VARIANTS else key for key in args.systems]
-    systems = {kind: preset(kind, args.preset) for kind in dict.fromkeys(kinds)}
-    for text in args.overrides:
-        kind, dot, rest = text.partition(".")
-        if not dot or kind not in KINDS:
-            raise ConfigError(
-                f"override {text!r}: found no system {kind!r}; expected KIND.FIELD=VALUE with one "
-                f"of {', '.join(sorted(KINDS))}"
-            )
-        if kind in systems:
-            systems[kind] = override(systems[kind], [rest])
-    return systems
+    names = ["prototype" if key in VARIANTS else key for key in args.systems]
+    return grid.get_systems({name: KINDS[name] for name in names}, args, known=KINDS)
 
 
 def variants(system: Any) -> dict[str, Variant]:
@@ -142,14 +146,14 @@ def scores_of(workdir: Path, key: str, seed: int) -> Path:
     return workdir / "scores" / f"{key}-{seed}" / "results.json"
 
 
-def run_of(workdir: Path, kind: str, seed: int) -> Path:
+def run_of(workdir: Path, key: str, seed: int) -> Path:
     """Figures of a system's run."""
-    name = preset(kind, "quick").names[-1]
-    return workdir / "runs" / f"{kind}-{seed}" / "scores" / name / "results.json"
+    name = preset(KINDS[key], "quick").names[-1]
+    return workdir / "runs" / f"{key}-{seed}" / "scores" / name / "results.json"
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    parser = grid.make_parser("table1", __doc__, tuple(KINDS))
+    parser = grid.make_parser("table1", __doc__, KINDS)
     parser.add_argument(
         "--systems", nargs="+", choices=tuple(NAMES), default=list(NAMES), metavar="SYSTEM",
         help=f"rows, of {', '.join(NAMES)} (default: all)",

@@ -2,18 +2,16 @@
 
     python -m experiments.table2 --data DCASE2022_ROOT --workdir runs/table2 --seeds 0 1 2
 
-Presets and overrides are those of ``two_stage``; the grid is resumable and shared by processes, see
-:mod:`experiments.grid`. On accelerators all ratios and seeds are one program, see
-:mod:`experiments.side_by_side`.
+Presets are those of ``two_stage``, and overrides, which begin with ``prototype.``. The grid is
+resumable and shared by processes, see :mod:`experiments.grid`. On accelerators all
+ratios and seeds are one program, see :mod:`experiments.side_by_side`.
 """
 
 import dataclasses
 import functools
 from typing import Any
 
-from asdproto.config import override
 from asdproto.results.tables import HEADLINE
-from asdproto.systems import preset
 from asdproto.systems.prototype import PrototypeSystem
 from experiments import common, grid, table1
 from experiments.side_by_side import Variant
@@ -44,7 +42,7 @@ def variants(system: PrototypeSystem) -> list[Variant]:
 def run_table(table: int, paper: Any, make_variants: Any, doc: str | None, argv: Any) -> Any:
     """A table of variants of the paper's system."""
     args = grid.make_parser(f"table{table}", doc).parse_args(argv)
-    system = override(preset("prototype", args.preset), args.overrides)
+    system = grid.get_systems({"prototype": "prototype"}, args)["prototype"]
     devices, console = grid.start(args, argv, table=table)
     rows = [
         grid.Row(

@@ -2,9 +2,10 @@
 
     python -m experiments.table3 --data DCASE2022_ROOT --workdir runs/table3 --seeds 0 1 2
 
-All rows fine-tune the very same pre-trained network of a seed. Presets and overrides are those of
-``two_stage``; the grid is resumable and shared by processes, see :mod:`experiments.grid`. On
-accelerators all ranges and seeds are one program, see :mod:`experiments.side_by_side`.
+All rows fine-tune the very same pre-trained network of a seed. Presets are those of ``two_stage``,
+and overrides, which begin with ``prototype.``. The grid is resumable and shared by processes, see
+:mod:`experiments.grid`. On accelerators all ranges and seeds are one program, see
+:mod:`experiments.side_by_side`.
 """
 
 import dataclasses

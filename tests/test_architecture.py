@@ -35,7 +35,6 @@ FLOORS = {
     "asdproto.data": (1, NUMPY),
     "asdproto.data.download": (1, {"pooch", "requests", "rich"}),
     "asdproto.data.pool": (1, NUMPY | {"rich", "threadpoolctl"}),
-    "asdproto.data.synthetic": (1, NUMPY | {"scipy"}),
     "asdproto.training": (2, NUMPY | {"jax", "flax", "optax", "rich"}),
     "asdproto.training.checkpoint": (2, NUMPY | {"jax", "orbax"}),
     "asdproto.results": (2, NUMPY),

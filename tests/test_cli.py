@@ -242,7 +242,7 @@ def test_version_and_help(run, capsys):
         assert caught.value.code == 0
     out = capsys.readouterr().out
     assert f"asdproto {__version__}\n" in out
-    for name in ("synthesize", "validate", "features", "score", "evaluate", "report"):
+    for name in ("validate", "features", "score", "evaluate", "report"):
         with pytest.raises(SystemExit):
             cli.main([name, "--help"])
         text = capsys.readouterr().out
@@ -270,7 +270,7 @@ def test_help_tells_the_true_defaults(capsys):
         ("two_stage", "  finetune.mix_range=(0.25, 0.5)"),
         ("autoencoder", "  epochs=30"),
         ("table1", "  prototype.finetune.mix_range=(0.25, 0.5)"),
-        ("table3", "  finetune.mix_range=(0.25, 0.5)"),
+        ("table3", "  prototype.finetune.mix_range=(0.25, 0.5)"),
     ],
 )
 def test_help_of_experiments_lists_presets_and_fields(module, field, capsys):
@@ -280,29 +280,6 @@ def test_help_of_experiments_lists_presets_and_fields(module, field, capsys):
     assert caught.value.code == 0
     assert "--preset {quick,small,paper}" in text
     assert field in text.splitlines()
-
-
-def test_synthesize(run, tmp_path):
-    import inspect
-
-    from asdproto.data.synthetic import synthesize
-
-    counts = ["--clips", "3", "--target-clips", "2", "--test-clips", "1"]
-    arguments = ["--machines", "fan", "--sections", "01", *counts, "--seconds", "1", "--seed", "5"]
-    code, out, _ = run("synthesize", tmp_path / "set", *arguments)
-    assert (code, out.splitlines()[-1]) == (0, f"written: {tmp_path / 'set' / 'dev_data'}")
-    names = sorted(path.name for path in (tmp_path / "set").rglob("*.wav"))
-    assert len(names) == 3 + 2 + 4
-    assert all(name.startswith("section_01_") for name in names)
-    assert run("validate", tmp_path / "set" / "dev_data")[0] == 0
-    code, _, err = run("synthesize", tmp_path / "other", "--machines", "toaster")
-    assert code == 1
-    assert "toaster" in err
-    # What the help says.
-    defaults = inspect.signature(synthesize).parameters
-    assert (defaults["clips"].default, defaults["target_clips"].default) == (50, 10)
-    assert (defaults["test_clips"].default, defaults["seconds"].default) == (25, 6.0)
-    assert (defaults["seed"].default, defaults["workers"].default) == (0, None)
 
 
 def collection(root):

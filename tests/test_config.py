@@ -169,10 +169,28 @@ def test_ends_of_intervals():
 def test_unknown_names_and_the_nearest():
     for name, near in (("PROTOTPYE", "prototype"), ("spectral_knn", "spectral-knn"), ("xyz", "")):
         assert nearest(name, KINDS) == (f"; did you mean {near}?" if near else "")
-    with pytest.raises(ConfigError, match=r"'stgrm' is unknown; did you mean stgram\? "):
-        system_class("stgrm")
+    with pytest.raises(ConfigError, match=r"'prototpye' is unknown; did you mean prototype\? "):
+        system_class("prototpye")
     with pytest.raises(ConfigError, match=r"'smal' is unknown; did you mean small\? "):
-        preset("stgram", "smal")
+        preset("gmm", "smal")
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("experiments.rivals.stgram:STgramSystm", "found no 'STgramSystm' .* mean STgramSystem"),
+        ("experiments.rival.stgram:STgramSystem", "no module 'experiments.rival'.* a checkout"),
+        ("nowhere:System", "found no module 'nowhere'$"),
+        ("nowhere.py:System()", "is no path; expected package.module:name"),
+        ("json:dumps", "found no dataclass"),
+        ("asdproto.systems.prototype:EncoderConfig", "found its kind to be None"),
+        ("asdproto.systems.gmm:GmmSystem", "found its kind to be 'gmm'"),
+    ],
+)
+def test_a_path_to_no_system_is_one_clear_line(path, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        system_class(path)
+    assert "\n" not in str(caught.value)
 
 
 TEXTS = st.text(max_size=20) | st.text("()[]-+0.59eEj'\"_x, ", max_size=20)

@@ -1,4 +1,4 @@
-"""``synthesize``, ``download``, ``validate``, ``features``: from nothing to a feature store."""
+"""``download``, ``validate``, ``features``: from nothing to a feature store."""
 
 from __future__ import annotations
 
@@ -9,63 +9,6 @@ from typing import Any
 from asdproto.commands import add_command, add_options, count, given
 
 _WORKERS = ("--workers", int, "N", "processes (default: one per core)")
-
-
-def add_synthesize(subparsers: Any) -> None:
-    """Adds the command."""
-    parser = add_command(
-        subparsers,
-        "synthesize",
-        synthesize,
-        "make a synthetic data set in the layout of DCASE 2022 Task 2",
-        "Writes 16 kHz wav files of simulated machines, normal and faulty, with the names and\n"
-        "attributes of DCASE 2022 Task 2. The same seed gives the same files.",
-    )
-    parser.add_argument("out", type=Path, help="folder to make; the recordings go to OUT/dev_data")
-    parser.add_argument(
-        "--machines", nargs="+", metavar="NAME", help="machine types (default: all)"
-    )
-    parser.add_argument("--sections", nargs="+", metavar="NN", help="such as 00 01 (default: all)")
-    parser.add_argument(
-        "--size",
-        choices=("small", "bench"),
-        default="small",
-        help="small trains on a CPU; bench has the real set's counts, for a GPU (default: "
-        "%(default)s); any of the four that follow may be given beside it",
-    )
-    add_options(
-        parser,
-        ("--clips", int, "N", "source training clips of a section (default: 50; with bench 990)"),
-        ("--target-clips", int, "N", "target training clips of a section (default: 10)"),
-        (
-            "--test-clips",
-            int,
-            "N",
-            "test clips of a section, each of source and target, normal and anomaly (default: 25; "
-            "with bench 50)",
-        ),
-        ("--seconds", float, "S", "of a clip (default: 6; with bench 10)"),
-        (
-            "--severity",
-            float,
-            "DB",
-            "raise the faults: 10 makes them plainly audible (default: 0, as hard for the "
-            "challenge's baselines as the real set)",
-        ),
-        ("--seed", int, "S", "of everything random (default: 0)"),
-        _WORKERS,
-    )
-
-
-def synthesize(arguments: argparse.Namespace) -> int:
-    """Makes a synthetic data set."""
-    from asdproto.data.synthetic import SIZES, synthesize
-
-    counts = SIZES[arguments.size]._asdict()
-    names = ("machines", "sections", *counts, "severity", "seed", "workers")
-    folder = synthesize(arguments.out, **{**counts, **given(arguments, names)})
-    print(f"written: {folder}")
-    return 0
 
 
 def add_download(subparsers: Any) -> None:

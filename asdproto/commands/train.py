@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from asdproto.arguments import Parser, within
 from asdproto.commands import add_command, add_options
 from asdproto.commands.data import add_on_error
+from asdproto.config import nearest
+from asdproto.errors import printable
 from asdproto.systems import KINDS, PRESETS
 
 if TYPE_CHECKING:
@@ -46,9 +48,11 @@ def add_arguments(parser: Parser, kind: str | None = None) -> None:
     if kind is None:
         parser.add_argument(
             "--system",
-            choices=tuple(KINDS),
-            help="what to train (default: spectral-knn; prototype from 1000 training clips in 10 "
-            "attribute classes on; autoencoder where a section has fewer than 4)",
+            type=_kind,
+            metavar="KIND",
+            help=f"what to train: {', '.join(KINDS)}, or a class as package.module:Class (default: "
+            "spectral-knn; prototype from 1000 training clips in 10 attribute classes on; "
+            "autoencoder where a section has fewer than 4)",
         )
     else:
         parser.set_defaults(system=kind)
@@ -87,14 +91,25 @@ def add_arguments(parser: Parser, kind: str | None = None) -> None:
     parser.add_overrides(lambda: describe_systems(tuple(KINDS) if kind is None else (kind,)))
 
 
-def describe_systems(kinds: Sequence[str], size: str = "small", *, prefixed: bool = False) -> str:
-    """What overrides can change in presets of a size; ``prefixed`` if they begin with the kind."""
+def _kind(text: str) -> str:
+    """A kind of system; those that are a path are looked up when they are made."""
+    if text not in KINDS and ":" not in text:
+        near = nearest(text, KINDS)
+        raise argparse.ArgumentTypeError(
+            f"found {printable(text)}; expected one of {', '.join(KINDS)} or package.module:Class"
+            f"{near}"
+        )
+    return text
+
+
+def describe_systems(kinds: Sequence[str], size: str = "small") -> str:
+    """What overrides can change in presets of a size."""
     from asdproto.config import describe_fields
     from asdproto.systems import preset
 
     lines = []
     for kind in kinds:
-        fields = describe_fields(preset(kind, size), f"{kind}." if prefixed else "")
+        fields = describe_fields(preset(kind, size))
         lines += [f"\n{kind}, preset {size}:", *(f"  {field}" for field in fields)]
     return "\n".join(lines)
 

@@ -2,19 +2,24 @@
 
 A system is a frozen dataclass of numbers with
 
-* ``kind``, its name in :data:`KINDS` and in ``config.json``; ``names`` of the detectors that it
-  makes, the result last; ``features``, its feature settings; ``quantile`` for decisions;
+* ``kind``, its name in :data:`KINDS` or its path, as ``config.json`` keeps it; ``names`` of the
+  detectors that it makes, the result last; ``features``, its feature settings; ``quantile`` for
+  decisions;
 * ``crop``, the shortest clip it takes, in frames (shorter ones are repeated);
 * ``plan(clips)``, what training does, in a few words;
 * ``train(data, options, seeds) -> {name: [Fitted, one a seed]}``;
 * ``restore(arrays, classes) -> Member``, the reverse of ``Member.to_arrays``.
 
 :mod:`asdproto.systems.trained` makes detectors of what they train, :mod:`asdproto.systems.run`
-keeps them in run folders. A new system is a module here, a line in :data:`KINDS`, and a
-``PRESETS`` in its module.
+keeps them in run folders. A new system is a module with the dataclass and its ``PRESETS``, anywhere
+that Python imports from: wherever a kind is taken, ``package.module:Class`` is, too. Loading a run
+imports that module, so load runs of modules that you trust.
 """
 
+import dataclasses
 import importlib
+import os
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -24,18 +29,13 @@ from asdproto.config import ConfigError, nearest
 if TYPE_CHECKING:
     from asdproto.data.dcase import Clip
 
-# kind -> module and class; loaded when asked for, since most of them load jax.
+# kind -> its path; loaded when needed, since most of them load jax.
 KINDS = {
-    "prototype": ("asdproto.systems.prototype", "PrototypeSystem"),
-    "autoencoder": ("asdproto.systems.autoencoder", "AutoEncoderSystem"),
-    "mobilenet": ("asdproto.systems.mobilenet", "MobileNetSystem"),
-    "stgram": ("asdproto.systems.stgram", "STgramSystem"),
-    "dgmix": ("asdproto.systems.dgmix", "DGMixSystem"),
-    "disentangled": ("asdproto.systems.disentangled", "DisentangledSystem"),
-    "adacos": ("asdproto.systems.adacos", "AdaCosSystem"),
-    "baseline": ("asdproto.systems.baseline", "BaselineSystem"),
-    "gmm": ("asdproto.systems.gmm", "GmmSystem"),
-    "spectral-knn": ("asdproto.systems.spectral_knn", "SpectralKnnSystem"),
+    "prototype": "asdproto.systems.prototype:PrototypeSystem",
+    "autoencoder": "asdproto.systems.autoencoder:AutoEncoderSystem",
+    "baseline": "asdproto.systems.baseline:BaselineSystem",
+    "gmm": "asdproto.systems.gmm:GmmSystem",
+    "spectral-knn": "asdproto.systems.spectral_knn:SpectralKnnSystem",
 }
 # Fitted in the time it takes to read the features; always shown beside.
 YARDSTICKS = ("spectral-knn", "gmm")
@@ -46,16 +46,52 @@ MANY_CLIPS, MANY_CLASSES = 1000, 10
 FEW_CLIPS = 4
 
 
+def load_path(path: str) -> Any:
+    """What a path such as ``package.module:name`` leads to.
+
+    Modules may lie in the working directory.
+
+    Raises:
+      ConfigError: There is no such module, or nothing of that name in it.
+    """
+    module, colon, name = path.partition(":")
+    if not (colon and name.isidentifier() and all(map(str.isidentifier, module.split(".")))):
+        raise ConfigError(f"{path!r} is no path; expected package.module:name")
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        loaded = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # the module is there and lacks another one
+        folder = "; run from a checkout of asdproto" if module.startswith("experiments.") else ""
+        raise ConfigError(f"{path!r}: found no module {error.name!r}{folder}") from None
+    if not hasattr(loaded, name):
+        near = nearest(name, vars(loaded))
+        raise ConfigError(f"{path!r}: found no {name!r} in {module}{near}")
+    return getattr(loaded, name)
+
+
 def system_class(kind: str) -> Any:
     """The dataclass of a kind of system.
 
+    Args:
+      kind: One of :data:`KINDS`, or the path of a class, ``package.module:Class``.
+
     Raises:
-      ConfigError: There is no such kind.
+      ConfigError: There is no such kind, or the path leads to no system.
     """
-    if kind not in KINDS:
-        raise ConfigError(_unknown("system", kind, KINDS))
-    module, name = KINDS[kind]
-    return getattr(importlib.import_module(module), name)
+    if kind in KINDS:
+        return load_path(KINDS[kind])
+    if ":" not in kind:
+        raise ConfigError(f"{_unknown('system', kind, KINDS)}, or package.module:Class")
+    found = load_path(kind)
+    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
+        raise ConfigError(f"system {kind!r}: found no dataclass; see asdproto.systems")
+    if getattr(found, "kind", None) != kind:
+        named = getattr(found, "kind", None)
+        raise ConfigError(f"system {kind!r}: found its kind to be {named!r}; expected its path")
+    return found
 
 
 def _unknown(what: str, name: str, known: Iterable[str]) -> str:
@@ -67,13 +103,16 @@ def preset(kind: str, name: str) -> Any:
     """A system at a preset.
 
     Args:
-      kind: One of :data:`KINDS`.
+      kind: As for :func:`system_class`.
       name: One of :data:`PRESETS`.
 
     Raises:
       ConfigError: The kind or the preset is unknown.
     """
-    presets = importlib.import_module(system_class(kind).__module__).PRESETS
+    module = sys.modules[system_class(kind).__module__]
+    presets = getattr(module, "PRESETS", None)
+    if presets is None:
+        raise ConfigError(f"system {kind!r}: found no PRESETS in {module.__name__}")
     if name not in presets:
         raise ConfigError(_unknown("preset", name, presets))
     return presets[name]
@@ -85,8 +124,7 @@ def choose(clips: "Sequence[Clip]") -> tuple[str, str]:
     On collections of 20 and 291 clips the nearest mean spectrum is within 3 points of prototypes
     (``docs/experiments.md``), and it needs no training. On the challenge's set of 21,000 clips in
     147 attribute classes the paper has prototypes 22 points above the AutoEncoder; from what size
-    on they are worth their training is not known. With 1,260 synthetic clips they are as good as a
-    Gaussian mixture and better than the nearest mean spectrum, after 40 + 20 epochs.
+    on they are worth their training is not known.
 
     Args:
       clips: The collection's clips; at least one for training.

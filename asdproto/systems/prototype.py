@@ -335,8 +335,8 @@ def _small(pretrain: int, finetune: int) -> PrototypeSystem:
 
 
 # quick shows that everything runs; small is for CPUs and small sets; paper is section 4.2. The
-# first two differ from the paper in what experiments/choose.py decided on normal training clips
-# alone (docs/experiments.md): clips are embedded as a whole, not as the mean of their windows;
+# first two differ from the paper in what was better on small sets (docs/experiments.md): clips are
+# embedded as a whole, not as the mean of their windows;
 # batch statistics are taken anew over all training clips alike, where training leaves those of
 # balanced episodes, half of them crops of a handful of target clips; clips are compared with the
 # nearest training clips, by the maps of all stages and distances over their local density, not with

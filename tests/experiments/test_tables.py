@@ -14,13 +14,13 @@ from experiments import grid, side_by_side, table1, table2, table3, two_stage
 from tests.experiments.collection import write_collection
 
 SMALL = (
-    "encoder.width=4",
-    "encoder.crop=32",
-    "pretrain.epochs=2",
-    "pretrain.batch_size=4",
-    "finetune.epochs=1",
-    "finetune.ways=2",
-    "finetune.shots=2",
+    "prototype.encoder.width=4",
+    "prototype.encoder.crop=32",
+    "prototype.pretrain.epochs=2",
+    "prototype.pretrain.batch_size=4",
+    "prototype.finetune.epochs=1",
+    "prototype.finetune.ways=2",
+    "prototype.finetune.shots=2",
 )
 
 
@@ -158,17 +158,15 @@ def test_overrides_name_their_system(places):
     assert list(systems) == ["mobilenet", "prototype"]
     assert systems["mobilenet"].stage.epochs == 3
     args.overrides = ["stage.epochs=3"]
-    with pytest.raises(ConfigError, match=r"no system 'stage'; expected KIND\.FIELD=VALUE"):
+    with pytest.raises(ConfigError, match=r"no system 'stage'; expected NAME\.FIELD=VALUE"):
         table1.get_systems(args)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::asdproto.scoring.thresholds.ThresholdWarning")
 def test_table1_runs_and_reports_what_fails(places, monkeypatch, capsys):
-    epochs = ("autoencoder.epochs=1", "prototype.encoder.width=4", "prototype.encoder.crop=32")
-    stages = tuple(f"prototype.{change}" for change in SMALL[2:])
     command = ("--seeds", "1", "--systems", "autoencoder", "spectral-knn", "pretrain", "finetune")
-    arguments = _arguments(places, "one", *command, *epochs, *stages)
+    arguments = _arguments(places, "one", *command, "autoencoder.epochs=1", *SMALL)
     train = table1.train_run
 
     def broken(system, *args, **kwargs):
@@ -212,7 +210,8 @@ def test_a_row_is_the_run_of_the_paper_and_nothing_is_trained_twice(places, caps
     )
     assert (places / "three" / "table.png").stat().st_size > 10_000
 
-    run = _arguments(places, "run", "--seeds", "1", "--", *SMALL)
+    own = [change.removeprefix("prototype.") for change in SMALL]
+    run = _arguments(places, "run", "--seeds", "1", "--", *own)
     run[run.index("--features") + 1] = str(store)
     two_stage.main(run)
     for system, row in (("pretrain", "pretrain-1"), ("finetune", "second-1")):

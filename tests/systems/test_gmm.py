@@ -8,7 +8,7 @@ from asdproto.errors import DataError
 from asdproto.systems import gmm
 from asdproto.systems.members import RunOptions
 from asdproto.training.devices import use_devices
-from tests.systems import tiny
+from tests.experiments.rivals import tiny
 
 MELS = 6
 

@@ -16,10 +16,12 @@ from asdproto.config import ConfigError, check_fields
 from asdproto.data.dataset import ClipArrays, Dataset
 from asdproto.features import FeatureSettings
 from asdproto.losses import proxy_softmax_loss, vicreg_loss
-from asdproto.models.mobilenet import MobileNetV2
 from asdproto.models.normalization import BatchNorm
 from asdproto.scoring.backends import Scorer
-from asdproto.systems.encoders import (
+from asdproto.systems.members import Comparison, RunOptions, Section
+from asdproto.training.stage import Objective, StageConfig, draw_mix
+from asdproto.training.state import TrainState
+from experiments.rivals.encoders import (
     EncoderSystem,
     Part,
     PartFit,
@@ -29,9 +31,7 @@ from asdproto.systems.encoders import (
     softmax_layer,
     with_backend,
 )
-from asdproto.systems.members import Comparison, RunOptions, Section
-from asdproto.training.stage import Objective, StageConfig, draw_mix
-from asdproto.training.state import TrainState
+from experiments.rivals.mobilenet_v2 import MobileNetV2
 
 _PRETRAIN = StageConfig(
     epochs=500,
@@ -98,7 +98,8 @@ class DGMixSystem(EncoderSystem):
     projector: tuple[int, ...] = (1280, 1280, 1280)
     momentum: float = 0.9
 
-    kind: ClassVar[str] = "dgmix"
+    kind: ClassVar[str] = "experiments.rivals.dgmix:DGMixSystem"
+    name: ClassVar[str] = "dgmix"
     label = staticmethod(section_label)
 
     def __post_init__(self) -> None:

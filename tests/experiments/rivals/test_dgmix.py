@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from asdproto.models.mobilenet import MobileNetV2
-from asdproto.systems import dgmix
 from asdproto.training.stage import Hyper
 from asdproto.training.state import Batch
+from experiments.rivals import dgmix
+from experiments.rivals.mobilenet_v2 import MobileNetV2
 
 HYPER = Hyper(mix_low=0.0, mix_high=1.0)
 KEYWORDS = {"key": jax.random.key(3), "hyper": HYPER, "axis_name": None}

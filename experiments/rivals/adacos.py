@@ -20,7 +20,10 @@ from asdproto.models.resnet import ResNet
 from asdproto.prototypes import l2_normalize
 from asdproto.scoring.backends import Scorer, fit_scorer, rows_by
 from asdproto.systems.embedding import unit_rows
-from asdproto.systems.encoders import (
+from asdproto.systems.members import Comparison, Section
+from asdproto.training.stage import Objective, StageConfig, draw_mix
+from asdproto.training.state import TrainState
+from experiments.rivals.encoders import (
     EncoderSystem,
     Part,
     PartFit,
@@ -28,9 +31,6 @@ from asdproto.systems.encoders import (
     partners,
     with_backend,
 )
-from asdproto.systems.members import Comparison, Section
-from asdproto.training.stage import Objective, StageConfig, draw_mix
-from asdproto.training.state import TrainState
 
 
 def _stage(epochs: int) -> StageConfig:
@@ -64,7 +64,8 @@ class AdaCosSystem(EncoderSystem):
     width: int = 64
     sub_clusters: int = 16
 
-    kind: ClassVar[str] = "adacos"
+    kind: ClassVar[str] = "experiments.rivals.adacos:AdaCosSystem"
+    name: ClassVar[str] = "adacos"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -6,10 +6,10 @@ import numpy as np
 
 from asdproto.data.attributes import attribute_pairs
 from asdproto.data.dcase import Clip
-from asdproto.data.synthetic import facts, moving, rotating
-from asdproto.data.synthetic import physics as ph
-from asdproto.data.synthetic.context import ClipContext
-from asdproto.data.synthetic.rooms import SETTINGS, record
+from experiments.synthetic import facts, moving, rotating
+from experiments.synthetic import physics as ph
+from experiments.synthetic.context import ClipContext
+from experiments.synthetic.rooms import SETTINGS, record
 
 _MODELS = {
     "ToyCar": (moving.toy_car, moving.TOY_CAR_FAULTS),

@@ -14,8 +14,10 @@ from asdproto.config import check_fields
 from asdproto.data.dataset import ClipArrays, Dataset
 from asdproto.features import FeatureSettings
 from asdproto.losses import proxy_softmax_loss
-from asdproto.models.mobilenet import MobileNetV2
-from asdproto.systems.encoders import (
+from asdproto.systems.members import Comparison, Section
+from asdproto.training.stage import Objective, StageConfig
+from asdproto.training.state import TrainState
+from experiments.rivals.encoders import (
     EncoderSystem,
     Part,
     PartFit,
@@ -24,9 +26,7 @@ from asdproto.systems.encoders import (
     section_label,
     softmax_layer,
 )
-from asdproto.systems.members import Comparison, Section
-from asdproto.training.stage import Objective, StageConfig
-from asdproto.training.state import TrainState
+from experiments.rivals.mobilenet_v2 import MobileNetV2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,8 @@ class MobileNetSystem(EncoderSystem):
     head: int = 1280
     momentum: float = 0.999
 
-    kind: ClassVar[str] = "mobilenet"
+    kind: ClassVar[str] = "experiments.rivals.mobilenet:MobileNetSystem"
+    name: ClassVar[str] = "mobilenet"
     label = staticmethod(section_label)
 
     def __post_init__(self) -> None:

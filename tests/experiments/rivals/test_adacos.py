@@ -10,13 +10,13 @@ import pytest
 
 from asdproto.data.dataset import section_keys
 from asdproto.losses import AdaCosState
-from asdproto.systems import adacos
-from asdproto.systems.encoders import Part
 from asdproto.training.devices import use_devices
 from asdproto.training.loop import StageRun, train_stage
 from asdproto.training.stage import Hyper
 from asdproto.training.state import Batch
-from tests.systems import tiny as clips
+from experiments.rivals import adacos
+from experiments.rivals.encoders import Part
+from tests.experiments.rivals import tiny as clips
 from tests.training import tiny
 
 HYPER = Hyper(mix_low=0.0, mix_high=1.0)

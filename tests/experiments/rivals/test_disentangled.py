@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from asdproto.data.dataset import section_keys
-from asdproto.systems import disentangled
-from asdproto.systems.encoders import Part
-from tests.systems import tiny
+from experiments.rivals import disentangled
+from experiments.rivals.encoders import Part
+from tests.experiments.rivals import tiny
 
 CLASSES = [
     ("fan", "00", "source", "spd_1_n_a"),

@@ -5,8 +5,8 @@ import functools
 
 import numpy as np
 
-from asdproto.data.synthetic import physics as ph
-from asdproto.data.synthetic.context import ClipContext
+from experiments.synthetic import physics as ph
+from experiments.synthetic.context import ClipContext
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +98,7 @@ SETTINGS = {
 
 # Standard deviations in dB of the difference between spectra of individuals of one product, which
 # the sections are, and of clips of one condition. With SETTINGS they fix the difficulty of the set;
-# see asdproto.data.synthetic.
+# see experiments.synthetic.
 INDIVIDUAL = 2.0
 CLIP = 1.2
 _OCTAVES = 0.6  # between independent values

@@ -18,9 +18,6 @@ import numpy as np
 from asdproto.config import nearest
 from asdproto.data.attributes import LONG_KEYS, attribute_pairs
 from asdproto.data.pool import Bar, count_workers, run
-from asdproto.data.synthetic.facts import DOMAINS, MACHINES, SECTIONS, attribute_strings
-from asdproto.data.synthetic.physics import RATE
-from asdproto.data.synthetic.plan import Order, plan_group, render
 from asdproto.errors import DataError
 from asdproto.files import (
     check_folder,
@@ -31,6 +28,9 @@ from asdproto.files import (
     write_atomically,
     write_json,
 )
+from experiments.synthetic.facts import DOMAINS, MACHINES, SECTIONS, attribute_strings
+from experiments.synthetic.physics import RATE
+from experiments.synthetic.plan import Order, plan_group, render
 
 MANIFEST = "synthetic.json"
 FAULTS_TABLE = "faults.csv"

@@ -1,13 +1,13 @@
 """Slider, valve, toy car and toy train: machines whose sound comes and goes.
 
-As in :mod:`asdproto.data.synthetic.rotating`, a model maps a :class:`ClipContext` to the
+As in :mod:`experiments.synthetic.rotating`, a model maps a :class:`ClipContext` to the
 spectrum of the machine's dry sound.
 """
 
 import numpy as np
 
-from asdproto.data.synthetic import physics as ph
-from asdproto.data.synthetic.context import ClipContext
+from experiments.synthetic import physics as ph
+from experiments.synthetic.context import ClipContext
 
 SLIDER_FAULTS = ("rail_damage", "lack_of_grease", "loose_belt", "screw_damage")
 VALVE_FAULTS = ("contamination", "leak", "short_stroke", "over_voltage")

@@ -17,18 +17,18 @@ from asdproto.config import ConfigError, check_fields
 from asdproto.data.dataset import ClipArrays, Dataset
 from asdproto.features import FeatureSettings
 from asdproto.losses import arcface_loss
-from asdproto.models.mobilefacenet import STAGES, STgramMFN
 from asdproto.prototypes import l2_normalize
-from asdproto.systems.encoders import (
+from asdproto.systems.members import Comparison, Section
+from asdproto.training.stage import Objective, StageConfig
+from asdproto.training.state import TrainState
+from experiments.rivals.encoders import (
     EncoderSystem,
     Part,
     PartFit,
     fit_sections,
     section_label,
 )
-from asdproto.systems.members import Comparison, Section
-from asdproto.training.stage import Objective, StageConfig
-from asdproto.training.state import TrainState
+from experiments.rivals.mobilefacenet import STAGES, STgramMFN
 
 
 def _stage(epochs: int, rate: float, batch_size: int) -> StageConfig:
@@ -77,7 +77,8 @@ class STgramSystem(EncoderSystem):
     margin: float = 0.7
     margin_scale: float = 30.0
 
-    kind: ClassVar[str] = "stgram"
+    kind: ClassVar[str] = "experiments.rivals.stgram:STgramSystem"
+    name: ClassVar[str] = "stgram"
     reads_waveforms: ClassVar[bool] = True
     label = staticmethod(section_label)
 

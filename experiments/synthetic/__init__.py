@@ -1,7 +1,7 @@
 """Synthetic machine sounds.
 
 How hard the set is, the levels of noise, faults and differences in
-:mod:`~asdproto.data.synthetic.rooms`, was fixed by the challenge's two baselines alone, before
+:mod:`~experiments.synthetic.rooms`, was fixed by the challenge's two baselines alone, before
 any other system ran on it: both come out near their published figures on the real set (the paper's
 Table 1). The levels are not to be changed to suit another system. Of two data sets of the default
 size (seeds 0 and 1; 50 + 10 training and 100 test clips of 6 s in each of 21 sections),
@@ -37,8 +37,8 @@ anomalies of both, and to a detector that has heard ten clips of a domain, its n
 than faults in the other.
 """
 
-from asdproto.data.synthetic.facts import MACHINES as MACHINES
-from asdproto.data.synthetic.facts import SECTIONS as SECTIONS
-from asdproto.data.synthetic.plan import FAULTS as FAULTS
-from asdproto.data.synthetic.writer import SIZES as SIZES
-from asdproto.data.synthetic.writer import synthesize as synthesize
+from experiments.synthetic.facts import MACHINES as MACHINES
+from experiments.synthetic.facts import SECTIONS as SECTIONS
+from experiments.synthetic.plan import FAULTS as FAULTS
+from experiments.synthetic.writer import SIZES as SIZES
+from experiments.synthetic.writer import synthesize as synthesize

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from asdproto.models.mobilefacenet import MobileFaceNet, STgramMFN, Tgram
+from experiments.rivals.mobilefacenet import MobileFaceNet, STgramMFN, Tgram
 from tests.models import oracles
 
 TINY = {"stages": ((2, 8, 2, 2), (1, 8, 1, 1)), "head": 12, "dim": 6}

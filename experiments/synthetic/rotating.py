@@ -7,8 +7,8 @@ of such machines; they describe no particular product.
 
 import numpy as np
 
-from asdproto.data.synthetic import physics as ph
-from asdproto.data.synthetic.context import ClipContext
+from experiments.synthetic import physics as ph
+from experiments.synthetic.context import ClipContext
 
 FAN_FAULTS = ("unbalance", "broken_blade", "clogging", "over_voltage", "rubbing")
 GEARBOX_FAULTS = ("chipped_tooth", "worn_teeth", "misalignment", "lack_of_grease", "over_voltage")

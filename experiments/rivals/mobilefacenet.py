@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from asdproto.models.convolution import Lowering, convolve
-from asdproto.models.mobilenet import Depthwise
 from asdproto.models.normalization import BatchNorm
 from asdproto.prototypes import l2_normalize
+from experiments.rivals.mobilenet_v2 import Depthwise
 
 # The network's bottlenecks: expansion, channels, blocks, first strides.
 STAGES = ((2, 64, 5, 2), (4, 128, 1, 2), (2, 128, 6, 1), (4, 128, 1, 2), (2, 128, 2, 1))

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from asdproto.data.synthetic.physics import Grid, gain, stream
+from experiments.synthetic.physics import Grid, gain, stream
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -87,6 +87,7 @@ class EncoderSystem:
     quantile: float = 0.9
 
     kind: ClassVar[str]
+    name: ClassVar[str]
 
     def __post_init__(self) -> None:
         check_fields(self, crop="[1, 100000]", hop="[1, 100000]", quantile="(0, 1)")
@@ -94,7 +95,7 @@ class EncoderSystem:
     @property
     def names(self) -> tuple[str, ...]:
         """The one detector that training makes."""
-        return (self.kind,)
+        return (self.name,)
 
     def network(self) -> nn.Module:
         """The encoder; :meth:`module` adds how it is compiled."""
@@ -151,7 +152,7 @@ class EncoderSystem:
             parts = {}
             for name, rows in self._parts(data.train_clips).items():
                 chosen = self.relabel(data, rows)
-                label = f"{self.kind}-{seed}" + (f"-{name}" if self.per_machine else "")
+                label = f"{self.name}-{seed}" + (f"-{name}" if self.per_machine else "")
                 part, state = self.train_part(chosen, options, seed, label)
                 if not options.devices.is_main:
                     continue
@@ -161,7 +162,7 @@ class EncoderSystem:
                     embeddings.append((rows, fitted.embeddings))
             member = EncoderMember(self, parts)
             members.append(Fitted(member, held_out, _scattered(embeddings, len(held_out))))
-        return {self.kind: members} if options.devices.is_main else {}
+        return {self.name: members} if options.devices.is_main else {}
 
     def _parts(self, clips: Sequence[Clip]) -> dict[str, np.ndarray]:
         """Rows of the training clips of each network."""
@@ -180,7 +181,7 @@ class EncoderSystem:
             raise DataError(
                 f"the training clips of {', '.join(sorted({c.machine_type for c in clips}))}",
                 "one class to learn",
-                f"at least 2, since {self.kind} learns by telling classes apart",
+                f"at least 2, since {self.name} learns by telling classes apart",
                 "Train one network for all machine types (per_machine=false), or another system.",
             )
 

@@ -9,11 +9,14 @@ from asdproto.data.dcase import Clip
 from asdproto.data.store import write_store
 from asdproto.features import FeatureSettings
 from asdproto.systems import preset
+from experiments import table1
 
 FEATURES = FeatureSettings(n_mels=8, n_fft=16, hop_length=8)
 WAVEFORMS = dataclasses.replace(FEATURES, waveform=True)
 FRAMES = 20
-KINDS = ("mobilenet", "stgram", "dgmix", "disentangled", "adacos")
+KINDS = {
+    name: kind for name, kind in table1.KINDS.items() if kind.startswith("experiments.rivals.")
+}
 
 
 def clips():
@@ -51,7 +54,7 @@ def make_store(folder, settings=FEATURES):
 
 def system(kind, **changes):
     """A kind of system at a few epochs."""
-    made = preset(kind, "quick")
+    made = preset(KINDS[kind], "quick")
     stage = dataclasses.replace(made.stage, epochs=4, batch_size=8)
     if kind == "dgmix":
         changes = {"finetune": dataclasses.replace(stage, epochs=2), "projector": (8, 8), **changes}
@@ -65,7 +68,7 @@ def system(kind, **changes):
 @pytest.fixture
 def one_block(monkeypatch):
     """Compiling networks of many blocks is most of what a run of four epochs does."""
-    from asdproto.systems import adacos, dgmix, disentangled, mobilenet, stgram
+    from experiments.rivals import adacos, dgmix, disentangled, mobilenet, stgram
 
     blocks = {
         adacos.AdaCosSystem: {"stages": (1,)},

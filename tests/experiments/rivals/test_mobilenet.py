@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from asdproto.data.dataset import ClipArrays, section_keys
-from asdproto.systems import mobilenet, stgram
 from asdproto.systems.embedding import window_starts
-from asdproto.systems.encoders import Part
 from asdproto.training.state import Batch
-from tests.systems import tiny
-from tests.systems.tiny import one_block
+from experiments.rivals import mobilenet, stgram
+from experiments.rivals.encoders import Part
+from tests.experiments.rivals import tiny
+from tests.experiments.rivals.tiny import one_block
 
 __all__ = ["one_block"]
 

@@ -20,7 +20,10 @@ from asdproto.losses import proxy_softmax_loss
 from asdproto.models.resnet import ResNet
 from asdproto.scoring.backends import Scorer
 from asdproto.systems.embedding import unit_rows
-from asdproto.systems.encoders import (
+from asdproto.systems.members import Comparison, Section
+from asdproto.training.stage import Objective, StageConfig
+from asdproto.training.state import TrainState
+from experiments.rivals.encoders import (
     EncoderSystem,
     Part,
     PartFit,
@@ -29,9 +32,6 @@ from asdproto.systems.encoders import (
     softmax_layer,
     with_backend,
 )
-from asdproto.systems.members import Comparison, Section
-from asdproto.training.stage import Objective, StageConfig
-from asdproto.training.state import TrainState
 
 # Of every softmax: parts of unit embeddings hardly differ under a temperature of 1.
 TEMPERATURE = 0.05
@@ -65,7 +65,8 @@ class DisentangledSystem(EncoderSystem):
     width: int = 64
     attribute_weight: float = 1.0
 
-    kind: ClassVar[str] = "disentangled"
+    kind: ClassVar[str] = "experiments.rivals.disentangled:DisentangledSystem"
+    name: ClassVar[str] = "disentangled"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from asdproto.models.mobilenet import STAGES, MobileNetV2, depthwise, round_channels
+from experiments.rivals.mobilenet_v2 import STAGES, MobileNetV2, depthwise, round_channels
 from tests.models import oracles
 
 TINY = {"alpha": 0.5, "head": 8, "stages": ((1, 16, 1, 1), (3, 24, 2, 2)), "momentum": 0.9}
