@@ -8,18 +8,18 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from asdproto.config import inside, nearest
+from asdproto.config import Interval, nearest
 from asdproto.errors import printable
 
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*=")
 
 
-def within(kind: type, interval: str) -> Callable[[str], Any]:
-    """The ``type`` of an option whose numbers, of a kind, lie in an interval as ``"(0, 1]"``."""
+def within(kind: type, interval: Interval) -> Callable[[str], Any]:
+    """The ``type`` of an option whose numbers, of a kind, lie in an interval."""
 
     def convert(text: str) -> Any:
         value = kind(text)
-        if not inside(value, interval):
+        if value not in interval:
             raise argparse.ArgumentTypeError(f"{printable(text)} is not in {interval}")
         return value
 

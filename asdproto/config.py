@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import difflib
+import math
 import types
 import typing
 import warnings
@@ -11,14 +12,6 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-# Fields that had another name in earlier versions: old name -> new name.
-_RENAMED = {
-    "mels": "n_mels",
-    "window": "n_fft",
-    "hop": "hop_length",
-    "neighbours": "neighbors",
-    "standardise": "standardize",
-}
 _HUGE = 10**308  # whole numbers beyond it are no floats
 
 
@@ -165,13 +158,57 @@ def _changed(config: Any, changes: Mapping[str, Any], where: str) -> Any:
         raise ConfigError(f"{where}{error}") from error
 
 
-def check_fields(config: Any, **ranges: str) -> None:
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """The numbers from ``low`` to ``high``; nan is in none.
+
+    Attributes:
+      low: Lower end.
+      high: Upper end.
+      has_low: Whether the lower end belongs to it.
+      has_high: Whether the upper end does.
+    """
+
+    low: float
+    high: float
+    has_low: bool = True
+    has_high: bool = True
+
+    def __contains__(self, number: float) -> bool:
+        above = number >= self.low if self.has_low else number > self.low
+        return above and (number <= self.high if self.has_high else number < self.high)
+
+    def __str__(self) -> str:
+        left, right = "[" if self.has_low else "(", "]" if self.has_high else ")"
+        return f"{left}{self.low:.10g}, {self.high:.10g}{right}"
+
+
+def between(low: float, high: float) -> Interval:
+    """Numbers between two ends, both of which belong to it."""
+    return Interval(low, high)
+
+
+def strictly_between(low: float, high: float) -> Interval:
+    """Numbers between two ends, neither of which belongs to it."""
+    return Interval(low, high, False, False)
+
+
+def at_least(low: float, *, below: float = math.inf) -> Interval:
+    """Finite numbers from ``low`` on, and below an end."""
+    return Interval(low, below, True, False)
+
+
+def positive(high: float) -> Interval:
+    """Numbers above 0, to an end that belongs to it."""
+    return Interval(0, high, False)
+
+
+def check_fields(config: Any, **ranges: Interval) -> None:
     """Refuses values that a configuration's fields cannot have; for ``__post_init__``.
 
     Args:
       config: The instance. Every field must be of its annotated kind, and one of its choices.
-      ranges: Field -> interval of its number, or of each of its numbers: ``"(0, 1]"`` has 1 but not
-        0. ``None`` is in every range.
+      ranges: Field -> interval of its number, or of each of its numbers; ``None`` is in every one.
 
     Raises:
       ConfigError: Names the first field at fault, what it is and what was expected.
@@ -183,16 +220,9 @@ def check_fields(config: Any, **ranges: str) -> None:
             _convert(hints[field.name], value, field.name)
     for name, interval in ranges.items():
         value = getattr(config, name)
-        if not all(inside(number, interval) for number in _numbers(value)):
+        if not all(number in interval for number in _numbers(value)):
             many = "numbers" if isinstance(value, tuple | list) else "a number"
             raise ConfigError(f"{name}={_shown(value)}: expected {many} in {interval}")
-
-
-def inside(number: float, interval: str) -> bool:
-    """Whether a number lies in an interval such as ``"(0, 1]"``, which no nan does."""
-    low, high = map(float, interval[1:-1].split(","))
-    above = number > low if interval[0] == "(" else number >= low
-    return above and (number < high if interval[-1] == ")" else number <= high)
 
 
 def _numbers(value: Any) -> Iterable[Any]:
@@ -213,7 +243,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def _check_name(cls: Any, name: str, where: str) -> None:
     known = [field.name for field in dataclasses.fields(cls)]
     if name not in known:
-        hint = nearest(_RENAMED.get(name, name), known).replace("mean ", f"mean {where}")
+        hint = nearest(name, known).replace("mean ", f"mean {where}")
         fields = ", ".join(known)
         shown = name if name.isidentifier() else _shown(name)
         raise ConfigError(f"unknown field {where}{shown}{hint or '.'} Available: {fields}")

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
-from asdproto.config import ConfigError, check_fields
+from asdproto.config import ConfigError, at_least, between, check_fields, positive
 from asdproto.errors import DataError
 
 CONSTANT = "one value throughout"  # what is said of such a recording
@@ -71,14 +71,14 @@ class FeatureSettings:
     def __post_init__(self):
         check_fields(
             self,
-            sample_rate="[1000, 384000]",
-            n_fft="[2, 65536]",
-            hop_length="[1, 65536]",
-            n_mels="[1, 4096]",
-            fmin="[0, 192000)",
-            fmax="(0, 192000]",
-            power="(0, 10]",
-            floor="(0, 1]",
+            sample_rate=between(1000, 384000),
+            n_fft=between(2, 65536),
+            hop_length=between(1, 65536),
+            n_mels=between(1, 4096),
+            fmin=at_least(0, below=192000),
+            fmax=positive(192000),
+            power=positive(10),
+            floor=positive(1),
         )
         if self.n_fft % 2 or self.hop_length > self.n_fft:
             given = f"n_fft={self.n_fft}, hop_length={self.hop_length}"

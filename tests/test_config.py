@@ -7,7 +7,16 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from asdproto.config import ConfigError, check_fields, from_dict, nearest, override, to_dict
+from asdproto.config import (
+    ConfigError,
+    at_least,
+    check_fields,
+    from_dict,
+    nearest,
+    override,
+    positive,
+    to_dict,
+)
 from asdproto.features import FeatureSettings
 from asdproto.systems import KINDS, PRESETS, preset, system_class
 from asdproto.systems.prototype import PrototypeSystem
@@ -155,7 +164,7 @@ class Ranged:
     numbers: tuple[float, ...] = ()
 
     def __post_init__(self):
-        check_fields(self, number="(0, 1]", numbers="[0, 1)")
+        check_fields(self, number=positive(1), numbers=at_least(0, below=1))
 
 
 def test_ends_of_intervals():

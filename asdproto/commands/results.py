@@ -9,6 +9,7 @@ from typing import Any
 
 from asdproto.arguments import within
 from asdproto.commands import add_command, count, message
+from asdproto.config import positive
 
 # How far figures may lie apart and count as the same: sums of a few hundred float64 figures.
 _SAME = 1e-12
@@ -46,7 +47,7 @@ def add_evaluate(subparsers: Any) -> None:
     parser.add_argument(
         "--max-fpr",
         metavar="RATE",
-        type=within(float, "(0, 1]"),
+        type=within(float, positive(1)),
         default=0.1,
         help="upper end of the false-positive rates of pAUC (default: %(default)s)",
     )

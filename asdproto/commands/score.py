@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import csv
 import json
+import math
 import os
 import shutil
 import sys
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from asdproto.arguments import within
 from asdproto.commands import add_command, add_options, count
+from asdproto.config import at_least, strictly_between
 from asdproto.errors import DataError, printable
 from asdproto.results import class_name
 
@@ -70,7 +72,7 @@ def add(subparsers: Any) -> None:
         ),
         ("--machine-type", str, "NAME", "of all recordings (default: read off names and folders)"),
         ("--section", str, "NN", "of all recordings (default: read off names)"),
-        ("--top", within(int, "[1, inf)"), "N", "print the first N rows only (default: all)"),
+        ("--top", within(int, at_least(1)), "N", "print the first N rows only (default: all)"),
         ("--csv", Path, "FILE", "write all rows, unrounded, to this file too (default: no file)"),
         (
             "--report",
@@ -92,14 +94,14 @@ def add(subparsers: Any) -> None:
     group = parser.add_mutually_exclusive_group()
     group.add_argument(
         "--threshold",
-        type=within(float, "(-inf, inf)"),
+        type=within(float, strictly_between(-math.inf, math.inf)),
         metavar="X",
         help="scores above X are anomalies (default: one for each machine type, from its training "
         "clips)",
     )
     group.add_argument(
         "--contamination",
-        type=within(float, "(0, 1)"),
+        type=within(float, strictly_between(0, 1)),
         metavar="P",
         help="share of normal clips that may be called anomalies, in (0, 1); sets the threshold "
         "from the training clips' scores (default: as trained, 0.1 unless changed)",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from asdproto.arguments import Parser, within
 from asdproto.commands import add_command, add_options
 from asdproto.commands.data import add_on_error
-from asdproto.config import nearest
+from asdproto.config import at_least, between, nearest
 from asdproto.errors import printable
 from asdproto.systems import KINDS, PRESETS
 
@@ -64,7 +64,7 @@ def add_arguments(parser: Parser, kind: str | None = None) -> None:
     )
     parser.add_argument(
         "--seeds",
-        type=within(int, "[0, 4294967295]"),
+        type=within(int, between(0, 4294967295)),
         nargs="+",
         default=[0],
         metavar="S",
@@ -81,7 +81,7 @@ def add_arguments(parser: Parser, kind: str | None = None) -> None:
     )
     parser.add_argument(
         "--save-seconds",
-        type=within(float, "[0, inf)"),
+        type=within(float, at_least(0)),
         default=60.0,
         metavar="S",
         help="seconds between checkpoints",

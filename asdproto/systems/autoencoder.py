@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from asdproto.config import ConfigError, check_fields
+from asdproto.config import ConfigError, between, check_fields, strictly_between
 from asdproto.data.dataset import ClipArrays, Dataset
 from asdproto.features import FeatureSettings
 from asdproto.files import append
@@ -50,7 +50,7 @@ class AutoEncoderSystem(ReconstructionConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_fields(self, folds="[0, 10000]", quantile="(0, 1)")
+        check_fields(self, folds=between(0, 10000), quantile=strictly_between(0, 1))
         if self.folds == 1:
             raise ConfigError("folds=1: expected 0 or at least 2")
 

@@ -30,7 +30,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from asdproto.config import check_fields
+from asdproto.config import between, check_fields, strictly_between
 from asdproto.data.dataset import ClipArrays, Dataset, section_keys
 from asdproto.errors import DataError
 from asdproto.features import FeatureSettings
@@ -67,11 +67,11 @@ class GmmSystem:
     def __post_init__(self) -> None:
         check_fields(
             self,
-            r="[0, 1]",
-            components="[1, 10000]",
-            target_ratio="[0, 1000]",
-            regularization="[0, 1000000]",
-            quantile="(0, 1)",
+            r=between(0, 1),
+            components=between(1, 10000),
+            target_ratio=between(0, 1000),
+            regularization=between(0, 1000000),
+            quantile=strictly_between(0, 1),
         )
 
     def plan(self, clips: int) -> str:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from asdproto.config import ConfigError, check_fields
+from asdproto.config import ConfigError, between, check_fields, strictly_between
 from asdproto.data.dataset import (
     CLASS_KEYS,
     Classes,
@@ -94,7 +94,9 @@ class EncoderConfig:
     module: Any = dataclasses.field(default=None, metadata={"by_value": True})
 
     def __post_init__(self) -> None:
-        check_fields(self, width="[1, 4096]", stem_strides="[1, 2]", crop="[1, 100000]")
+        check_fields(
+            self, width=between(1, 4096), stem_strides=between(1, 2), crop=between(1, 100000)
+        )
         if self.module is not None and not isinstance(
             getattr(self.module, "embedding_dim", None), int
         ):
@@ -166,11 +168,11 @@ class ScoreConfig:
     def __post_init__(self) -> None:
         check_fields(
             self,
-            shrinkage="[0, 1]",
-            neighbors="[1, 1000000]",
-            density_neighbors="[0, 1000000]",
-            hop="[1, 100000]",
-            quantile="(0, 1)",
+            shrinkage=between(0, 1),
+            neighbors=between(1, 1000000),
+            density_neighbors=between(0, 1000000),
+            hop=between(1, 100000),
+            quantile=strictly_between(0, 1),
         )
 
     def backend(self) -> dict[str, Any]:

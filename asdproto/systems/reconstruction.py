@@ -19,7 +19,7 @@ import optax
 from jax import lax
 
 from asdproto import signals
-from asdproto.config import check_fields
+from asdproto.config import at_least, between, check_fields, positive
 from asdproto.data.dataset import ClipArrays
 from asdproto.models.autoencoder import AutoEncoder
 from asdproto.systems.members import RunOptions, open_checkpoints
@@ -56,11 +56,11 @@ class ReconstructionConfig:
     def __post_init__(self) -> None:
         check_fields(
             self,
-            epochs="[1, 1000000]",
-            batch="[1, 1000000]",
-            learning_rate="(0, 1000]",
-            context="[1, 10000]",
-            held_out="[0, 1)",
+            epochs=between(1, 1000000),
+            batch=between(1, 1000000),
+            learning_rate=positive(1000),
+            context=between(1, 10000),
+            held_out=at_least(0, below=1),
         )
 
 

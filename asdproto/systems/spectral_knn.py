@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from asdproto.config import check_fields
+from asdproto.config import between, check_fields, positive, strictly_between
 from asdproto.data.dataset import ClipArrays, Dataset, section_keys
 from asdproto.errors import DataError
 from asdproto.features import FeatureSettings
@@ -57,10 +57,10 @@ class SpectralKnnSystem:
     def __post_init__(self) -> None:
         check_fields(
             self,
-            neighbors="[1, 1000000]",
-            shrinkage="(0, 1]",
-            density_neighbors="[0, 1000000]",
-            quantile="(0, 1)",
+            neighbors=between(1, 1000000),
+            shrinkage=positive(1),
+            density_neighbors=between(0, 1000000),
+            quantile=strictly_between(0, 1),
         )
 
     def plan(self, clips: int) -> str:

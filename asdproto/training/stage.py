@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from asdproto import prototypes as proto
-from asdproto.config import ConfigError, check_fields
+from asdproto.config import ConfigError, at_least, between, check_fields, positive
 from asdproto.losses import multi_prototype_loss, negative_prototype_loss, prototypical_loss
 
 Sampler = Literal["random", "episodes"]
@@ -95,20 +95,20 @@ class StageConfig:
     def __post_init__(self) -> None:
         check_fields(
             self,
-            epochs="[0, 1000000]",
-            batch_size="[1, 1000000]",
-            ways="[2, 100000]",  # one class leaves nothing to tell apart
-            shots="[1, 100000]",
-            steps_per_epoch="[0, 1000000]",
-            warmup="[0, 1000000]",
-            cosine_to="[0, 1000]",
-            momentum="[0, 1)",
-            weight_decay="[0, 1000]",
-            temperature="(0, 1000]",
-            sub_prototypes="[0, 10000]",
-            prototype_crops="[1, 1000]",
-            mpe_ratio="(0, 1]",
-            mix_range="[0, 1]",
+            epochs=between(0, 1000000),
+            batch_size=between(1, 1000000),
+            ways=between(2, 100000),  # one class leaves nothing to tell apart
+            shots=between(1, 100000),
+            steps_per_epoch=between(0, 1000000),
+            warmup=between(0, 1000000),
+            cosine_to=between(0, 1000),
+            momentum=at_least(0, below=1),
+            weight_decay=between(0, 1000),
+            temperature=positive(1000),
+            sub_prototypes=between(0, 10000),
+            prototype_crops=between(1, 1000),
+            mpe_ratio=positive(1),
+            mix_range=between(0, 1),
         )
         rates = self.learning_rates
         if not rates or not all(0 <= rate <= 1000 and 0 < e <= 1000000 for rate, e in rates):

@@ -41,6 +41,7 @@ from rich.console import Console
 
 from asdproto import features
 from asdproto.arguments import Parser, within
+from asdproto.config import at_least
 from asdproto.data.dcase import Clip
 from asdproto.data.extract import build_store
 from asdproto.data.store import versions
@@ -225,13 +226,13 @@ def disk(files: Sequence[Path]) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser = Parser(prog="python -m experiments.benchmarks.features", description=__doc__)
-    count = within(int, "[1, inf)")
+    count = within(int, at_least(1))
     add = parser.add_argument
     add("--data", type=Path, metavar="ROOT", help="recordings to use")
     add("--out", type=Path, metavar="JSON", help="write the results there too")
     add("--rounds", type=count, default=30, help="turns on one core")
     add("--batch", type=count, default=16, help="clips in a turn")
-    add("--clips", type=within(int, "[2, inf)"), default=10_000, help="clips in a store")
+    add("--clips", type=within(int, at_least(2)), default=10_000, help="clips in a store")
     add("--repeats", type=count, default=7, help="stores of each kind")
     add("--workers", type=count, default=2, help="processes")
     args = parser.parse_args(arguments)

@@ -41,6 +41,7 @@ from rich.console import Console
 from rich.table import Table
 
 from asdproto.arguments import Parser, within
+from asdproto.config import at_least
 from asdproto.systems import PRESETS
 from asdproto.training.objectives import OBJECTIVES
 from experiments import common, loss_quality
@@ -353,7 +354,7 @@ def main(
     )
     add = parser.add_argument_group("speed").add_argument
     add("--sizes", nargs="+", type=parse_size, metavar="BxCxD")
-    add("--rounds", type=within(int, "[1, inf)"), default=30, help="turns at most")
+    add("--rounds", type=within(int, at_least(1)), default=30, help="turns at most")
     add("--seconds", type=float, default=20.0, help="time of a loss at a size")
     add("--memory", type=float, default=6.0, metavar="GIB", help="not to exceed")
     add("--cores", type=int, metavar="N", help="use N cores only")

@@ -65,7 +65,7 @@ import jax.numpy as jnp
 from rich.console import Console
 
 from asdproto.arguments import Parser, within
-from asdproto.config import ConfigError
+from asdproto.config import ConfigError, at_least
 from asdproto.models.convolution import Lowering, compiler_options
 from asdproto.systems.prototype import STAGES
 from asdproto.training import step as steps
@@ -375,7 +375,7 @@ PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m experiments.benchmarks.train", description=__doc__)
-    add, count = parser.add_argument, within(int, "[1, inf)")
+    add, count = parser.add_argument, within(int, at_least(1))
     add("--preset", choices=tuple(CLIPS), default="small", help="of the system")
     add("--parts", nargs="+", choices=[n for n in PARTS if n != "full"], help="default all")
     add("--full", action="store_true", help="run the whole schedule too")

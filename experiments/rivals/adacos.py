@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from asdproto.config import check_fields
+from asdproto.config import between, check_fields
 from asdproto.data.dataset import ClipArrays, Dataset, section_keys
 from asdproto.losses import adacos_init, sub_cluster_adacos_loss
 from asdproto.models.resnet import ResNet
@@ -69,7 +69,7 @@ class AdaCosSystem(EncoderSystem):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_fields(self, width="[1, 4096]", sub_clusters="[1, 10000]")
+        check_fields(self, width=between(1, 4096), sub_clusters=between(1, 10000))
 
     def network(self) -> nn.Module:
         """See :class:`EncoderSystem`."""

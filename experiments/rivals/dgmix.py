@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from asdproto.config import ConfigError, check_fields
+from asdproto.config import ConfigError, at_least, between, check_fields, positive
 from asdproto.data.dataset import ClipArrays, Dataset
 from asdproto.features import FeatureSettings
 from asdproto.losses import proxy_softmax_loss, vicreg_loss
@@ -105,7 +105,11 @@ class DGMixSystem(EncoderSystem):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_fields(
-            self, alpha="(0, 16]", dim="[1, 65536]", projector="[1, 65536]", momentum="[0, 1)"
+            self,
+            alpha=positive(16),
+            dim=between(1, 65536),
+            projector=between(1, 65536),
+            momentum=at_least(0, below=1),
         )
         if not self.projector:
             raise ConfigError("projector=(): expected one or more widths")

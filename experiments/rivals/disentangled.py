@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from asdproto.config import check_fields
+from asdproto.config import between, check_fields
 from asdproto.data.attributes import attribute_pairs
 from asdproto.data.dataset import ClipArrays, Dataset
 from asdproto.losses import proxy_softmax_loss
@@ -70,7 +70,7 @@ class DisentangledSystem(EncoderSystem):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_fields(self, width="[1, 4096]", attribute_weight="[0, 1000]")
+        check_fields(self, width=between(1, 4096), attribute_weight=between(0, 1000))
 
     def network(self) -> nn.Module:
         """See :class:`EncoderSystem`."""

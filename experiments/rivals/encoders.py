@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from asdproto.config import check_fields
+from asdproto.config import between, check_fields, strictly_between
 from asdproto.data.dataset import ClipArrays, Dataset, section_keys
 from asdproto.data.dcase import Clip, assign_classes, class_key
 from asdproto.errors import DataError
@@ -90,7 +90,9 @@ class EncoderSystem:
     name: ClassVar[str]
 
     def __post_init__(self) -> None:
-        check_fields(self, crop="[1, 100000]", hop="[1, 100000]", quantile="(0, 1)")
+        check_fields(
+            self, crop=between(1, 100000), hop=between(1, 100000), quantile=strictly_between(0, 1)
+        )
 
     @property
     def names(self) -> tuple[str, ...]:

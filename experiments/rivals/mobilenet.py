@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import flax.linen as nn
 
-from asdproto.config import check_fields
+from asdproto.config import at_least, between, check_fields, positive
 from asdproto.data.dataset import ClipArrays, Dataset
 from asdproto.features import FeatureSettings
 from asdproto.losses import proxy_softmax_loss
@@ -67,7 +67,9 @@ class MobileNetSystem(EncoderSystem):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_fields(self, alpha="(0, 16]", head="[1, 65536]", momentum="[0, 1)")
+        check_fields(
+            self, alpha=positive(16), head=between(1, 65536), momentum=at_least(0, below=1)
+        )
 
     def network(self) -> nn.Module:
         """See :class:`EncoderSystem`."""

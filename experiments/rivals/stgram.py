@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from asdproto.config import ConfigError, check_fields
+from asdproto.config import ConfigError, between, check_fields, positive
 from asdproto.data.dataset import ClipArrays, Dataset
 from asdproto.features import FeatureSettings
 from asdproto.losses import arcface_loss
@@ -86,11 +86,11 @@ class STgramSystem(EncoderSystem):
         super().__post_init__()
         check_fields(
             self,
-            stages="[1, 4096]",
-            head="[1, 65536]",
-            stem="[1, 4096]",
-            margin="[0, 3.14159]",
-            margin_scale="(0, 1000]",
+            stages=between(1, 4096),
+            head=between(1, 65536),
+            stem=between(1, 4096),
+            margin=between(0, 3.14159),
+            margin_scale=positive(1000),
         )
         if not self.stages:
             raise ConfigError("stages=(): expected one or more")
