@@ -20,16 +20,16 @@ from asdproto.models.resnet import ResNet
 from asdproto.prototypes import l2_normalize
 from asdproto.scoring.backends import Scorer, fit_scorer, rows_by
 from asdproto.systems.embedding import unit_rows
-from asdproto.systems.members import Comparison, Section
+from asdproto.systems.members import Comparison, RunOptions, Section
 from asdproto.training.stage import Objective, StageConfig, draw_mix
-from asdproto.training.state import TrainState
-from experiments.rivals.encoders import (
-    EncoderSystem,
-    Part,
-    PartFit,
+from experiments.rivals.rival import (
+    Network,
+    NetworkFit,
+    Rival,
     adam_stage,
-    partners,
-    with_backend,
+    embed,
+    network_of,
+    train_encoder,
 )
 
 
@@ -38,7 +38,7 @@ def _stage(epochs: int) -> StageConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class AdaCosSystem(EncoderSystem):
+class AdaCosSystem(Rival):
     """The system.
 
     Attribute classes of all machine types are told apart by the sub-cluster AdaCos loss; each class
@@ -71,50 +71,33 @@ class AdaCosSystem(EncoderSystem):
         super().__post_init__()
         check_fields(self, width=between(1, 4096), sub_clusters=between(1, 10000))
 
-    def network(self) -> nn.Module:
-        """See :class:`EncoderSystem`."""
+    def encoder(self) -> nn.Module:
+        """See :class:`Rival`."""
         return ResNet(width=self.width, attention="mean")
 
-    def objective(self, classes: Sequence[Any]) -> Objective:
-        """Sub-cluster AdaCos of mixed crops."""
-        del classes
+    def fit(self, data: Dataset, options: RunOptions, seed: int, run: str) -> NetworkFit:
+        """See :class:`Rival`."""
+        objective = adacos_objective(self.sub_clusters)
+        state = train_encoder(self, self.stage, objective, data, options, seed, run)
+        embeddings = embed(self, network_of(state, data, {}), data.train)
+        scorer, held_out = fit_references(embeddings, data, self.sub_clusters)
+        return NetworkFit(network_of(state, data, scorer.to_arrays()), held_out, embeddings)
 
-        def init(key: jax.Array, num_classes: int, dim: int) -> tuple[Any, Any]:
-            shape = (num_classes, self.sub_clusters, dim)
-            centers = l2_normalize(jax.random.normal(key, shape, jnp.float32))
-            return {"prototypes": centers}, adacos_init(num_classes, self.sub_clusters)
-
-        return Objective("mixed_sub_cluster_adacos", mixed_loss, init, augment=mix_crops)
-
-    def fit(self, part: Part, state: TrainState, data: Dataset) -> PartFit:
-        """See :class:`EncoderSystem`."""
-        del state
-        embeddings = self.embed(part, data.train)
-        sections = section_keys(data.train_clips)
-        targets = np.array([clip.domain == "target" for clip in data.train_clips])
-        by_section = rows_by(sections)
-        references = {
-            key: section_references(embeddings[rows], targets[rows], self.sub_clusters)
-            for key, rows in by_section.items()
-        }
-        vectors = np.concatenate(list(references.values()))
-        keys = [key for key, own in references.items() for _ in own]
-        scorer = fit_scorer(vectors, np.zeros(len(keys), int), keys, kind="knn", neighbors=1)
-        part = with_backend(part, scorer.to_arrays())
-        held_out = _cosine_distance(scorer.score(embeddings, sections))
-        # A target clip is a reference itself, at distance 0: it is compared with the others.
-        others = _cosine_distance(scorer.score(vectors, keys, training=True))
-        for key, of_section in rows_by(keys).items():
-            rows = by_section[key]
-            rows = rows[targets[rows]]
-            held_out[rows] = others[of_section[len(of_section) - len(rows) :]]
-        return PartFit(part, held_out, embeddings)
-
-    def compare(self, part: Part, clips: ClipArrays, sections: Sequence[Section]) -> Comparison:
-        """See :class:`EncoderSystem`."""
-        embeddings = self.embed(part, clips)
-        scores = Scorer.from_arrays(part.backend).score(embeddings, sections)
+    def score(self, network: Network, clips: ClipArrays, keys: Sequence[Section]) -> Comparison:
+        """See :class:`Rival`."""
+        embeddings = embed(self, network, clips)
+        scores = Scorer.from_arrays(network.backend).score(embeddings, keys)
         return Comparison(_cosine_distance(scores), None, embeddings)
+
+
+def adacos_objective(sub_clusters: int) -> Objective:
+    """Sub-cluster AdaCos of mixed crops."""
+
+    def init(key: jax.Array, num_classes: int, dim: int) -> tuple[Any, Any]:
+        centers = jax.random.normal(key, (num_classes, sub_clusters, dim), jnp.float32)
+        return {"prototypes": l2_normalize(centers)}, adacos_init(num_classes, sub_clusters)
+
+    return Objective("mixed_sub_cluster_adacos", mixed_loss, init, augment=mix_crops)
 
 
 def mix_crops(batch, *, key, hyper, axis_name, **_):
@@ -149,6 +132,40 @@ def _mix(batch, key, hyper, axis_name):
     size = len(batch.labels)
     mix = draw_mix(key, hyper, size, 1, axis_name)[:, 0]
     return mix if batch.where is None else jnp.where(batch.where[partners(size)], mix, 1)
+
+
+def partners(batch: int) -> jax.Array:
+    """The neighbor of each row of a batch, int32: 1 and 0, 3 and 2, ...; an odd last row its own.
+
+    Rows of a random batch are in random order, so neighbors are random pairs, and no device needs
+    another's rows.
+    """
+    rows = jnp.arange(batch, dtype=jnp.int32)
+    return jnp.where(rows ^ 1 < batch, rows ^ 1, rows)
+
+
+def fit_references(
+    embeddings: np.ndarray, data: Dataset, clusters: int
+) -> tuple[Scorer, np.ndarray]:
+    """The back-end on the training clips' embeddings, and their own scores, float64 ``[clips]``."""
+    sections = section_keys(data.train_clips)
+    targets = np.array([clip.domain == "target" for clip in data.train_clips])
+    by_section = rows_by(sections)
+    references = {
+        key: section_references(embeddings[rows], targets[rows], clusters)
+        for key, rows in by_section.items()
+    }
+    vectors = np.concatenate(list(references.values()))
+    keys = [key for key, own in references.items() for _ in own]
+    scorer = fit_scorer(vectors, np.zeros(len(keys), int), keys, kind="knn", neighbors=1)
+    held_out = _cosine_distance(scorer.score(embeddings, sections))
+    # A target clip is a reference itself, at distance 0: it is compared with the others.
+    others = _cosine_distance(scorer.score(vectors, keys, training=True))
+    for key, of_section in rows_by(keys).items():
+        rows = by_section[key]
+        rows = rows[targets[rows]]
+        held_out[rows] = others[of_section[len(of_section) - len(rows) :]]
+    return scorer, held_out
 
 
 def section_references(embeddings: np.ndarray, target: np.ndarray, clusters: int) -> np.ndarray:

@@ -20,18 +20,18 @@ from asdproto.models.normalization import BatchNorm
 from asdproto.scoring.backends import Scorer
 from asdproto.systems.members import Comparison, RunOptions, Section
 from asdproto.training.stage import Objective, StageConfig, draw_mix
-from asdproto.training.state import TrainState
-from experiments.rivals.encoders import (
-    EncoderSystem,
-    Part,
-    PartFit,
+from experiments.rivals.mobilenet_v2 import MobileNetV2
+from experiments.rivals.rival import (
+    Network,
+    NetworkFit,
+    Rival,
+    embed,
     fit_nearest,
-    part_of,
+    network_of,
     section_label,
     softmax_layer,
-    with_backend,
+    train_encoder,
 )
-from experiments.rivals.mobilenet_v2 import MobileNetV2
 
 _PRETRAIN = StageConfig(
     epochs=500,
@@ -54,7 +54,7 @@ _FINETUNE = StageConfig(
 
 
 @dataclasses.dataclass(frozen=True)
-class DGMixSystem(EncoderSystem):
+class DGMixSystem(Rival):
     r"""The system, after its abstract and an unofficial reproduction.
 
     For pairs x, y of a batch, :math:`z = \lambda x + (1 - \lambda) y` with :math:`\lambda` of
@@ -114,51 +114,43 @@ class DGMixSystem(EncoderSystem):
         if not self.projector:
             raise ConfigError("projector=(): expected one or more widths")
 
-    def network(self) -> nn.Module:
-        """See :class:`EncoderSystem`."""
+    def encoder(self) -> nn.Module:
+        """See :class:`Rival`."""
         return MobileNetV2(alpha=self.alpha, head=self.dim, momentum=self.momentum)
 
-    def objective(self, classes: Sequence[Any]) -> Objective:
-        """VICReg of mixed pairs; fine-tuning has an objective of its own."""
-        del classes
-        return Objective("vicreg_mixup", _vicreg, augment=add_mixed)
-
-    def train_part(
-        self, data: Dataset, options: RunOptions, seed: int, label: str
-    ) -> tuple[Part, TrainState]:
-        """See :class:`EncoderSystem`."""
-        objective = self.objective(data.classes)
-        projected = self.run_stage(
+    def fit(self, data: Dataset, options: RunOptions, seed: int, run: str) -> NetworkFit:
+        """See :class:`Rival`."""
+        mixed_views = Objective("vicreg_mixup", _vicreg, augment=add_mixed)
+        projected = train_encoder(
+            self,
             self.stage,
-            objective,
+            mixed_views,
             data,
             options,
             seed,
-            f"{label}-pretrain",
+            f"{run}-pretrain",
             wrap=lambda encoder: Projected(encoder, self.projector, encoder.axis_name),
         )
-        inner = projected.params["encoder"]["encoder"]
+        encoder = projected.params["encoder"]["encoder"]
         state = projected._replace(
-            params={"encoder": inner}, batch_stats=projected.batch_stats["encoder"]
+            params={"encoder": encoder}, batch_stats=projected.batch_stats["encoder"]
         )
         if self.finetune.total_epochs:
-            mixed = Objective("mixed_sections", _mixed_sections, softmax_layer, augment=add_mixed)
-            state = self.run_stage(
-                self.finetune, mixed, data, options, seed, f"{label}-finetune", before=state
+            mixed_labels = Objective(
+                "mixed_sections", _mixed_sections, softmax_layer, augment=add_mixed
             )
-        return part_of(state, data), state
-
-    def fit(self, part: Part, state: TrainState, data: Dataset) -> PartFit:
-        """See :class:`EncoderSystem`."""
-        del state
-        embeddings = self.embed(part, data.train)
+            run = f"{run}-finetune"
+            state = train_encoder(
+                self, self.finetune, mixed_labels, data, options, seed, run, before=state
+            )
+        embeddings = embed(self, network_of(state, data, {}), data.train)
         backend, held_out = fit_nearest(embeddings, data)
-        return PartFit(with_backend(part, backend), held_out, embeddings)
+        return NetworkFit(network_of(state, data, backend), held_out, embeddings)
 
-    def compare(self, part: Part, clips: ClipArrays, sections: Sequence[Section]) -> Comparison:
-        """See :class:`EncoderSystem`."""
-        embeddings = self.embed(part, clips)
-        scores = Scorer.from_arrays(part.backend).score(embeddings, sections)
+    def score(self, network: Network, clips: ClipArrays, keys: Sequence[Section]) -> Comparison:
+        """See :class:`Rival`."""
+        embeddings = embed(self, network, clips)
+        scores = Scorer.from_arrays(network.backend).score(embeddings, keys)
         return Comparison(scores, None, embeddings)
 
 

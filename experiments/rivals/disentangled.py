@@ -20,17 +20,18 @@ from asdproto.losses import proxy_softmax_loss
 from asdproto.models.resnet import ResNet
 from asdproto.scoring.backends import Scorer
 from asdproto.systems.embedding import unit_rows
-from asdproto.systems.members import Comparison, Section
+from asdproto.systems.members import Comparison, RunOptions, Section
 from asdproto.training.stage import Objective, StageConfig
-from asdproto.training.state import TrainState
-from experiments.rivals.encoders import (
-    EncoderSystem,
-    Part,
-    PartFit,
+from experiments.rivals.rival import (
+    Network,
+    NetworkFit,
+    Rival,
     adam_stage,
+    embed,
     fit_nearest,
+    network_of,
     softmax_layer,
-    with_backend,
+    train_encoder,
 )
 
 # Of every softmax: parts of unit embeddings hardly differ under a temperature of 1.
@@ -38,7 +39,7 @@ TEMPERATURE = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
-class DisentangledSystem(EncoderSystem):
+class DisentangledSystem(Rival):
     r"""The system; known from its abstract, so all but the idea is inferred.
 
     Fixed masks cut the embedding into blocks: the first half for the section, which both domains
@@ -72,61 +73,54 @@ class DisentangledSystem(EncoderSystem):
         super().__post_init__()
         check_fields(self, width=between(1, 4096), attribute_weight=between(0, 1000))
 
-    def network(self) -> nn.Module:
-        """See :class:`EncoderSystem`."""
+    def encoder(self) -> nn.Module:
+        """See :class:`Rival`."""
         return ResNet(width=self.width, attention="mean")
 
-    def objective(self, classes: Sequence[Any]) -> Objective:
-        """The sum of the blocks' cross entropies."""
-        values, sizes = task_labels(classes)
-        dims = block_sizes(self.module("native", None).embedding_dim, len(sizes))
-        weights = self.task_weights(len(sizes))
+    def fit(self, data: Dataset, options: RunOptions, seed: int, run: str) -> NetworkFit:
+        """See :class:`Rival`."""
+        tasks = len(task_labels(data.classes)[1])
+        objective = multi_task_objective(data.classes, self.task_weights(tasks))
+        state = train_encoder(self, self.stage, objective, data, options, seed, run)
+        embeddings = embed(self, network_of(state, data, {}), data.train)
+        backend: dict[str, Any] = {"tasks": np.array(tasks)}
+        held_out = np.zeros(len(embeddings))
+        for task, weight in enumerate(self.task_weights(tasks)):
+            backend[f"task{task}"], scores = fit_nearest(unit_block(embeddings, task, tasks), data)
+            held_out += weight * scores
+        return NetworkFit(network_of(state, data, backend), held_out, embeddings)
 
-        def init(key: jax.Array, num_classes: int, dim: int) -> tuple[Any, Any]:
-            del num_classes, dim
-            keys = jax.random.split(key, len(sizes))
-            layers = map(softmax_layer, keys, sizes, dims)
-            return {f"task{task}": params for task, (params, _) in enumerate(layers)}, {}
-
-        def loss(params, state, embeddings, batch, **_):
-            labels = jnp.asarray(values)[batch.labels]
-            total = multi_task_loss(embeddings, params, labels, weights, dims, where=batch.where)
-            return total, state.loss_state
-
-        return Objective("disentangled", loss, init)
+    def score(self, network: Network, clips: ClipArrays, keys: Sequence[Section]) -> Comparison:
+        """See :class:`Rival`."""
+        embeddings, tasks = embed(self, network, clips), int(network.backend["tasks"])
+        scores = np.zeros(len(embeddings))
+        for task, weight in enumerate(self.task_weights(tasks)):
+            scorer = Scorer.from_arrays(network.backend[f"task{task}"])
+            scores += weight * scorer.score(unit_block(embeddings, task, tasks), keys)
+        return Comparison(scores, None, embeddings)
 
     def task_weights(self, tasks: int) -> tuple[float, ...]:
         """1 for the section, the attributes' weight in equal parts for each attribute."""
         return (1.0,) + (self.attribute_weight / max(tasks - 1, 1),) * (tasks - 1)
 
-    def fit(self, part: Part, state: TrainState, data: Dataset) -> PartFit:
-        """See :class:`EncoderSystem`."""
-        del state
-        tasks = len(task_labels(data.classes)[1])
-        embeddings = self.embed(part, data.train)
-        backend: dict[str, Any] = {"tasks": np.array(tasks)}
-        held_out = np.zeros(len(embeddings))
-        for task, (block, weight) in enumerate(self._blocks(embeddings, tasks)):
-            backend[f"task{task}"], scores = fit_nearest(block, data)
-            held_out += weight * scores
-        return PartFit(with_backend(part, backend), held_out, embeddings)
 
-    def compare(self, part: Part, clips: ClipArrays, sections: Sequence[Section]) -> Comparison:
-        """See :class:`EncoderSystem`."""
-        embeddings = self.embed(part, clips)
-        scores = np.zeros(len(embeddings))
-        for task, (block, weight) in enumerate(
-            self._blocks(embeddings, int(part.backend["tasks"]))
-        ):
-            scorer = Scorer.from_arrays(part.backend[f"task{task}"])
-            scores += weight * scorer.score(block, sections)
-        return Comparison(scores, None, embeddings)
+def multi_task_objective(classes: Sequence[Any], weights: Sequence[float]) -> Objective:
+    """The weighted sum of the blocks' cross entropies."""
+    values, sizes = task_labels(classes)
 
-    def _blocks(self, embeddings: np.ndarray, tasks: int) -> list[tuple[np.ndarray, float]]:
-        """Blocks at unit length, and their weights."""
-        ends = np.cumsum(block_sizes(embeddings.shape[1], tasks))[:-1]
-        blocks = np.split(np.asarray(embeddings, np.float64), ends, axis=1)
-        return list(zip(map(unit_rows, blocks), self.task_weights(tasks), strict=True))
+    def init(key: jax.Array, num_classes: int, dim: int) -> tuple[Any, Any]:
+        del num_classes
+        keys = jax.random.split(key, len(sizes))
+        layers = map(softmax_layer, keys, sizes, block_sizes(dim, len(sizes)))
+        return {f"task{task}": params for task, (params, _) in enumerate(layers)}, {}
+
+    def loss(params, state, embeddings, batch, **_):
+        labels = jnp.asarray(values)[batch.labels]
+        dims = block_sizes(embeddings.shape[1], len(sizes))
+        total = multi_task_loss(embeddings, params, labels, weights, dims, where=batch.where)
+        return total, state.loss_state
+
+    return Objective("disentangled", loss, init)
 
 
 def task_labels(classes: Sequence[tuple[str, str, str, str]]) -> tuple[np.ndarray, list[int]]:
@@ -162,6 +156,12 @@ def block_sizes(dim: int, tasks: int) -> tuple[int, ...]:
         raise ValueError(f"embeddings of {dim} are too short for {tasks} tasks")
     ends = [round(rest * n / (tasks - 1)) for n in range(tasks)]
     return (dim // 2, *np.diff(ends).tolist())
+
+
+def unit_block(embeddings: np.ndarray, task: int, tasks: int) -> np.ndarray:
+    """A task's block of embeddings ``[clips, dim]`` at unit length, float64 ``[clips, block]``."""
+    ends = np.cumsum(block_sizes(embeddings.shape[1], tasks))[:-1]
+    return unit_rows(np.split(np.asarray(embeddings, np.float64), ends, axis=1)[task])
 
 
 def multi_task_loss(

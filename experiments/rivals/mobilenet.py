@@ -6,7 +6,7 @@ is believed. One network a machine type, over its sections.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import flax.linen as nn
 
@@ -14,23 +14,24 @@ from asdproto.config import at_least, between, check_fields, positive
 from asdproto.data.dataset import ClipArrays, Dataset
 from asdproto.features import FeatureSettings
 from asdproto.losses import proxy_softmax_loss
-from asdproto.systems.members import Comparison, Section
+from asdproto.systems.members import Comparison, RunOptions, Section
 from asdproto.training.stage import Objective, StageConfig
-from asdproto.training.state import TrainState
-from experiments.rivals.encoders import (
-    EncoderSystem,
-    Part,
-    PartFit,
+from experiments.rivals.mobilenet_v2 import MobileNetV2
+from experiments.rivals.rival import (
+    Network,
+    NetworkFit,
+    Rival,
     adam_stage,
-    fit_sections,
+    evidence,
+    fit_evidence,
     section_label,
     softmax_layer,
+    train_encoder,
 )
-from experiments.rivals.mobilenet_v2 import MobileNetV2
 
 
 @dataclasses.dataclass(frozen=True)
-class MobileNetSystem(EncoderSystem):
+class MobileNetSystem(Rival):
     r"""The system; the defaults are the official baseline's.
 
     The score is the mean over a clip's windows of :math:`\log(1 - p) - \log p`, with p the
@@ -71,23 +72,20 @@ class MobileNetSystem(EncoderSystem):
             self, alpha=positive(16), head=between(1, 65536), momentum=at_least(0, below=1)
         )
 
-    def network(self) -> nn.Module:
-        """See :class:`EncoderSystem`."""
+    def encoder(self) -> nn.Module:
+        """See :class:`Rival`."""
         return MobileNetV2(alpha=self.alpha, head=self.head, momentum=self.momentum)
 
-    def objective(self, classes: Sequence[Any]) -> Objective:
-        """Cross entropy of a softmax layer with bias."""
-        del classes
-        return Objective("sections", _loss, softmax_layer)
-
-    def fit(self, part: Part, state: TrainState, data: Dataset) -> PartFit:
-        """See :class:`EncoderSystem`."""
+    def fit(self, data: Dataset, options: RunOptions, seed: int, run: str) -> NetworkFit:
+        """See :class:`Rival`."""
+        objective = Objective("sections", _loss, softmax_layer)
+        state = train_encoder(self, self.stage, objective, data, options, seed, run)
         head = state.params["loss"]
-        return fit_sections(self, part, head["kernel"], head["bias"], data, odds=True)
+        return fit_evidence(self, state, data, head["kernel"], head["bias"], odds=True)
 
-    def compare(self, part: Part, clips: ClipArrays, sections: Sequence[Section]) -> Comparison:
-        """See :class:`EncoderSystem`."""
-        return Comparison(self.evidence(part, clips, sections, odds=True))
+    def score(self, network: Network, clips: ClipArrays, keys: Sequence[Section]) -> Comparison:
+        """See :class:`Rival`."""
+        return Comparison(evidence(self, network, clips, keys, odds=True))
 
 
 def _loss(params, state, embeddings, batch, **_):

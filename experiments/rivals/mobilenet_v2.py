@@ -15,7 +15,6 @@ from jax import lax
 
 from asdproto.models.convolution import Lowering, windows
 from asdproto.models.normalization import BatchNorm
-from asdproto.prototypes import l2_normalize
 
 # The network's inverted residual stages: expansion, channels at alpha 1, blocks, first strides.
 STAGES = (
@@ -42,8 +41,6 @@ class MobileNetV2(nn.Module):
       alpha: Factor on the channels of every stage.
       head: Channels of the last 1 x 1 convolution, the length of an embedding.
       stages: Expansion, channels at alpha 1, blocks and first strides of each stage.
-      unit: Whether embeddings are brought to unit length. The baseline's are not: a softmax with
-        bias classifies them.
       momentum: Share of the running statistics that one update keeps.
       lowering: How depthwise convolutions are compiled, see :func:`depthwise`.
       dtype: Dtype of activations; parameters, statistics and embeddings are float32.
@@ -57,7 +54,6 @@ class MobileNetV2(nn.Module):
     alpha: float = 0.5
     head: int = 1280
     stages: tuple[tuple[int, int, int, int], ...] = STAGES
-    unit: bool = False
     momentum: float = 0.999
     lowering: Lowering = "native"
     dtype: jnp.dtype = jnp.float32
@@ -82,7 +78,8 @@ class MobileNetV2(nn.Module):
             batch statistics.
 
         Returns:
-          Mean of the last map, float32, shape ``[batch, head]``; of unit length with ``unit``.
+          Mean of the last map, float32, shape ``[batch, head]``; not of unit length, as a softmax
+          with bias classifies it.
         """
         norm = functools.partial(
             BatchNorm,
@@ -124,8 +121,7 @@ class MobileNetV2(nn.Module):
                 same = shortcut.shape == x.shape
                 x = norm(name=f"{name}_project_norm")(x, where, shortcut if same else None)
         x = relu6("head_norm", pointwise(self.head, name="head")(x))
-        embeddings = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
-        return l2_normalize(embeddings) if self.unit else embeddings
+        return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
 
     def _stem(self, images: jax.Array, features: int) -> jax.Array:
         """A 3 x 3 convolution of stride 2 over three channels that all hold the image."""

@@ -18,17 +18,18 @@ from asdproto.data.dataset import ClipArrays, Dataset
 from asdproto.features import FeatureSettings
 from asdproto.losses import arcface_loss
 from asdproto.prototypes import l2_normalize
-from asdproto.systems.members import Comparison, Section
+from asdproto.systems.members import Comparison, RunOptions, Section
 from asdproto.training.stage import Objective, StageConfig
-from asdproto.training.state import TrainState
-from experiments.rivals.encoders import (
-    EncoderSystem,
-    Part,
-    PartFit,
-    fit_sections,
-    section_label,
-)
 from experiments.rivals.mobilefacenet import STAGES, STgramMFN
+from experiments.rivals.rival import (
+    Network,
+    NetworkFit,
+    Rival,
+    evidence,
+    fit_evidence,
+    section_label,
+    train_encoder,
+)
 
 
 def _stage(epochs: int, rate: float, batch_size: int) -> StageConfig:
@@ -43,7 +44,7 @@ def _stage(epochs: int, rate: float, batch_size: int) -> StageConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class STgramSystem(EncoderSystem):
+class STgramSystem(Rival):
     r"""The system; the defaults are the authors' code's, with the published MobileFaceNet.
 
     The score is the mean over a clip's windows (one, for clips of 10 s) of :math:`-\log` of the
@@ -97,51 +98,46 @@ class STgramSystem(EncoderSystem):
         if not self.features.waveform:
             raise ConfigError("features.waveform=False: expected True, as it reads waveforms")
 
-    def relabel(self, data: Dataset, rows: np.ndarray) -> Dataset:
-        """See :class:`EncoderSystem`; all samples of a frame get one scale, and no offset."""
-        data = super().relabel(data, rows)
-        mean, std, mels = np.array(data.mean), np.array(data.std), self.features.n_mels
-        level = np.sqrt(np.mean(np.square(std[mels:]) + np.square(mean[mels:])))
-        mean[mels:], std[mels:] = 0, level
-        return dataclasses.replace(data, mean=mean, std=std)
-
-    def network(self) -> nn.Module:
-        """See :class:`EncoderSystem`."""
+    def encoder(self) -> nn.Module:
+        """See :class:`Rival`."""
         return STgramMFN(
-            n_mels=self.features.n_mels,
-            stages=self.stages,
-            head=self.head,
-            stem=self.stem,
+            n_mels=self.features.n_mels, stages=self.stages, head=self.head, stem=self.stem
         )
 
-    def objective(self, classes: Sequence[Any]) -> Objective:
-        """ArcFace with learned centers."""
-        del classes
-
-        def init(key: jax.Array, num_classes: int, dim: int) -> tuple[Any, Any]:
-            return {"centers": jax.random.normal(key, (num_classes, dim), jnp.float32)}, {}
-
-        def loss(params, state, embeddings, batch, **_):
-            losses = arcface_loss(
-                embeddings,
-                l2_normalize(params["centers"]),
-                batch.labels,
-                margin=self.margin,
-                scale=self.margin_scale,
-            )
-            return losses, state.loss_state
-
-        return Objective("arcface_sections", loss, init)
-
-    def fit(self, part: Part, state: TrainState, data: Dataset) -> PartFit:
-        """See :class:`EncoderSystem`."""
+    def fit(self, data: Dataset, options: RunOptions, seed: int, run: str) -> NetworkFit:
+        """See :class:`Rival`."""
+        data = level_samples(data, self.features.n_mels)
+        objective = arcface_objective(self.margin, self.margin_scale)
+        state = train_encoder(self, self.stage, objective, data, options, seed, run)
         centers = self.margin_scale * np.asarray(l2_normalize(state.params["loss"]["centers"]))
         bias = np.zeros(len(centers), np.float32)
-        return fit_sections(self, part, centers, bias, data, odds=False)
+        return fit_evidence(self, state, data, centers, bias, odds=False)
 
-    def compare(self, part: Part, clips: ClipArrays, sections: Sequence[Section]) -> Comparison:
-        """See :class:`EncoderSystem`."""
-        return Comparison(self.evidence(part, clips, sections, odds=False))
+    def score(self, network: Network, clips: ClipArrays, keys: Sequence[Section]) -> Comparison:
+        """See :class:`Rival`."""
+        return Comparison(evidence(self, network, clips, keys, odds=False))
+
+
+def level_samples(data: Dataset, n_mels: int) -> Dataset:
+    """All samples of a frame get one scale, and no offset; bands keep theirs."""
+    mean, std = np.array(data.mean), np.array(data.std)
+    level = np.sqrt(np.mean(np.square(std[n_mels:]) + np.square(mean[n_mels:])))
+    mean[n_mels:], std[n_mels:] = 0, level
+    return dataclasses.replace(data, mean=mean, std=std)
+
+
+def arcface_objective(margin: float, scale: float) -> Objective:
+    """ArcFace with learned centers."""
+
+    def init(key: jax.Array, num_classes: int, dim: int) -> tuple[Any, Any]:
+        return {"centers": jax.random.normal(key, (num_classes, dim), jnp.float32)}, {}
+
+    def loss(params, state, embeddings, batch, **_):
+        centers = l2_normalize(params["centers"])
+        losses = arcface_loss(embeddings, centers, batch.labels, margin=margin, scale=scale)
+        return losses, state.loss_state
+
+    return Objective("arcface_sections", loss, init)
 
 
 # quick and small are for a few hundred clips on a CPU: a narrow, shallow network, a higher rate.

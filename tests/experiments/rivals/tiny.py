@@ -1,9 +1,8 @@
-"""Systems with one encoder, small enough for tests, and clips for them."""
+"""Rivals small enough for tests, and clips for them."""
 
 import dataclasses
 
 import numpy as np
-import pytest
 
 from asdproto.data.dcase import Clip
 from asdproto.data.store import write_store
@@ -63,24 +62,3 @@ def system(kind, **changes):
     return dataclasses.replace(
         made, features=features, stage=stage, crop=crop, hop=4, **size, **changes
     )
-
-
-@pytest.fixture
-def one_block(monkeypatch):
-    """Compiling networks of many blocks is most of what a run of four epochs does."""
-    from experiments.rivals import adacos, dgmix, disentangled, mobilenet, stgram
-
-    blocks = {
-        adacos.AdaCosSystem: {"stages": (1,)},
-        disentangled.DisentangledSystem: {"stages": (1,)},
-        mobilenet.MobileNetSystem: {"stages": ((2, 16, 1, 2),), "head": 16},
-        dgmix.DGMixSystem: {"stages": ((2, 16, 1, 2),), "head": 16},
-        stgram.STgramSystem: {"stages": ((1, 16, 1, 2),), "head": 16, "n_mels": FEATURES.n_mels},
-    }
-    for kind, changes in blocks.items():
-        build = kind.module
-
-        def module(self, lowering, axis_name, build=build, changes=changes):
-            return build(self, lowering, axis_name).clone(**changes)
-
-        monkeypatch.setattr(kind, "module", module)

@@ -1,0 +1,221 @@
+"""MobileNetV2, MobileFaceNet and the learned spectrogram, against plain forward passes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from experiments.rivals.mobilefacenet import STgramMFN
+from experiments.rivals.mobilenet_v2 import MobileNetV2, depthwise, round_channels
+from tests.models import oracles
+
+NET_STAGES = ((1, 16, 1, 1), (3, 24, 2, 2))
+NET = {"alpha": 0.5, "head": 8, "stages": NET_STAGES, "momentum": 0.9}
+FACE_STAGES = ((2, 8, 2, 2), (1, 8, 1, 1))
+
+
+def _random(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
+def _init(model, *inputs):
+    return jax.jit(lambda k: model.init(k, *inputs, train=False))(jax.random.key(0))
+
+
+def _size(tree):
+    return sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize(
+    ("model", "crop", "parameters", "shapes"),
+    [
+        (
+            # What Keras counts for MobileNetV2(alpha=0.5, include_top=False); Table 2 of Sandler et
+            # al. at alpha 0.5, for images of 64 x 128 instead of 224 x 224.
+            MobileNetV2(),
+            (64, 128),
+            {(): 687_680},
+            {
+                "stem_norm": (32, 64, 16),
+                "stage1_block1_project_norm": (32, 64, 8),
+                "stage3_block3_project_norm": (8, 16, 16),
+                "stage5_block3_project_norm": (4, 8, 48),
+                "stage7_block1_project_norm": (2, 4, 160),
+                "head_norm": (2, 4, 1280),
+            },
+        ),
+        (
+            # One wide convolution; three narrow ones, each after a gain and a bias for 313 frames.
+            # Table 1 of Chen et al., for 313 frames and 128 bands instead of 112 x 112.
+            STgramMFN(),
+            (313, 128 + 512),
+            {("tgram",): 1024 * 128 + 3 * (3 * 128 * 128 + 2 * 313), ("mobilefacenet",): 1_059_392},
+            {
+                "stem_norm": (157, 64, 64),
+                "stage1_block5_project_norm": (79, 32, 64),
+                "stage2_block1_project_norm": (40, 16, 128),
+                "stage5_block2_project_norm": (20, 8, 128),
+                "head_norm": (20, 8, 512),
+                "embedding_norm": (128,),
+            },
+        ),
+    ],
+    ids=["MobileNetV2", "STgramMFN"],
+)
+def test_layers_are_as_published(model, crop, parameters, shapes):
+    crops = jnp.zeros((1, *crop))
+    variables = jax.eval_shape(lambda k: model.init(k, crops, train=False), jax.random.key(0))
+
+    def apply(variables):
+        return model.apply(variables, crops, train=False, capture_intermediates=True)[1]
+
+    met = jax.eval_shape(apply, variables)["intermediates"]
+    assert met["__call__"][0].shape == (1, model.embedding_dim)
+    for path, count in parameters.items():
+        tree = variables["params"]
+        for name in path:
+            tree = tree[name]
+        assert _size(tree) == count
+    met = met.get("mobilefacenet", met)
+    assert {name: met[name]["__call__"][0].shape[1:] for name in shapes} == shapes
+
+
+@pytest.mark.parametrize(("channels", "expected"), [(16, 16), (12, 16), (11, 16), (48, 48), (3, 8)])
+def test_channels_are_rounded_as_published(channels, expected):
+    assert round_channels(channels) == expected
+
+
+@pytest.mark.parametrize("lowering", ["native", "patches"])
+@pytest.mark.parametrize(("size", "stride"), [(3, 1), (5, 2)])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_depthwise_convolution_equals_loops(lowering, size, stride, symmetric):
+    x, kernel = _random(2, 7, 4, 3), _random(size, size, 1, 3, seed=1)
+    found = depthwise(x, kernel, strides=stride, symmetric=symmetric, lowering=lowering)
+    if symmetric:
+        expected = oracles.convolution(
+            oracles.wide(x), oracles.wide(kernel), stride=stride, before=size // 2
+        )
+    else:
+        layout = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": 3}
+        expected = lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", **layout)
+    # Sums of at most 25 products of unit normals, in float32.
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def _mobilenet(variables, crops):
+    """The network in float64, its three input channels in full."""
+    params, stats = oracles.wide(variables["params"]), oracles.wide(variables["batch_stats"])
+
+    def norm(name, x):
+        return oracles.normalize(x, params[name], stats[name], 1e-3)
+
+    def relu6(x):
+        return np.clip(x, 0, 6)
+
+    def same(x, kernel, stride):
+        # Even maps, windows of 3: TensorFlow adds one row and column after them, or one around.
+        return oracles.convolution(x, kernel, stride=stride, before=1 if stride == 1 else 0)
+
+    x = np.repeat(np.asarray(crops, np.float64)[..., None], 3, axis=-1)
+    x = relu6(norm("stem_norm", same(x, params["stem"], 2)))
+    for stage, (expansion, _, blocks, stride) in enumerate(NET_STAGES, start=1):
+        for block in range(blocks):
+            name = f"stage{stage}_block{block + 1}"
+            y = x
+            if expansion > 1:
+                y = relu6(norm(f"{name}_expand_norm", y @ params[f"{name}_expand"]["kernel"]))
+            y = same(y, params[f"{name}_depthwise"]["kernel"], stride if block == 0 else 1)
+            y = relu6(norm(f"{name}_depthwise_norm", y))
+            y = norm(f"{name}_project_norm", y @ params[f"{name}_project"]["kernel"])
+            x = x + y if block and x.shape == y.shape else y
+    return relu6(norm("head_norm", x @ params["head"]["kernel"])).mean((1, 2))
+
+
+@pytest.mark.parametrize("lowering", ["native", "patches"])
+def test_mobilenet_equals_a_plain_forward_pass(lowering):
+    model, crops = MobileNetV2(lowering=lowering, **NET), 2 * _random(2, 8, 16)
+    variables = oracles.random_variables(_init(model, crops))
+    found = jax.jit(lambda v: model.apply(v, crops, train=False))(variables)
+    expected = _mobilenet(variables, crops)
+    assert np.ptp(expected) > 0.5  # neither dead nor all at the rectifier's 6
+    # Ten layers of float32.
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def _tgram(params, hops):
+    """Window by window in float64; a window is padded with one hop of zeros on the left."""
+    batch, frames, hop = hops.shape
+    x = np.pad(np.asarray(hops, np.float64).reshape(batch, -1), ((0, 0), (hop, 0)))
+    wide = params["wide"].reshape(2 * hop, -1)
+    y = np.stack([x[:, i * hop : i * hop + 2 * hop] @ wide for i in range(frames)], axis=1)
+    for layer in (1, 2, 3):
+        norm = params[f"norm{layer}"]
+        y = (y - y.mean(1, keepdims=True)) / np.sqrt(y.var(1, keepdims=True) + 1e-5)
+        y = y * norm["scale"][:, None] + norm["bias"][:, None]
+        padded = np.pad(np.where(y > 0, y, 0.2 * y), ((0, 0), (1, 1), (0, 0)))
+        windows = np.stack([padded[:, i : i + frames] for i in range(3)], axis=2)
+        y = np.einsum("bfkc,kco->bfo", windows, params[f"conv{layer}"])
+    return y
+
+
+def _mobilefacenet(variables, x):
+    params, stats = oracles.wide(variables["params"]), oracles.wide(variables["batch_stats"])
+
+    def norm(name, x):
+        return oracles.normalize(x, params[f"{name}_norm"], stats[f"{name}_norm"], 1e-5)
+
+    def activate(name, x):
+        x = norm(name, x)
+        return np.maximum(x, 0) + params[f"{name}_slope"] * np.minimum(x, 0)
+
+    def depthwise(name, x, stride):
+        kernel = params[name]["kernel"]
+        return activate(name, oracles.convolution(x, kernel, stride=stride, before=1))
+
+    x = activate("stem", oracles.convolution(x, params["stem"], stride=2, before=1))
+    x = depthwise("stem_depthwise", x, 1)
+    for stage, (_, _, blocks, stride) in enumerate(FACE_STAGES, start=1):
+        for block in range(blocks):
+            name = f"stage{stage}_block{block + 1}"
+            step = stride if block == 0 else 1
+            y = activate(f"{name}_expand", x @ params[f"{name}_expand"]["kernel"])
+            y = depthwise(f"{name}_depthwise", y, step)
+            y = norm(f"{name}_project", y @ params[f"{name}_project"]["kernel"])
+            x = x + y if step == 1 and x.shape == y.shape else y
+    x = activate("head", x @ params["head"]["kernel"])
+    x = norm("pool", np.sum(x * params["pool"], axis=(1, 2)))
+    return oracles.unit(norm("embedding", x @ params["embedding"]["kernel"]))
+
+
+@pytest.mark.parametrize("lowering", ["native", "patches"])
+def test_stgram_equals_a_plain_forward_pass(lowering):
+    model = STgramMFN(n_mels=6, lowering=lowering, stages=FACE_STAGES, head=12, dim=6)
+    clip = 5 * _random(2, 15, 6 + 8)  # 8 frames after the stem: an even map to halve
+    variables = oracles.random_variables(_init(model, clip))
+    found = jax.jit(lambda v: model.apply(v, clip, train=False))(variables)
+    tgram = _tgram(oracles.wide(variables["params"]["tgram"]), clip[..., 6:])
+    images = np.stack([np.asarray(clip[..., :6], np.float64), tgram], axis=-1)
+    inner = {kind: tree["mobilefacenet"] for kind, tree in variables.items()}
+    expected = _mobilefacenet(inner, images)
+    assert np.abs(expected[0] - expected[1]).max() > 0.1
+    # Twenty layers of float32, then a division by the length.
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_devices_and_padding_change_nothing():
+    crops, where = _random(8, 8, 8), jnp.arange(8) < 5
+    model = MobileNetV2(**NET)
+    variables = _init(model, crops)
+    alone = jax.jit(lambda v: model.apply(v, crops[:5], train=True, mutable=["batch_stats"]))
+    expected, wanted = alone(variables)
+    spread = model.clone(axis_name="batch")
+
+    def apply(crops, where):
+        return spread.apply(variables, crops, train=True, where=where, mutable=["batch_stats"])
+
+    spoiled = jnp.where(where[:, None, None], crops, 100.0).reshape(4, 2, 8, 8)
+    found, stats = jax.pmap(apply, axis_name="batch")(spoiled, where.reshape(4, 2))
+    np.testing.assert_allclose(found.reshape(8, -1)[:5], expected, atol=2e-5)
+    for one, other in zip(jax.tree.leaves(stats), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(one[0], other, atol=2e-5)

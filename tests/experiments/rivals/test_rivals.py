@@ -1,0 +1,218 @@
+"""What every rival promises: runs, scores, files, networks of machine types."""
+
+import dataclasses
+import json
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from asdproto.config import from_dict, to_dict
+from asdproto.data.dataset import ClipArrays, prepare, section_keys
+from asdproto.errors import DataError
+from asdproto.scoring.metrics import evaluate, group_scores
+from asdproto.systems import preset
+from asdproto.systems.embedding import window_starts
+from asdproto.systems.members import RunOptions, prepare_for
+from asdproto.systems.run import train_run
+from asdproto.systems.trained import load_run
+from asdproto.training.devices import use_devices
+from experiments.rivals import adacos, disentangled, rival, stgram
+from experiments.rivals.rival import ALL, Network
+from tests.experiments.rivals import tiny
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return tiny.make_store(tmp_path_factory.mktemp("store") / "features")
+
+
+@pytest.fixture(scope="module")
+def waveforms(tmp_path_factory):
+    return tiny.make_store(tmp_path_factory.mktemp("store") / "features", tiny.WAVEFORMS)
+
+
+def _options(workdir):
+    return RunOptions(workdir=workdir, devices=use_devices(1))
+
+
+@pytest.mark.usefixtures("small_networks")
+@pytest.mark.filterwarnings("ignore::asdproto.scoring.thresholds.ThresholdWarning")
+@pytest.mark.filterwarnings("ignore::asdproto.training.loop.CollapseWarning")
+@pytest.mark.parametrize("name", tiny.KINDS)
+def test_a_run_trains_scores_and_loads(name, store, waveforms, tmp_path):
+    system = tiny.system(name)
+    store = waveforms if name == "stgram" else store
+    results = train_run(system, store, _options(tmp_path), seeds=[3])
+    assert set(results["systems"][name]["machines"]) == {"fan", "valve"}
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    networks = 2 if system.per_machine else 1
+    assert len({line["stage"] for line in lines}) == networks * (2 if name == "dgmix" else 1)
+
+    data = prepare(store, system.crop)
+    detector = load_run(tmp_path)
+    assert detector.members[0].system == system
+    member, keys = detector.members[0], section_keys(data.test_clips)
+    found = member.compare(data.test, keys)
+    figures = evaluate(group_scores(data.test_clips, found.scores))
+    assert figures["overall"] == pytest.approx(results["systems"][name]["overall"], rel=1e-12)
+    assert len(np.unique(found.scores)) > len(found.scores) // 2
+    # A clip scores to the same bits in any company.
+    few = [len(keys) - 1, 2]
+    again = member.compare(data.test.take(few), [keys[row] for row in few])
+    np.testing.assert_array_equal(again.scores, found.scores[few])
+
+    metrics = (tmp_path / "metrics.jsonl").read_text()
+    (once_more,) = system.train(data, _options(tmp_path), [3])[name]
+    assert (tmp_path / "metrics.jsonl").read_text() == metrics  # nothing was trained again
+    repeated = once_more.member.compare(data.test, keys)
+    np.testing.assert_array_equal(repeated.scores, found.scores)
+    assert np.isfinite(once_more.held_out).all()
+
+
+@pytest.mark.usefixtures("small_networks")
+def test_machine_types_have_networks_of_their_own_by_a_flag(store):
+    data = prepare(store, 16)
+    (found,) = tiny.system("mobilenet", per_machine=False).train(data, _options(None), [0]).values()
+    assert list(found[0].member.networks) == [ALL]
+    apart = tiny.system("mobilenet")
+    ((both,),) = apart.train(data, _options(None), [0]).values()
+    assert list(both.member.networks) == ["fan", "valve"]
+    # A machine type's network does not know of the others.
+    ((one,),) = apart.train(prepare(store, 16, ["valve"]), _options(None), [0]).values()
+    valves = [clip.machine_type == "valve" for clip in data.train_clips]
+    np.testing.assert_array_equal(one.held_out, both.held_out[valves])
+
+
+@pytest.mark.parametrize(
+    ("name", "unit", "parameters", "operations"),
+    [
+        ("mobilenet", 1e6, "687,680 parameters", "32 million"),
+        ("stgram", 1e9, "1.34 million parameters", "1.64 billion"),
+        ("dgmix", 1e6, "532,000 parameters", "30 million"),
+        ("disentangled", 1e9, "11.2 million parameters", "0.46 billion"),
+        ("adacos", 1e9, "11.2 million parameters", "0.46 billion"),
+    ],
+)
+def test_networks_are_as_large_as_their_docstrings_say(name, unit, parameters, operations):
+    system = preset(tiny.KINDS[name], "paper")
+    assert from_dict(type(system), json.loads(json.dumps(to_dict(system)))) == system
+    text = " ".join(type(system).__doc__.split())
+    assert parameters in text
+    assert f"{operations} floating-point operations" in text
+    model = system.encoder()
+    crops = jnp.zeros((1, system.crop, system.features.columns))
+    shapes = jax.eval_shape(lambda k: model.init(k, crops, train=False), jax.random.key(0))
+    program = jax.jit(lambda v: model.apply(v, crops, train=False)).lower(shapes)
+    counted = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
+    number = float(parameters.split()[0].replace(",", "")) * (1e6 if "million" in parameters else 1)
+    assert counted == pytest.approx(number, rel=3e-3)
+    number = float(operations.split()[0]) * unit
+    assert program.cost_analysis()["flops"] == pytest.approx(number, rel=2e-2)
+
+
+def test_what_cannot_be_trained_is_refused(store, waveforms):
+    data = prepare(store, 16)
+    clips = [c for c in data.train_clips if (c.machine_type, c.section) < ("fan", "01")]
+    with pytest.raises(DataError, match="training clips of fan: found one class to learn"):
+        tiny.system("mobilenet").check_clips(clips)
+    system = dataclasses.replace(tiny.system("dgmix"), features=tiny.WAVEFORMS)
+    with pytest.raises(DataError, match="log-mel features, which is all that"):
+        prepare_for(system, waveforms)
+
+
+def test_samples_share_one_scale_and_bands_have_their_own(waveforms):
+    data, mels = prepare(waveforms, 16), tiny.FEATURES.n_mels
+    found = stgram.level_samples(data, mels)
+    np.testing.assert_array_equal(found.mean[mels:], 0)
+    assert len(np.unique(found.std[mels:])) == 1
+    # Noise of deviation 0.1.
+    np.testing.assert_allclose(found.std[mels], 0.1, rtol=0.05)
+    np.testing.assert_array_equal(found.mean[:mels], data.mean[:mels])
+
+
+@pytest.mark.usefixtures("small_networks")
+@pytest.mark.parametrize("odds", [True, False])
+def test_the_score_is_the_mean_evidence_of_windows_against_the_own_section(odds):
+    system = tiny.system("mobilenet")
+    train = [c for c in tiny.clips() if c.split == "train" and c.machine_type == "fan"]
+    rng, frames, columns = np.random.default_rng(0), tiny.FRAMES + 6, system.features.columns
+    features = rng.standard_normal((len(train), frames, columns)).astype(np.float32)
+    clips = ClipArrays(features, np.arange(len(train)), np.full(len(train), frames), system.crop)
+    model = system.encoder()
+    crops = jnp.zeros((1, system.crop, columns))
+    variables = jax.jit(lambda k: model.init(k, crops, train=False))(jax.random.key(1))
+    kernel = rng.standard_normal((2, model.embedding_dim)).astype(np.float32)
+    bias, classes = rng.standard_normal(2).astype(np.float32), [("fan", "00"), ("fan", "01")]
+    layer = {"kernel": kernel, "bias": bias, "classes": np.array(classes)}
+    mean, scale = np.zeros(columns, np.float32), np.ones(columns, np.float32)
+    network, keys = Network(variables, mean, scale, layer), section_keys(train)
+    found = rival.evidence(system, network, clips, keys, odds=odds)
+
+    starts = window_starts(frames, system.crop, system.hop)
+    assert len(starts) > 1
+    windows = np.stack([features[:, start : start + system.crop] for start in starts], axis=1)
+    apply = jax.jit(lambda crops: model.apply(variables, crops, train=False))
+    logits = np.asarray(apply(windows.reshape(-1, system.crop, columns)), np.float64) @ kernel.T
+    p = np.exp(logits + bias) / np.exp(logits + bias).sum(axis=1, keepdims=True)
+    values = (np.log(1 - p) if odds else 0) - np.log(p)
+    means = values.reshape(len(train), len(starts), 2).mean(axis=1)
+    own = [classes.index(key) for key in keys]
+    np.testing.assert_allclose(found, means[np.arange(len(train)), own], atol=1e-4)
+
+
+def _unit(*shape, seed=0):
+    x = np.random.default_rng(seed).standard_normal(shape)
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def test_the_disentangled_score_is_the_weighted_sum_of_the_blocks_distances(monkeypatch):
+    train = [clip for clip in tiny.clips() if clip.split == "train" and clip.machine_type == "fan"]
+    embeddings = {False: 3 * _unit(len(train), 8), True: 3 * _unit(5, 8, seed=1)}
+    monkeypatch.setattr(disentangled, "embed", lambda system, network, clips: embeddings[clips])
+    monkeypatch.setattr(disentangled, "train_encoder", lambda *_: None)
+    monkeypatch.setattr(
+        disentangled, "network_of", lambda state, data, backend: Network({}, 0, 1, backend)
+    )
+    classes = sorted({(c.machine_type, c.section, c.domain, c.attributes) for c in train})
+    data = types.SimpleNamespace(train=False, train_clips=train, classes=classes)
+    system = tiny.system("disentangled", attribute_weight=0.6)
+    fitted = system.fit(data, None, 0, "")
+    keys = section_keys(train)
+    sections = [keys[0], keys[-1], keys[-1], keys[0], keys[0]]
+    found = system.score(fitted.network, True, sections).scores
+
+    def distance(z, other, block):
+        z, other = z[block], other[block]
+        return np.linalg.norm(z / np.linalg.norm(z) - other / np.linalg.norm(other))
+
+    # Section, n and spd.
+    weights = [(slice(0, 4), 1.0), (slice(4, 6), 0.3), (slice(6, 8), 0.3)]
+    for row, (z, section) in enumerate(zip(embeddings[True], sections, strict=True)):
+        own = [e for e, key in zip(embeddings[False], keys, strict=True) if key == section]
+        expected = sum(w * min(distance(z, e, block) for e in own) for block, w in weights)
+        np.testing.assert_allclose(found[row], expected, rtol=1e-10)
+    assert (fitted.held_out > 0.1).any()
+
+
+def test_adacos_compares_with_centers_of_the_source_and_all_target_clips():
+    train = [clip for clip in tiny.clips() if clip.split == "train"]
+    embeddings, keys = _unit(len(train), 5), section_keys(train)
+    targets = np.array([clip.domain == "target" for clip in train])
+    data = types.SimpleNamespace(train_clips=train)
+    _, held_out = adacos.fit_references(embeddings, data, 2)
+    for key in set(keys):
+        rows = np.array([k == key for k in keys])
+        references = adacos.section_references(embeddings[rows], targets[rows], 2)
+        assert len(references) == 2 + targets[rows].sum()
+        np.testing.assert_array_equal(references[2:], embeddings[rows & targets])
+        for row in np.flatnonzero(rows):
+            others = references
+            if targets[row]:  # not with itself
+                others = [r for r in references if not np.array_equal(r, embeddings[row])]
+            nearest = min(1 - r @ embeddings[row] for r in others)
+            np.testing.assert_allclose(held_out[row], nearest, atol=1e-6)
+    # No more clusters than there are different clips.
+    assert len(adacos.section_references(embeddings[[0] * 4], np.zeros(4, bool), 16)) == 1
