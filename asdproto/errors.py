@@ -1,6 +1,8 @@
-"""The errors that people see; each says what was found, what was expected and what to do."""
+"""The errors that people see, and the words and escapes that make a text fit to be shown."""
 
+import html
 import os
+import re
 import unicodedata
 from collections.abc import Sequence
 
@@ -21,7 +23,7 @@ class DataError(ValueError):
 
     def at(self, file: str | os.PathLike) -> "DataError":
         """The same error of a file under another name."""
-        return DataError(file, self.found, self.expected, self.remedy)
+        return type(self)(file, self.found, self.expected, self.remedy)
 
     def __reduce__(self):  # crosses process borders with its four fields
         return type(self), (self.file, self.found, self.expected, self.remedy)
@@ -32,16 +34,36 @@ class StoreError(DataError):
 
 
 def describe(file: str, found: str, expected: str, remedy: str) -> str:
-    """The sentence for people: on one line whatever the file's name, and fit for any terminal."""
-    text = f"{printable(file)}: found {found}; expected {expected}. {remedy}"
-    return text.encode("utf-8", "backslashreplace").decode()
+    """The sentence for people."""
+    return f"{printable(file)}: found {found}; expected {expected}. {remedy}"
 
 
-def printable(name: str) -> str:
-    r"""A file's name with what moves a terminal's cursor, or is not seen, written as ``\x0a``."""
+def printable(text: str) -> str:
+    r"""A text for a terminal: what moves the cursor, or is not seen, is written as ``\x0a``."""
     return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in name
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
     )
+
+
+def spreadsheet_cell(text: str) -> str:
+    r"""A text for a csv, of which no spreadsheet makes a formula.
+
+    An apostrophe stands before ``=``, ``+``, ``-``, ``@`` and a tab, as spreadsheets themselves
+    mark a text; :func:`plain_cell` takes it off again, so every text in UTF-8 survives a round
+    trip. A byte that is not UTF-8 is written as ``\udcff``.
+    """
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return f"'{text}" if re.match(r"'*[=+\-@\t\r]", text) else text
+
+
+def plain_cell(text: str) -> str:
+    """The text that :func:`spreadsheet_cell` was given."""
+    return text[1:] if re.match(r"'+[=+\-@\t\r]", text) else text
+
+
+def html_text(text: str) -> str:
+    """A text for a page: no markup, and nothing that is not seen."""
+    return html.escape(printable(text))
 
 
 def is_control(char: str) -> bool:
@@ -50,8 +72,8 @@ def is_control(char: str) -> bool:
 
 
 def counted(number: int, name: str) -> str:
-    """``"1 clip"``, ``"2 clips"``."""
-    return f"{number} {name}" if number == 1 else f"{number} {name}s"
+    """``"1 clip"``, ``"2,000 clips"``."""
+    return f"{number:,} {name}" if number == 1 else f"{number:,} {name}s"
 
 
 def some(names: Sequence[str]) -> str:

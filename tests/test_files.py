@@ -1,10 +1,29 @@
 import json
+import os
+import stat
+import threading
 
 import numpy as np
 import pytest
 
-from asdproto.errors import DataError, StoreError
-from asdproto.files import read_arrays, read_json, write_arrays, write_atomically
+from asdproto.errors import (
+    DataError,
+    StoreError,
+    html_text,
+    plain_cell,
+    printable,
+    spreadsheet_cell,
+)
+from asdproto.files import (
+    check_manifest,
+    new_folder,
+    read_arrays,
+    read_json,
+    write_arrays,
+    write_atomically,
+    write_manifest,
+    write_output,
+)
 
 WHOLE = json.dumps({"seed": 1, "none": None, "classes": [["fan", "00"]]}).encode()
 
@@ -12,12 +31,10 @@ WHOLE = json.dumps({"seed": 1, "none": None, "classes": [["fan", "00"]]}).encode
 @pytest.mark.parametrize(
     ("content", "found"),
     [
-        (b"", "not json"),
         (WHOLE[:-9], "not json"),
         (b"\x89PNG\r\n\x1a\n\x00\xff", "not json"),
         (b"[" * 100_000, "not json"),
         (b"[1, 2]", "a json list"),
-        (b"null", "a json NoneType"),
     ],
 )
 def test_damaged_json_is_one_line(tmp_path, content, found):
@@ -29,11 +46,6 @@ def test_damaged_json_is_one_line(tmp_path, content, found):
     assert found in caught.value.found
     assert str(caught.value).endswith("expected a json object. Train it again.")
     assert "\n" not in str(caught.value)
-
-
-def test_json_comes_back_as_it_was(tmp_path):
-    write_atomically(tmp_path / "config.json", WHOLE)
-    assert read_json(tmp_path / "config.json", remedy="") == json.loads(WHOLE)
 
 
 @pytest.mark.parametrize("read", [read_json, read_arrays])
@@ -73,15 +85,143 @@ def test_other_array_files_are_refused(tmp_path):
     write_arrays(path, {"train": np.zeros((2, 3))})
     whole = path.read_bytes()
     for content, found in (
-        (b"", "damage"),
         (whole[: len(whole) // 2], "damage"),
-        (b"PK", "damage"),
         (pickled, "damage .*pickle"),
         (whole, "no array test"),
     ):
         path.write_bytes(content)
         with pytest.raises(DataError, match=f"embeddings.npz: found {found}"):
             read_arrays(path, ("train", "test"), remedy="Score again.")
-    np.save(tmp_path / "x.npy", np.zeros(3))
-    with pytest.raises(DataError, match="damage"):
-        read_arrays(tmp_path / "x.npy", remedy="")
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path):
+    path = tmp_path / "config.json"
+    write_atomically(path, WHOLE)
+    with pytest.raises(OSError, match="No such file") as caught:
+        write_atomically(tmp_path / "absent" / "file", b"x")
+    assert caught.value.filename == str(tmp_path / "absent" / "file")  # not the hidden one's name
+    with pytest.raises(TypeError):
+        write_atomically(path, "no bytes")
+    assert (os.listdir(tmp_path), path.read_bytes()) == (["config.json"], WHOLE)
+
+
+# --- outputs that a person names
+
+
+def test_an_output_replaces_its_own_kind_only(tmp_path):
+    table, other = "file,score\na,1\n", "file,score\nb,2\n"
+    path = tmp_path / "new" / "scores.csv"
+    write_output(path, table)
+    write_output(path, other)
+    assert path.read_text() == other
+    path.write_text("")
+    write_output(path, table)
+    figures = tmp_path / "results.json"
+    write_output(figures, '{"auc": 1}')
+    write_output(figures, '{"auc": 2}')
+    assert json.loads(figures.read_text()) == {"auc": 2}
+    for foreign in (b"RIFF....WAVE", b"<html>", b"machine,score\n", b'{"other": 1}', b"[1]"):
+        (tmp_path / "foreign").write_bytes(foreign)
+        for content in (table, '{"auc": 1}'):
+            with pytest.raises(DataError, match=r"foreign: found a file of another kind"):
+                write_output(tmp_path / "foreign", content)
+        assert (tmp_path / "foreign").read_bytes() == foreign
+    with pytest.raises(DataError, match="found a folder"):
+        write_output(tmp_path, table)
+
+
+def test_devices_pipes_and_links_are_written_through(tmp_path):
+    write_output(tmp_path / "a", "x\n1\n")
+    (tmp_path / "link").symlink_to("a")
+    write_output(tmp_path / "link", "x\n2\n")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "a").read_text() == "x\n2\n"
+    os.mkfifo(tmp_path / "pipe")
+    received = []
+    reader = threading.Thread(target=lambda: received.append((tmp_path / "pipe").read_text()))
+    reader.start()
+    write_output(tmp_path / "pipe", "through")
+    reader.join(10)
+    assert received == ["through"]
+    assert stat.S_ISFIFO(os.stat(tmp_path / "pipe").st_mode)
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        write_output("/dev/full", "x" * 100)
+    assert stat.S_ISCHR(os.stat("/dev/full").st_mode)
+
+
+def make(path, content="1", mark="made.json"):
+    with new_folder(path, "export", mark) as work:
+        (work / "model").write_text(content)
+        (work / "made.json").write_text("{}")
+
+
+def test_a_folder_appears_as_a_whole_or_not_at_all(tmp_path):
+    out = tmp_path / "above" / "out"
+    with pytest.raises(TypeError):
+        make(out, None)
+    assert list(out.parent.iterdir()) == []
+    abandoned = out.parent / ".out.0123abcd"  # by a process that was killed
+    abandoned.mkdir()
+    (abandoned / "model").write_text("half")
+    make(out)
+    assert sorted(path.name for path in out.parent.rglob("*")) == ["made.json", "model", "out"]
+    (out / "report.html").write_text("added later")
+    make(out)  # the same command again
+    with pytest.raises(DataError, match=r"out: found another export \(model\)"):
+        make(out, "2")
+    assert (out / "model").read_text() == "1"
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "recordings").mkdir()
+    (tmp_path / "recordings" / "a.wav").write_text("sound")
+    for path, mark in (
+        ("recordings", "made.json"),
+        ("recordings", None),
+        ("recordings/a.wav", None),
+    ):
+        with pytest.raises(DataError, match="expected no folder, an empty one, or the same export"):
+            make(tmp_path / path, mark=mark)
+    assert [path.name for path in tmp_path.rglob("*")] == ["recordings", "a.wav"]
+
+
+# --- manifests
+
+
+def test_a_manifest_ties_files_together(tmp_path):
+    (tmp_path / "member_0.npz").write_bytes(b"arrays")
+    (tmp_path / "scores.csv").write_bytes(b"table")
+    path = tmp_path / "detector.json"
+    write_manifest(path, ["scores.csv", "member_0.npz"], {"kind": "fan", "limits": (1, 2)})
+    assert check_manifest(path, remedy="") == {"kind": "fan", "limits": [1, 2]}
+    whole = path.read_text()
+    for name, content, found in (
+        ("member_0.npz", b"arrayz", r"member_0.npz: found other content"),
+        ("scores.csv", b"table and more", r"scores.csv: found other content"),
+        ("detector.json", whole.replace("fan", "fax").encode(), "a manifest that was changed"),
+        ("detector.json", b'{"kind": "fan"}', "a manifest that was changed"),
+    ):
+        before = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=found) as caught:
+            check_manifest(path, remedy="Train again.")
+        assert str(caught.value).endswith("Train again.")
+        (tmp_path / name).write_bytes(before)
+    (tmp_path / "scores.csv").unlink()
+    with pytest.raises(DataError, match=r"scores.csv: found no such file"):
+        check_manifest(path, remedy="")
+
+
+# --- texts of strangers
+
+
+def test_texts_are_escaped_for_where_they_go():
+    text = "=1\x1b[2J\u202e\u200b\n<b>\udcff"
+    assert printable(text) == r"=1\x1b[2J\u202e\u200b\n<b>\udcff"
+    assert html_text(text) == r"=1\x1b[2J\u202e\u200b\n&lt;b&gt;\udcff"
+    assert spreadsheet_cell("a\udcff") == r"a\udcff"
+    for start in ("=", "+", "-", "@", "\t", "\r", "'="):
+        assert spreadsheet_cell(start) == f"'{start}"
+        assert plain_cell(f"'{start}") == start
+    assert spreadsheet_cell("a=1") == "a=1"

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from asdproto.arguments import within
 from asdproto.commands import add_command, add_options, count
 from asdproto.config import at_least, strictly_between
-from asdproto.errors import DataError, printable
+from asdproto.errors import DataError, printable, spreadsheet_cell
 from asdproto.results import class_name
 
 if TYPE_CHECKING:
@@ -357,15 +357,12 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _csv_rows(rows: Sequence[Mapping[str, Any]], *, head: bool = True) -> Iterator[Sequence[Any]]:
-    from asdproto.files import spreadsheet_cell
-
     if head:
         yield COLUMNS
     for row in rows:
         cells = {**row, "nearest_class": class_name(row["nearest_class"])}
         for name in ("file", "machine_type", "section", "nearest_class"):
-            # A name that is not UTF-8 would end the command here.
-            cells[name] = spreadsheet_cell(cells[name].encode("utf-8", "backslashreplace").decode())
+            cells[name] = spreadsheet_cell(cells[name])
         for name in ("score", "threshold", "margin"):
             cells[name] = float(row[name])
         yield [cells[name] for name in COLUMNS]

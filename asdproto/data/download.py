@@ -286,7 +286,7 @@ def _fetch(session: requests.Session, archive: _Archive, pause: float, bars: Pro
                     for chunk in response.iter_content(_CHUNK):
                         if have + len(chunk) > archive.size:
                             wrong(f"more than {archive.size:,} bytes")
-                        with naming(archive.part, archive.size - have):
+                        with naming(archive.part):
                             stream.write(chunk)
                         have += len(chunk)
                         bars.update(bar, completed=have)
@@ -326,7 +326,7 @@ def _unpack(archive: _Archive, bars: Progress) -> None:
                 # zipfile reads no more than the size that the archive states for a member.
                 with (
                     zipped.open(member) as source,
-                    replacing(path, member.file_size, sync=False) as stream,
+                    replacing(path, sync=False) as stream,
                 ):
                     shutil.copyfileobj(source, stream, _CHUNK)
                     if stream.tell() != member.file_size:

@@ -233,16 +233,15 @@ def save_store(
       skipped: What was left out, for the manifest.
 
     Raises:
-      OSError: The disk is full; says how much space is missing.
+      OSError: Names the file, such as on a full disk.
     """
     shape = (len(rows), max(row.frames for row in rows), columns)
     header = io.BytesIO()
     about = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(header, about)
     row_bytes = shape[1] * shape[2] * np.dtype(dtype).itemsize
-    size = len(header.getvalue()) + len(rows) * row_bytes
     # Written, not mapped: a full disk is then an error, and not the end of the process.
-    with replacing(folder / FEATURES, size) as stream:
+    with replacing(folder / FEATURES) as stream:
         stream.write(header.getvalue())
         for block in blocks:
             stream.write(np.ascontiguousarray(block).data)

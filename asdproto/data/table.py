@@ -29,8 +29,8 @@ from asdproto.data.dcase import (
     survey,
 )
 from asdproto.data.store import MANIFEST
-from asdproto.errors import DataError, quoted
-from asdproto.files import csv_text, read_csv, spreadsheet_cell, write_atomically
+from asdproto.errors import DataError, quoted, spreadsheet_cell
+from asdproto.files import csv_text, read_csv, write_atomically
 
 COLUMNS = ("file", "machine_type", "section", "domain", "split", "state", "attributes")
 REQUIRED = ("file", "machine_type", "split")

@@ -25,7 +25,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from asdproto.errors import DataError
-from asdproto.files import checksum, json_checksum, naming
+from asdproto.files import checksum, json_checksum
 
 _UNDER_WAY = ".orbax-checkpoint-tmp"
 _REMEDY = "Delete the folder: the same command then starts this stage again."
@@ -55,7 +55,7 @@ class Checkpoints:
         # Orbax logs every phase of every save, and what it cannot read, which is raised as well.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         _silence_abandoned_work()
-        self.folder, self._size = Path(folder).absolute(), 0
+        self.folder = Path(folder).absolute()
         self.folder.mkdir(parents=True, exist_ok=True)  # its errors name the path
         policy = ocp.checkpoint_managers
         self._manager = ocp.CheckpointManager(
@@ -80,8 +80,8 @@ class Checkpoints:
           metadata: json-serializable description.
 
         Raises:
-          OSError: Names the folder; where the disk is full, also how much space is missing. It may
-            be an earlier save that failed, whose checkpoint is not there; those before it are.
+          OSError: Names the folder. It may be an earlier save that failed, whose checkpoint is not
+            there; those before it are.
         """
         named = _named(state)
         arrays = {name: [*_kind(leaf), checksum(leaf)] for name, leaf in named.items()}
@@ -90,7 +90,6 @@ class Checkpoints:
             state=ocp.args.StandardSave(named),
             about=ocp.args.JsonSave({**about, "checksum": json_checksum(about)}),
         )
-        self._size = sum(np.asarray(leaf).nbytes for leaf in named.values())
         with self._writing():
             self._manager.save(step, args=args)
 
@@ -224,14 +223,13 @@ class Checkpoints:
             number = int(code[1]) if code else getattr(error, "errno", None)
             if not number:
                 raise
-            # Before the free space is counted; writes beside the one that failed go on for a moment
-            # and make folders again.
+            # Writes beside the one that failed go on for a moment and make folders again.
             for _ in range(20):
                 for cut in self.folder.glob(f"*{_UNDER_WAY}"):
                     shutil.rmtree(cut, ignore_errors=True)
                 time.sleep(0.05)
-            with naming(self.folder / "checkpoint", self._size):
-                raise OSError(number, os.strerror(number)) from None
+            path = str(self.folder / "checkpoint")
+            raise OSError(number, os.strerror(number), path) from None
 
 
 @functools.cache

@@ -428,7 +428,6 @@ def test_a_disk_that_fills_up_meanwhile_is_named(server, small_disk):
         fetch(server, small_disk)
     assert caught.value.errno == errno.ENOSPC
     assert caught.value.filename.endswith("dev_fan.zip.part")
-    assert "of them are missing" in caught.value.strerror
     (small_disk / "other").unlink()
     fetch(server, small_disk)
     assert server.asked[-1][1].startswith("bytes="), "what had come is kept"

@@ -7,8 +7,7 @@ import pytest
 from asdproto.data.attributes import read_attributes
 from asdproto.data.dcase import Clip, name_fault, parse_name, path_fault
 from asdproto.data.table import read_table, survey_table, write_table
-from asdproto.errors import DataError
-from asdproto.files import plain_cell, spreadsheet_cell
+from asdproto.errors import DataError, plain_cell, spreadsheet_cell
 
 # A few hundred examples take a second; the same ones in every run.
 FEW = hypothesis.settings(

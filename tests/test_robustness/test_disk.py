@@ -19,7 +19,7 @@ from tests.test_robustness.test_run_files import contents, fails
 pytestmark = pytest.mark.slow
 
 __all__ = ["nobody", "open_folder"]  # fixtures
-FULL = "No space left on device; "
+FULL = "No space left on device"
 BLOCK = 4096
 
 
@@ -44,7 +44,6 @@ def test_training_on_a_full_disk(disk, data, trained, capsys):
         said = fails(capsys, *command)
         assert said.startswith(f"error: {disk / 'run' / at}")
         assert FULL in said
-        assert "bytes are needed" in said
         assert not [path for path in (disk / "run").rglob("*") if "tmp" in path.name]
     assert list((disk / "run" / "checkpoints").glob("*/[0-9]*"))
     (disk / "fill").unlink()
@@ -94,7 +93,7 @@ def test_checkpoints_on_a_full_disk(disk):
         checkpoints.save(2, state, {})
         checkpoints.wait()
 
-    with pytest.raises(OSError, match=f"^.Errno 28. {FULL}800,000 bytes are needed, 7") as caught:
+    with pytest.raises(OSError, match=f"^.Errno 28. {FULL}") as caught:
         save()
     assert caught.value.filename == str(disk / "pretrain" / "checkpoint")
     assert os.listdir(disk / "pretrain") == ["1"]
@@ -113,7 +112,7 @@ def test_a_limit_on_the_size_of_files(tmp_path):
             lambda path: append(path, "x" * 2 * BLOCK),
             lambda path: write_atomically(path, bytes(2 * BLOCK)),
         ):
-            with pytest.raises(OSError, match="File too large; 8,192 bytes are needed") as caught:
+            with pytest.raises(OSError, match="File too large") as caught:
                 write(tmp_path / "file")
             assert caught.value.filename == str(tmp_path / "file")
     finally:
