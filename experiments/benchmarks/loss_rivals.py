@@ -82,7 +82,8 @@ def naive_multi_prototype(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array
 
 
 def ours_negative(z: jax.Array, p: jax.Array, y: jax.Array, **keywords: Any) -> jax.Array:
-    return losses.negative_prototype_loss(unit(z), unit(p), y, key=MIX_KEY, **keywords)
+    mix = sample_mix(MIX_KEY, (len(z), len(p)))
+    return losses.negative_prototype_loss(unit(z), unit(p), y, mix, **keywords)
 
 
 def naive_negative(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:

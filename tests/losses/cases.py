@@ -25,8 +25,7 @@ class Case:
       hyper: Hyper-parameters, all of which may be traced.
       raw: Whether vectors have any length.
       in_batch: Whether examples are compared with each other instead of with prototypes.
-      pieces: Whether it can be computed by pieces (chunk_size, and for prototypes sharded).
-      class_mask: Keyword that leaves classes out.
+      pieces: Whether it takes chunk_size.
       fixed: Keywords under which the value is differentiable in every respect.
     """
 
@@ -38,7 +37,6 @@ class Case:
     raw: bool = False
     in_batch: bool = False
     pieces: bool = True
-    class_mask: str = "class_where"
     fixed: dict = dataclasses.field(default_factory=dict)
 
     def make(self, seed=0, batch=BATCH, classes=CLASSES):
@@ -61,12 +59,6 @@ class Case:
     def class_axes(self):
         """Axis of classes in each floating argument that has one."""
         return {n: letters.index("C") for n, letters in self.arrays.items() if "C" in letters}
-
-    def mask(self, present):
-        """The keyword that leaves classes out."""
-        if self.class_mask == "prototype_where":
-            present = jnp.asarray(present)[:, None]
-        return {self.class_mask: present}
 
     def __str__(self):
         return self.name
@@ -148,7 +140,6 @@ CASES = [
         name="multi_prototype",
         arrays={"prototypes": "CMD"},
         hyper={"temperature": 0.3},
-        class_mask="prototype_where",
     ),
     _prototypes(
         losses.negative_prototype_loss,
@@ -172,7 +163,6 @@ CASES = [
         name="multi_negative_prototype",
         arrays={"prototypes": "CMD", "mix": "BCM"},
         hyper={"temperature": 0.3},
-        class_mask="prototype_where",
     ),
     _prototypes(
         losses.proxy_softmax_loss,
@@ -205,7 +195,6 @@ CASES = [
         oracles.sub_cluster_adacos,
         name="sub_cluster_adacos",
         arrays={"embeddings": "BD", "prototypes": "CMD"},
-        class_mask="prototype_where",
     ),
     _adaptive(
         losses.adaproj_loss,

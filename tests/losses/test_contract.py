@@ -31,7 +31,7 @@ def compiled(case):
 
     def run(arrays, labels, hyper, where, present):
         def total(arrays, hyper):
-            masks = {} if case.in_batch else case.mask(present)
+            masks = {} if case.in_batch else {"class_where": present}
             loss = case.loss(arrays, labels, where=where, **masks, **hyper)
             return jnp.sum(loss * WEIGHTS.astype(loss.dtype)), loss
 
@@ -129,10 +129,10 @@ def test_leading_axes_are_batch_axes(case):
         name: x.reshape(2, 3, *x.shape[1:]) if case.arrays[name].startswith("B") else x
         for name, x in flat.items()
     }
-    where = jnp.asarray([True, True, False])
+    where = jnp.asarray([[True, True, False], [True, False, True]])
     run = jax.jit(lambda arrays, y, where: case.loss(arrays, y, where=where, **case.hyper))
     loss = run(folded, jnp.asarray(labels).reshape(2, 3), where)
-    expected = run(flat, jnp.asarray(labels), jnp.tile(where, 2))
+    expected = run(flat, jnp.asarray(labels), where.reshape(6))
     np.testing.assert_allclose(loss.reshape(-1), expected, rtol=1e-6, atol=1e-6)
 
 
@@ -334,11 +334,11 @@ def test_an_empty_batch_has_no_losses(case):
 
 
 def assert_same(found, expected):
-    """To 1e-6 of the largest entry: the same float32 sums, taken in another order."""
+    """To 2e-6 of the largest entry: the same float32 sums, taken in another order."""
 
     def same(a, b):
         scale = max(1.0, float(jnp.abs(b).max()))
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * scale)
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-6 * scale)
 
     jax.tree.map(same, found, expected)
 
@@ -347,7 +347,7 @@ def assert_same(found, expected):
 def test_pieces_equal_the_whole(case):
     arrays, labels = case.make(seed=18, classes=7)
     present = jnp.asarray([True, True, False, True, True, True, True])
-    masks = {} if case.in_batch else case.mask(present)
+    masks = {} if case.in_batch else {"class_where": present}
     expected = evaluate(case, arrays, labels, present=present)
     hyper = {n: jnp.float32(x) for n, x in case.hyper.items()}
     # 4 leaves a rest; the others are the ends of the range, and need no test for every loss.
@@ -361,44 +361,6 @@ def test_pieces_equal_the_whole(case):
         run = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))
         (_, loss), gradients = run(to(arrays, jnp.float32), hyper)
         assert_same((loss, gradients), expected)
-
-
-@pytest.mark.parametrize("case", [c for c in PROTOTYPE_CASES if c.pieces], ids=str)
-def test_prototypes_spread_over_devices_equal_one_device(case):
-    devices = 4
-    arrays, labels = case.make(seed=19, classes=8)
-    axes = case.class_axes()
-    arrays = to(arrays, jnp.float32)
-    hyper = {n: jnp.float32(x) for n, x in case.hyper.items()}
-    present = jnp.asarray([True, True, False, True, True, True, True, True])
-
-    def gradients(arrays, hyper, present, **keywords):
-        def total(arrays, hyper):
-            masks = case.mask(present)
-            loss = case.loss(arrays, jnp.asarray(labels), **masks, **hyper, **keywords)
-            return jnp.sum(loss * WEIGHTS.astype(loss.dtype)), loss
-
-        return jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(arrays, hyper)
-
-    expected = jax.jit(gradients)(arrays, hyper, present)
-    spread = {
-        n: jnp.stack(jnp.split(x, devices, axes[n])) if n in axes else x for n, x in arrays.items()
-    }
-    in_axes = ({n: 0 if n in axes else None for n in arrays}, None, 0)
-    for chunk_size in (None, 1) if case.name == "prototypical" else (1,):
-        run = jax.pmap(
-            functools.partial(gradients, class_axis_name="d", chunk_size=chunk_size),
-            axis_name="d",
-            in_axes=in_axes,
-            devices=jax.devices()[:devices],
-        )
-        (total, loss), (of_arrays, of_hyper) = run(spread, hyper, present.reshape(devices, -1))
-        joined = {n: jnp.concatenate(list(of_arrays[n]), axes[n]) for n in axes}
-        copies = {n: g for n, g in of_arrays.items() if n not in axes}
-        for leaf in jax.tree.leaves((total, loss, copies, of_hyper)):
-            np.testing.assert_array_equal(leaf[1:], jnp.broadcast_to(leaf[:1], leaf[1:].shape))
-        first = jax.tree.map(lambda x: x[0], (total, loss, copies, of_hyper))
-        assert_same((first[:2], (first[2] | joined, first[3])), expected)
 
 
 @every_prototype_loss
@@ -416,10 +378,10 @@ def test_errors_name_both_shapes(case):
         case.loss(arrays, jnp.asarray(labels[:-1]), **case.hyper)
     with pytest.raises(ValueError, match="labels must be integers"):
         case.loss(arrays, jnp.ones(BATCH), **case.hyper)
-    with pytest.raises(ValueError, match=r"where of shape \(3,\) does not broadcast to .*\(7,\)"):
+    with pytest.raises(ValueError, match=r"where must have shape \(7,\), found \(3,\)"):
         case.loss(arrays, jnp.asarray(labels), where=jnp.ones(3, bool), **case.hyper)
-    with pytest.raises(ValueError, match=r"where of shape .* does not broadcast"):
-        case.loss(arrays, jnp.asarray(labels), **case.mask(jnp.ones(4, bool)), **case.hyper)
+    with pytest.raises(ValueError, match=r"class_where must have shape .* found \(4,\)"):
+        case.loss(arrays, jnp.asarray(labels), class_where=jnp.ones(4, bool), **case.hyper)
     integers = arrays | {"embeddings": jnp.ones((BATCH, DIM), int)}
     with pytest.raises(ValueError, match="embeddings must be floating, found int32"):
         case.loss(integers, jnp.asarray(labels), **case.hyper)
@@ -430,7 +392,7 @@ def test_errors_name_both_shapes(case):
         if case.fixed:
             continue
         with pytest.raises(ValueError, match=f"{name} must be positive, found -1"):
-            case.loss(arrays, jnp.asarray(labels), **case.hyper | {name: -1})
+            case.loss(arrays, jnp.asarray(labels), **case.hyper | {name: np.float32(-1)})
         with pytest.raises(ValueError, match=rf"{name} must be a scalar, found shape \(2,\)"):
             case.loss(arrays, jnp.asarray(labels), **case.hyper | {name: jnp.ones(2)})
 

@@ -1,11 +1,10 @@
-"""Losses over several devices: examples spread by axis_name, classes by class_axis_name."""
+"""Losses over several devices: examples spread over a mapped axis."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from jax.sharding import Mesh, PartitionSpec
 
 from asdproto import losses
 from asdproto.prototypes import l2_normalize
@@ -90,67 +89,3 @@ def test_examples_spread_over_devices_equal_one_device(loss):
     np.testing.assert_allclose(found_value, np.full(DEVICES, value), rtol=1e-5)
     np.testing.assert_allclose(found_values.reshape(12), values, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(found_gradient[0], gradient, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("own_part", [False, True])
-def test_examples_and_classes_over_the_same_devices(own_part):
-    """Each device holds a part of the batch and a part of the prototypes.
-
-    It gets the losses of all examples, and may average them all, or those of its own part.
-    """
-
-    def mean(weights, prototypes, z, y, axis_name=None):
-        z = l2_normalize(z * weights)
-        if axis_name is not None:
-            z, y = lax.all_gather((z, y), axis_name, tiled=True)
-        values = losses.prototypical_loss(z, prototypes, y, class_axis_name=axis_name)
-        if axis_name is not None and own_part:
-            values = lax.dynamic_slice_in_dim(values, lax.axis_index(axis_name) * 3, 3)
-        return values.mean()
-
-    weights = jnp.linspace(0.8, 1.2, 6)
-    gradients = jax.jit(jax.grad(mean, argnums=(0, 1)))(weights, P, Z, Y)
-
-    def step(weights, prototypes, z, y):
-        of_weights, of_prototypes = jax.grad(mean, argnums=(0, 1))(
-            weights, prototypes, z, y, axis_name="d"
-        )
-        return lax.pmean(of_weights, "d"), of_prototypes
-
-    run = jax.pmap(step, axis_name="d", in_axes=(None, 0, 0, 0), devices=jax.devices()[:DEVICES])
-    found = run(weights, P.reshape(DEVICES, 2, 6), Z.reshape(DEVICES, 3, 6), Y.reshape(DEVICES, 3))
-    np.testing.assert_allclose(found[0][0], gradients[0], rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(found[1].reshape(8, 6), gradients[1], rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("check_vma", [False, True])
-def test_spread_prototypes_under_shard_map(check_vma):
-    def run(z, p, temperature, axis_name=None):
-        def total(z, p, temperature):
-            return losses.negative_prototype_loss(
-                z,
-                p,
-                Y,
-                key=jax.random.key(5),
-                temperature=temperature,
-                class_axis_name=axis_name,
-            ).sum()
-
-        return jax.value_and_grad(total, argnums=(0, 1, 2))(z, p, temperature)
-
-    spread = PartitionSpec("d")
-    whole = PartitionSpec()
-    mapped = jax.jit(
-        jax.shard_map(
-            lambda z, p, t: run(z, p, t, "d"),
-            mesh=Mesh(np.array(jax.devices()[:DEVICES]), ("d",)),
-            in_specs=(whole, spread, whole),
-            out_specs=(whole, (whole, spread, whole)),
-            check_vma=check_vma,
-        )
-    )
-    expected = jax.jit(run)(Z, P, jnp.float32(0.5))
-    found = mapped(Z, P, jnp.float32(0.5))
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected
-    )

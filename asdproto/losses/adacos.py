@@ -7,18 +7,18 @@ For mixed-up examples weigh two calls with the same state: ``mix * loss(first la
 loss(second labels)`` is the cross entropy of soft labels. Keep the new state of the first.
 """
 
+import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from asdproto.losses import _checks
-from asdproto.losses._classes import Compared, compare, negative_log_likelihood
-from asdproto.losses._numerics import dots, gram, masked_logsumexp
+from asdproto.losses.numerics import dots, gram, masked_logsumexp, replicated
+from asdproto.losses.softmax import Options, compare, nll
 
 # Below this the softmax is so flat that the loss has hardly a gradient. The formulas give 0 for
 # two classes and nothing for one.
@@ -39,7 +39,7 @@ def adacos_init(num_classes: int, sub_clusters: int = 1) -> AdaCosState:
     r"""First state, and the scale of fixed AdaCos: :math:`\sqrt 2 \log(C S - 1)`, at least 1.
 
     Args:
-      num_classes: Number of classes, of all devices.
+      num_classes: Number of classes.
       sub_clusters: Prototypes of each class.
 
     Returns:
@@ -70,11 +70,8 @@ def adacos_loss(
     state: AdaCosState,
     *,
     adaptive: bool = True,
-    where: ArrayLike | None = None,
-    class_where: ArrayLike | None = None,
     axis_name: str | None = None,
-    chunk_size: int | None = None,
-    class_axis_name: str | None = None,
+    **options: Unpack[Options],
 ) -> tuple[jax.Array, AdaCosState]:
     r"""Cosine softmax whose scale follows the training (AdaCos).
 
@@ -85,52 +82,41 @@ def adacos_loss(
 
     with :math:`s'` the scale that came in, and the median of the angles to own prototypes. The
     new scale is used at once, and has no gradient. It is never below 1, and stays what it was
-    where the batch is empty or not finite.
+    where the batch is empty or not finite. Examples that do not count do not move it.
 
     Args:
       embeddings: Floating, shape ``[..., dim]``, unit length.
       prototypes: Floating, shape ``[classes, dim]``, unit length.
-      labels: Integer, shape ``[...]``; an example whose label is outside ``[0, classes)`` gives 0
-        and does not move the scale.
+      labels: Integer, shape ``[...]``.
       state: From :func:`adacos_init` or the step before.
       adaptive: Whether to renew the scale; if not, the given one is used and returned: fixed
         AdaCos, and every evaluation.
-      where: Boolean, broadcastable to ``[...]``; excluded examples give 0 and move nothing.
-      class_where: Boolean, broadcastable to ``[..., classes]``; see :func:`prototypical_loss`.
       axis_name: Mapped axis that examples are spread over; the scale is that of all of them.
-      chunk_size: See :func:`prototypical_loss`.
-      class_axis_name: See :func:`prototypical_loss`.
+      **options: See :mod:`asdproto.losses`.
 
     Returns:
-      Loss per example, shape ``[...]``, float32 (float64 if an argument is), and the new state.
-
-    Raises:
-      ValueError: Shapes do not fit; the message names both.
+      Loss per example, shape ``[...]``, and the new state.
 
     References:
       Zhang et al., AdaCos: Adaptively Scaling Cosine Logits for Effectively Learning Deep Face
       Representations, 2019.
 
     Examples:
+      >>> import jax
       >>> import jax.numpy as jnp
-      >>> embeddings, labels = jnp.eye(4)[:2], jnp.array([0, 1])
-      >>> loss, state = adacos_loss(embeddings, jnp.eye(4), labels, adacos_init(4))
+      >>> z, prototypes, labels = jnp.eye(4)[:2], jnp.eye(4), jnp.array([0, 1])
+      >>> loss, state = adacos_loss(z, prototypes, labels, adacos_init(4))
       >>> [f"{x:.3f}" for x in loss], f"{state.scale:.3f}"
       (['0.693', '0.693'], '1.099')
+
+      The plain form, with the scale that came out:
+
+      >>> log_probability = jax.nn.log_softmax(state.scale * z @ prototypes.T)
+      >>> [f"{-log_probability[i, y]:.3f}" for i, y in enumerate(labels)]
+      ['0.693', '0.693']
     """
-    embeddings, prototypes, labels = _checks.check_prototypes(embeddings, prototypes, labels)
     return _adaptive_softmax(
-        dots,
-        embeddings,
-        prototypes,
-        labels,
-        state,
-        adaptive=adaptive,
-        where=where,
-        class_where=class_where,
-        axis_name=axis_name,
-        chunk_size=chunk_size,
-        class_axis_name=class_axis_name,
+        dots, embeddings, prototypes, labels, state, adaptive, axis_name, **options
     )
 
 
@@ -141,11 +127,8 @@ def sub_cluster_adacos_loss(
     state: AdaCosState,
     *,
     adaptive: bool = True,
-    where: ArrayLike | None = None,
-    prototype_where: ArrayLike | None = None,
     axis_name: str | None = None,
-    chunk_size: int | None = None,
-    class_axis_name: str | None = None,
+    **options: Unpack[Options],
 ) -> tuple[jax.Array, AdaCosState]:
     r"""AdaCos with several prototypes a class, any of which an example may be near to.
 
@@ -158,55 +141,40 @@ def sub_cluster_adacos_loss(
     as the loss falls. An example's angle is that to the nearest sub-cluster of its class, which
     is our reading: the paper does not define it for several.
 
-    Args:
-      embeddings: Floating, shape ``[..., dim]``, unit length.
-      prototypes: Floating, shape ``[classes, sub_clusters, dim]``, unit length.
-      labels: Integer, shape ``[...]``; an example whose label is outside ``[0, classes)`` gives 0
-        and does not move the scale.
-      state: From ``adacos_init(classes, sub_clusters)`` or the step before.
-      adaptive: Whether to renew the scale; see :func:`adacos_loss`.
-      where: Boolean, broadcastable to ``[...]``; excluded examples give 0 and move nothing.
-      prototype_where: Boolean, broadcastable to ``[..., classes, sub_clusters]``; excluded
-        prototypes occur nowhere.
-      axis_name: Mapped axis that examples are spread over; the scale is that of all of them.
-      chunk_size: See :func:`prototypical_loss`.
-      class_axis_name: See :func:`prototypical_loss`.
-
-    Returns:
-      Loss per example, shape ``[...]``, float32 (float64 if an argument is), and the new state.
-
-    Raises:
-      ValueError: Shapes do not fit; the message names both.
+    Arguments and results are those of :func:`adacos_loss`, with prototypes ``[classes,
+    sub_clusters, dim]`` and a state from ``adacos_init(classes, sub_clusters)``.
 
     References:
       Wilkinghoff, Sub-Cluster AdaCos: Learning Representations for Anomalous Sound Detection,
       2021.
 
     Examples:
+      >>> import jax
       >>> import jax.numpy as jnp
-      >>> embeddings, labels = jnp.eye(4)[:2], jnp.array([0, 1])
+      >>> z, labels, state = jnp.eye(4)[:2], jnp.array([0, 1]), adacos_init(2, 2)
       >>> prototypes = jnp.eye(4).reshape(2, 2, 4)
-      >>> loss, state = sub_cluster_adacos_loss(
-      ...     embeddings, prototypes, labels, adacos_init(2, 2), adaptive=False)
+      >>> loss, _ = sub_cluster_adacos_loss(z, prototypes, labels, state, adaptive=False)
       >>> [f"{x:.3f}" for x in loss], f"{state.scale:.3f}"
       (['0.299', '1.352'], '1.554')
+
+      The plain form:
+
+      >>> cosine = jnp.einsum("bd,cmd->bcm", z, prototypes)
+      >>> probability = jax.nn.softmax(state.scale * cosine, axis=(1, 2)).sum(axis=2)
+      >>> [f"{-jnp.log(probability[i, y]):.3f}" for i, y in enumerate(labels)]
+      ['0.299', '1.352']
     """
-    embeddings, prototypes, labels = _checks.check_prototypes(
-        embeddings, prototypes, labels, ndim=3
-    )
     return _adaptive_softmax(
-        dots,
+        functools.partial(dots, ndim=(3,)),
         embeddings,
         prototypes,
         labels,
         state,
-        adaptive=adaptive,
+        adaptive,
+        axis_name,
+        ndim=3,
         count_own=True,
-        where=where,
-        prototype_where=prototype_where,
-        axis_name=axis_name,
-        chunk_size=chunk_size,
-        class_axis_name=class_axis_name,
+        **options,
     )
 
 
@@ -217,11 +185,8 @@ def adaproj_loss(
     state: AdaCosState,
     *,
     adaptive: bool = True,
-    where: ArrayLike | None = None,
-    class_where: ArrayLike | None = None,
     axis_name: str | None = None,
-    chunk_size: int | None = None,
-    class_axis_name: str | None = None,
+    **options: Unpack[Options],
 ) -> tuple[jax.Array, AdaCosState]:
     r"""Cosine softmax against subspaces instead of points (AdaProj).
 
@@ -234,60 +199,36 @@ def adaproj_loss(
     vectors are never made: both products follow from :math:`z \cdot w_{c,m}` and the products of
     a class's vectors among themselves.
 
-    Args:
-      embeddings: Floating, shape ``[..., dim]``, unit length.
-      bases: Floating, shape ``[classes, subspace_dim, dim]``, unit vectors (orthonormal within a
-        class for a projection in the strict sense; random ones in many dimensions nearly are).
-      labels: Integer, shape ``[...]``; an example whose label is outside ``[0, classes)`` gives 0
-        and does not move the scale.
-      state: From ``adacos_init(classes)`` or the step before.
-      adaptive: Whether to renew the scale; see :func:`adacos_loss`.
-      where: Boolean, broadcastable to ``[...]``; excluded examples give 0 and move nothing.
-      class_where: Boolean, broadcastable to ``[..., classes]``; see :func:`prototypical_loss`.
-      axis_name: Mapped axis that examples are spread over; the scale is that of all of them.
-      chunk_size: See :func:`prototypical_loss`.
-      class_axis_name: See :func:`prototypical_loss`.
-
-    Returns:
-      Loss per example, shape ``[...]``, float32 (float64 if an argument is), and the new state.
-
-    Raises:
-      ValueError: Shapes do not fit; the message names both.
+    Arguments and results are those of :func:`adacos_loss`, with bases ``[classes, subspace_dim,
+    dim]`` in the place of prototypes: unit vectors, orthonormal within a class for a projection in
+    the strict sense (random ones in many dimensions nearly are).
 
     References:
       Wilkinghoff, AdaProj: Adaptively Scaled Angular Margin Subspace Projections for Anomalous
       Sound Detection with Auxiliary Classification Tasks, 2024.
 
     Examples:
+      >>> import jax
       >>> import jax.numpy as jnp
-      >>> embeddings, labels = jnp.array([[0.6, 0.8, 0.0, 0.0]]), jnp.array([0])
-      >>> bases = jnp.eye(4).reshape(2, 2, 4)
-      >>> loss, state = adaproj_loss(embeddings, bases, labels, adacos_init(2), adaptive=False)
-      >>> [f"{x:.3f}" for x in loss], f"{state.scale:.3f}"
-      (['0.313'], '1.000')
+      >>> z, bases = jnp.array([0.6, 0.8, 0.0, 0.0]), jnp.eye(4).reshape(2, 2, 4)
+      >>> loss, state = adaproj_loss(z, bases, 0, adacos_init(2), adaptive=False)
+      >>> cosine = jnp.linalg.norm(bases @ z, axis=1)  # of orthonormal vectors
+      >>> print(f"{loss:.3f}, plainly {-jax.nn.log_softmax(state.scale * cosine)[0]:.3f}")
+      0.313, plainly 0.313
     """
-    embeddings, bases, labels = _checks.check_prototypes(embeddings, bases, labels, ndim=3)
     return _adaptive_softmax(
-        _subspace_cosines,
-        embeddings,
-        bases,
-        labels,
-        state,
-        adaptive=adaptive,
-        where=where,
-        class_where=class_where,
-        axis_name=axis_name,
-        chunk_size=chunk_size,
-        class_axis_name=class_axis_name,
+        _subspace_cosines, embeddings, bases, labels, state, adaptive, axis_name, ndim=3, **options
     )
 
 
-def _subspace_cosines(z: jax.Array, bases: jax.Array) -> jax.Array:
-    """z.q / |q| of an embedding ``[D]`` and bases ``[C, M, D]``, shape ``[C]``."""
-    scores = dots(z, bases).reshape(bases.shape[:2])
+def _subspace_cosines(embeddings: ArrayLike, bases: ArrayLike) -> jax.Array:
+    """z.q / |q| of embeddings ``[..., D]`` and bases ``[C, M, D]``, shape ``[..., C]``."""
+    scores = dots(embeddings, bases, ndim=(3,))
     # q.q takes the products of a class's vectors among themselves, the same for all embeddings.
     products = jax.vmap(gram)(bases)
-    along = jnp.einsum("cnm,cm->cn", products, scores, precision=lax.Precision.HIGHEST)
+    along = jnp.einsum(
+        "cnm,...cm->...cn", products.astype(scores.dtype), scores, precision=lax.Precision.HIGHEST
+    )
     length2 = jnp.sum(along * scores, axis=-1)
     # An embedding orthogonal to the subspace has no projection: its cosine is 0.
     zero = length2 <= 1e-12  # and not "> 1e-12": nan must stay nan
@@ -297,37 +238,34 @@ def _subspace_cosines(z: jax.Array, bases: jax.Array) -> jax.Array:
 
 def _adaptive_softmax(
     cosines: Callable[[jax.Array, jax.Array], jax.Array],
-    embeddings: jax.Array,
-    prototypes: jax.Array,
-    labels: jax.Array,
+    embeddings: ArrayLike,
+    prototypes: ArrayLike,
+    labels: ArrayLike,
     state: AdaCosState,
-    *,
     adaptive: bool,
-    count_own: bool = False,
     axis_name: str | None,
-    **options: Any,
+    *,
+    ndim: int = 2,
+    count_own: bool = False,
+    **options: Unpack[Options],
 ) -> tuple[jax.Array, AdaCosState]:
     """Softmax of scaled cosines, renewing the scale first."""
-    dtype = _checks.accumulator(embeddings, prototypes)
+
+    def logits(z: jax.Array, prototypes: jax.Array, labels: jax.Array) -> jax.Array:
+        cosine = cosines(z, prototypes)
+        return scale.astype(cosine.dtype) * cosine
+
     scale = lax.stop_gradient(state.scale)
-
-    def logits(z: jax.Array, prototypes: jax.Array, scale: jax.Array) -> jax.Array:
-        return scale * cosines(z, prototypes)
-
-    def at(scale: jax.Array, embeddings: jax.Array, prototypes: jax.Array) -> Compared:
-        hyper = {"scale": scale.astype(dtype)}
-        return compare(logits, embeddings, prototypes, labels, hyper=hyper, **options)
-
     if adaptive:
-        compared = at(scale, *lax.stop_gradient((embeddings, prototypes)))
-        own = jnp.where(compared.counted, compared.own, -jnp.inf)
-        sums = compared.others
+        fixed = lax.stop_gradient((jnp.asarray(embeddings), jnp.asarray(prototypes)))
+        own, counted, sums = compare(logits, *fixed, labels, ndim=ndim, **options)
+        own = jnp.where(counted, own, -jnp.inf)
         if count_own:
             sums = jnp.logaddexp(sums, jax.nn.logsumexp(own, axis=-1))
-        cosine = own.max(axis=-1) / scale
-        scale = _next_scale(scale, cosine, sums, compared.counted.any(axis=-1), axis_name)
-    compared = at(scale, embeddings, prototypes)
-    return negative_log_likelihood(compared, clusters=True), AdaCosState(scale)
+        cosine = own.max(axis=-1) / scale.astype(own.dtype)
+        scale = _next_scale(scale, cosine, sums, counted.any(axis=-1), axis_name)
+    loss = nll(logits, embeddings, prototypes, labels, ndim=ndim, joint=True, **options)
+    return loss, AdaCosState(scale)
 
 
 def _next_scale(
@@ -338,7 +276,7 @@ def _next_scale(
     axis_name: str | None,
 ) -> jax.Array:
     """The scale from own cosines and log sums of exponentials, one of each per example."""
-    cosine, log_sums, valid = cosine.ravel(), log_sums.ravel(), valid.ravel()
+    cosine, log_sums, valid = (replicated(x).ravel() for x in (cosine, log_sums, valid))
     if axis_name is not None:
         cosine, log_sums, valid = lax.all_gather(
             (cosine, log_sums, valid), axis_name, axis=0, tiled=True
@@ -346,11 +284,13 @@ def _next_scale(
     if not valid.size:
         return scale
     count = jnp.sum(valid)
-    log_mean = masked_logsumexp(log_sums, where=valid) - jnp.log(jnp.maximum(count, 1))
+    total = jnp.maximum(count, 1).astype(log_sums.dtype)
+    log_mean = masked_logsumexp(log_sums, where=valid) - jnp.log(total)
     # The median of what is counted: excluded angles sort behind all others.
     angles = jnp.sort(jnp.where(valid, jnp.arccos(jnp.clip(cosine, -1, 1)), jnp.inf))
     last = jnp.maximum(count - 1, 0)
     median = (angles[last // 2] + angles[(last + 1) // 2]) / 2
     renewed = log_mean / jnp.cos(jnp.minimum(jnp.pi / 4, median))
     usable = (count > 0) & jnp.isfinite(renewed)
-    return jnp.where(usable, jnp.maximum(renewed, MIN_SCALE), scale).astype(scale.dtype)
+    renewed = jnp.maximum(renewed, MIN_SCALE).astype(scale.dtype)
+    return jnp.where(usable, renewed, scale)

@@ -7,7 +7,16 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from asdproto.losses import _checks, _numerics
+from asdproto.losses.numerics import (
+    accumulator,
+    as_float,
+    as_mask,
+    gram,
+    keep,
+    positive,
+    replicated,
+    scalar,
+)
 
 
 class VICRegTerms(NamedTuple):
@@ -53,7 +62,7 @@ def vicreg_loss(
       variance_weight: Scalar.
       covariance_weight: Scalar.
       eps: Positive scalar, added to variances before the root.
-      where: Boolean, broadcastable to ``[examples]``; excluded pairs count nowhere.
+      where: Boolean, shape ``[examples]``; excluded pairs count nowhere.
       axis_name: Mapped axis that examples are spread over; means and covariances are those of all.
         Average gradients over devices, as for any mean.
 
@@ -73,24 +82,25 @@ def vicreg_loss(
       >>> print(vicreg_loss(first, first + 1.0))
       VICRegTerms(invariance=Array([25., 25., 25., 25.], dtype=float32), ...)
     """
-    first, second = _checks.as_float("first", first), _checks.as_float("second", second)
+    first, second = as_float("first", first), as_float("second", second)
     if first.ndim != 2 or first.shape != second.shape:
         raise ValueError(
             "first and second must have the same shape [examples, dim]; found first "
             f"{first.shape} and second {second.shape}"
         )
-    where = _checks.check_mask("where", where, first.shape[:1])
-    first, second = _numerics.keep(first, where), _numerics.keep(second, where)
-    dtype = _checks.accumulator(first, second)
+    if where is not None:
+        where = as_mask("where", where, first.shape[:1])
+        first, second = keep(first, where), keep(second, where)
+    dtype = accumulator(first, second)
     apart = jnp.mean(jnp.square(first.astype(dtype) - second.astype(dtype)), axis=-1)
     variance = variance_loss(first, eps=eps, where=where, axis_name=axis_name)
     variance += variance_loss(second, eps=eps, where=where, axis_name=axis_name)
     covariance = covariance_loss(first, where=where, axis_name=axis_name)
     covariance += covariance_loss(second, where=where, axis_name=axis_name)
     return VICRegTerms(
-        _checks.scalar("invariance_weight", invariance_weight, dtype) * apart,
-        _checks.scalar("variance_weight", variance_weight, dtype) * variance / 2,
-        _checks.scalar("covariance_weight", covariance_weight, dtype) * covariance,
+        scalar("invariance_weight", invariance_weight, dtype) * apart,
+        scalar("variance_weight", variance_weight, dtype) * variance / 2,
+        scalar("covariance_weight", covariance_weight, dtype) * covariance,
     )
 
 
@@ -108,7 +118,7 @@ def variance_loss(
     Args:
       embeddings: Floating, shape ``[examples, dim]``.
       eps: Positive scalar; may be traced.
-      where: Boolean, broadcastable to ``[examples]``; excluded examples do not count.
+      where: Boolean, shape ``[examples]``; excluded examples do not count.
       axis_name: Mapped axis that examples are spread over.
 
     Returns:
@@ -130,7 +140,7 @@ def variance_loss(
     squares = jnp.sum(jnp.square(centered), axis=0)
     if axis_name is not None:
         squares = lax.psum(squares, axis_name)
-    eps = _checks.positive("eps", eps, centered.dtype)
+    eps = positive("eps", eps, centered.dtype)
     spread = jnp.sqrt(squares / jnp.maximum(count - 1, 1) + eps)
     return jnp.where(count > 1, jnp.mean(jax.nn.relu(1 - spread)), 0)
 
@@ -147,7 +157,7 @@ def covariance_loss(
 
     Args:
       embeddings: Floating, shape ``[examples, dim]``.
-      where: Boolean, broadcastable to ``[examples]``; excluded examples do not count.
+      where: Boolean, shape ``[examples]``; excluded examples do not count.
       axis_name: Mapped axis that examples are spread over.
 
     Returns:
@@ -169,11 +179,11 @@ def covariance_loss(
     # With twice as many dimensions as examples the diagonal is at most half of the sum, and the
     # difference loses no more than a bit.
     if axis_name is None and 2 * examples <= dim:
-        products = _numerics.gram(centered)
+        products = gram(centered)
         diagonal = jnp.sum(jnp.square(centered), axis=0)
         squares = jnp.sum(jnp.square(products)) - jnp.sum(jnp.square(diagonal))
     else:
-        products = _numerics.gram(centered.T)
+        products = gram(centered.T)
         if axis_name is not None:
             products = lax.psum(products, axis_name)
         apart = ~jnp.eye(dim, dtype=bool)
@@ -185,14 +195,16 @@ def _center(
     embeddings: ArrayLike, where: ArrayLike | None, axis_name: str | None
 ) -> tuple[jax.Array, jax.Array]:
     """Embeddings about their mean (zero where excluded), in the accumulator's dtype, and count."""
-    embeddings = _checks.as_float("embeddings", embeddings)
+    embeddings = as_float("embeddings", embeddings)
     if embeddings.ndim != 2:
         raise ValueError(f"embeddings must have shape [examples, dim], found {embeddings.shape}")
-    where = _checks.check_mask("where", where, embeddings.shape[:1])
-    embeddings = _numerics.keep(embeddings, where).astype(_checks.accumulator(embeddings))
-    counted = jnp.broadcast_to(True if where is None else where, embeddings.shape[:1])
+    embeddings = replicated(embeddings.astype(accumulator(embeddings)))
+    counted = jnp.ones(embeddings.shape[:1], bool)
+    if where is not None:
+        counted = replicated(as_mask("where", where, embeddings.shape[:1]))
+        embeddings = keep(embeddings, counted)
     count = jnp.sum(counted).astype(embeddings.dtype)
     total = jnp.sum(embeddings, axis=0)
     if axis_name is not None:
         total, count = lax.psum((total, count), axis_name)
-    return _numerics.keep(embeddings - total / jnp.maximum(count, 1), where), count
+    return keep(embeddings - (total / jnp.maximum(count, 1))[None], counted), count

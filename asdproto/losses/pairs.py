@@ -7,8 +7,20 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from asdproto.losses import _checks, _numerics
-from asdproto.losses._numerics import masked_logsumexp, softplus
+from asdproto.losses.numerics import (
+    accumulator,
+    as_float,
+    as_labels,
+    as_mask,
+    dots,
+    gram,
+    keep,
+    masked_logsumexp,
+    masked_mean,
+    positive,
+    replicated,
+    softplus,
+)
 
 # One anchor's logits [N], which of them are positives and which are negatives, to its loss.
 Anchor = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -37,7 +49,7 @@ def supervised_contrastive_loss(
       labels: Integer, shape ``[examples]``; an example with a negative label has no class: it
         gives 0 and is a negative to everyone.
       temperature: Positive scalar; may be traced.
-      where: Boolean, broadcastable to ``[examples]``; excluded examples are neither anchors (they
+      where: Boolean, shape ``[examples]``; excluded examples are neither anchors (they
         give 0) nor compared with.
       axis_name: Mapped axis that examples are spread over; each device's anchors are compared
         with the examples of all. Average gradients over devices, as for any mean.
@@ -62,9 +74,9 @@ def supervised_contrastive_loss(
     """
 
     def anchor(logits: jax.Array, positive: jax.Array, negative: jax.Array) -> jax.Array:
-        count = jnp.sum(positive)
-        mean = jnp.sum(jnp.where(positive, logits, 0)) / jnp.maximum(count, 1)
-        return jnp.where(count > 0, masked_logsumexp(logits, where=positive | negative) - mean, 0)
+        mean = masked_mean(logits, positive)
+        loss = masked_logsumexp(logits, where=positive | negative) - mean
+        return jnp.where(positive.any(), loss, 0)
 
     return _in_batch(anchor, embeddings, labels, temperature, where, axis_name, chunk_size)
 
@@ -89,22 +101,7 @@ def nt_xent_loss(
     then an anchor has one positive. Unlike in SupCon, positives do not compete with each other.
     An anchor without positives gives 0; so does one without negatives.
 
-    Args:
-      embeddings: Floating, shape ``[examples, dim]``, unit length.
-      labels: Integer, shape ``[examples]``; an example with a negative label has no class: it
-        gives 0 and is a negative to everyone.
-      temperature: Positive scalar; may be traced.
-      where: Boolean, broadcastable to ``[examples]``; excluded examples are neither anchors (they
-        give 0) nor compared with.
-      axis_name: Mapped axis that examples are spread over; see
-        :func:`supervised_contrastive_loss`.
-      chunk_size: Anchors at a time; see :func:`supervised_contrastive_loss`.
-
-    Returns:
-      Loss per anchor, shape ``[examples]``, float32 (float64 if an argument is).
-
-    Raises:
-      ValueError: Shapes do not fit; the message names both.
+    Arguments and results are those of :func:`supervised_contrastive_loss`.
 
     References:
       Chen et al., A Simple Framework for Contrastive Learning of Visual Representations, 2020.
@@ -120,7 +117,7 @@ def nt_xent_loss(
     def anchor(logits: jax.Array, positive: jax.Array, negative: jax.Array) -> jax.Array:
         negatives = masked_logsumexp(logits, where=negative)
         each = softplus(negatives - jnp.where(positive, logits, 0))
-        return jnp.sum(jnp.where(positive, each, 0)) / jnp.maximum(jnp.sum(positive), 1)
+        return masked_mean(each, positive)
 
     return _in_batch(anchor, embeddings, labels, temperature, where, axis_name, chunk_size)
 
@@ -135,21 +132,28 @@ def _in_batch(
     chunk_size: int | None,
 ) -> jax.Array:
     """Compares every anchor with all examples of all devices."""
-    embeddings, labels = _checks.check_batch(embeddings, labels)
-    where = _checks.check_mask("where", where, labels.shape)
+    embeddings = as_float("embeddings", embeddings)
+    if embeddings.ndim != 2:
+        raise ValueError(
+            "embeddings must have shape [examples, dim] (use vmap for several batches); found "
+            f"{embeddings.shape} with labels {jnp.shape(labels)}"
+        )
+    examples = embeddings.shape[0]
+    labels = as_labels(labels, embeddings)
+    counted = jnp.ones(labels.shape, bool)
+    if where is not None:
+        counted = as_mask("where", where, labels.shape)
+        embeddings = keep(embeddings, counted)
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, found {chunk_size}")
-    examples = labels.shape[0]
-    scale = 1 / _checks.positive("temperature", temperature, _checks.accumulator(embeddings))
-    counted = jnp.broadcast_to(True if where is None else where, labels.shape)
-    embeddings = _numerics.keep(embeddings, where)
+    scale = 1 / positive("temperature", temperature, accumulator(embeddings))
     place = jnp.arange(examples, dtype=jnp.int32)
     if axis_name is not None:
         place += lax.axis_index(axis_name) * examples
-    anchors = everyone = (labels, counted, place)
-    contrasts = embeddings
+    anchors = labels, counted, place
+    contrasts, everyone = jax.tree.map(replicated, (embeddings, anchors))
     if axis_name is not None:
-        contrasts, everyone = lax.all_gather((embeddings, everyone), axis_name, tiled=True)
+        contrasts, everyone = lax.all_gather((contrasts, everyone), axis_name, tiled=True)
 
     def one(scores: jax.Array, label: jax.Array, counted: jax.Array, place: jax.Array) -> jax.Array:
         labels, all_counted, places = everyone
@@ -159,13 +163,12 @@ def _in_batch(
         return anchor(scores * scale, pair & same, pair & ~same)
 
     if chunk_size is None or chunk_size >= examples:
-        together = axis_name is None
-        scores = _numerics.gram(embeddings) if together else _numerics.dots(embeddings, contrasts)
-        return jax.vmap(one)(scores, *anchors)
+        alone = contrasts is embeddings
+        return jax.vmap(one)(gram(embeddings) if alone else dots(embeddings, contrasts), *anchors)
 
     # The scores of a block of anchors are computed again for its gradient instead of kept.
     @jax.checkpoint
     def scored(z: jax.Array, *anchor: jax.Array) -> jax.Array:
-        return one(_numerics.dots(z, contrasts), *anchor)
+        return one(dots(z, contrasts), *anchor)
 
     return lax.map(lambda x: scored(*x), (embeddings, *anchors), batch_size=chunk_size)

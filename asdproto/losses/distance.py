@@ -1,0 +1,142 @@
+"""Losses of squared Euclidean distances: prototypical networks and center loss."""
+
+from typing import Unpack
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from asdproto.losses.numerics import (
+    accumulator,
+    as_float,
+    as_labels,
+    as_mask,
+    check_vectors,
+    dots,
+    expand,
+    keep,
+    positive,
+    squared_length,
+    take_rows,
+)
+from asdproto.losses.softmax import Options, nll
+
+
+def prototypical_network_logits(
+    embeddings: ArrayLike, prototypes: ArrayLike, *, temperature: ArrayLike = 1.0
+) -> jax.Array:
+    r"""Negative squared distances, :math:`(-\lVert z - p_c \rVert^2 + \lVert z \rVert^2) / \tau`.
+
+    The embedding's own length, the same for all classes, is left out: no softmax sees it.
+
+    Args:
+      embeddings: Floating, shape ``[..., dim]``, any length.
+      prototypes: Floating, shape ``[classes, dim]``, any length.
+      temperature: Positive scalar.
+
+    Returns:
+      Shape ``[..., classes]``.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> print(prototypical_network_logits(jnp.array([0.0, 1.0]), jnp.eye(2)))
+      [-1.  1.]
+    """
+    scores = dots(embeddings, prototypes)
+    length2 = expand(squared_length(prototypes).astype(scores.dtype), scores.ndim)
+    return (2 * scores - length2) / positive("temperature", temperature, scores.dtype)
+
+
+def prototypical_network_loss(
+    embeddings: ArrayLike,
+    prototypes: ArrayLike,
+    labels: ArrayLike,
+    *,
+    temperature: ArrayLike = 1.0,
+    **options: Unpack[Options],
+) -> jax.Array:
+    r"""Cross entropy of a softmax over negative squared distances (prototypical networks).
+
+    .. math::
+       L = -\log \frac{\exp(-\lVert z - p_y \rVert^2 / \tau)}
+                      {\sum_c \exp(-\lVert z - p_c \rVert^2 / \tau)}
+
+    In an episode the embeddings are the queries, and the prototypes are the plain means of each
+    class's support examples: ``sums / counts[:, None]`` of :func:`asdproto.prototypes.class_sums`,
+    not brought to unit length. The query's own length cancels and is left out.
+
+    Arguments are those of :func:`prototypical_network_logits`, and the options of
+    :mod:`asdproto.losses`; the loss is one number an example, shape ``[...]``.
+
+    References:
+      Snell et al., Prototypical Networks for Few-shot Learning, 2017, Eq. 2.
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> z, prototypes = jnp.array([0.0, 1.0]), jnp.array([[0.0, 2.0], [1.0, 0.0]])
+      >>> loss = prototypical_network_loss(z, prototypes, 0)
+      >>> logits = -jnp.sum((z - prototypes) ** 2, axis=1)
+      >>> print(f"{loss:.3f}, plainly {-jax.nn.log_softmax(logits)[0]:.3f}")
+      0.313, plainly 0.313
+    """
+
+    def logits(z: jax.Array, prototypes: jax.Array, labels: jax.Array) -> jax.Array:
+        return prototypical_network_logits(z, prototypes, temperature=temperature)
+
+    return nll(logits, embeddings, prototypes, labels, **options)
+
+
+def center_loss(
+    embeddings: ArrayLike,
+    prototypes: ArrayLike,
+    labels: ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+    class_where: ArrayLike | None = None,
+) -> jax.Array:
+    r"""Half the squared distance to the own class's center (center loss).
+
+    .. math:: L = \tfrac{1}{2} \lVert z - p_y \rVert^2
+
+    It pulls only, and is used beside a loss that keeps classes apart. No softmax and so no
+    ``chunk_size``. The paper moves its centers by a rule of their own; here they are prototypes
+    like any other: learn them, compute them anew (:func:`asdproto.prototypes.class_prototypes`),
+    or hold them with ``stop_gradient``.
+
+    Args:
+      embeddings: Floating, shape ``[..., dim]``, any length.
+      prototypes: Floating, shape ``[classes, dim]``, any length.
+      labels: Integer, shape ``[...]``.
+      where: Boolean, shape ``[...]``.
+      class_where: Boolean, shape ``[classes]``; examples of excluded classes give 0.
+
+    Returns:
+      Loss per example, shape ``[...]``.
+
+    References:
+      Wen et al., A Discriminative Feature Learning Approach for Deep Face Recognition, 2016.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> z, prototypes, labels = jnp.array([[3.0, 4.0]]), jnp.zeros((2, 2)), jnp.array([1])
+      >>> print(center_loss(z, prototypes, labels))
+      [12.5]
+      >>> print(jnp.sum((z - prototypes[labels]) ** 2, axis=1) / 2)
+      [12.5]
+    """
+    embeddings, prototypes = as_float("embeddings", embeddings), as_float("prototypes", prototypes)
+    check_vectors(embeddings, prototypes)
+    classes = prototypes.shape[0]
+    labels = as_labels(labels, embeddings, classes)
+    counted = (labels >= 0) & (labels < classes)
+    index = jnp.clip(labels, 0, classes - 1)
+    if class_where is not None:
+        present = as_mask("class_where", class_where, (classes,))
+        prototypes = keep(prototypes, present)
+        counted &= take_rows(present, index)
+    if where is not None:
+        counted &= as_mask("where", where, labels.shape)
+    dtype = accumulator(embeddings, prototypes)
+    apart = embeddings.astype(dtype) - take_rows(prototypes.astype(dtype), index)
+    return squared_length(keep(apart, counted)) / 2
