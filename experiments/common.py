@@ -56,6 +56,12 @@ def write_json(path: Path, value: Any) -> None:
     files.write_json(path, value)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes a text; makes the folder where there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_atomically(path, text.encode())
+
+
 def processor() -> str:
     """Name of the CPU, as far as the system tells."""
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as stream:

@@ -28,7 +28,7 @@ from asdproto.data.store import FeatureStore
 from asdproto.errors import DataError
 from asdproto.features import FeatureSettings
 from asdproto.files import locked
-from asdproto.results.result_files import read_results, write_results, write_text
+from asdproto.results.run_folder import read_figures, write_config, write_figures
 from asdproto.results.tables import HEADLINE, TITLES, percent
 from asdproto.scoring.metrics import summarize
 from asdproto.systems import PRESETS, preset, run
@@ -102,7 +102,7 @@ def run_cells(cells: Sequence[Cell], workdir: Path, console: Console | None) -> 
                 cell.run()
             except Exception as error:  # one broken cell must not cost the others
                 failed.append(cell.name)
-                write_text(failure, traceback.format_exc())
+                common.write_text(failure, traceback.format_exc())
                 if console is not None:
                     console.print(
                         f"failed: {cell.name}: {error}", style="red", highlight=False, markup=False
@@ -110,7 +110,7 @@ def run_cells(cells: Sequence[Cell], workdir: Path, console: Console | None) -> 
             else:
                 failure.unlink(missing_ok=True)
                 took = f"{time.monotonic() - started:.1f}"
-                write_text(workdir / "cells" / cell.name / SECONDS, took)
+                common.write_text(workdir / "cells" / cell.name / SECONDS, took)
     return failed
 
 
@@ -222,7 +222,7 @@ def start(
     words = sys.argv[1:] if argv is None else argv
     args.command = ["python", "-m", f"experiments.table{table}", *words]
     run.check_same_run(args.workdir, asked)
-    common.write_json(args.workdir / "config.json", asked)
+    write_config(args.workdir, asked)
     use_compilation_cache()
     return use_devices(), Console()
 
@@ -276,11 +276,11 @@ def finish(
         "overrides": args.overrides,
         "failed": failed,
     }
-    write_results(workdir / "results.json", result)
+    write_figures(workdir / "results.json", result)
     if finished:
         text = f"{title}\n\n{markdown(finished)}"
-        write_text(workdir / "table.md", f"# {text}")
-        write_text(workdir / "table.csv", as_csv(finished))
+        common.write_text(workdir / "table.md", f"# {text}")
+        common.write_text(workdir / "table.csv", as_csv(finished))
         plot(workdir / "table.png", title, finished)
         console.print(text, highlight=False, markup=False, soft_wrap=True)
         console.print(f"Table:   {workdir / 'table.md'}, .csv, .png", highlight=False)
@@ -310,7 +310,7 @@ def collect(row: Row, seeds: Sequence[int]) -> dict[str, Any]:
     done = [seed for seed in seeds if row.results(seed).exists()]
     flat = []
     for seed in done:
-        results = read_results(row.results(seed))
+        results = read_figures(row.results(seed))
         machines = {name: one["overall"] for name, one in results["machines"].items()}
         flat.append({**machines, **{name: results[name] for name in HEADLINE}})
     names = list(flat[0]) if flat else []

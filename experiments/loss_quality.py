@@ -24,7 +24,7 @@ from rich.table import Table
 
 from asdproto.config import override, to_dict
 from asdproto.data.dataset import Dataset, prepare
-from asdproto.results.result_files import read_results
+from asdproto.results.run_folder import read_figures, write_config
 from asdproto.results.tables import HEADLINE, TITLES, percent
 from asdproto.systems import prototype
 from asdproto.systems.members import RunOptions
@@ -120,7 +120,7 @@ def measure(
         data_root = synthesize(folder / "data", **SYNTHETIC)
     store = features_of(data_root, args.features or folder / "features", system.features, console)
     data = prepare(store, system.encoder.crop)
-    write_json(folder / "config.json", about)
+    write_config(folder, about)
     together = devices.local[0].platform != "cpu" if args.together is None else args.together
     result: dict[str, Any] = {
         "part": "quality",
@@ -168,7 +168,7 @@ def summary(folders: Sequence[Path]) -> dict[str, Any]:
       ``{figure: {"values", "mean", "std"}}`` of the headline figures, in [0, 1], with the sample
       standard deviation (0 for one seed), and ``"train_seconds"``.
     """
-    runs = [read_results(folder / "results.json") for folder in folders]
+    runs = [read_figures(folder / "results.json") for folder in folders]
     found: dict[str, Any] = {}
     for name in HEADLINE:
         values = [run[name] for run in runs]

@@ -23,7 +23,7 @@ from typing import Any
 from rich.console import Console
 
 from asdproto.config import ConfigError
-from asdproto.results.result_files import write_results
+from asdproto.results.run_folder import write_results
 from asdproto.results.tables import HEADLINE
 from asdproto.systems import preset
 from asdproto.systems.members import RunOptions, prepare_for
@@ -104,7 +104,7 @@ def train_cell(
     results = train_run(system, store, options, seeds=[seed], machines=args.machines)
     if not results["systems"]:
         raise ConfigError("--data: the test clips carry no labels; there is nothing to compare")
-    write_results(folder / "results.json", results)
+    write_results(folder, results)
 
 
 def store_of(system: Any, args: Any, console: Console) -> Any:

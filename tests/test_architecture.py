@@ -240,7 +240,7 @@ HEAVY = (
         ("import asdproto.losses", HEAVY),
         ("import asdproto.data.store, asdproto.data.table, asdproto.features", ("jax", *HEAVY)),
         (
-            "import asdproto.results.score_files, asdproto.results.tables",
+            "import asdproto.results.official, asdproto.results.tables",
             ("jax", "rich", *HEAVY),
         ),
         ("import asdproto.scoring, asdproto.results.page", ("jax", "rich", *HEAVY)),

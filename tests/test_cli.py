@@ -14,13 +14,19 @@ import pytest
 
 from asdproto import __version__, cli
 from asdproto.data.dcase import Clip
-from asdproto.data.store import write_store
 from asdproto.data.table import write_table
 from asdproto.errors import DataError
 from asdproto.features import FeatureSettings
-from asdproto.results import score_files as scores_io
-from asdproto.results.result_files import read_results
+from asdproto.results.official import write_official
+from asdproto.results.run_folder import (
+    read_figures,
+    read_results,
+    write_config,
+    write_results,
+    write_scores,
+)
 from asdproto.scoring import metrics
+from tests.results.rows import scored
 
 
 @pytest.fixture
@@ -57,7 +63,8 @@ def scores(tmp_path):
     clips = clips_of("fan") + clips_of("valve")
     values = np.random.default_rng(0).normal(size=len(clips))
     values += [clip.state == "anomaly" for clip in clips]
-    scores_io.write_scores(tmp_path / "scores", clips, values, values > 1.0)
+    (tmp_path / "scores").mkdir()
+    write_official(tmp_path / "scores", scored(clips, values))
     return tmp_path / "scores", metrics.evaluate(metrics.group_scores(clips, values, values > 1.0))
 
 
@@ -73,7 +80,7 @@ def test_evaluate_prints_and_writes(run, scores):
     folder, expected = scores
     code, out, err = run("evaluate", folder)
     assert (code, err) == (0, "")
-    assert read_results(folder / "results.json") == expected
+    assert read_figures(folder / "results.json") == expected
     assert f"{100 * expected['overall']:.2f}" in out
     assert f"{100 * expected['machines']['valve']['overall']:.2f}" in out
     assert "precision (target)" in (folder / "result.csv").read_text().splitlines()[1]
@@ -116,13 +123,22 @@ def test_evaluate_leaves_the_figures_of_a_run_alone(run, scores, tmp_path):
     assert (folder / "results.json").read_bytes() == before
 
 
+def test_figures_of_another_origin_are_kept(run, scores, tmp_path):
+    path = scores[0] / "results.json"
+    path.write_text('{"overall": "mine"}')
+    code, _, err = run("evaluate", scores[0])
+    assert code == 1
+    assert f"{path}: found a file of another origin" in err
+    assert path.read_text() == '{"overall": "mine"}'
+
+
 def test_evaluate_a_folder_that_cannot_be_written(run, scores, monkeypatch):
     folder, _ = scores
 
     def refuse(path, results):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("asdproto.results.result_files.write_results", refuse)
+    monkeypatch.setattr("asdproto.results.run_folder.write_figures", refuse)
     code, out, _ = run("evaluate", folder)
     assert code == 0
     assert "nothing written" in out
@@ -139,7 +155,8 @@ def test_evaluate_with_other_ground_truth(run, tmp_path):
         for index in range(3)
     ]
     clips = [clip for clip in clips if clip.domain == "source"]
-    scores_io.write_scores(tmp_path / "scores", clips, np.arange(6.0))
+    (tmp_path / "scores").mkdir()
+    write_official(tmp_path / "scores", scored(clips, np.arange(6.0), 9.0))
     code, _, err = run("evaluate", tmp_path / "scores")
     assert code == 1
     assert err.startswith("error: ")
@@ -163,6 +180,7 @@ def test_evaluate_with_other_ground_truth(run, tmp_path):
     assert re.search(r"fan +03 +100\.00 +– +100\.00", out)
 
 
+@pytest.mark.filterwarnings("ignore:undefined figures")
 def test_evaluate_a_run(run, tmp_path):
     """Names that say nothing: the run knows what its clips are."""
     clips = [
@@ -171,23 +189,26 @@ def test_evaluate_a_run(run, tmp_path):
         for index in range(3)
     ]
     root = tmp_path / "run"
-    (root / "scores").mkdir(parents=True)
-    (root / "config.json").write_text('{"names": ["mine"]}')
+    write_config(root, {"kind": "gmm", "system": {}, "names": ["mine"]})
     code, _, err = run("evaluate", root)
     assert code == 1
-    assert "found no scored test clips that are known to be normal or anomalous" in err
-    write_store(root / "features", np.zeros((6, 4, 8)), clips, settings=FeatureSettings(n_mels=8))
+    assert "found no scores of such clips" in err
     for name, order in (("mine", [0, 1, 2, 3, 4, 5]), ("other", [0, 1, 3, 2, 4, 5])):
-        scores_io.write_scores(root / "scores" / name, clips, np.array(order, float))
+        write_scores(root / "scores" / name, scored(clips, order))
     code, out, _ = run("evaluate", root, "--out", tmp_path / "out")
     assert code == 0
     assert re.search(r"mine +100\.00 +– ", out)
     assert re.search(r"other +88\.89 +– ", out)
-    assert set(read_results(tmp_path / "out" / "results.json")["systems"]) == {"mine", "other"}
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert set(found["systems"]) == {"mine", "other"}
     code, out, _ = run("evaluate", root / "scores" / "other")
     assert code == 0
     assert re.search(r"pump +00 +88\.89", out)
-    assert (root / "scores" / "other" / "result.csv").is_file()
+    # No system leaves the table without a word.
+    (root / "scores" / "other" / "scores.csv").write_text("file,score")
+    code, _, err = run("evaluate", root)
+    assert code == 1
+    assert "other/scores.csv: found other scores than were saved" in err
 
 
 def test_published_scores_from_the_command_line(real_data, tmp_path, run):
@@ -575,9 +596,9 @@ def test_a_reader_that_has_seen_enough_ends_the_command_quietly(scores, command)
 
 def test_interrupt_exits_130(tmp_path):
     # A fifo nobody writes to: the command waits on it until it is interrupted.
-    os.mkfifo(tmp_path / "anomaly_score_fan_section_00_test.csv")
+    os.mkfifo(tmp_path / "results.json")
     process = subprocess.Popen(
-        [sys.executable, "-m", "asdproto", "evaluate", str(tmp_path)],
+        [sys.executable, "-m", "asdproto", "summarize", str(tmp_path)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -586,9 +607,7 @@ def test_interrupt_exits_130(tmp_path):
     deadline = time.monotonic() + 60
     while True:
         try:
-            end = os.open(
-                tmp_path / "anomaly_score_fan_section_00_test.csv", os.O_WRONLY | os.O_NONBLOCK
-            )
+            end = os.open(tmp_path / "results.json", os.O_WRONLY | os.O_NONBLOCK)
             break
         except OSError:
             assert time.monotonic() < deadline, "the command never read its file"
@@ -597,7 +616,7 @@ def test_interrupt_exits_130(tmp_path):
     out, err = process.communicate(timeout=60)
     os.close(end)
     assert process.returncode == 130
-    assert (out, err) == ("", "\ninterrupted: evaluate is not finished\n")
+    assert (out, err) == ("", "\ninterrupted: summarize is not finished\n")
 
 
 def _finished_run(folder, seed, overall, **config):
@@ -606,10 +625,9 @@ def _finished_run(folder, seed, overall, **config):
     folder.mkdir()
     tuned = {**figures, "pauc": 0.5 + overall / 10, "overall": 2 * overall - 0.65}
     systems = {"pretrain": figures, "finetune": tuned}
-    (folder / "results.json").write_text(json.dumps({"seeds": [seed], "systems": systems}))
-    (folder / "config.json").write_text(
-        json.dumps({"system": {"width": 16}, "machines": None, "seeds": [seed], **config})
-    )
+    write_results(folder, {"seeds": [seed], "systems": systems})
+    about = {"kind": "prototype", "system": {"width": 16}, "names": [], "seeds": [seed]}
+    write_config(folder, {**about, **config})
     return folder
 
 
@@ -633,13 +651,13 @@ def test_summarize(run, tmp_path):
 
     # Runs of several seeds know what each gives alone.
     for folder, (one, two) in zip(folders, ((0.5, 0.6), (0.6, 0.7), (0.7, 0.8)), strict=True):
-        results = json.loads((folder / "results.json").read_text())
+        results = read_results(folder)
         figures = results["systems"]["pretrain"]
         results["members"] = {
             name: [{**figures, "seed": 0, "overall": x + more} for x in (one, two)]
             for name, more in (("pretrain", 0.0), ("finetune", 0.01))
         }
-        (folder / "results.json").write_text(json.dumps(results))
+        write_results(folder, results)
     code, text, _ = run("summarize", *folders, "--out", out)
     assert code == 0
     assert "65.00 ± 10.49" in re.sub(r"\s+", " ", text)  # of .5 .6 .6 .7 .7 .8

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asdproto.arguments import within
 from asdproto.commands import add_command, count, message
 from asdproto.config import positive
+
+if TYPE_CHECKING:
+    from asdproto.scoring.metrics import SectionScores
 
 # How far figures may lie apart and count as the same: sums of a few hundred float64 figures.
 _SAME = 1e-12
@@ -57,35 +61,33 @@ def evaluate(arguments: argparse.Namespace) -> int:
     """Prints and writes the metrics of a run or of scores; 1 where a kept result.csv differs."""
     from asdproto.data.table import load_collection
     from asdproto.errors import DataError
-    from asdproto.results.result_files import write_results
-    from asdproto.results.score_files import read_scores
+    from asdproto.results.official import read_official
+    from asdproto.results.run_folder import CONFIG, SCORES
     from asdproto.results.tables import print_table
     from asdproto.scoring.metrics import evaluate
 
     truth, folder, out = arguments.ground_truth, arguments.scores, arguments.out
-    if out is not None and (out / "config.json").is_file():
+    if out is not None and ((out / CONFIG).is_file() or (out / SCORES).is_file()):
         remedy = "Name a new folder: these figures would replace those of the run."
         raise DataError(out, "the folder of a run", "a folder for figures", remedy)
-    is_run = truth is None and (folder / "config.json").is_file()
-    system = folder.resolve()
-    above = system.parent
-    if is_run:
+    name = folder.resolve().name
+    of_run = truth is None and ((folder / CONFIG).is_file() or (folder / SCORES).is_file())
+    if of_run:
         tables = _run_tables(folder)
-    elif truth is None and above.name == "scores" and (above.parent / "config.json").is_file():
-        tables = _run_tables(above.parent, system.name)
     elif truth is None:
-        tables = {system.name: read_scores(folder)}
+        tables = {name: read_official(folder)}
     elif _is_official(truth):
-        tables = {system.name: read_scores(folder, ground_truth=truth)}
+        tables = {name: read_official(folder, ground_truth=truth)}
     else:
-        tables = {system.name: read_scores(folder, clips=load_collection(truth)[1])}
+        tables = {name: read_official(folder, clips=load_collection(truth)[1])}
     figures = {name: evaluate(own, max_fpr=arguments.max_fpr) for name, own in tables.items()}
-    results = {"systems": figures} if is_run else figures[system.name]
+    results = {"systems": figures} if (folder / CONFIG).is_file() else figures[name]
     print_table(results)
     print("percent; pAUC is standardized: chance is 50")
-    if is_run:
+    if of_run:
         if out is not None:
-            print(f"written: {write_results(out / 'results.json', results)}")
+            _write_figures(out / "results.json", results)
+            print(f"written: {out / 'results.json'}")
         return 0
     try:
         return _write_results(out or folder, results, arguments.overwrite)
@@ -96,22 +98,20 @@ def evaluate(arguments: argparse.Namespace) -> int:
         return 0
 
 
-def _run_tables(workdir: Path, name: str | None = None) -> dict[str, Any]:
-    """Scores and ground truth of a run's systems, or of one of them, by name."""
+def _run_tables(folder: Path) -> dict[str, list[SectionScores]]:
+    """Scores and ground truth of every detector of a run, or of one, by name; none is left out."""
     from asdproto.errors import DataError
-    from asdproto.results.run_folder import read_run
+    from asdproto.results.run_folder import SCORES, read_scores, tables_of
 
-    systems = read_run(workdir).systems
-    tables = {
-        one: system.tables
-        for one, system in systems.items()
-        if system.tables and name in (None, one)
-    }
+    paths = sorted(folder.glob(f"scores/*/{SCORES}")) or sorted(folder.glob(SCORES))
+    found = {path.resolve().parent.name: tables_of(read_scores(path.parent)) for path in paths}
+    tables = {name: own for name, own in found.items() if own}
     if not tables:
-        place = workdir if name is None else workdir / "scores" / name
-        found = "no scored test clips that are known to be normal or anomalous"
+        expected = "the run of a collection with test clips known to be normal or anomalous"
         remedy = "Score recordings with python -m asdproto score, or give --ground-truth."
-        raise DataError(place, found, "the run of a collection with such test clips", remedy)
+        raise DataError(folder, "no scores of such clips", expected, remedy)
+    for name in found.keys() - tables.keys():
+        print(f"note: {name} has scored no clip that is known to be normal or anomalous")
     return tables
 
 
@@ -164,35 +164,14 @@ def add_summarize(subparsers: Any) -> None:
 
 def summarize(arguments: argparse.Namespace) -> int:
     """Mean and standard deviation over runs that differ in their seed alone."""
-    from asdproto.errors import DataError
-    from asdproto.files import read_json
-    from asdproto.results.result_files import read_run_results, write_results
+    from asdproto.results.run_folder import read_results
     from asdproto.results.tables import percent, print_table
     from asdproto.scoring.metrics import paired_difference
     from asdproto.scoring.metrics import summarize as over_runs
 
-    again = "Finish the run: repeat its command."
-    runs, configs = [], []
-    for folder in arguments.workdirs:
-        for path in (folder / "results.json", folder / "config.json"):
-            if not path.is_file():
-                raise DataError(path, "no such file", "a finished run", again)
-        runs.append(read_run_results(folder / "results.json"))
-        # Not by read_results: it makes of null a nan, which equals nothing.
-        configs.append(read_json(folder / "config.json", remedy=again))
-    # Features of the same settings are the same, wherever they lie.
-    first = {n: value for n, value in configs[0].items() if n not in ("seeds", "features")}
-    for folder, config in zip(arguments.workdirs, configs, strict=True):
-        different = [name for name, value in first.items() if config.get(name) != value]
-        if different:
-            found = f"another {', '.join(different)} than in {arguments.workdirs[0]}"
-            expected, remedy = "runs that differ in their seed alone", "Summarize each kind alone."
-            raise DataError(folder / "config.json", found, expected, remedy)
+    runs = [read_results(folder) for folder in arguments.workdirs]
     seeds = [" ".join(map(str, run["seeds"])) for run in runs]
-    twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
-    if twice:
-        folder, found = arguments.workdirs[seeds.index(twice[0])], f"seed {twice[0]} more than once"
-        raise DataError(folder, found, "a seed a run", "Leave the repeats out.")
+    _check_summarized(arguments.workdirs, seeds)
     each = {name: [run["systems"].get(name, {}) for run in runs] for name in runs[0]["systems"]}
     # Runs of several seeds know what each seed gives alone.
     members = {
@@ -217,9 +196,29 @@ def summarize(arguments: argparse.Namespace) -> int:
     if arguments.out is not None:
         runs_of = {name: _headlines(figures) for name, figures in each.items()} | alone
         summary = {"seeds": seeds, "runs": runs_of, "systems": systems, "differences": differences}
-        write_results(arguments.out, summary)
+        _write_figures(arguments.out, summary)
         print(f"written: {arguments.out}")
     return 0
+
+
+def _check_summarized(folders: list[Path], seeds: list[str]) -> None:
+    """Refuses runs that differ in more than their seed, and one run twice."""
+    from asdproto.errors import DataError
+    from asdproto.results.run_folder import CONFIG, read_config
+
+    configs = [read_config(folder) for folder in folders]
+    # Features of the same settings are the same, wherever they lie.
+    first = {n: value for n, value in configs[0].items() if n not in ("seeds", "features")}
+    for folder, config in zip(folders, configs, strict=True):
+        different = [name for name, value in first.items() if config.get(name) != value]
+        if different:
+            found = f"another {', '.join(different)} than in {folders[0]}"
+            expected, remedy = "runs that differ in their seed alone", "Summarize each kind alone."
+            raise DataError(folder / CONFIG, found, expected, remedy)
+    twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
+    if twice:
+        folder, found = folders[seeds.index(twice[0])], f"seed {twice[0]} more than once"
+        raise DataError(folder, found, "a seed a run", "Leave the repeats out.")
 
 
 def _headlines(figures: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -228,24 +227,19 @@ def _headlines(figures: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: one[name] for name in HEADLINE} for one in figures]
 
 
-def _write_results(folder: Path, results: dict[str, Any], overwrite: bool) -> int:
+def _write_results(folder: Path, figures: dict[str, Any], overwrite: bool) -> int:
     from asdproto.errors import DataError
-    from asdproto.results.result_files import (
-        largest_difference,
-        read_result_csv,
-        write_result_csv,
-        write_results,
-    )
+    from asdproto.results.official import largest_difference, read_result_csv, write_result_csv
 
     path = folder / "result.csv"
-    write_results(folder / "results.json", results)
+    _write_figures(folder / "results.json", figures)
     if overwrite or not path.exists():
-        write_result_csv(path, results)
+        write_result_csv(path, figures)
         print(f"written: {path}, {folder / 'results.json'}")
         return 0
     print(f"written: {folder / 'results.json'}")
     try:
-        difference, where = largest_difference(results, read_result_csv(path))
+        difference, where = largest_difference(figures, read_result_csv(path))
     except DataError as error:
         print(f"{path} is kept, though it cannot be compared ({error}); --overwrite replaces it")
         return 1
@@ -257,6 +251,17 @@ def _write_results(folder: Path, results: dict[str, Any], overwrite: bool) -> in
         "--overwrite replaces it"
     )
     return 1
+
+
+def _write_figures(path: Path, figures: Mapping[str, Any]) -> None:
+    """Writes figures over figures of ours, over nothing else."""
+    from asdproto.errors import DataError
+    from asdproto.results.run_folder import is_ours, write_figures
+
+    if path.exists() and not is_ours(path):
+        remedy = "Name another one with --out."
+        raise DataError(path, "a file of another origin", "figures of this command", remedy)
+    write_figures(path, figures)
 
 
 def _is_official(path: Path) -> bool:

@@ -351,9 +351,9 @@ def _say(text: str, format_: str) -> None:
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes scored recordings, with all digits, so that the file is whole or not there."""
-    from asdproto.results.result_files import write_rows
+    from asdproto.files import csv_text, write_output
 
-    write_rows(path, _csv_rows(rows))
+    write_output(path, csv_text(_csv_rows(rows)))
 
 
 def _csv_rows(rows: Sequence[Mapping[str, Any]], *, head: bool = True) -> Iterator[Sequence[Any]]:

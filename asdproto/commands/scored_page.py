@@ -22,13 +22,11 @@ def write_scored_page(
 
     It shows :data:`asdproto.results.clips.MOST_SHOWN` recordings at most.
     """
+    from asdproto.files import write_output
     from asdproto.results.clips import MOST_SHOWN, most_anomalous, show_clip, spectrogram_of
     from asdproto.results.page import render
-    from asdproto.results.result_files import write_text
     from asdproto.results.run_folder import Run
     from asdproto.results.system_folder import ScoredClip, System
-    from asdproto.results.windows import Windows
-    from asdproto.systems.trained import stack
 
     clips = [
         ScoredClip(
@@ -51,16 +49,14 @@ def write_scored_page(
     shown = []
     for rank, clip in most_anomalous(clips, MOST_SHOWN):
         recording = detector.read(clip.path, machine_type=clip.machine_type, section=clip.section)
-        windows = detector.windows(stack(recording.features[:1]), [recording.section])
         one = show_clip(
             clip,
             rank,
             threshold=system.thresholds[clip.machine_type],
             spectrogram=spectrogram_of(recording.features[0], detector.settings[0]),
-            windows=windows
-            and Windows(windows.starts, 0 * windows.starts + windows.seconds, windows.scores),
             recording=Path(clip.path),
         )
         shown.append(one)
     run = Run(name, systems={detector.name: system}, result=detector.name)
-    return write_text(path, render(run, shown))
+    write_output(path, render(run, shown))
+    return path

@@ -250,22 +250,22 @@ def _root(data: Path) -> Path | None:
 
 def finish(workdir: Path, results: dict[str, Any], console: Console) -> None:
     """Writes ``results.json``, the report, and prints the table."""
-    from asdproto.results.result_files import write_results
+    from asdproto.results.run_folder import write_results
 
-    write_results(workdir / "results.json", results)
+    write_results(workdir, results)
     show(workdir, results, console)
 
 
 def report_if_finished(workdir: Path, console: Console) -> bool:
     """Whether the work folder holds a finished run; if so, shows it."""
     from asdproto.errors import DataError
-    from asdproto.results.result_files import read_run_results
+    from asdproto.results.run_folder import read_results
 
     finished = workdir / "results.json"
     if not finished.exists() or not (workdir / "config.json").exists():
         return False
     try:
-        results = read_run_results(finished)
+        results = read_results(workdir)
     except DataError as error:
         warnings.warn(f"{finished}: found {error.found}; it is made again", stacklevel=2)
         return False

@@ -16,12 +16,11 @@ from asdproto.errors import DataError
 from asdproto.features import FeatureSettings, filterbank
 from asdproto.results.run_folder import Run
 from asdproto.results.system_folder import ScoredClip, System
-from asdproto.results.windows import Windows
 
 SAMPLE_RATE = 16000
 MOST_COLUMNS = 400
 MOST_SHOWN = 10
-# Seconds of a clip that are played: around the window that scores highest, or from the middle.
+# Seconds of a clip that are played: from the middle.
 _EXCERPT = 4.0
 # Every excerpt is brought to this loudness, as some machines would not be heard otherwise.
 _RMS, _PEAK = 0.08, 0.95
@@ -51,7 +50,6 @@ class ShownClip:
       rank: From 1 within the machine type, by falling score.
       threshold: Decision threshold of its machine type, or None.
       spectrogram: Its features, or None where there is no feature store.
-      windows: Scores along it, or None.
       excerpt: Begin and end of what is played, seconds, or None.
       audio: A mono flac file at :data:`SAMPLE_RATE`, or None where the recording is gone.
     """
@@ -60,7 +58,6 @@ class ShownClip:
     rank: int
     threshold: float | None
     spectrogram: Spectrogram | None
-    windows: Windows | None
     excerpt: tuple[float, float] | None
     audio: bytes | None
 
@@ -101,7 +98,6 @@ def shown_clips(run: Run, system: System) -> list[ShownClip]:
             rank,
             threshold=system.thresholds.get(clip.machine_type),
             spectrogram=_stored_spectrogram(run, rows[clip.path]) if clip.path in rows else None,
-            windows=system.windows.get(clip.path) if clip.path else None,
             recording=_recording(run, clip),
         )
         for rank, clip in most_anomalous(system.clips, MOST_SHOWN)
@@ -121,7 +117,6 @@ def show_clip(
     *,
     threshold: float | None,
     spectrogram: Spectrogram | None,
-    windows: Windows | None,
     recording: Path | None,
 ) -> ShownClip:
     """A clip with an excerpt of its recording, where there is one that can be read.
@@ -131,8 +126,8 @@ def show_clip(
     excerpt, audio = None, None
     if recording is not None:
         with contextlib.suppress(DataError, OSError, RuntimeError):
-            excerpt, audio = _excerpt(recording, windows)
-    return ShownClip(clip, rank, threshold, spectrogram, windows, excerpt, audio)
+            excerpt, audio = _excerpt(recording)
+    return ShownClip(clip, rank, threshold, spectrogram, excerpt, audio)
 
 
 def spectrogram_of(values: np.ndarray, settings: FeatureSettings) -> Spectrogram:
@@ -176,16 +171,13 @@ def _recording(run: Run, clip: ScoredClip) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-def _excerpt(path: Path, windows: Windows | None) -> tuple[tuple[float, float], bytes]:
+def _excerpt(path: Path) -> tuple[tuple[float, float], bytes]:
     import soundfile
 
     with soundfile.SoundFile(os.fsencode(path)) as file:  # names need not be UTF-8
         rate = file.samplerate
         length = min(_EXCERPT, len(file) / rate)
         middle = len(file) / rate / 2
-        if windows is not None and np.any(np.isfinite(windows.scores)):
-            highest = int(np.nanargmax(windows.scores))
-            middle = float(windows.starts[highest] + windows.seconds[highest] / 2)
         start = min(max(middle - length / 2, 0.0), len(file) / rate - length)
         file.seek(round(start * rate))
         audio = file.read(round(length * rate), dtype="float32", always_2d=True)[:, 0]

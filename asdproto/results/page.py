@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from asdproto import __version__
+from asdproto.files import write_output
 from asdproto.results import plots
 from asdproto.results.clips import ShownClip, shown_clips
-from asdproto.results.result_files import write_text
 from asdproto.results.run_folder import Run, read_run
 from asdproto.results.system_folder import threshold_effects
 from asdproto.results.tables import HEADLINE, TITLES, highest, number, percent, value_of
@@ -45,7 +45,9 @@ def write_report(workdir: str | os.PathLike, path: str | os.PathLike | None = No
       DataError: As :func:`asdproto.results.run_folder.read_run`.
     """
     run = read_run(workdir)
-    return write_text(Path(workdir) / "report.html" if path is None else path, render(run))
+    page = Path(workdir) / "report.html" if path is None else Path(path)
+    write_output(page, render(run))
+    return page
 
 
 def render(run: Run, clips: Sequence[ShownClip] | None = None) -> str:

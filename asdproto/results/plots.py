@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from asdproto.results.clips import Spectrogram
     from asdproto.results.system_folder import EmbeddingMap
-    from asdproto.results.windows import Windows
 
 _BINS = 28  # of a histogram
 _MAX_FPR = 0.1  # where pAUC ends
@@ -120,29 +119,18 @@ def map_figure(places: EmbeddingMap) -> str:
     return _svg(figure)
 
 
-def clip_figure(
-    spectrogram: Spectrogram,
-    windows: Windows | None = None,
-    *,
-    excerpt: tuple[float, float] | None = None,
-) -> str:
-    """A clip's spectrogram and, below it on the same time axis, its scores.
-
-    No threshold is drawn: it is made for whole clips, and a window by itself scores higher than the
-    clip that averages over it.
+def clip_figure(spectrogram: Spectrogram) -> str:
+    """A clip's spectrogram.
 
     Args:
       spectrogram: The features.
-      windows: Scores along the clip, each drawn in the middle of its window; or None.
-      excerpt: Begin and end of what is played, seconds, shaded; or None.
 
     Returns:
       An ``<svg>`` element.
     """
     from matplotlib import colormaps
-    from matplotlib.ticker import MaxNLocator
 
-    height = 2.9 if windows is not None else 1.9
+    height = 1.9
     figure = _figure(3.7, height)
     upper = figure.add_axes((0.125, 1 - 1.5 / height, 0.86, 1.45 / height))
     shown, mels = spectrogram.values.T, len(spectrogram.centers)
@@ -165,20 +153,7 @@ def clip_figure(
             ticks.append((place, f"{kilohertz:g}"))
     upper.set_yticks([place for place, _ in ticks], [label for _, label in ticks])
     upper.set_ylabel("kHz")
-    lowest = upper
-    if windows is not None:
-        upper.tick_params(labelbottom=False)
-        lowest = figure.add_axes((0.125, 0.4 / height, 0.86, 0.9 / height), sharex=upper)
-        middles = windows.starts + windows.seconds / 2
-        marker = "o" if len(middles) < 40 else ""
-        style: dict[str, Any] = {"linewidth": 1.4, "marker": marker, "markersize": 2.5}
-        lowest.plot(middles, windows.scores, color=ANOMALY, **style)
-        lowest.yaxis.set_major_locator(MaxNLocator(nbins=3))
-        lowest.set_ylabel("score")
-        figure.align_ylabels()
-        if excerpt is not None:
-            lowest.axvspan(*excerpt, color=FAINT, alpha=0.25, linewidth=0)
-    lowest.set(xlabel="seconds", xlim=(0.0, spectrogram.seconds))
+    upper.set(xlabel="seconds", xlim=(0.0, spectrogram.seconds))
     return _svg(figure)
 
 

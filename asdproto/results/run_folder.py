@@ -1,30 +1,377 @@
-"""What a run folder holds, read without training code: for reports, while it trains or after.
+"""A run's folder: the only module that reads and writes its files, other than arrays.
 
 ::
 
-    WORKDIR/
-      config.json                what was asked for; "data" and "features" say where those are
-      metrics.jsonl              a line for every epoch of every stage
-      data/, features/           recordings and feature store, unless they lie elsewhere
-      results.json               {"systems": {name: figures}}
-      scores/SYSTEM/             see :mod:`asdproto.results.system_folder`
+    RUN/
+      config.json            what was asked for; "data" and "features" say where those are
+      metrics.jsonl          a line for every epoch of every stage
+      results.json           {"seeds": [...], "systems": {name: figures}, ...}
+      report.html            see :mod:`asdproto.results.page`
+      scores/NAME/           one detector
+        scores.csv           its test clips, see :class:`ScoredClip`; the truth, from which are made
+        anomaly_score_*.csv, decision_result_*.csv, result.csv     the official files
+        results.json         figures, and the checksum of scores.csv; written last
+
+The json files carry a checksum of their contents, so that no flipped byte goes unnoticed.
 """
 
 from __future__ import annotations
 
+import csv
+import dataclasses
+import io
 import json
 import math
 import os
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from asdproto.data.store import FeatureStore, open_store
-from asdproto.errors import DataError
-from asdproto.files import read_json
-from asdproto.results.result_files import read_results
+from asdproto.errors import DataError, plain_cell, quoted, spreadsheet_cell
+from asdproto.files import (
+    csv_text,
+    json_checksum,
+    read_json,
+    write_atomically,
+    write_json,
+)
+from asdproto.results.official import write_official, write_result_csv
 from asdproto.results.system_folder import System, noting, read_system
+from asdproto.scoring.metrics import (
+    AUC_METRICS,
+    SectionScores,
+    evaluate,
+    group_scores,
+)
+
+CONFIG, RESULTS, METRICS, SCORES = "config.json", "results.json", "metrics.jsonl", "scores.csv"
+STATES = ("normal", "anomaly", "")
+DOMAINS = ("source", "target", "")
+AGAIN = "Repeat the run's command, with the same settings and without this file."
+_MOVABLE = ("data", "features")  # fields of config.json that follow folders that are moved
+# Fields of config.json, what they are of, and what they are where they are missing.
+_CONFIG_FIELDS: dict[str, tuple[tuple[type, ...], Any]] = {
+    "kind": ((str,), ""),
+    "system": ((dict,), {}),
+    "names": ((list,), []),
+    "seeds": ((list,), []),
+    "machines": ((list, type(None)), None),
+    "classes": ((list, type(None)), None),
+    "features": ((str, type(None)), None),
+    "data": ((str, type(None)), None),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredClip:
+    """A recording and what a detector says of it; the columns of ``scores.csv``, in this order.
+
+    Attributes:
+      file: Path relative to the collection's root, with forward slashes; or as it was given.
+      machine_type: The machine type.
+      section: The section.
+      domain: ``"source"``, ``"target"``, or ``""`` where unknown.
+      state: ``"normal"``, ``"anomaly"``, or ``""`` where unknown.
+      score: Anomaly score, finite; higher is more anomalous.
+      percentile: Share of the machine type's held-out normal scores below the score, in percent.
+      threshold: Decision threshold of the machine type; a higher score is called an anomaly.
+      decision: 1 where the clip is called an anomaly, else 0.
+      nearest_class: Attribute class of the nearest reference; ``""`` where there is none.
+      note: What is odd about the recording; ``""`` mostly.
+    """
+
+    file: str
+    machine_type: str
+    section: str
+    domain: str
+    state: str
+    score: float
+    percentile: float
+    threshold: float
+    decision: int
+    nearest_class: str
+    note: str
+
+    @property
+    def name(self) -> str:
+        """File name without its folder, as the official files have it."""
+        return self.file.rpartition("/")[2]
+
+    @property
+    def path(self) -> str:
+        """As :class:`asdproto.data.dcase.Clip` calls the file."""
+        return self.file
+
+
+COLUMNS = tuple(column.name for column in dataclasses.fields(ScoredClip))
+_NUMBERS = ("score", "percentile", "threshold")
+
+
+def percentiles(
+    scores: np.ndarray,
+    machines: Sequence[str],
+    held_out: np.ndarray,
+    held_out_machines: Sequence[str],
+) -> np.ndarray:
+    """Share of held-out normal scores below each score, among those of its machine type.
+
+    Args:
+      scores: Floating, shape ``[n]``.
+      machines: Machine type of each, length ``n``.
+      held_out: Floating, shape ``[m]``: held-out scores of training clips.
+      held_out_machines: Machine type of each, length ``m``.
+
+    Returns:
+      float64, shape ``[n]``, in percent, [0, 100]; nan where its machine type has none.
+    """
+    result = np.full(len(scores), np.nan)
+    of_clips, of_held_out = np.asarray(machines), np.asarray(held_out_machines)
+    for machine in np.unique(of_clips):
+        normal = np.sort(np.asarray(held_out, np.float64)[of_held_out == machine])
+        if normal.size:
+            chosen = of_clips == machine
+            below = np.searchsorted(normal, np.asarray(scores, np.float64)[chosen], side="left")
+            result[chosen] = 100.0 * below / normal.size
+    return result
+
+
+# --- scores of one detector
+
+
+def csv_cells(clip: ScoredClip) -> list[Any]:
+    """A row of ``scores.csv``, which is also one of ``score --csv``: numbers with all digits."""
+    values = dataclasses.astuple(clip)
+    return [spreadsheet_cell(value) if isinstance(value, str) else value for value in values]
+
+
+def write_scores(folder: str | os.PathLike, rows: Sequence[ScoredClip]) -> dict[str, Any] | None:
+    """Writes a detector's ``scores.csv`` and what is made from it: official files and figures.
+
+    Killed half way, it leaves no ``results.json``, and :func:`read_scores` refuses the folder.
+
+    Args:
+      folder: ``RUN/scores/NAME``; made where it does not exist.
+      rows: The test clips, in the order of the collection.
+
+    Returns:
+      The figures of :func:`asdproto.scoring.metrics.evaluate`; None where a clip's state is not
+      known, or there is no clip.
+
+    Raises:
+      DataError: A score that is not finite, or a machine type or section that cannot be part of a
+        file name.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for clip in rows:
+        if not math.isfinite(clip.score):
+            remedy = "Look for a diverged model or an empty clip, and score again."
+            raise DataError(clip.file, f"the score {clip.score}", "a finite number", remedy)
+    figures = None
+    if rows and all(clip.state for clip in rows):
+        figures = evaluate(tables_of(rows))
+    (folder / RESULTS).unlink(missing_ok=True)
+    write_official(folder, rows)
+    if figures is not None:
+        write_result_csv(folder / "result.csv", figures)
+    text = csv_text([COLUMNS, *map(csv_cells, rows)])
+    write_atomically(folder / SCORES, text.encode())
+    about = {} if figures is None else figures
+    write_figures(folder / RESULTS, {**about, "scores": zlib.crc32(text.encode())})
+    return figures
+
+
+def read_scores(folder: str | os.PathLike) -> list[ScoredClip]:
+    """Reads a detector's ``scores.csv``.
+
+    Args:
+      folder: ``RUN/scores/NAME``.
+
+    Returns:
+      Its rows, in the order in which they were written.
+
+    Raises:
+      DataError: The file is missing, unfinished or not the one that was written.
+    """
+    path = Path(folder) / SCORES
+    saved = _read_json(path.with_name(RESULTS)).get("scores")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(path, str(error.strerror), "scores of clips", AGAIN) from None
+    if zlib.crc32(content) != saved:
+        raise DataError(path, "other scores than were saved", "what its checksum says", AGAIN)
+    header, *rows = csv.reader(io.StringIO(content.decode(), newline=""))
+    if header != list(COLUMNS):
+        raise DataError(path, f"columns {quoted(','.join(header))}", ",".join(COLUMNS), AGAIN)
+    clips = []
+    for cells in rows:
+        values: dict[str, Any] = dict(zip(COLUMNS, map(plain_cell, cells), strict=True))
+        values |= {name: float(values[name]) for name in _NUMBERS}
+        clips.append(ScoredClip(**{**values, "decision": int(values["decision"])}))
+    return clips
+
+
+def read_figures(path: str | os.PathLike) -> dict[str, Any]:
+    """Reads the figures of one detector; an undefined one is nan.
+
+    Args:
+      path: Its ``results.json``.
+
+    Returns:
+      As :func:`asdproto.scoring.metrics.evaluate` gives them; empty where there are none.
+
+    Raises:
+      DataError: The file is missing, damaged, or of another shape.
+    """
+    figures = _read_json(Path(path))
+    figures.pop("scores", None)
+    if figures:
+        _check_systems(Path(path), {"": figures})
+    return figures
+
+
+def tables_of(rows: Sequence[ScoredClip]) -> list[SectionScores]:
+    """One table a section of the clips whose sections are labeled throughout."""
+    unknown = {(clip.machine_type, clip.section) for clip in rows if not clip.state}
+    known = [clip for clip in rows if (clip.machine_type, clip.section) not in unknown]
+    scores, decisions = [clip.score for clip in known], [clip.decision for clip in known]
+    return group_scores(known, scores, decisions)
+
+
+# --- json of a run
+
+
+def write_config(run: str | os.PathLike, config: Mapping[str, Any]) -> None:
+    """Writes ``config.json``: what a run was asked for.
+
+    Args:
+      run: The run folder.
+      config: ``kind``, ``system``, ``seeds``, ``machines``, ``names``, ``classes``, ``features``,
+        ``data`` and ``collection``.
+    """
+    path = Path(run) / CONFIG
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fixed = {name: value for name, value in config.items() if name not in _MOVABLE}
+    write_json(path, {**config, "checksum": json_checksum(fixed)})
+
+
+def read_config(run: str | os.PathLike) -> dict[str, Any]:
+    """Reads ``config.json``.
+
+    Args:
+      run: The run folder.
+
+    Returns:
+      Its fields; those of :func:`write_config` that it lacks are empty, or None.
+
+    Raises:
+      DataError: It is missing, damaged, changed by hand (but for ``data`` and ``features``), or of
+        another shape.
+    """
+    path = Path(run) / CONFIG
+    config = read_json(path, remedy=AGAIN)
+    saved = config.pop("checksum", None)
+    fixed = {name: value for name, value in config.items() if name not in _MOVABLE}
+    if saved != json_checksum(fixed):
+        raise DataError(path, "other settings than were saved", "what its checksum says", AGAIN)
+    for name, (kinds, default) in _CONFIG_FIELDS.items():
+        value = config.setdefault(name, default)
+        texts = value if name in ("names", "machines") and isinstance(value, list) else ()
+        if not isinstance(value, kinds) or not all(isinstance(text, str) for text in texts):
+            found = f"{name} {quoted(repr(value))}"
+            raise DataError(path, found, "the settings of a run", AGAIN)
+    return config
+
+
+def write_results(run: str | os.PathLike, results: Mapping[str, Any]) -> None:
+    """Writes the ``results.json`` of a run, which makes the run a finished one.
+
+    Args:
+      run: The run folder.
+      results: ``{"seeds": [...], "systems": {name: figures}, ...}``.
+    """
+    write_figures(Path(run) / RESULTS, results)
+
+
+def read_results(run: str | os.PathLike) -> dict[str, Any]:
+    """Reads the ``results.json`` of a run.
+
+    Args:
+      run: The run folder.
+
+    Returns:
+      Its contents; ``"systems"`` holds figures by name, ``"seeds"`` a list of integers.
+
+    Raises:
+      DataError: It is missing, damaged, changed by hand, or of another shape.
+    """
+    path = Path(run) / RESULTS
+    results = _read_json(path)
+    _check_systems(path, results.get("systems"))
+    seeds = results.get("seeds")
+    members = results.get("members", {})
+    if not isinstance(seeds, list) or not all(type(seed) is int for seed in seeds):
+        raise DataError(path, f"seeds {quoted(repr(seeds))}", "a list of integers", AGAIN)
+    if not isinstance(members, dict) or not all(isinstance(x, list) for x in members.values()):
+        raise DataError(path, f"members {quoted(repr(members))}", "figures by seed", AGAIN)
+    for name, each in members.items():
+        _check_systems(path, {f"{name}, {index}": one for index, one in enumerate(each)})
+    return results
+
+
+def write_figures(path: str | os.PathLike, figures: Mapping[str, Any]) -> None:
+    """Writes figures as json, with their checksum; an undefined figure (nan) becomes ``null``.
+
+    Args:
+      path: File to write; its folder is made where it does not exist.
+      figures: Nested dictionaries and lists of numbers and strings.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plain = _map_leaves(figures, lambda x: None if isinstance(x, float) and math.isnan(x) else x)
+    write_json(path, {**plain, "checksum": json_checksum(plain)})
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a json file is one that :func:`write_figures` wrote."""
+    try:
+        _read_json(path)
+    except DataError:
+        return False
+    return True
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """What :func:`write_figures` wrote; ``null`` becomes nan."""
+    content = read_json(path, remedy=AGAIN)
+    if content.pop("checksum", None) != json_checksum(content):
+        raise DataError(path, "other figures than were saved", "what its checksum says", AGAIN)
+    return _map_leaves(content, lambda leaf: math.nan if leaf is None else leaf)
+
+
+def _check_systems(path: Path, systems: Any) -> None:
+    well_formed = isinstance(systems, dict) and all(
+        isinstance(figures, dict)
+        and all(isinstance(figures.get(name), float | int) for name in ("overall", *AUC_METRICS))
+        and isinstance(figures.get("machines", {}), dict)
+        for figures in systems.values()
+    )
+    if not well_formed:
+        raise DataError(path, "no figures by system", '{"systems": {name: figures}}', AGAIN)
+
+
+def _map_leaves(value: Any, function: Callable[[Any], Any]) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _map_leaves(item, function) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_map_leaves(item, function) for item in value]
+    return function(value)
 
 
 @dataclass(slots=True)
@@ -77,13 +424,15 @@ def read_run(workdir: str | os.PathLike) -> Run:
     )
     if config.exists():
         with noting(run.notes, config.name):
-            run.config = read_json(config, remedy="Train again.")
+            run.config = read_config(workdir)
     if metrics.exists():
         with noting(run.notes, metrics.name):
             run.training = _read_training(metrics, run.notes)
     if results.exists():
         with noting(run.notes, results.name):
-            run.systems = {name: System(figures) for name, figures in _figures(results).items()}
+            run.systems = {
+                name: System(figures) for name, figures in read_results(workdir)["systems"].items()
+            }
     features, data = (_place(workdir, run.config, name) for name in ("features", "data"))
     if (features / "manifest.json").exists():
         with noting(run.notes, "The feature store"):
@@ -101,9 +450,9 @@ def read_run(workdir: str | os.PathLike) -> Run:
         if system.figures or system.clips or system.training:
             run.systems[folder.name] = system
     if not (run.config or run.training or run.systems):
-        for path in (config, results):
+        for path, read in ((config, read_config), (results, read_results)):
             if path.exists():
-                read_json(path, remedy="Train again.")
+                read(workdir)
         found = "none of config.json, metrics.jsonl, results.json and scores/"
         raise DataError(workdir, found, expected, remedy)
     # Its last system, and not what is fitted beside it to compare with.
@@ -123,14 +472,6 @@ def _place(workdir: Path, config: Mapping[str, Any], name: str) -> Path:
     known = workdir / place if isinstance(place, str) else workdir / name
     # Not Path.exists, which raises where a folder may not be entered.
     return known if os.path.exists(known) else workdir / name
-
-
-def _figures(path: Path) -> dict[str, dict[str, Any]]:
-    systems = read_results(path).get("systems")
-    if not isinstance(systems, dict) or not all(isinstance(x, dict) for x in systems.values()):
-        remedy = "Remove the file; the scores are then evaluated again."
-        raise DataError(path, "no figures by system", '{"systems": {name: figures}}', remedy)
-    return systems
 
 
 def _read_training(path: Path, notes: list[str]) -> dict[str, list[dict[str, Any]]]:

@@ -7,8 +7,6 @@ The csv files follow DCASE 2022 Task 2, headerless, every line ended by a line f
 * ``ground_truth_<machine>_section_<nn>_test.csv`` below ``ground_truth_data`` (1 for anomaly) and
   ``ground_truth_domain`` (1 for target).
 
-The figures made from them are in :mod:`asdproto.results.result_files`, scores along a clip in
-:mod:`asdproto.results.windows`.
 """
 
 from __future__ import annotations
@@ -17,16 +15,15 @@ import dataclasses
 import math
 import os
 import re
-import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from asdproto.data.dcase import Clip, parse_name
+from asdproto.data.dcase import Clip
 from asdproto.errors import DataError
 from asdproto.files import read_csv
-from asdproto.results.result_files import as_number, write_rows
+from asdproto.results.official import as_number
 from asdproto.scoring.backends import rows_by
 from asdproto.scoring.metrics import SectionScores, clip_files
 
@@ -37,10 +34,6 @@ _SCORE_FILE = re.compile(
 )
 _NAME = "anomaly_score_<machine type>_section_<nn>_test.csv"
 _NOT_FINITE_REMEDY = "Look for a diverged model or an empty clip, and score again."
-
-
-class IncompleteScoresWarning(UserWarning):
-    """The ground truth knows sections that nobody scored."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -102,110 +95,6 @@ def read_score_files(folder: str | os.PathLike) -> list[ScoreFile]:
         scores = np.array([_as_score(path, *row) for row in rows.values()], np.float64)
         files[key] = ScoreFile(path, *key, names, lines, scores, _read_decisions(path, names))
     return [files[key] for key in sorted(files)]
-
-
-def read_scores(
-    folder: str | os.PathLike,
-    *,
-    ground_truth: str | os.PathLike | None = None,
-    clips: Sequence[Clip] | None = None,
-) -> list[SectionScores]:
-    """Reads every score (and decision) file of a test set, with the ground truth.
-
-    What each clip is comes from the first of these that is given: the official ground truth files,
-    a list of clips, or the clips' own file names, which say it in the development sets.
-
-    Args:
-      folder: As for :func:`read_score_files`.
-      ground_truth: Folder with ``ground_truth_data`` and ``ground_truth_domain``, for evaluation
-        sets. A section it covers must be scored in full.
-      clips: Clips of the collection, for names that follow no grammar. A section it covers must be
-        scored in full.
-
-    Returns:
-      Tables sorted by (machine type, section).
-
-    Raises:
-      DataError: As :func:`read_score_files`; no score file; or a clip without ground truth or
-        without a score. The message names file and line.
-
-    Warns:
-      IncompleteScoresWarning: Sections of the ground truth that have no score file.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        found = "a file" if folder.exists() else "nothing"
-        raise DataError(folder, found, "a folder of anomaly_score_*.csv", "Check the path.")
-    scored = read_score_files(folder)
-    if not scored:
-        remedy = "Give the folder that holds the scores of one system."
-        raise DataError(folder, "no score file of a test set", _NAME, remedy)
-    facts, source = None, ""
-    if ground_truth is not None:
-        facts, source = _official_truth(Path(ground_truth)), str(ground_truth)
-    elif clips is not None:
-        facts, source = _truth_of_clips(clips), "the list of clips"
-    tables = [_with_truth(one, facts, source) for one in scored]
-    unscored = sorted(set(facts or ()) - {(one.machine_type, one.section) for one in scored})
-    if unscored:
-        names = ", ".join(f"{machine} section {section}" for machine, section in unscored)
-        warnings.warn(
-            f"{folder} has no scores for {len(unscored)} sections of the ground truth, which are "
-            f"therefore in no figure: {names}",
-            IncompleteScoresWarning,
-            stacklevel=2,
-        )
-    return tables
-
-
-def write_scores(
-    folder: str | os.PathLike,
-    clips: Sequence[Clip],
-    scores: np.ndarray,
-    decisions: np.ndarray | None = None,
-) -> list[Path]:
-    """Writes the official anomaly score files and, where decisions are given, decision files.
-
-    Scores are written with all their digits: reading them back gives the same float64. Nothing of
-    the ground truth is written, so clips of an evaluation set are welcome. Without decisions, those
-    that an earlier call left for the same section are removed: they belong to other scores.
-
-    Args:
-      folder: Made where it does not exist.
-      clips: Scored clips, length ``n``.
-      scores: Floating, shape ``[n]``, finite.
-      decisions: 0 (normal) or 1 (anomaly), shape ``[n]``, or None.
-
-    Returns:
-      The files written, two or one per section.
-
-    Raises:
-      DataError: A machine type or section that cannot be part of a file name, or a score that is
-        not finite.
-      ValueError: Lengths differ.
-    """
-    columns = {"anomaly_score": np.asarray(scores, np.float64)}
-    if decisions is not None:
-        columns["decision_result"] = np.asarray(decisions).astype(bool).astype(int)
-    for name, values in columns.items():
-        if values.shape != (len(clips),):
-            raise ValueError(
-                f"{name} has shape {values.shape}, expected ({len(clips)},): one per clip"
-            )
-    for clip, value in zip(clips, columns["anomaly_score"], strict=True):
-        if not math.isfinite(value):
-            raise DataError(clip.path, f"the score {value}", "a finite number", _NOT_FINITE_REMEDY)
-    sections = rows_by([(clip.machine_type, clip.section) for clip in clips])
-    written = []
-    for (machine, section), rows in sorted(sections.items()):
-        files = clip_files([clips[row] for row in rows])
-        for prefix, values in columns.items():
-            name = f"{prefix}_{_file_part(machine)}_section_{_file_part(section)}_test.csv"
-            pairs = zip(files, values[rows].tolist(), strict=True)
-            written.append(write_rows(Path(folder) / name, pairs))
-        if decisions is None:
-            _decision_file(written[-1]).unlink(missing_ok=True)
-    return written
 
 
 def clips_by_file(clips: Iterable[Clip]) -> dict[tuple[str, str], dict[str, Clip]]:
@@ -274,98 +163,9 @@ def _require_all(path: Path, expected: Iterable[str], given: Iterable[str], *, w
         raise DataError(path, found, f"a {what} for every clip of the section", remedy)
 
 
-def _with_truth(scored: ScoreFile, facts: _Facts | None, source: str) -> SectionScores:
-    key = scored.machine_type, scored.section
-    lines = [f"{scored.path}, line {line}" for line in scored.lines]
-    if facts is None:
-        named = zip(lines, scored.files, strict=True)
-        known = {name: _truth_of_name(where, scored.section, name) for where, name in named}
-    else:
-        known = facts.get(key, {})
-    for where, name in zip(lines, scored.files, strict=True):
-        if name not in known:
-            found = f"{name} of {key[0]} section {key[1]}, whose state {source} does not say"
-            remedy = "Give the ground truth of this test set."
-            raise DataError(where, found, "normal or anomaly for every scored clip", remedy)
-    _require_all(scored.path, known, scored.files, what="score")
-    return scored.with_truth(known[name] for name in scored.files)
-
-
-def _truth_of_name(where: str, section: str, name: str) -> tuple[bool, str]:
-    try:
-        parsed = parse_name(name)
-    except DataError as error:
-        raise DataError(where, error.found, error.expected, error.remedy) from None
-    if not parsed.state:
-        found = f"{name}, whose name does not say whether it is normal"
-        remedy = "Give the ground truth: a folder of official files, or the collection's csv."
-        raise DataError(where, found, "'normal' or 'anomaly' in the name", remedy)
-    if parsed.section != section:
-        found, remedy = f"{name} of section {parsed.section}", "Move it to the file of its section."
-        raise DataError(where, found, f"clips of section {section}", remedy)
-    return parsed.state == "anomaly", parsed.domain
-
-
-def _truth_of_clips(clips: Sequence[Clip]) -> _Facts:
-    return {
-        key: {
-            name: (clip.state == "anomaly", clip.domain)
-            for name, clip in named.items()
-            if clip.state
-        }
-        for key, named in clips_by_file(clips).items()
-        if any(clip.state for clip in named.values())
-    }
-
-
-def _official_truth(folder: Path) -> _Facts:
-    if folder.name in ("ground_truth_data", "ground_truth_domain"):
-        folder = folder.parent
-    states = _ground_truth_column(folder / "ground_truth_data", "0 (normal) or 1 (anomaly)")
-    domains = _ground_truth_column(folder / "ground_truth_domain", "0 (source) or 1 (target)")
-    facts: _Facts = {}
-    for (machine, section), flags in states.items():
-        targets = domains.get((machine, section), {})
-        lacking = sorted(flags.keys() - targets.keys())
-        if lacking:
-            clips = f"{len(lacking)} clips of {machine} section {section}, the first {lacking[0]}"
-            expected = "a domain for every clip of ground_truth_data"
-            remedy = "Fetch the official ground truth again."
-            raise DataError(
-                folder / "ground_truth_domain", f"no domain for {clips}", expected, remedy
-            )
-        facts[machine, section] = {
-            name: (anomaly, "target" if targets[name] else "source")
-            for name, anomaly in flags.items()
-        }
-    return facts
-
-
-def _ground_truth_column(folder: Path, expected: str) -> dict[tuple[str, str], dict[str, bool]]:
-    pattern = re.compile(r"ground_truth_(.+)_section_(.+?)(?:_test)?\.csv")
-    column = {
-        (match[1], match[2]): _read_flags(path, "0 or 1", expected)
-        for path in sorted(folder.glob("ground_truth_*.csv"))
-        if (match := pattern.fullmatch(path.name))
-    }
-    if not column:
-        name = "ground_truth_<machine type>_section_<nn>_test.csv"
-        remedy = "Give the folder above ground_truth_data and ground_truth_domain."
-        raise DataError(folder, "no ground truth file", name, remedy)
-    return column
-
-
 def _as_score(path: Path, line: int, cell: str) -> float:
-    value = as_number(path, line, cell, "a number; the official files have no header line")
+    value = as_number(f"{path}, line {line}", cell, "a number")
     if not math.isfinite(value):
         where = f"{path}, line {line}"
         raise DataError(where, f"the score {cell}", "a finite number", _NOT_FINITE_REMEDY)
     return value
-
-
-def _file_part(name: str) -> str:
-    if not name or "/" in name or os.sep in name or name.startswith("."):
-        found = f"the machine type or section {name!r}"
-        remedy = "Rename it in the collection's csv."
-        raise DataError(name, found, "a name that can be part of a file name", remedy)
-    return name

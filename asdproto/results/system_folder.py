@@ -5,7 +5,6 @@
     anomaly_score_*.csv, decision_result_*.csv   scores and decisions of test clips
     training_scores.npz    machine_types and held-out scores of training clips, files beside them
     thresholds.json        {machine type: decision threshold}
-    windows.npz            where in time scores come from
     embeddings.npz         train, test, train_files, test_files
     member_0.npz           the first member, with a back-end's arrays below "scorer/"
 
@@ -29,7 +28,6 @@ from asdproto.errors import DataError
 from asdproto.files import read_arrays, read_json
 from asdproto.results import class_name
 from asdproto.results.score_files import ScoreFile, clips_by_file, read_score_files
-from asdproto.results.windows import Windows, read_windows
 from asdproto.scoring.backends import Scorer
 from asdproto.scoring.metrics import SectionScores, UndefinedMetricWarning, evaluate
 from asdproto.scoring.thresholds import ThresholdWarning, decide, gamma_threshold
@@ -132,7 +130,6 @@ class System:
       thresholds: Decision threshold of each machine type; see :func:`infer_thresholds` where the
         run does not say it.
       training: Held-out scores of training clips by machine type, where the run keeps them.
-      windows: Scores along clips, by path.
       maps: Maps of the embeddings, one a machine type.
       similarity: Of the prototypes, where the system has them.
     """
@@ -142,7 +139,6 @@ class System:
     clips: list[ScoredClip] = field(default_factory=list)
     thresholds: dict[str, float] = field(default_factory=dict)
     training: dict[str, np.ndarray] = field(default_factory=dict)
-    windows: dict[str, Windows] = field(default_factory=dict)
     maps: list[EmbeddingMap] = field(default_factory=list)
     similarity: Similarity | None = None
 
@@ -177,8 +173,6 @@ def read_system(
     if (folder / "training_scores.npz").exists():
         with noting(notes, f"{name}: training scores"):
             system.training = _read_training_scores(folder / "training_scores.npz")
-    with noting(notes, f"{name}: scores along clips"):
-        system.windows = read_windows(folder)
     embeddings: dict[str, np.ndarray] = {}
     if (folder / "embeddings.npz").exists():
         with noting(notes, f"{name}: embeddings"):

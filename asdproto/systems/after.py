@@ -12,13 +12,13 @@ from asdproto.config import ConfigError, from_dict, override, to_dict
 from asdproto.data.dcase import Clip
 from asdproto.data.store import open_store
 from asdproto.errors import DataError
-from asdproto.files import locked, read_arrays, read_json, write_json
-from asdproto.results.result_files import read_run_results
+from asdproto.files import locked, read_arrays
+from asdproto.results.run_folder import AGAIN, read_config, read_figures, read_results, write_config
 from asdproto.scoring.fusion import balancing_weights, combine
 from asdproto.systems import system_class
 from asdproto.systems.members import prepare_for
 from asdproto.systems.run import LOCK, MEMBER_SCORES, save_scores, score_all
-from asdproto.systems.trained import ABOUT, FINISH, TrainedDetector, load_run, read_config
+from asdproto.systems.trained import ABOUT, TrainedDetector, load_run
 
 
 def rescore(run: Path, overrides: Sequence[str], out: Path | None = None) -> dict[str, Any]:
@@ -36,11 +36,11 @@ def rescore(run: Path, overrides: Sequence[str], out: Path | None = None) -> dic
       ConfigError: Something else than ``score`` is assigned, or the system has no back-end.
       DataError: The run is not finished, or its features are gone.
     """
-    config, results = read_config(run), read_run_results(run / "results.json")
+    config, results = read_config(run), read_results(run)
     try:
         before = from_dict(system_class(config["kind"]), config["system"])
     except ConfigError as error:
-        raise DataError(run / "config.json", str(error), "the settings of a run", FINISH) from None
+        raise DataError(run / "config.json", str(error), "the settings of a run", AGAIN) from None
     if not isinstance(config.get("features"), str):
         found, expected = "no feature store", "that of a run that trained on one"
         raise DataError(run / "config.json", found, expected, "Train on a collection or a store.")
@@ -64,7 +64,7 @@ def rescore(run: Path, overrides: Sequence[str], out: Path | None = None) -> dic
             systems |= figures
             members |= each
         config["system"] = to_dict(system)
-        write_json(target / "config.json", config)
+        write_config(target, config)
     ordered = {name: systems[name] for name in results["systems"] if name in systems}
     return {**results, "systems": ordered, **({"members": members} if members else {})}
 
@@ -137,12 +137,11 @@ def fuse(
         "features": config.get("features"),
         "data": config.get("data"),
     }
-    write_json(out / "config.json", about)
+    write_config(out, about)
     systems = {}
     for source in folders:
-        if (source / "results.json").is_file():
-            name = f"{source.parents[1].name}/{source.name}"
-            systems[name] = read_json(source / "results.json", remedy=FINISH)
+        if (source / "scores.csv").is_file() and (own := read_figures(source / "results.json")):
+            systems[f"{source.parents[1].name}/{source.name}"] = own
     clips, scores = _test_scores(folders, config)
     figures = save_scores(folder, clips, fused, scores)
     if figures is not None:

@@ -16,13 +16,12 @@ from asdproto.config import ConfigError, between, check_fields, strictly_between
 from asdproto.data.dataset import ClipArrays, Dataset
 from asdproto.features import FeatureSettings
 from asdproto.files import append
-from asdproto.systems.members import Comparison, Fitted, RunOptions, Section, WindowScores
+from asdproto.systems.members import Comparison, Fitted, RunOptions, Section
 from asdproto.systems.reconstruction import (
     Network,
     ReconstructionConfig,
     fit_machines,
     score_clips,
-    stack_errors,
 )
 from asdproto.training.loop import truncate_metrics
 
@@ -137,26 +136,6 @@ class AutoEncoderMember:
             network = self.networks[str(machine)]
             scores[rows] = score_clips(network, self.system, features[rows], frames[rows])
         return Comparison(scores)
-
-    def windows(self, clips: ClipArrays, sections: Sequence[Section]) -> WindowScores:
-        """Mean errors of the stacks that begin within half a second."""
-        settings = self.system.features
-        length = max(1, settings.sample_rate // 2 // settings.hop_length)
-        owners, starts, scores = [], [], []
-        features, frames = clips.load(), clips.usable_frames
-        for clip, (machine, _) in enumerate(sections):
-            network = self.networks[machine]
-            errors = stack_errors(
-                network, self.system, features[clip : clip + 1], frames[clip : clip + 1]
-            )
-            parts = np.split(errors, np.arange(length, len(errors), length))
-            owners += [clip] * len(parts)
-            starts += [length * part for part in range(len(parts))]
-            scores += [part.mean() for part in parts]
-        hop = settings.hop_length / settings.sample_rate
-        return WindowScores(
-            np.array(owners), np.array(starts) * hop, length * hop, np.array(scores)
-        )
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """See :class:`asdproto.systems.members.Member`."""

@@ -79,28 +79,8 @@ class Comparison(NamedTuple):
     embeddings: np.ndarray | None = None
 
 
-class WindowScores(NamedTuple):
-    """Where in time the scores of clips come from.
-
-    Attributes:
-      clips: int64, shape ``[windows]``: row of each window's clip.
-      starts: float64, shape ``[windows]``: where it begins, seconds.
-      seconds: Its length.
-      scores: float64, shape ``[windows]``, on the scale of the clips' scores.
-    """
-
-    clips: np.ndarray
-    starts: np.ndarray
-    seconds: float
-    scores: np.ndarray
-
-
 class Member(Protocol):
-    """A trained model, ready to score clips; a detector has one for each seed or fused system.
-
-    A member that can say where in time a score comes from has a method ``windows(clips, sections)``
-    as well, with :class:`WindowScores` as its result.
-    """
+    """A trained model, ready to score clips; a detector has one for each seed or fused system."""
 
     @property
     def system(self) -> Any:

@@ -39,13 +39,12 @@ from asdproto.scoring.backends import (
     fit_scorer,
     held_out_scores,
 )
-from asdproto.systems.embedding import embed_clips, training_batch_stats, window_starts
+from asdproto.systems.embedding import embed_clips, training_batch_stats
 from asdproto.systems.members import (
     Comparison,
     Fitted,
     RunOptions,
     Section,
-    WindowScores,
     open_checkpoints,
 )
 from asdproto.training.devices import AXIS, Devices, use_devices
@@ -487,19 +486,6 @@ class PrototypeMember:
         embeddings = self.embed(clips)
         scores = self.scorer.score(embeddings, sections)
         return Comparison(scores, self.scorer.nearest(embeddings, sections), embeddings)
-
-    def windows(self, clips: ClipArrays, sections: Sequence[Section]) -> WindowScores:
-        """Scores of crops that cover the clips, each as if it were a clip."""
-        config, crop = self.system.score, self.system.crop
-        starts = [window_starts(int(frames), crop, config.hop) for frames in clips.usable_frames]
-        owners = np.repeat(np.arange(len(clips)), [len(one) for one in starts])
-        first = np.concatenate(starts)
-        alone = ClipArrays(
-            clips.crops(owners, first), np.arange(len(owners)), np.full(len(owners), crop), crop
-        )
-        found = self.scorer.score(self.embed(alone), [sections[int(owner)] for owner in owners])
-        seconds = self.system.features.hop_length / self.system.features.sample_rate
-        return WindowScores(owners, first * seconds, crop * seconds, found)
 
     @property
     def scoring_variables(self) -> dict[str, Any]:

@@ -25,11 +25,16 @@ from asdproto.data.dataset import Dataset, section_keys
 from asdproto.data.dcase import Clip
 from asdproto.data.store import FeatureStore
 from asdproto.errors import DataError
-from asdproto.files import locked, read_json, remove_abandoned, write_arrays, write_json
-from asdproto.results.result_files import write_result_csv, write_results
-from asdproto.results.score_files import write_scores
+from asdproto.files import locked, remove_abandoned, write_arrays
+from asdproto.results import class_name
+from asdproto.results.run_folder import (
+    ScoredClip,
+    percentiles,
+    read_config,
+    write_config,
+    write_scores,
+)
 from asdproto.results.tables import HEADLINE
-from asdproto.results.windows import write_windows
 from asdproto.scoring.metrics import evaluate, group_scores
 from asdproto.scoring.thresholds import decide
 from asdproto.systems import YARDSTICKS, preset
@@ -39,8 +44,6 @@ from asdproto.systems.trained import TrainedDetector
 LOCK = ".lock"  # of a work folder
 # Scores of the test clips by every member: what fusing takes.
 MEMBER_SCORES = "member_scores.npz"
-# Clips whose scores are followed through time.
-_WINDOWED = 60
 
 
 class EqualEmbeddingsWarning(UserWarning):
@@ -89,7 +92,7 @@ def train_run(
                 "features": str(store.root.resolve()),
                 "data": None if root is None else str(root.resolve()),
             }
-            write_json(options.workdir / "config.json", about)
+            write_config(options.workdir, about)
         fitted = system.train(data, options, seeds)
         trained = time.monotonic()
         figures, members = score_all(options.workdir, system, data, seeds, fitted)
@@ -256,9 +259,9 @@ def score_fitted(
     if fitted[0].embeddings is not None and comparisons:
         _save_embeddings(folder, data, fitted[0].embeddings, comparisons[0])
     scores = [one.scores for one in comparisons]
-    figures = save_scores(folder, data.test_clips, detector, scores)
-    if scores:
-        _save_windows(folder, data, detector, scores)
+    labels = next((one.nearest for one in comparisons if one.nearest is not None), None)
+    nearest = None if labels is None else [class_name(data.classes[label]) for label in labels]
+    figures = save_scores(folder, data.test_clips, detector, scores, nearest)
     if figures is None or len(comparisons) == 1:
         return figures, []
     each = []
@@ -273,6 +276,7 @@ def save_scores(
     clips: Sequence[Clip],
     detector: TrainedDetector,
     scores: Sequence[np.ndarray],
+    nearest: Sequence[str] | None = None,
 ) -> dict[str, Any] | None:
     """Writes the members' scores of the test clips as one; evaluates where there are labels."""
     if not clips:
@@ -283,13 +287,26 @@ def save_scores(
     thresholds = detector.thresholds()
     limits = np.array([thresholds[clip.machine_type] for clip in clips])
     decisions = decide(combined, limits)
-    write_scores(folder, clips, combined, decisions)
-    if any(clip.state == "" for clip in clips):
-        return None
-    figures = evaluate(group_scores(clips, combined, decisions))
-    write_result_csv(folder / "result.csv", figures)
-    write_results(folder / "results.json", figures)
-    return figures
+    train_machines = [machine for machine, _ in detector.train_sections]
+    machines = [clip.machine_type for clip in clips]
+    shares = percentiles(combined, machines, detector.train_scores, train_machines)
+    rows = [
+        ScoredClip(
+            file=clip.path,
+            machine_type=clip.machine_type,
+            section=clip.section,
+            domain=clip.domain,
+            state=clip.state,
+            score=float(combined[row]),
+            percentile=float(shares[row]),
+            threshold=float(limits[row]),
+            decision=int(decisions[row]),
+            nearest_class=nearest[row] if nearest else "",
+            note="",
+        )
+        for row, clip in enumerate(clips)
+    ]
+    return write_scores(folder, rows)
 
 
 def _save_embeddings(folder: Path, data: Dataset, train: np.ndarray, test: Comparison) -> None:
@@ -304,20 +321,6 @@ def _save_embeddings(folder: Path, data: Dataset, train: np.ndarray, test: Compa
             "test_files": np.array([clip.path for clip in data.test_clips]),
         },
     )
-
-
-def _save_windows(
-    folder: Path, data: Dataset, detector: TrainedDetector, scores: Sequence[np.ndarray]
-) -> None:
-    """Where in time the highest scores come from: reports show it of those clips."""
-    combined = detector.combine(scores, section_keys(data.test_clips))
-    rows = np.sort(np.argsort(-combined, kind="stable")[:_WINDOWED])
-    clips = data.test.take(rows)
-    chosen = [data.test_clips[row] for row in rows]
-    windows = detector.windows(clips, section_keys(chosen))
-    if windows is not None:
-        files = [clip.path for clip in chosen]
-        write_windows(folder, files, windows.clips, windows.starts, windows.seconds, windows.scores)
 
 
 def check_same_run(workdir: Path, asked: dict[str, Any], *, but: tuple[str, ...] = ()) -> list[str]:
@@ -337,11 +340,7 @@ def check_same_run(workdir: Path, asked: dict[str, Any], *, but: tuple[str, ...]
     path = workdir / "config.json"
     if not path.exists():
         return []
-    config = read_json(
-        path,
-        remedy="Choose another folder; or delete the file, where this command repeats the run's "
-        "settings: it is made again.",
-    )
+    config = read_config(workdir)
     differences = _differences(asked, {name: config.get(name) for name in asked})
     allowed = [name for name, _, _ in differences if name.startswith(but)]
     different = [

@@ -22,16 +22,16 @@ import numpy as np
 from asdproto.config import from_dict, to_dict
 from asdproto.data.dataset import ClipArrays
 from asdproto.data.dcase import parse_name
-from asdproto.errors import DataError, quoted
+from asdproto.errors import DataError
 from asdproto.features import FeatureSettings
 from asdproto.files import json_checksum, read_arrays, read_json, write_arrays, write_json
+from asdproto.results.run_folder import read_config
 from asdproto.scoring.fusion import combine
 from asdproto.scoring.thresholds import decide, gamma_threshold
 from asdproto.systems import system_class
-from asdproto.systems.members import Comparison, Member, Section, WindowScores
+from asdproto.systems.members import Comparison, Member, Section
 
 ABOUT = "detector.json"
-FINISH = "Repeat the run's command, with the same settings and without this file."
 _FORMAT = 1
 _AGAIN = (
     "Delete the run's results.json and repeat its command: it is made again from the checkpoints."
@@ -141,23 +141,6 @@ class TrainedDetector:
         return combine(
             list(scores), list(self.held_out), sections, self.train_sections, weights=self.weights
         )
-
-    def windows(self, clips: ClipArrays, sections: Sequence[Section]) -> WindowScores | None:
-        """Where in time the scores come from; ``None`` where the members cannot say.
-
-        Args:
-          clips: Features of the members' only setting.
-          sections: Machine type and section of each clip.
-        """
-        members: Sequence[Any] = self.members
-        if len({member.system for member in members}) > 1 or not len(clips):
-            return None
-        if not hasattr(members[0], "windows"):
-            return None
-        clips = dataclasses.replace(clips, crop=members[0].system.crop)
-        windows = [member.windows(clips, sections) for member in members]
-        keys = [sections[clip] for clip in windows[0].clips]
-        return windows[0]._replace(scores=self.combine([one.scores for one in windows], keys))
 
     def read(
         self, path: Path | str, *, machine_type: str | None = None, section: str | None = None
@@ -402,22 +385,6 @@ def load_run(
             remedy = _AGAIN
         raise DataError(workdir, found, "the folder of a finished run", remedy)
     return TrainedDetector.load(workdir / "scores" / chosen, encoder)
-
-
-def read_config(workdir: Path) -> dict[str, Any]:
-    """Reads the ``config.json`` of a run.
-
-    Raises:
-      DataError: It is missing, damaged, or of something else.
-    """
-    path = workdir / "config.json"
-    config = read_json(path, remedy=FINISH)
-    kinds = {"kind": str, "system": dict, "names": list}
-    odd = [name for name, kind in kinds.items() if not isinstance(config.get(name), kind)]
-    if odd:
-        found = f"{odd[0]} {quoted(repr(config.get(odd[0])))}"
-        raise DataError(path, found, "the settings of a run", FINISH)
-    return config
 
 
 def stack(arrays: Sequence[np.ndarray]) -> ClipArrays:

@@ -9,6 +9,7 @@ import pytest
 from asdproto.config import ConfigError
 from asdproto.errors import DataError
 from asdproto.files import locked
+from asdproto.results.run_folder import write_figures
 from asdproto.systems import preset
 from experiments import grid, side_by_side, table1, table2, table3, two_stage
 from tests.experiments.collection import write_collection
@@ -110,8 +111,8 @@ def test_a_cell_finished_by_another_process_meanwhile_is_not_done_again(tmp_path
 def _results(folder, seed, scale):
     figures = {"source_auc": 0.5 * scale, "target_auc": 0.4, "pauc": 0.6, "overall": 0.48 * scale}
     machine = {"overall": 0.7 * scale, "sections": {}}
-    path = folder / f"{seed}.json"
-    path.write_text(json.dumps({**figures, "machines": {"ToyCar": machine}, "undefined": []}))
+    about = {**figures, "machines": {"ToyCar": machine}, "undefined": []}
+    write_figures(folder / f"{seed}.json", about)
 
 
 def test_figures_stand_beside_the_papers(tmp_path):

@@ -167,7 +167,7 @@ def test_a_run_leaves_all_its_files(finished):
 
 def test_scores_and_figures_belong_together(finished):
     """Every test clip is scored, and the figures are those of the files."""
-    from asdproto.results.score_files import read_scores
+    from asdproto.results.run_folder import read_scores, tables_of
     from asdproto.scoring.metrics import evaluate
 
     results = json.loads((finished / "results.json").read_text())
@@ -179,7 +179,7 @@ def test_scores_and_figures_belong_together(finished):
         assert set(figures["machines"]) == {"fan", "pump"}
         for name in ("overall", "source_auc", "target_auc", "pauc"):
             assert 0 <= figures[name] <= 1
-        sections = read_scores(finished / "scores" / stage)
+        sections = tables_of(read_scores(finished / "scores" / stage))
         assert sum(len(section.scores) for section in sections) == 2 * len(TEST)
         again = evaluate(sections)
         for name in ("overall", "source_auc", "target_auc", "pauc"):

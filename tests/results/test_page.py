@@ -19,14 +19,18 @@ from asdproto.files import write_arrays
 from asdproto.results import clips as report_clips
 from asdproto.results import page, plots, tables
 from asdproto.results.clips import most_anomalous
-from asdproto.results.result_files import largest_difference, write_results
-from asdproto.results.run_folder import read_run
-from asdproto.results.score_files import write_scores
+from asdproto.results.run_folder import (
+    read_config,
+    read_run,
+    write_config,
+    write_results,
+    write_scores,
+)
 from asdproto.results.system_folder import ScoredClip, infer_thresholds, threshold_effects
-from asdproto.results.windows import read_windows, write_windows
 from asdproto.scoring import metrics
 from asdproto.scoring.backends import fit_scorer
 from asdproto.scoring.thresholds import decide, gamma_threshold
+from tests.results.rows import scored
 
 SETTINGS = FeatureSettings(n_fft=256, hop_length=128, n_mels=8)
 CLASSES = [
@@ -75,7 +79,7 @@ def make_run(root, *, labelled=True, seed=0):
         folder = root / "scores" / name
         scores = 1.0 + rng.random(len(test)) + [clip.path.count("anomaly") for clip in test]
         held_out = 1.0 + rng.gamma(4.0, 0.1, len(train))
-        write_scores(folder, test, scores, decide(scores, 1.75))
+        write_scores(folder, scored(test, scores, 1.75))
         training = {"machine_types": np.array([c.machine_type for c in train]), "scores": held_out}
         write_arrays(folder / "training_scores.npz", training)
         if labelled:
@@ -91,15 +95,7 @@ def make_run(root, *, labelled=True, seed=0):
     files = [np.array([clip.path for clip in group]) for group in (train, test)]
     names = ("train", "test", "train_files", "test_files")
     write_arrays(folder / "embeddings.npz", dict(zip(names, [*embeddings, *files], strict=True)))
-    write_windows(
-        folder,
-        [clip.path for clip in test],
-        np.repeat(np.arange(len(test)), 4),
-        np.tile([0.0, 0.1, 0.2, 0.3], len(test)),
-        0.1,
-        rng.random(4 * len(test)) + 1.0,
-    )
-    write_results(root / "results.json", {"systems": systems})
+    write_results(root, {"seeds": [0], "systems": systems})
     rows = [
         {
             "stage": stage,
@@ -114,8 +110,8 @@ def make_run(root, *, labelled=True, seed=0):
         for epoch in (1, 2, 3)
     ]
     (root / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = {"preset": "quick", "model": {"width": 16, "fmax": None}, "classes": CLASSES}
-    (root / "config.json").write_text(json.dumps(config))
+    config = {"kind": "prototype", "system": {"width": 16, "fmax": None}, "names": []}
+    write_config(root, {**config, "classes": CLASSES})
     return root
 
 
@@ -213,10 +209,11 @@ def test_the_page_shows_the_figures(finished, finished_page):
                 three = [f"{100 * values[metric]:.2f}" for metric in metrics.AUC_METRICS]
                 assert any(row[:5] == ["", section, *three] for row in rows), (name, section)
     assert ["pretrain", "3", "2.0000", "0.6667", "0.0333333", "4.5", "100"] in rows
-    assert ["model.width", "16"] in rows
-    assert ["model.fmax", "null"] in rows
+    assert ["system.width", "16"] in rows
+    assert ["system.fmax", "null"] in rows
 
 
+@pytest.mark.filterwarnings("ignore:undefined figures")
 def test_everything_from_files_is_escaped(tmp_path):
     evil = "<script>alert('$x$')</script>&\""
     root = tmp_path / "run <b>"
@@ -229,7 +226,7 @@ def test_everything_from_files_is_escaped(tmp_path):
     write_store(root / "features", np.ones((12, 9, 8)), clips, settings=SETTINGS)
     folder = root / "scores" / "<script>of"
     test = [clip for clip in clips[4:] if clip.state == "normal"]
-    write_scores(folder, test, np.arange(4.0))
+    write_scores(folder, scored(test, np.arange(4.0)))
     keys = [("a&<i>b", "0<u>")] * 4
     embeddings = np.random.default_rng(0).normal(size=(12, 3))
     scorer = fit_scorer(embeddings[:4], np.array([0, 0, 1, 1]), keys, kind="cosine")
@@ -238,11 +235,12 @@ def test_everything_from_files_is_escaped(tmp_path):
     arrays = {"train": embeddings[:4], "test": embeddings[4:8]}
     files = {"train_files": np.array(names[:4]), "test_files": np.array(names[4:8])}
     write_arrays(folder / "embeddings.npz", {**arrays, **files})
-    (root / "config.json").write_text(json.dumps({evil: evil, "classes": [[evil], [evil, "2"]]}))
+    config = {"kind": evil, "system": {evil: evil}, "names": [], "classes": [[evil], [evil, "2"]]}
+    write_config(root, config)
     row = {"stage": evil, "epoch": 1, "loss": 1.0, "learning_rate": 0.1}
     (root / "metrics.jsonl").write_text(json.dumps(row) + "\n" + evil + "\n")
     figures = metrics.evaluate(metrics.group_scores(clips[4:], np.arange(8.0)))
-    write_results(root / "results.json", {"systems": {evil: figures}})
+    write_results(root, {"seeds": [], "systems": {evil: figures}})
     text = page.write_report(root).read_text()
     for tag in ("<script", "<i>b", "<u>", "run <b>"):
         assert tag not in text
@@ -315,32 +313,6 @@ def test_nearest_classes_and_similarities_are_those_of_the_back_end(finished):
     np.testing.assert_allclose(similarity.cosine, prototypes @ prototypes.T, atol=1e-12)
 
 
-def test_the_excerpt_is_around_the_highest_window(finished, tmp_path, monkeypatch):
-    path, rate = tmp_path / "long.wav", 8000
-    seconds = np.arange(10 * rate) / rate
-    loud = np.where((seconds > 7.0) & (seconds < 7.5), 0.5, 0.001)
-    both = np.stack([loud * np.sin(2 * np.pi * 440 * seconds), np.ones(len(seconds))], axis=1)
-    soundfile.write(path, both, rate)
-    windows = read_windows(finished / "scores" / "finetune")
-    some = next(iter(windows.values()))
-    some = type(some)(np.array([1.0, 7.0, 9.9]), np.full(3, 0.5), np.array([0.1, 0.9, np.nan]))
-    (start, end), audio = report_clips._excerpt(path, some)
-    assert (start, end) == (5.25, 9.25)
-    samples, rate = soundfile.read(io.BytesIO(audio))
-    assert (samples.shape, rate) == ((4 * 16_000,), 16_000)
-    assert np.abs(samples).max() <= 0.95 + 2**-15
-    # The tone is where it is in the recording, and the other channel is not heard.
-    quiet, tone = samples[: int(1.7 * rate)], samples[int(1.8 * rate) : int(2.2 * rate)]
-    assert np.std(tone) > 50 * np.std(quiet)
-    assert abs(samples.mean()) < 1e-3
-    # Near the end it is moved, without windows it is from the middle; short clips are played whole.
-    late = type(some)(np.array([9.8]), np.array([0.2]), np.array([1.0]))
-    assert report_clips._excerpt(path, late)[0] == (6.0, 10.0)
-    assert report_clips._excerpt(path, None)[0] == (3.0, 7.0)
-    monkeypatch.setattr(report_clips, "_EXCERPT", 60.0)
-    assert report_clips._excerpt(path, None)[0] == (0.0, 10.0)
-
-
 def test_recordings_outside_the_collection_are_not_read(workdir):
     run = read_run(workdir)
     clip = next(
@@ -353,12 +325,13 @@ def test_recordings_outside_the_collection_are_not_read(workdir):
         assert report_clips._recording(run, moved) is None
 
 
+@pytest.mark.filterwarnings("ignore:undefined figures")
 def test_long_clips_are_pooled(tmp_path):
     frames = 3 * report_clips.MOST_COLUMNS - 1
     features = np.tile(np.arange(frames, dtype=float)[:, None], (1, SETTINGS.n_mels)) / frames
     clip = clips_of("fan", "00", "test", 1)[0]
     write_store(tmp_path / "features", [features], [clip], settings=SETTINGS, dtype="float32")
-    write_scores(tmp_path / "scores" / "ours", [clip], np.ones(1))
+    write_scores(tmp_path / "scores" / "ours", scored([clip], np.ones(1)))
     spectrogram = report_clips._stored_spectrogram(read_run(tmp_path), 0)
     assert len(spectrogram.values) == report_clips.MOST_COLUMNS
     expected = [features[first : first + 3].mean() for first in range(0, frames, 3)]
@@ -411,11 +384,8 @@ def test_the_page_is_about_the_runs_own_result(workdir):
     for figures in systems.values():
         figures["undefined"] = ["fan has no target"]
     # What is fitted beside a run stands behind the run's own systems.
-    (workdir / "results.json").write_text(
-        json.dumps({"systems": {**systems, "gmm": systems["pretrain"]}})
-    )
-    config = json.loads((workdir / "config.json").read_text())
-    (workdir / "config.json").write_text(json.dumps({**config, "names": ["pretrain", "finetune"]}))
+    write_results(workdir, {"seeds": [], "systems": {**systems, "gmm": systems["pretrain"]}})
+    write_config(workdir, {**read_config(workdir), "names": ["pretrain", "finetune"]})
     run = read_run(workdir)
     assert list(run.systems) == ["pretrain", "finetune", "gmm"]
     assert run.result == "finetune"
@@ -430,7 +400,7 @@ def test_the_page_is_about_the_runs_own_result(workdir):
 
 def test_a_run_without_test_clips_shows_its_thresholds(workdir):
     (workdir / "results.json").unlink()
-    for path in [*workdir.glob("scores/*/*.csv"), *workdir.glob("scores/*/windows.npz")]:
+    for path in [*workdir.glob("scores/*/*.csv")]:
         path.unlink()
     system = read_run(workdir).systems["finetune"]
     assert (system.clips, system.figures) == ([], {})
@@ -446,9 +416,8 @@ def test_a_run_without_test_clips_shows_its_thresholds(workdir):
 
 def test_a_run_that_was_interrupted_can_be_looked_at(workdir):
     (workdir / "results.json").unlink()
-    config = json.loads((workdir / "config.json").read_text())
-    config |= {"names": ["pretrain", "finetune"], "data": "/moved/elsewhere"}
-    (workdir / "config.json").write_text(json.dumps(config))
+    names = ["pretrain", "finetune"]
+    write_config(workdir, {**read_config(workdir), "names": names, "data": "/moved/elsewhere"})
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     # Epoch 3 was trained twice, the second time after a resume; then the run died mid-line.
     again = json.dumps({**json.loads(lines[2]), "loss": 0.125})
@@ -479,7 +448,6 @@ def test_a_run_that_was_interrupted_can_be_looked_at(workdir):
             f"scores/finetune/{name}"
             for name in (
                 "thresholds.json",
-                "windows.npz",
                 "embeddings.npz",
                 "member_0.npz",
                 "training_scores.npz",
@@ -513,9 +481,9 @@ def test_nothing_but_damage_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"config\.json: found text that is not json"):
         page.write_report(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "results.json").write_text('{"systems": {"knn": {"overall": 0.5, "pauc": null}}}')
-    # Systems need not have every figure, nor score files.
+    figures = dict.fromkeys(metrics.AUC_METRICS, float("nan"))
+    write_results(tmp_path, {"seeds": [], "systems": {"knn": {**figures, "overall": 0.5}}})
+    # Systems need not have score files.
     assert ["knn", "–", "–", "–", "50.00"] in table_rows(page.write_report(tmp_path).read_text())
 
 
@@ -552,41 +520,9 @@ def test_maps_are_principal_components(finished):
     np.testing.assert_allclose(np.abs(found), np.abs(PCA(2).fit_transform(both)), atol=1e-9)
 
 
-def test_windows_come_back_by_clip_and_time(tmp_path):
-    write_windows(tmp_path, ["a", "b", "c"], [2, 0, 0], [0.0, 0.5, 0.0], 1.0, [3.0, 2.0, np.nan])
-    windows = read_windows(tmp_path)
-    assert list(windows) == ["a", "b", "c"]
-    np.testing.assert_array_equal(windows["a"].starts, [0.0, 0.5])
-    np.testing.assert_array_equal(windows["a"].scores, [np.nan, 2.0])
-    assert [len(one.scores) for one in windows.values()] == [2, 0, 1]
-    assert read_windows(tmp_path / "elsewhere") == {}
-    for rows in ([2, 0, 3], [-1, 0, 0]):
-        with pytest.raises(ValueError, match="rows outside 0 to 2"):
-            write_windows(tmp_path, ["a", "b", "c"], rows, np.zeros(3), 1.0, np.zeros(3))
-    with np.load(tmp_path / "windows.npz") as arrays:
-        good = dict(arrays)
-    for name, value in (("clips", [0, 1, 9]), ("clips", [0.0, 1, 2]), ("scores", [1.0])):
-        write_arrays(tmp_path / "windows.npz", {**good, name: np.array(value)})
-        with pytest.raises(DataError, match=r"windows\.npz: found arrays that do not fit"):
-            read_windows(tmp_path)
-
-
-def test_an_undefined_figure_differs_from_any_number():
-    section = dict.fromkeys(metrics.AUC_METRICS, 0.5)
-    undefined = {**section, "pauc": float("nan")}
-
-    def difference(ours, theirs):
-        results = {"machines": {"fan": {"sections": {"00": ours}}}}
-        return largest_difference(results, {"fan": {"00": theirs}})
-
-    assert difference(undefined, undefined) == (0.0, "")
-    for pair in ((section, undefined), (undefined, section)):
-        assert difference(*pair) == (float("inf"), "fan section 00 pauc")
-
-
 def test_long_lists_of_the_configuration_are_cut(tmp_path):
     classes = [["fan", "00", "source", f"m-n_{number}"] for number in range(100)]
-    (tmp_path / "config.json").write_text(json.dumps({"lists": classes}))
+    write_config(tmp_path, {"kind": "", "system": {}, "names": [], "classes": classes})
     text = page.write_report(tmp_path).read_text()
     assert "... (100 entries)" in text
     assert "m-n_99" not in text
@@ -662,14 +598,3 @@ def test_the_pictures_in_the_page_are_pictures(finished_page):
         found = re.findall(rf"data:{kind};base64,([A-Za-z0-9+/=\s]+)", finished_page)
         assert len(found) >= 3
         assert all(base64.b64decode(one).startswith(magic) for one in found)
-
-
-def test_published_scores_make_a_report(real_data, tmp_path):
-    (tmp_path / "scores").mkdir()
-    folder = real_data / "dcase2022" / "dev_scores"
-    shutil.copytree(folder, tmp_path / "scores" / "published")
-    text = page.write_report(tmp_path).read_text()
-    parse(text)
-    assert text.count("<svg") == 21
-    assert len(re.findall(r"rank \d", text)) == 10
-    assert "called" not in text, "there are no decisions"

@@ -18,7 +18,7 @@ from asdproto.data.extract import build_store
 from asdproto.data.store import write_store
 from asdproto.errors import DataError
 from asdproto.features import FeatureSettings
-from asdproto.results.result_files import write_results
+from asdproto.results.run_folder import write_results
 from asdproto.systems import YARDSTICKS, after
 from asdproto.systems.embedding import embed_clips, window_starts
 from asdproto.systems.members import RunOptions
@@ -124,7 +124,7 @@ def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
     with pytest.warns(UserWarning, match="undefined"):  # there is no target domain
         results = train_run(system, store, RunOptions(workdir, use_devices(1)), seeds=[0])
-    write_results(workdir / "results.json", results)
+    write_results(workdir, results)
     return root, clips, workdir, results
 
 

@@ -8,7 +8,7 @@ from asdproto.data.extract import build_store
 from asdproto.data.table import load_collection
 from asdproto.errors import DataError
 from asdproto.features import FeatureSettings
-from asdproto.results.score_files import read_scores
+from asdproto.results.run_folder import read_scores
 from asdproto.systems import gmm
 from asdproto.systems import spectral_knn as knn
 from asdproto.systems.members import RunOptions
@@ -199,9 +199,7 @@ def test_figures_on_real_recordings(scale, real_data, tmp_path):
     test = [index for index, clip in enumerate(store.clips) if clip.split == "test"][::40]
     paths = [root / store.clips[index].path for index in test]
     published = {
-        name: score
-        for table in read_scores(options.workdir / "scores" / "spectral-knn")
-        for name, score in zip(table.files, table.scores, strict=True)
+        row.name: row.score for row in read_scores(options.workdir / "scores" / "spectral-knn")
     }
     for path, found in zip(paths, detector.score_files(paths), strict=True):
         assert found["score"] == published[path.name]

@@ -47,7 +47,6 @@ DETECTOR = [
 ]
 REPORTED = [
     *[(f"{SCORES}/embeddings.npz", fault) for fault in BITS],
-    *[(f"{SCORES}/windows.npz", fault) for fault in BITS],
     *[(f"{SCORES}/member_0.npz", fault) for fault in BITS],
     *[(f"{SCORES}/training_scores.npz", fault) for fault in BITS],
     *[(f"{SCORES}/thresholds.json", fault) for fault in TEXTS],

@@ -1,0 +1,297 @@
+"""Official csv files: what we write is what the challenge's evaluator reads, and the reverse."""
+
+import math
+import os
+import shutil
+import unicodedata
+import warnings
+
+import numpy as np
+import pytest
+
+from asdproto.data.dcase import Clip
+from asdproto.errors import DataError
+from asdproto.results import official
+from asdproto.scoring import metrics
+from tests.results.rows import scored
+from tests.scoring.test_metrics import random_table, slow_auc
+
+
+def test_published_scores_give_the_published_figures(real_data, tmp_path):
+    folder = real_data / "dcase2022" / "dev_scores"
+    tables = official.read_official(folder)
+    assert sum(len(table.files) for table in tables) == 4200
+    result = metrics.evaluate(tables)
+    published = official.read_result_csv(folder / "result.csv")
+    assert len(published) == 7
+    assert official.largest_difference(result, published)[0] <= 1e-12
+    official.write_result_csv(tmp_path / "result.csv", result)
+    ours = official.read_result_csv(tmp_path / "result.csv")
+    for machine, rows in published.items():
+        assert set(ours[machine]) == set(rows) >= {"00", "arithmetic mean", "harmonic mean"}
+        for row, figures in rows.items():
+            for name, figure in figures.items():
+                assert ours[machine][row][name] == pytest.approx(figure, abs=1e-12), (machine, row)
+    # Sections and arithmetic means byte for byte; titles and the last digit of a harmonic mean,
+    # which its order of summation decides, are each writer's own.
+    files = (tmp_path / "result.csv", folder / "result.csv")
+    blocks = [file.read_bytes().split(b"\n\n")[:7] for file in files]
+    for ours, theirs in zip(*blocks, strict=True):
+        kept = [[*block.splitlines()[:1], *block.splitlines()[2:-1]] for block in (ours, theirs)]
+        assert kept[0] == kept[1]
+
+
+def test_official_ground_truth_of_the_evaluation_set(real_data, tmp_path):
+    truth = real_data / "dcase2022"
+    rows = (truth / "ground_truth_data" / "ground_truth_fan_section_03_test.csv").read_text()
+    domains = dict(
+        line.split(",")
+        for line in (truth / "ground_truth_domain" / "ground_truth_fan_section_03_test.csv")
+        .read_text()
+        .split()
+    )
+    rng = np.random.default_rng(0)
+    lines = [line.split(",") for line in rows.split()]
+    scores = [float(state) + 2.0 * rng.normal() for _, state in lines]
+    path = tmp_path / "anomaly_score_fan_section_03_test.csv"
+    written = [f"{name},{score!r}" for (name, _), score in zip(lines, scores, strict=True)]
+    path.write_text("\n".join(written) + "\n")
+    with pytest.raises(DataError, match=r"line 1: found .*does not say whether it is normal"):
+        official.read_official(tmp_path)
+    with pytest.warns(official.IncompleteScoresWarning, match="20 sections"):
+        (table,) = official.read_official(tmp_path, ground_truth=truth)
+    result = metrics.section_metrics(table)
+    normal = [
+        score
+        for (name, state), score in zip(lines, scores, strict=True)
+        if state == "0" and domains[name] == "1"
+    ]
+    anomalous = [s for (_, state), s in zip(lines, scores, strict=True) if state == "1"]
+    assert result["target_auc"] == pytest.approx(slow_auc(normal, anomalous), abs=1e-14)
+    path.write_text("\n".join(written[:-1]) + "\n")
+    with pytest.raises(DataError, match="no score for 1 of 200 clips"):
+        official.read_official(tmp_path, ground_truth=truth / "ground_truth_data")
+
+
+def clip(name, *, state="normal", domain="source", section="00", machine="fan", split="test"):
+    return Clip(name, machine, section, domain, split, state, "")
+
+
+def test_scores_written_and_read_back_are_the_same(tmp_path):
+    rng = np.random.default_rng(5)
+    clips = [
+        clip(
+            f"fan/test/section_0{section}_{domain}_test_{state}_{index:04d}.wav",
+            state=state,
+            domain=domain,
+            section=f"0{section}",
+        )
+        for section in (1, 0)
+        for domain in ("source", "target")
+        for state in ("normal", "anomaly")
+        for index in range(3)
+    ]
+    scores = rng.normal(size=len(clips)) * 1e-7 / 3.0
+    (tmp_path / "anomaly_score_valve_section_00_test.csv").write_text("of an earlier run")
+    official.write_official(tmp_path, scored(clips, scores, 0.0))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"{kind}_fan_section_{section}_test.csv"
+        for kind in ("anomaly_score", "decision_result")
+        for section in ("00", "01")
+    ]
+    raw = (tmp_path / "anomaly_score_fan_section_00_test.csv").read_bytes()
+    assert raw.startswith(b"section_00_source_test_normal_0000.wav,")
+    assert raw.endswith(b"\n")
+    assert b"\r" not in raw
+    assert raw.count(b"\n") == 12
+    decided = (tmp_path / "decision_result_fan_section_00_test.csv").read_bytes()
+    assert {line[-2:] for line in decided.splitlines()} == {b",0", b",1"}
+    for ours, back in zip(
+        metrics.group_scores(clips, scores, scores > 0),
+        official.read_official(tmp_path),
+        strict=True,
+    ):
+        assert (ours.machine_type, ours.section) == (back.machine_type, back.section)
+        assert ours.files == back.files
+        for field in ("scores", "anomaly", "domains", "decisions"):
+            np.testing.assert_array_equal(getattr(ours, field), getattr(back, field))
+
+
+def test_clips_that_share_a_name_are_told_apart_by_their_path(tmp_path):
+    clips = [
+        clip("normal/00.wav"),
+        clip("abnormal/00.wav", state="anomaly"),
+        clip("normal/01.wav", domain="target"),
+    ]
+    official.write_official(tmp_path, scored(clips, [0.0, 1.0, 2.0]))
+    with pytest.raises(DataError, match="line 1"):
+        official.read_official(tmp_path)
+    (table,) = official.read_official(tmp_path, clips=clips)
+    assert table.files == ("normal/00.wav", "abnormal/00.wav", "normal/01.wav")
+    assert table.anomaly.tolist() == [False, True, False]
+    with pytest.raises(DataError, match="no score for 1 of 4"):
+        official.read_official(tmp_path, clips=[*clips, clip("b/01.wav", state="anomaly")])
+
+
+def test_no_cell_is_a_formula(tmp_path):
+    clips = [clip("=1+1.wav"), clip("@x.wav", state="anomaly")]
+    official.write_official(tmp_path, scored(clips, [-0.5, 1.0]))
+    text = (tmp_path / "anomaly_score_fan_section_00_test.csv").read_text()
+    assert text == "'=1+1.wav,-0.5\n'@x.wav,1.0\n"
+    (table,) = official.read_official(tmp_path, clips=clips)
+    assert table.files == ("=1+1.wav", "@x.wav")
+    figures = {**metrics.section_metrics(table), "overall": 1.0}
+    result = {**figures, "machines": {"=fan": {"sections": {"00": figures}}}}
+    official.write_result_csv(tmp_path / "result.csv", result)
+    assert (tmp_path / "result.csv").read_text().startswith("'=fan\n")
+    assert list(official.read_result_csv(tmp_path / "result.csv")) == ["=fan"]
+
+
+GOOD = "section_00_source_test_normal_0000.wav"
+SCORE = "anomaly_score_fan_section_00_test.csv"
+DECISION = "decision_result_fan_section_00_test.csv"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f"{GOOD},0.5\n{GOOD},0.6\n", r"line 2: found .* for the second time \(first on line 1\)"),
+        (f"{GOOD},0.5,1\n", r"line 1: found 3 columns"),
+        ("file,score\n", r"line 1: found 'score'; expected a number; the official files have no"),
+        (f"{GOOD},1_000\n", r"line 1: found '1_000'; expected a number"),
+        (f"{GOOD},\u0661\u0662\n", r"line 1: found '\u0661\u0662'; expected a number"),
+        (f"{GOOD},nan\n", r"line 1: found the score nan; expected a finite number"),
+        ("section_01_source_test_normal_0000.wav,1\n", r"line 1: found .* of section 01"),
+        ("noise.wav,1\n", r"line 1: found the name 'noise.wav'"),
+        ("", "found no rows"),
+        ('"broken,1\n', "never closed"),
+    ],
+)
+def test_malformed_score_files_are_refused(tmp_path, text, message):
+    (tmp_path / SCORE).write_text(text)
+    with pytest.raises(DataError, match=message) as caught:
+        official.read_official(tmp_path)
+    assert SCORE in str(caught.value)
+
+
+def test_score_folders_are_checked(tmp_path):
+    with pytest.raises(DataError, match="found nothing; expected a folder"):
+        official.read_official(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="no score file"):
+        official.read_official(tmp_path)
+    good = tmp_path / "anomaly_score_fan_section_00.csv"
+    good.write_text(f"{GOOD},0.5\n")
+    (tmp_path / "anomaly_score_fan_section_00_train.csv").write_text("passed over")
+    assert len(official.read_official(tmp_path)) == 1
+    decisions = tmp_path / "decision_result_fan_section_00.csv"
+    for text, message in (
+        (f"{GOOD},2\n", r"line 1: found '2'; expected the decision 0 \(normal\)"),
+        ("section_00_source_test_normal_0001.wav,1\n", "no decision for 1 of 1 clips"),
+        (f"{GOOD},1\nmore.wav,1\n", "decisions of 1 clips without a score"),
+    ):
+        decisions.write_text(text)
+        with pytest.raises(DataError, match=message):
+            official.read_official(tmp_path)
+    decisions.unlink()
+    shutil.copy(good, tmp_path / SCORE)
+    with pytest.raises(DataError, match="here and in"):
+        official.read_official(tmp_path)
+    good.unlink()
+    (tmp_path / SCORE).unlink()
+    os.mkfifo(tmp_path / SCORE)
+    with pytest.raises(DataError, match="no regular file"):
+        official.read_official(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        (SCORE, "anomaly_scorx_fan_section_00_test.csv"),
+        (SCORE, "Anomaly_score_fan_section_00_test.csv"),
+        (SCORE, "anomaly_score_fan_sectiom_00_test.csv"),
+        (SCORE, "anomaly_score_fan_section_00_test.CSV"),
+        (DECISION, "decisiom_result_fan_section_00_test.csv"),
+        (DECISION, "decision_result_fam_section_00_test.csv"),
+    ],
+)
+def test_no_file_vanishes_for_one_letter(tmp_path, name, other):
+    second = clip(GOOD.replace("00", "01", 1), section="01")
+    official.write_official(tmp_path, scored([clip(GOOD), second], [0.5, 0.5]))
+    (tmp_path / name).rename(tmp_path / other)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", official.IncompleteScoresWarning)
+        with pytest.raises((DataError, official.IncompleteScoresWarning), match="_00_test"):
+            official.read_official(tmp_path)
+
+
+def test_one_name_in_two_spellings_of_unicode_is_one(tmp_path):
+    composed, decomposed = (unicodedata.normalize(form, "Lüfter") for form in ("NFC", "NFD"))
+    clips = [clip("ä.wav", machine=composed), clip("b.wav", machine=composed, state="anomaly")]
+    others = [clip(unicodedata.normalize("NFD", one.path), machine=decomposed) for one in clips]
+    official.write_official(tmp_path, scored(others, [1, 2]))
+    (table,) = official.read_official(tmp_path, clips=clips)
+    assert (table.machine_type, table.files) == (composed, ("ä.wav", "b.wav"))
+    shutil.copy(
+        tmp_path / f"anomaly_score_{decomposed}_section_00_test.csv",
+        tmp_path / f"anomaly_score_{composed}_section_00_test.csv",
+    )
+    with pytest.raises(DataError, match="here and in"):
+        official.read_official(tmp_path, clips=clips)
+
+
+def test_names_that_no_file_can_have(tmp_path):
+    with pytest.raises(DataError, match="machine type or section 'a/b'"):
+        official.write_official(tmp_path, scored([clip("x.wav", machine="a/b")], [0.0]))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_result_csv_with_decisions_and_undefined_figures(tmp_path):
+    table = random_table(2, decisions=True)
+    keep = table.domains == "source"
+    half = metrics.SectionScores(
+        "fan",
+        "00",
+        tuple(np.array(table.files)[keep]),
+        table.scores[keep],
+        table.anomaly[keep],
+        table.domains[keep],
+        table.decisions[keep],
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", metrics.UndefinedMetricWarning)
+        result = metrics.evaluate([half])
+    path = tmp_path / "result.csv"
+    official.write_result_csv(path, result)
+    assert path.read_text().splitlines()[:2] == [
+        "fan",
+        "section,AUC (source),AUC (target),pAUC,precision (source),precision (target),"
+        "recall (source),recall (target),F1 score (source),F1 score (target)",
+    ]
+    back = official.read_result_csv(path)
+    assert official.largest_difference(result, back) == (0.0, "")
+    assert math.isnan(back["fan"]["00"]["f1_target"])
+    assert back["fan"]["00"]["f1_source"] == result["f1_source"]
+    back["fan"]["00"]["pauc"] += 0.25
+    difference, where = official.largest_difference(result, back)
+    assert (difference, where) == (pytest.approx(0.25), "fan section 00 pauc")
+    back["fan"]["00"]["pauc"] -= 0.25
+    back["valve"] = back["fan"]
+    assert official.largest_difference(result, back) == (math.inf, "valve section 00 source_auc")
+    del back["valve"], back["fan"]["00"]
+    assert official.largest_difference(result, back)[0] == math.inf
+    path.write_text("nothing,here\n")
+    with pytest.raises(DataError, match="no block of a machine type"):
+        official.read_result_csv(path)
+
+
+def test_an_undefined_figure_differs_from_any_number():
+    section = dict.fromkeys(metrics.AUC_METRICS, 0.5)
+    undefined = {**section, "pauc": float("nan")}
+
+    def difference(ours, theirs):
+        results = {"machines": {"fan": {"sections": {"00": ours}}}}
+        return official.largest_difference(results, {"fan": {"00": theirs}})
+
+    assert difference(undefined, undefined) == (0.0, "")
+    for pair in ((section, undefined), (undefined, section)):
+        assert difference(*pair) == (float("inf"), "fan section 00 pauc")
