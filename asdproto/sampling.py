@@ -22,6 +22,7 @@ __all__ = [
     "epoch_permutation",
     "plan_episodes",
     "plan_permutation",
+    "plan_stacks",
     "take_crops",
 ]
 
@@ -215,6 +216,27 @@ def plan_episodes(
     # paper's schedule, and more where a class is larger.
     clips = lax.map(draw, jnp.arange(steps), batch_size=16)
     return Plan(clips, crop_starts(crop_key, jnp.take(frames, clips), crop))
+
+
+def plan_stacks(
+    key: jax.Array, frames: ArrayLike, num_crops: int, batch_size: int, crop: int
+) -> Plan:
+    """Plan of an epoch of every crop of every clip once, in random order.
+
+    Args:
+      key: Random key of the epoch.
+      frames: int32, shape ``[clips]``, frames of each clip, at least ``crop``.
+      num_crops: Sum of ``frames - crop + 1``; static.
+      batch_size: Crops per batch; static.
+      crop: Frames of a crop; static.
+
+    Returns:
+      Plan of ``ceil(num_crops / batch_size)`` steps; the last is completed from the first.
+    """
+    ends = jnp.cumsum(jnp.asarray(frames) - crop + 1)
+    number = epoch_permutation(key, num_crops, batch_size)
+    clips = jnp.searchsorted(ends, number, side="right").astype(jnp.int32)
+    return Plan(clips, number - jnp.where(clips > 0, jnp.take(ends, clips - 1), 0))
 
 
 def take_crops(features: jax.Array, clips: jax.Array, starts: jax.Array, crop: int) -> jax.Array:

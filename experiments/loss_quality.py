@@ -1,7 +1,7 @@
 """The quality part of the loss benchmark: one encoder, one schedule, one data set, every loss.
 
 A loss of one's own joins with a function from the stage's numbers to an
-:class:`asdproto.training.stage.Objective`, and an argument::
+:class:`asdproto.training.objectives.Objective`, and an argument::
 
     from experiments.benchmarks import losses
 
@@ -31,7 +31,8 @@ from asdproto.systems.members import RunOptions
 from asdproto.systems.prototype import PrototypeSystem, ScoreConfig
 from asdproto.systems.run import check_same_run, features_of
 from asdproto.training.devices import use_compilation_cache, use_devices
-from asdproto.training.stage import Objective, StageConfig, mpe_objective
+from asdproto.training.objectives import Objective, mpe_objective
+from asdproto.training.stage import EpisodePrototypes, Episodes, EpochPrototypes, Stage
 from asdproto.training.state import TrainState
 from experiments import two_stage
 from experiments.common import write_json
@@ -49,6 +50,11 @@ SYNTHETIC: dict[str, Any] = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class LossStage(Episodes, EpochPrototypes, EpisodePrototypes, Stage):
+    """Episodes, and what any of the losses reads."""
+
+
 def get_config(preset: str) -> PrototypeSystem:
     """The pre-training of a preset, on balanced episodes of 8 classes and 4 clips of each.
 
@@ -56,14 +62,14 @@ def get_config(preset: str) -> PrototypeSystem:
     32 clips are the batch of the paper's pre-training.
     """
     system = two_stage.get_config(preset)
-    stage = dataclasses.replace(
-        system.pretrain, sampler="episodes", ways=8, shots=4, mix_range=(0.25, 0.5)
-    )
+    stage = LossStage(epochs=system.pretrain.epochs, ways=8, shots=4)
     # Windows and running statistics: nothing between the loss and its scores but the covariance.
-    return dataclasses.replace(system, pretrain=stage, score=ScoreConfig(shrinkage=0.03))
+    return PrototypeSystem(
+        **{**vars(system), "pretrain": stage, "score": ScoreConfig(shrinkage=0.03)}
+    )
 
 
-MakeObjective = Callable[[StageConfig], Objective]
+MakeObjective = Callable[[Any], Objective]
 
 
 @dataclasses.dataclass(frozen=True)

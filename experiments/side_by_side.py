@@ -22,8 +22,9 @@ from asdproto.systems.prototype import PrototypeSystem
 from asdproto.training.devices import Devices, use_devices
 from asdproto.training.epoch import Loop, default_loop
 from asdproto.training.loop import StageRun, train_stage, train_sweep
-from asdproto.training.stage import StageConfig
-from asdproto.training.state import Task, TrainState
+from asdproto.training.stage import Finetuning, Pretraining
+from asdproto.training.state import TrainState
+from asdproto.training.task import Task
 from experiments.comparison import score_run
 
 
@@ -38,8 +39,8 @@ class Variant:
     """
 
     key: str
-    pretrain: StageConfig | None
-    finetune: StageConfig | None = None
+    pretrain: Pretraining | None
+    finetune: Finetuning | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Job:
 
     name: str
     stage: str
-    config: StageConfig
+    config: Pretraining | Finetuning
     seed: int
     before: "Job | None" = None
 
@@ -72,10 +73,12 @@ class Job:
         return self.stage, self.config, self.seed, before
 
     @property
-    def program(self) -> StageConfig:
+    def program(self) -> Pretraining | Finetuning:
         """The stage without what compiled code takes as arguments."""
+        if isinstance(self.config, Pretraining):
+            return dataclasses.replace(self.config, temperature=1.0, mpe_ratio=1.0)
         mix = None if self.config.mix_range is None else (0.0, 1.0)
-        return dataclasses.replace(self.config, temperature=1.0, mpe_ratio=1.0, mix_range=mix)
+        return dataclasses.replace(self.config, temperature=1.0, mix_range=mix)
 
 
 def plan(variants: Sequence[Variant], seeds: Sequence[int]) -> tuple[list[Job], dict[Any, Job]]:

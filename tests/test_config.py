@@ -20,7 +20,7 @@ from asdproto.config import (
 from asdproto.features import FeatureSettings
 from asdproto.systems import KINDS, PRESETS, preset, system_class
 from asdproto.systems.prototype import PrototypeSystem
-from asdproto.training.stage import StageConfig
+from asdproto.training.stage import Finetuning, Pretraining
 
 
 def test_overrides_reach_every_level_and_kind():
@@ -145,8 +145,9 @@ def test_presets_and_the_edges_of_ranges_are_taken():
         for name in PRESETS:
             system = preset(kind, name)
             assert from_dict(type(system), json.loads(json.dumps(to_dict(system)))) == system
-    for field, value in {"momentum": 0, "mpe_ratio": 1, "warmup": 0, "mix_range": (1, 1)}.items():
-        assert getattr(StageConfig(**{field: value}), field) == value
+    for field, value in {"momentum": 0, "mpe_ratio": 1, "warmup": 0}.items():
+        assert getattr(Pretraining(**{field: value}), field) == value
+    assert Finetuning(mix_range=(1, 1)).mix_range == (1, 1)
     assert FeatureSettings(fmax=8000.0).top == 8000.0
 
 
@@ -255,10 +256,10 @@ def test_the_default_is_the_paper():
     assert system.encoder.attention == "time-frequency"
     for stage in (stage1, stage2):
         assert (stage.momentum, stage.weight_decay, stage.temperature) == (0.9, 5e-5, 0.07)
-    assert (stage1.sampler, stage1.batch_size, stage1.epochs) == ("random", 32, 120)
+    assert (stage1.batch_size, stage1.epochs) == (32, 120)
     assert stage1.learning_rates == ((0.1, 50), (0.01, 40), (0.001, 30))
     assert (stage1.sub_prototypes, stage1.mpe_ratio) == (1, 0.25)
-    assert (stage2.sampler, stage2.ways, stage2.shots, stage2.epochs) == ("episodes", 10, 10, 50)
+    assert (stage2.ways, stage2.shots, stage2.epochs) == (10, 10, 50)
     assert stage2.learning_rates == ((0.01, 30), (0.001, 20))
     assert stage2.mix_range == (0.25, 0.5)
     assert system.score.kind == "mahalanobis"

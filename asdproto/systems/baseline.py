@@ -18,8 +18,8 @@ import jax.numpy as jnp
 
 from asdproto.systems.prototype import PRESETS as PROTOTYPE_PRESETS
 from asdproto.systems.prototype import PrototypeSystem
-from asdproto.training.objectives import make_objective
-from asdproto.training.stage import Objective, StageConfig
+from asdproto.training.objectives import Objective, make_objective
+from asdproto.training.stage import Stage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class BaselineSystem(PrototypeSystem):
         return softmax_objective(self.pretrain, imprinted=target)
 
 
-def softmax_objective(config: StageConfig, *, imprinted: Sequence[bool] = ()) -> Objective:
+def softmax_objective(config: Stage, *, imprinted: Sequence[bool] = ()) -> Objective:
     r"""Attribute classification, :math:`-\log \mathrm{softmax}_y (z \cdot w_c / \tau)`.
 
     Args:

@@ -50,8 +50,10 @@ from asdproto.systems.members import (
 from asdproto.training.devices import AXIS, Devices, use_devices
 from asdproto.training.epoch import Loop, default_loop
 from asdproto.training.loop import StageRun, train_stage, train_sweep
-from asdproto.training.stage import Objective, StageConfig, mpe_objective, npe_objective
-from asdproto.training.state import Task, TrainState
+from asdproto.training.objectives import Objective, mpe_objective, npe_objective
+from asdproto.training.stage import Episodes, Finetuning, Pretraining
+from asdproto.training.state import TrainState
+from asdproto.training.task import Task
 
 STAGES = ("pretrain", "finetune")
 
@@ -180,16 +182,6 @@ class ScoreConfig:
         return {name: getattr(self, name) for name in names}
 
 
-def _finetune(epochs: int = 50) -> StageConfig:
-    return StageConfig(
-        epochs=epochs,
-        sampler="episodes",
-        learning_rates=((0.01, 30), (0.001, 20)),
-        sub_prototypes=0,
-        mix_range=(0.25, 0.5),
-    )
-
-
 @dataclasses.dataclass(frozen=True)
 class PrototypeSystem:
     """The paper's system; the defaults are section 4.2.
@@ -207,8 +199,8 @@ class PrototypeSystem:
 
     features: FeatureSettings = dataclasses.field(default_factory=FeatureSettings)
     encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
-    pretrain: StageConfig = dataclasses.field(default_factory=StageConfig)
-    finetune: StageConfig = dataclasses.field(default_factory=_finetune)
+    pretrain: Pretraining = dataclasses.field(default_factory=Pretraining)
+    finetune: Finetuning = dataclasses.field(default_factory=Finetuning)
     score: ScoreConfig = dataclasses.field(default_factory=ScoreConfig)
     classes: Classes = "attributes"
     stages: tuple[Literal["pretrain", "finetune"], ...] = STAGES  # type: ignore[assignment]
@@ -322,8 +314,8 @@ def _small(pretrain: int, finetune: int) -> PrototypeSystem:
     """The small presets, by the epochs of their stages."""
     return PrototypeSystem(
         encoder=EncoderConfig(width=16),
-        pretrain=StageConfig(epochs=pretrain),
-        finetune=_finetune(finetune),
+        pretrain=Pretraining(epochs=pretrain),
+        finetune=Finetuning(epochs=finetune),
         score=ScoreConfig(
             kind="mahalanobis-knn",
             shrinkage=0.3,
@@ -359,8 +351,8 @@ def make_task(
 
     Episodes take all classes where there are fewer than the configured N.
     """
-    config: StageConfig = getattr(system, stage)
-    if config.sampler == "episodes":
+    config: Pretraining | Finetuning = getattr(system, stage)
+    if isinstance(config, Episodes):
         config = dataclasses.replace(config, ways=min(config.ways, len(data.classes)))
     return Task.of(
         data,

@@ -11,23 +11,23 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 
 from asdproto.training.devices import Devices
-from asdproto.training.packing import pack_state, renew_weights, unpack_state
 from asdproto.training.stage import Hyper
-from asdproto.training.state import ClipIndex, Task, TrainState
+from asdproto.training.state import ClipIndex, TrainState
 from asdproto.training.step import (
     ClassSums,
     EpochPlan,
     add_chunk,
+    cast_kernels,
     empty_sums,
     finish_prototypes,
     plan_epoch,
     take_batch,
     train_step,
 )
+from asdproto.training.task import Task
 
 Loop = Literal["scan", "dispatch"]
 
@@ -92,14 +92,15 @@ def scan_steps(
 ) -> TrainState:
     """The steps of an epoch as one loop on the device; results as of :func:`run_epoch`."""
 
-    def body(_: Any, state: TrainState) -> TrainState:
+    def body(_: Any, carried: Any) -> Any:
+        state, kernels = carried
         turn = state.step % task.steps_per_epoch
         batch = take_batch(task, index, plan.steps, turn, axis_name)
-        return renew_weights(train_step(task, state, batch, plan.key, hyper, axis_name)[0])
+        state, _ = train_step(task, state, batch, plan.key, hyper, axis_name, kernels)
+        return state, cast_kernels(task, state.params)
 
-    dtype = getattr(task.model, "dtype", jnp.float32)
-    state = pack_state(state, dtype, join=task.stage.optimizer != "lars")
-    return unpack_state(lax.fori_loop(0, task.steps_per_epoch, body, state, unroll=unroll))
+    carried = state, cast_kernels(task, state.params)
+    return lax.fori_loop(0, task.steps_per_epoch, body, carried, unroll=unroll)[0]
 
 
 class Programs:

@@ -26,7 +26,8 @@ from asdproto.training.devices import Devices, stack_runs
 from asdproto.training.epoch import Loop, Programs, compile_sweep, default_loop
 from asdproto.training.host import fits_on, gather_crops
 from asdproto.training.stage import Hyper
-from asdproto.training.state import Task, TrainState, clip_index
+from asdproto.training.state import TrainState, clip_index
+from asdproto.training.task import Task
 
 _ASK_EVERY = 50  # steps
 

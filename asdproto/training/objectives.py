@@ -1,4 +1,4 @@
-"""Every loss of the library as an objective of training, by name.
+"""Losses as training sees them: :class:`Objective`, the paper's two, and every other by name.
 
     task = dataclasses.replace(task, objective=make_objective("arcface", task.stage))
 
@@ -9,22 +9,17 @@ every step; prototypes of the paper's losses are means of embeddings.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from asdproto import losses
 from asdproto import prototypes as proto
-from asdproto.training.stage import (
-    Objective,
-    StageConfig,
-    batch_sums,
-    draw_mix,
-    mpe_objective,
-    npe_objective,
-)
+from asdproto.training.stage import EpisodePrototypes, Episodes, EpochPrototypes, Hyper, Stage
+from asdproto.training.state import Batch, device_rows
 
 # Sub-clusters and subspace dimensions a class, as their authors use them.
 SUB_CLUSTERS = 16
@@ -32,77 +27,256 @@ SUBSPACE = 16
 # Center loss only pulls; on unit vectors its gradient is of the order of the softmax's at 1.
 CENTER_WEIGHT = 0.1
 
-Loss = Callable[..., tuple[jax.Array, Any]]
+Make = Callable[[Any], "Objective"]  # from a stage with the options that the loss reads
+Options = TypeVar("Options")
 
 
-def make_objective(name: str, stage: StageConfig) -> Objective:
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """A loss as training sees it.
+
+    Training calls ``loss`` with the loss's own parameters, the state before the step
+    (:class:`asdproto.training.state.TrainState`: the epoch's prototypes, the loss's carried state),
+    what the network makes of the batch (float32 unit embeddings ``[batch, dim]``, or anything else)
+    and the batch (:class:`asdproto.training.state.Batch`), and by keyword with
+
+    - ``key``: random key of the step, the same on all devices;
+    - ``hyper``: :class:`asdproto.training.stage.Hyper`;
+    - ``num_classes``: attribute classes of the data set, static;
+    - ``axis_name``: mapped axis over which the batch is spread, or ``None``.
+
+    A loss names the keywords that it needs and takes the others as ``**_``. It returns the loss of
+    every example, shape ``[batch]``, and the new carried state. The step leaves out the losses of
+    padding; a loss has to ask ``batch.where`` only where examples meet, or for its state.
+
+    Attributes:
+      name: For logs and files.
+      loss: ``(params, state, embeddings, batch, **keywords) -> (losses, carried state)``, pure.
+      init: ``(key, num_classes, dim) -> (params, state)``: learned vectors and carried state of
+        the loss itself, such as class weights or an adaptive scale; ``None`` where it has none.
+      epoch_prototypes: Whether the loss compares with means over all training clips, which are
+        renewed before each epoch and fixed during it.
+      sub_prototypes: Random sub-prototypes per class beside each of these means (MPE).
+      prototype_crops: Random crops of every clip that these means are taken over.
+      augment: ``(batch, **keywords) -> (crops, where)``, pure: what the encoder embeds in the place
+        of the batch's crops, such as mixtures of them, and which of it are real. ``None`` leaves
+        crops alone.
+    """
+
+    name: str
+    loss: Callable[..., tuple[jax.Array, Any]]
+    init: Callable[[jax.Array, int, int], tuple[Any, Any]] | None = None
+    epoch_prototypes: bool = False
+    sub_prototypes: int = 0
+    prototype_crops: int = 1
+    augment: Callable[..., tuple[jax.Array, jax.Array | None]] | None = None
+
+
+def mpe_objective(options: EpochPrototypes) -> Objective:
+    """Stage 1: Eq. 3, prototypes of all training clips and their random sub-prototypes."""
+
+    def loss(params, state, embeddings, batch, *, hyper, **_):
+        del params
+        values = losses.multi_prototype_loss(
+            embeddings,
+            state.prototypes,
+            batch.labels,
+            temperature=hyper.temperature,
+        )
+        return values, state.loss_state
+
+    return Objective(
+        name="mpe" if options.sub_prototypes else "prototypical",
+        loss=loss,
+        epoch_prototypes=True,
+        sub_prototypes=options.sub_prototypes,
+        prototype_crops=options.prototype_crops,
+    )
+
+
+def npe_objective(stage: EpisodePrototypes) -> Objective:
+    """Stage 2: Eq. 6, prototypes of the episode and negatives mixed from them."""
+
+    def loss(params, state, embeddings, batch, *, key, hyper, num_classes, axis_name):
+        del params
+        targets, sums, counts = batch_sums(stage, embeddings, batch, num_classes, axis_name)
+        where = batch.where
+        options: dict[str, Any] = {"temperature": hyper.temperature, "class_where": counts > 0}
+        if stage.leave_one_out:
+            own, exists = proto.leave_one_out_prototypes(embeddings, targets, sums, counts)
+            options["own_prototypes"] = lax.stop_gradient(own) if stage.stop_gradient else own
+            where = exists if where is None else exists & where
+        prototypes = proto.class_means(sums, counts)
+        if stage.mix_range is None:
+            values = losses.prototypical_loss(
+                embeddings, prototypes, targets, where=where, **options
+            )
+        else:
+            shape = embeddings.shape[0], prototypes.shape[0]
+            values = losses.negative_prototype_loss(
+                embeddings,
+                prototypes,
+                targets,
+                draw_mix(key, shape, hyper.mix_low, hyper.mix_high, axis_name),
+                normalize_mixed=stage.normalize_mixed,
+                where=where,
+                **options,
+            )
+        return values, state.loss_state
+
+    return Objective("prototypical" if stage.mix_range is None else "npe", loss)
+
+
+def batch_sums(
+    stage: EpisodePrototypes,
+    embeddings: jax.Array,
+    batch: Batch,
+    num_classes: int,
+    axis_name: str | None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Sums behind the prototypes of a batch, over all devices.
+
+    Args:
+      stage: Loss options. The classes of an episode are those of the episode, by their position in
+        it: N prototypes instead of one for every class of the data set.
+      embeddings: float32, shape ``[batch, dim]``.
+      batch: What they come from.
+      num_classes: Attribute classes of the data set.
+      axis_name: Mapped axis over which the batch is spread, or ``None``.
+
+    Returns:
+      Class of every example among the batch's, int32 ``[batch]``; sums, float32
+      ``[classes, dim]``; counts, float32 ``[classes]``.
+    """
+    targets = batch.labels
+    if isinstance(stage, Episodes):
+        num_classes = stage.ways
+        position = device_rows(axis_name, embeddings.shape[0])
+        # lax.div, not //: rounding negative numbers down is a kernel of its own on a GPU.
+        targets = jnp.minimum(lax.div(position, jnp.int32(stage.shots)), num_classes - 1)
+    summands = lax.stop_gradient(embeddings) if stage.stop_gradient else embeddings
+    sums, counts = proto.class_sums(summands, targets, num_classes, where=batch.where)
+    if axis_name is not None:
+        sums, counts = lax.psum((sums, counts), axis_name)
+    return targets, sums, counts
+
+
+def draw_mix(
+    key: jax.Array,
+    shape: tuple[int, int],
+    low: jax.Array | float,
+    high: jax.Array | float,
+    axis_name: str | None,
+) -> jax.Array:
+    """This device's rows of the mixing coefficients of a batch, float32 ``[batch, width]``.
+
+    They are drawn for the global batch, so that they do not depend on the number of devices.
+    """
+    batch, width = shape
+    devices = 1 if axis_name is None else lax.axis_size(axis_name)
+    mix = proto.sample_mix(key, (batch * devices, width), low, high)
+    if axis_name is None:
+        return mix
+    return lax.dynamic_slice_in_dim(mix, lax.axis_index(axis_name) * batch, batch)
+
+
+def reconstruction_objective() -> Objective:
+    """Mean squared error of an autoencoder: the network maps crops to their likes."""
+
+    def loss(params, state, rebuilt, batch, **_):
+        del params
+        return jnp.mean(jnp.square(rebuilt - batch.crops), axis=(1, 2)), state.loss_state
+
+    return Objective("reconstruction", loss)
+
+
+# --- by name
+
+
+def make_objective(name: str, stage: Stage) -> Objective:
     """A loss as an objective.
 
     Args:
       name: One of :data:`OBJECTIVES`.
-      stage: Numbers of the stage that it serves: sub-prototypes, mixing range, sampler.
+      stage: The stage that it serves, with the sampler and the options that the loss reads.
 
     Returns:
       The objective.
 
     Raises:
-      ValueError: There is no such loss, or the stage's batches do not suit it.
+      ValueError: There is no such loss, or the stage does not suit it.
     """
     if name not in OBJECTIVES:
         raise ValueError(f"there is no loss {name!r}; expected one of {', '.join(OBJECTIVES)}")
-    return OBJECTIVES[name](stage)
+    return dataclasses.replace(OBJECTIVES[name](stage), name=name)
 
 
-def _random_units(key: jax.Array, shape: Sequence[int]) -> jax.Array:
-    return proto.l2_normalize(jax.random.normal(key, tuple(shape), jnp.float32))
+def _with(stage: Any, options: type[Options], **changes: Any) -> Options:
+    """The stage, changed, if it has such options."""
+    if not isinstance(stage, options):
+        fields = ", ".join(field.name for field in dataclasses.fields(options))  # type: ignore[arg-type]
+        raise ValueError(
+            f"found a stage {type(stage).__name__}; this loss reads {fields}, which a stage gets "
+            f"by inheriting {options.__name__}"
+        )
+    return dataclasses.replace(stage, **changes)  # type: ignore[type-var]
 
 
-def _learned(name: str, loss: Loss, *per_class: int, adaptive: bool = False) -> Objective:
-    """Against ``params["prototypes"]``, learned, with AdaCos's state if the loss is adaptive."""
+def _mixing(stage: Stage, **changes: Any) -> EpisodePrototypes:
+    options = _with(stage, EpisodePrototypes, **changes)
+    if options.mix_range is None:
+        raise ValueError("mix_range=None: losses with mixed negatives need a range, as (0.25, 0.5)")
+    return options
 
-    def init(key: jax.Array, num_classes: int, dim: int) -> tuple[Any, Any]:
-        params = {"prototypes": _random_units(key, (num_classes, *per_class, dim))}
-        # AdaProj's scale goes by classes, however many vectors span a class's subspace.
-        clusters = per_class[0] if per_class and name == "sub_cluster_adacos" else 1
-        return params, losses.adacos_init(num_classes, clusters) if adaptive else {}
 
-    def normalized(params, state, embeddings, batch, **keywords):
+def _random_units(key: jax.Array, *shape: int) -> jax.Array:
+    return proto.l2_normalize(jax.random.normal(key, shape, jnp.float32))
+
+
+def _temperature(hyper: Hyper) -> dict[str, Any]:
+    return {"temperature": hyper.temperature}
+
+
+def _scale(hyper: Hyper) -> dict[str, Any]:
+    return {"scale": 1 / hyper.temperature}
+
+
+def _learned(function: Callable[..., jax.Array], options: Callable[[Hyper], dict], *per_class: int):
+    """Against learned prototypes, ``per_class`` of each class, at one scale."""
+
+    def init(key, num_classes, dim):
+        return {"prototypes": _random_units(key, num_classes, *per_class, dim)}, {}
+
+    def loss(params, state, embeddings, batch, *, hyper, **_):
         prototypes = proto.l2_normalize(params["prototypes"])
-        return loss(prototypes, state, embeddings, batch, **keywords)
-
-    return Objective(name, normalized, init)
-
-
-def _fixed_scale(name: str, function: Callable[..., jax.Array], temperature: bool) -> Objective:
-    """Softmax, ArcFace, CosFace: learned prototypes, one scale."""
-
-    def loss(prototypes, state, embeddings, batch, *, hyper, **_):
-        tau = hyper.temperature
-        scale = {"temperature": tau} if temperature else {"scale": 1 / tau}
-        values = function(embeddings, prototypes, batch.labels, **scale)
+        values = function(embeddings, prototypes, batch.labels, **options(hyper))
         return values, state.loss_state
 
-    return _learned(name, loss)
+    return lambda stage: Objective("", loss, init)
 
 
-def _adaptive(name: str, function: Callable[..., Any], *per_class: int) -> Objective:
-    """AdaCos, sub-cluster AdaCos, AdaProj: learned prototypes, a scale that follows training."""
+def _adaptive(function: Callable[..., Any], *per_class: int, clusters: int = 1) -> Make:
+    """Against learned prototypes, at a scale that follows training."""
 
-    def loss(prototypes, state, embeddings, batch, *, axis_name, **_):
+    def init(key, num_classes, dim):
+        params = {"prototypes": _random_units(key, num_classes, *per_class, dim)}
+        return params, losses.adacos_init(num_classes, clusters)
+
+    def loss(params, state, embeddings, batch, *, axis_name, **_):
         return function(
             embeddings,
-            prototypes,
+            proto.l2_normalize(params["prototypes"]),
             batch.labels,
             state.loss_state,
             where=batch.where,
             axis_name=axis_name,
         )
 
-    return _learned(name, loss, *per_class, adaptive=True)
+    return lambda stage: Objective("", loss, init)
 
 
-def _in_batch(name: str, function: Callable[..., jax.Array]) -> Objective:
-    """Supervised contrastive and NT-Xent: examples of a class are each other's positives."""
+def _in_batch(function: Callable[..., jax.Array]) -> Make:
+    """Examples of a class are each other's positives."""
 
     def loss(params, state, embeddings, batch, *, hyper, axis_name, **_):
         del params
@@ -115,17 +289,19 @@ def _in_batch(name: str, function: Callable[..., jax.Array]) -> Objective:
         )
         return values, state.loss_state
 
-    return Objective(name, loss)
+    return lambda stage: Objective("", loss)
 
 
-def _expanded_negatives(stage: StageConfig) -> Objective:
+def _expanded_negatives(stage: Stage) -> Objective:
     """MPE and NPE in one: the epoch's prototypes and sub-prototypes, and negatives mixed of all."""
+    options = _with(stage, EpochPrototypes)
     normalize = _mixing(stage).normalize_mixed
 
     def loss(params, state, embeddings, batch, *, key, hyper, axis_name, **_):
         del params
         classes, per_class = state.prototypes.shape[:2]
-        mix = draw_mix(key, hyper, embeddings.shape[0], classes * per_class, axis_name)
+        shape = embeddings.shape[0], classes * per_class
+        mix = draw_mix(key, shape, hyper.mix_low, hyper.mix_high, axis_name)
         values = losses.multi_negative_prototype_loss(
             embeddings,
             state.prototypes,
@@ -136,17 +312,17 @@ def _expanded_negatives(stage: StageConfig) -> Objective:
         )
         return values, state.loss_state
 
-    return Objective(
-        "mpe_npe", loss, epoch_prototypes=True, sub_prototypes=max(stage.sub_prototypes, 1)
-    )
+    number = max(options.sub_prototypes, 1)
+    return Objective("", loss, epoch_prototypes=True, sub_prototypes=number)
 
 
-def _prototypical_network(stage: StageConfig) -> Objective:
+def _prototypical_network(stage: Stage) -> Objective:
     """Episodic: squared distances to the batch's plain class means, the anchor's own included."""
+    options = _with(stage, EpisodePrototypes)
 
     def loss(params, state, embeddings, batch, *, hyper, num_classes, axis_name, **_):
         del params
-        targets, sums, counts = batch_sums(stage, embeddings, batch, num_classes, axis_name)
+        targets, sums, counts = batch_sums(options, embeddings, batch, num_classes, axis_name)
         values = losses.prototypical_network_loss(
             embeddings,
             sums / jnp.maximum(counts, 1)[:, None],
@@ -156,17 +332,20 @@ def _prototypical_network(stage: StageConfig) -> Objective:
         )
         return values, state.loss_state
 
-    return Objective("prototypical_network", loss)
+    return Objective("", loss)
 
 
-def _softmax_center(stage: StageConfig) -> Objective:
+def _softmax_center(stage: Stage) -> Objective:
     """Softmax, and center loss to learned centers beside it."""
     del stage
 
-    def init(key: jax.Array, num_classes: int, dim: int) -> tuple[Any, Any]:
+    def init(key, num_classes, dim):
         one, other = jax.random.split(key)
-        shape = (num_classes, dim)
-        return {"prototypes": _random_units(one, shape), "centers": _random_units(other, shape)}, {}
+        shape = num_classes, dim
+        return {
+            "prototypes": _random_units(one, *shape),
+            "centers": _random_units(other, *shape),
+        }, {}
 
     def loss(params, state, embeddings, batch, *, hyper, **_):
         softmax = losses.proxy_softmax_loss(
@@ -178,20 +357,17 @@ def _softmax_center(stage: StageConfig) -> Objective:
         center = losses.center_loss(embeddings, params["centers"], batch.labels)
         return softmax + CENTER_WEIGHT * center, state.loss_state
 
-    return Objective("softmax_center", loss, init)
+    return Objective("", loss, init)
 
 
-def _vicreg(stage: StageConfig) -> Objective:
+def _vicreg(stage: Any) -> Objective:
     """Neighbors in an episode, clips of one class, are the two views of each other.
 
     Unit vectors of D dimensions have components of the size of D^-1/2; they are scaled to 1, which
     is the deviation that the variance term asks for.
     """
-    if stage.sampler != "episodes" or stage.shots % 2:
-        raise ValueError(
-            f"vicreg pairs neighbors in an episode: found sampler={stage.sampler!r} and "
-            f"shots={stage.shots}; set sampler='episodes' and an even number of shots"
-        )
+    if _with(stage, Episodes).shots % 2:
+        raise ValueError(f"vicreg pairs neighbors: shots={stage.shots}; set an even number")
 
     def loss(params, state, embeddings, batch, *, axis_name, **_):
         del params
@@ -207,45 +383,34 @@ def _vicreg(stage: StageConfig) -> Objective:
         values = terms.invariance + terms.variance + terms.covariance
         return jnp.repeat(values, 2), state.loss_state
 
-    return Objective("vicreg", loss)
+    return Objective("", loss)
 
 
-def _renamed(name: str, objective: Objective) -> Objective:
-    return dataclasses.replace(objective, name=name)
+def _multi_prototype(stage: Stage) -> Objective:
+    options = _with(stage, EpochPrototypes)
+    return mpe_objective(
+        dataclasses.replace(options, sub_prototypes=max(options.sub_prototypes, 1))
+    )
 
 
-def _mixing(stage: StageConfig, **changes: Any) -> StageConfig:
-    if stage.mix_range is None:
-        raise ValueError("mix_range=None: losses with mixed negatives need a range, as (0.25, 0.5)")
-    return dataclasses.replace(stage, **changes)
-
-
-OBJECTIVES: dict[str, Callable[[StageConfig], Objective]] = {
-    "softmax": lambda stage: _fixed_scale("softmax", losses.proxy_softmax_loss, temperature=True),
-    "arcface": lambda stage: _fixed_scale("arcface", losses.arcface_loss, temperature=False),
-    "cosface": lambda stage: _fixed_scale("cosface", losses.cosface_loss, temperature=False),
-    "adacos": lambda stage: _adaptive("adacos", losses.adacos_loss),
-    "sub_cluster_adacos": lambda stage: _adaptive(
-        "sub_cluster_adacos", losses.sub_cluster_adacos_loss, SUB_CLUSTERS
+OBJECTIVES: dict[str, Make] = {
+    "softmax": _learned(losses.proxy_softmax_loss, _temperature),
+    "arcface": _learned(losses.arcface_loss, _scale),
+    "cosface": _learned(losses.cosface_loss, _scale),
+    "adacos": _adaptive(losses.adacos_loss),
+    "sub_cluster_adacos": _adaptive(
+        losses.sub_cluster_adacos_loss, SUB_CLUSTERS, clusters=SUB_CLUSTERS
     ),
-    "adaproj": lambda stage: _adaptive("adaproj", losses.adaproj_loss, SUBSPACE),
+    # Its scale goes by classes, however many vectors span a class's subspace.
+    "adaproj": _adaptive(losses.adaproj_loss, SUBSPACE),
     "softmax_center": _softmax_center,
-    "supervised_contrastive": lambda stage: _in_batch(
-        "supervised_contrastive", losses.supervised_contrastive_loss
-    ),
-    "nt_xent": lambda stage: _in_batch("nt_xent", losses.nt_xent_loss),
+    "supervised_contrastive": _in_batch(losses.supervised_contrastive_loss),
+    "nt_xent": _in_batch(losses.nt_xent_loss),
     "vicreg": _vicreg,
     "prototypical_network": _prototypical_network,
-    "prototypical": lambda stage: mpe_objective(dataclasses.replace(stage, sub_prototypes=0)),
-    "multi_prototype": lambda stage: _renamed(
-        "multi_prototype",
-        mpe_objective(dataclasses.replace(stage, sub_prototypes=max(stage.sub_prototypes, 1))),
-    ),
-    "negative_prototype": lambda stage: _renamed(
-        "negative_prototype", npe_objective(_mixing(stage, normalize_mixed=False))
-    ),
-    "negative_prototype_unit": lambda stage: _renamed(
-        "negative_prototype_unit", npe_objective(_mixing(stage, normalize_mixed=True))
-    ),
+    "prototypical": lambda stage: mpe_objective(_with(stage, EpochPrototypes, sub_prototypes=0)),
+    "multi_prototype": _multi_prototype,
+    "negative_prototype": lambda stage: npe_objective(_mixing(stage, normalize_mixed=False)),
+    "negative_prototype_unit": lambda stage: npe_objective(_mixing(stage, normalize_mixed=True)),
     "mpe_npe": _expanded_negatives,
 }

@@ -29,9 +29,9 @@ from asdproto.systems.prototype import STAGES, PrototypeSystem, make_task
 from asdproto.training import step as steps
 from asdproto.training.devices import Devices, use_devices
 from asdproto.training.epoch import Loop, Programs, default_loop, scan_steps
-from asdproto.training.packing import pack_state, unpack, with_weights
 from asdproto.training.stage import Hyper
-from asdproto.training.state import ClipIndex, Task, TrainState, clip_index
+from asdproto.training.state import ClipIndex, TrainState, clip_index
+from asdproto.training.task import Task
 from experiments.benchmarks.timing import interleave, rounded, spread
 from experiments.common import processor
 from experiments.two_stage import get_config
@@ -119,16 +119,20 @@ class Compiled:
         return cls(call, round(seconds, 2), memory)
 
 
-class GradientTask(Task):
-    """A task whose optimizer keeps the gradient and changes nothing: a step without its update."""
+def without_update(task: Task) -> Task:
+    """A task whose optimizer keeps the gradient and changes nothing."""
+    stage: Any = type(task.stage)
 
-    def optimizer(self, learning_rate: Any = 0.0) -> optax.GradientTransformation:
-        return optax.GradientTransformation(lambda params: params, lambda g, s, p=None: (g, g))
+    class GradientStage(stage):
+        def update_rule(self, learning_rate: Any = 0.0) -> optax.GradientTransformation:
+            return optax.GradientTransformation(lambda params: params, lambda g, s, p=None: (g, g))
+
+    return dataclasses.replace(task, stage=GradientStage(**vars(task.stage)))
 
 
 def piece(task: Task, name: str) -> Callable[..., Any]:
     """Part of a step: what is not returned, the compiler leaves out."""
-    bare = GradientTask(**vars(task))
+    bare = without_update(task)
 
     def run(state: TrainState, index: ClipIndex, plan: steps.EpochPlan, hyper: Hyper) -> Any:
         turn = state.step % task.steps_per_epoch
@@ -136,7 +140,7 @@ def piece(task: Task, name: str) -> Callable[..., Any]:
         if name == "sampling":
             return batch.crops, batch.labels
         if name == "forward":
-            params = unpack(with_weights(state))["encoder"]
+            params = state.params["encoder"]
             variables = {"params": params, "batch_stats": state.batch_stats}
             return task.model.apply(variables, batch.crops, train=True, mutable=["batch_stats"])
         after, loss = steps.train_step(
@@ -264,13 +268,11 @@ class Bench:
         state, inputs = self.state(task), self.inputs(task)
 
         def scan_piece(state: TrainState, *inputs: Any) -> Any:
-            state = pack_state(state, task.model.dtype)  # type: ignore[attr-defined]
-
             # The result is carried, so that it is written; the barrier keeps what does not change
             # from being computed once before the loop.
             def body(step: jax.Array, _: Any) -> Any:
-                held, weights, here = lax.optimization_barrier((state.params, state.weights, step))
-                return run(state._replace(params=held, weights=weights, step=here), *inputs)
+                held, here = lax.optimization_barrier((state.params, step))
+                return run(state._replace(params=held, step=here), *inputs)
 
             shape = jax.eval_shape(run, state, *inputs)
             start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)

@@ -45,7 +45,8 @@ from asdproto.data.dataset import Dataset
 from asdproto.systems.prototype import STAGES, make_task
 from asdproto.training.devices import Devices
 from asdproto.training.epoch import run_epoch
-from asdproto.training.state import Task, clip_index
+from asdproto.training.state import clip_index
+from asdproto.training.task import Task
 from experiments.benchmarks.common import CLASSES, CLIPS, FRAMES, MELS, make_data, versions
 from experiments.common import run_main, write_json
 from experiments.two_stage import get_config

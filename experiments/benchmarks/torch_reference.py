@@ -19,8 +19,9 @@ from flax.traverse_util import flatten_dict
 from torch import nn
 
 from asdproto.training.stage import Hyper
-from asdproto.training.state import Batch, Task, TrainState
+from asdproto.training.state import Batch, TrainState
 from asdproto.training.step import train_step
+from asdproto.training.task import Task
 
 EMBEDDING_TOLERANCE = 1e-4  # float32, unit embeddings: sums of up to 4,608 terms in another order
 UPDATE_TOLERANCE = 1e-2  # of its length; 18 normalizations of a batch magnify rounding
@@ -152,7 +153,7 @@ class Rival:
         self.crops = images.contiguous(memory_format=torch.channels_last)
         self.labels = torch.from_numpy(np.array(batch.labels, np.int64)).to(self.device)
         self.prototypes = torch.from_numpy(np.array(state.prototypes)).to(self.device)
-        self.temperature, self.dtype = stage.temperature, dtype
+        self.temperature, self.dtype = float(stage.hyper().temperature), dtype
         self.graphs = compiled and gpu
         self.loss: Callable[[torch.Tensor], torch.Tensor] = self._loss
         if compiled:

@@ -21,20 +21,17 @@ from asdproto.prototypes import l2_normalize
 from asdproto.scoring.backends import Scorer, fit_scorer, rows_by
 from asdproto.systems.embedding import unit_rows
 from asdproto.systems.members import Comparison, RunOptions, Section
-from asdproto.training.stage import Objective, StageConfig, draw_mix
+from asdproto.training.objectives import Objective, draw_mix
 from experiments.rivals.rival import (
     Network,
     NetworkFit,
+    RandomStage,
     Rival,
     adam_stage,
     embed,
     network_of,
     train_encoder,
 )
-
-
-def _stage(epochs: int) -> StageConfig:
-    return dataclasses.replace(adam_stage(epochs, 64), mix_range=(0.0, 1.0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +57,7 @@ class AdaCosSystem(Rival):
       Domain Generalization in Anomalous Sound Detection, ICASSP 2023.
     """
 
-    stage: StageConfig = dataclasses.field(default_factory=lambda: _stage(100))
+    stage: RandomStage = dataclasses.field(default_factory=lambda: adam_stage(100, 64))
     width: int = 64
     sub_clusters: int = 16
 
@@ -100,16 +97,16 @@ def adacos_objective(sub_clusters: int) -> Objective:
     return Objective("mixed_sub_cluster_adacos", mixed_loss, init, augment=mix_crops)
 
 
-def mix_crops(batch, *, key, hyper, axis_name, **_):
+def mix_crops(batch, *, key, axis_name, **_):
     """Every crop, mixed with its neighbor's: ``[batch, crop, columns]``, and which are real."""
-    mix = _mix(batch, key, hyper, axis_name)[:, None, None]
+    mix = _mix(batch, key, axis_name)[:, None, None]
     return mix * batch.crops + (1 - mix) * batch.crops[partners(len(batch.crops))], batch.where
 
 
-def mixed_loss(params, state, embeddings, batch, *, key, hyper, axis_name, **_):
+def mixed_loss(params, state, embeddings, batch, *, key, axis_name, **_):
     """Cross entropy of both labels, weighed as the crops were mixed."""
     prototypes = l2_normalize(params["prototypes"])
-    mix = _mix(batch, key, hyper, axis_name)
+    mix = _mix(batch, key, axis_name)
 
     def loss(labels, state, *, adaptive):
         return sub_cluster_adacos_loss(
@@ -127,10 +124,10 @@ def mixed_loss(params, state, embeddings, batch, *, key, hyper, axis_name, **_):
     return mix * first + (1 - mix) * second, adapted
 
 
-def _mix(batch, key, hyper, axis_name):
+def _mix(batch, key, axis_name):
     """Each crop's own share, float32 ``[batch]``; 1 beside padding."""
     size = len(batch.labels)
-    mix = draw_mix(key, hyper, size, 1, axis_name)[:, 0]
+    mix = draw_mix(key, (size, 1), 0.0, 1.0, axis_name)[:, 0]
     return mix if batch.where is None else jnp.where(batch.where[partners(size)], mix, 1)
 
 
@@ -197,7 +194,7 @@ def _cosine_distance(euclidean: np.ndarray) -> np.ndarray:
 
 # quick and small are for a few hundred clips on a CPU.
 PRESETS = {
-    "quick": AdaCosSystem(width=16, stage=_stage(15)),
-    "small": AdaCosSystem(width=16, stage=_stage(60)),
+    "quick": AdaCosSystem(width=16, stage=adam_stage(15, 64)),
+    "small": AdaCosSystem(width=16, stage=adam_stage(60, 64)),
     "paper": AdaCosSystem(),
 }

@@ -19,11 +19,12 @@ from asdproto.losses import proxy_softmax_loss, vicreg_loss
 from asdproto.models.normalization import BatchNorm
 from asdproto.scoring.backends import Scorer
 from asdproto.systems.members import Comparison, RunOptions, Section
-from asdproto.training.stage import Objective, StageConfig, draw_mix
+from asdproto.training.objectives import Objective, draw_mix
 from experiments.rivals.mobilenet_v2 import MobileNetV2
 from experiments.rivals.rival import (
     Network,
     NetworkFit,
+    RandomStage,
     Rival,
     embed,
     fit_nearest,
@@ -33,7 +34,7 @@ from experiments.rivals.rival import (
     train_encoder,
 )
 
-_PRETRAIN = StageConfig(
+_PRETRAIN = RandomStage(
     epochs=500,
     batch_size=2048,
     learning_rates=((0.8, 100),),
@@ -41,15 +42,13 @@ _PRETRAIN = StageConfig(
     cosine_to=0.0,
     optimizer="lars",
     weight_decay=1e-4,
-    mix_range=(0.0, 1.0),
 )
-_FINETUNE = StageConfig(
+_FINETUNE = RandomStage(
     epochs=100,
     batch_size=64,
     learning_rates=((1e-4, 20),),
     optimizer="adam",
     weight_decay=0.01,
-    mix_range=(0.0, 1.0),
 )
 
 
@@ -89,8 +88,8 @@ class DGMixSystem(Rival):
     features: FeatureSettings = dataclasses.field(
         default_factory=lambda: FeatureSettings(scale="mel")
     )
-    stage: StageConfig = _PRETRAIN
-    finetune: StageConfig = _FINETUNE
+    stage: RandomStage = _PRETRAIN
+    finetune: RandomStage = _FINETUNE
     crop: int = 63
     per_machine: bool = True
     alpha: float = 0.5
@@ -221,14 +220,14 @@ def geometric_constraint(
     return jnp.mean(jnp.square(mixed - expected), axis=-1)
 
 
-def add_mixed(batch, *, key, hyper, axis_name, **_):
+def add_mixed(batch, *, key, axis_name, **_):
     """The crops, then the mixture of each pair of neighbors: ``[1.5 batch, crop, columns]``."""
     if len(batch.crops) % 2:
         raise ValueError(
             f"pairs are mixed, found {len(batch.crops)} crops a device; choose a batch size and a "
             "number of devices that leave an even number on each"
         )
-    mix = _pair_mix(batch, key, hyper, axis_name)[:, None, None]
+    mix = _pair_mix(batch, key, axis_name)[:, None, None]
     mixed = mix * batch.crops[::2] + (1 - mix) * batch.crops[1::2]
     where = None
     if batch.where is not None:
@@ -236,9 +235,9 @@ def add_mixed(batch, *, key, hyper, axis_name, **_):
     return jnp.concatenate([batch.crops, mixed]), where
 
 
-def _pair_mix(batch, key, hyper, axis_name):
+def _pair_mix(batch, key, axis_name):
     """Beta(1/2, 1/2) by its inverse distribution function, one a pair, float32 ``[pairs]``."""
-    uniform = draw_mix(key, hyper, len(batch.labels), 1, axis_name)[::2, 0]
+    uniform = draw_mix(key, (len(batch.labels), 1), 0.0, 1.0, axis_name)[::2, 0]
     return jnp.square(jnp.sin(jnp.pi / 2 * uniform))
 
 
@@ -252,23 +251,23 @@ def _three(embeddings, batch):
     return embeddings[:size:2], embeddings[1:size:2], embeddings[size:]
 
 
-def _vicreg(params, state, embeddings, batch, *, key, hyper, axis_name, **_):
+def _vicreg(params, state, embeddings, batch, *, key, axis_name, **_):
     del params
     first, second, mixed = _three(embeddings, batch)
     losses = mixup_vicreg_loss(
         first,
         second,
         mixed,
-        _pair_mix(batch, key, hyper, axis_name),
+        _pair_mix(batch, key, axis_name),
         where=_pairs_where(batch),
         axis_name=axis_name,
     )
     return jnp.repeat(losses, 2), state.loss_state
 
 
-def _mixed_sections(params, state, embeddings, batch, *, key, hyper, axis_name, **_):
+def _mixed_sections(params, state, embeddings, batch, *, key, axis_name, **_):
     first, second, mixed = _three(embeddings, batch)
-    mix = _pair_mix(batch, key, hyper, axis_name)
+    mix = _pair_mix(batch, key, axis_name)
 
     def entropy(labels):
         return proxy_softmax_loss(

@@ -21,10 +21,11 @@ from asdproto.models.resnet import ResNet
 from asdproto.scoring.backends import Scorer
 from asdproto.systems.embedding import unit_rows
 from asdproto.systems.members import Comparison, RunOptions, Section
-from asdproto.training.stage import Objective, StageConfig
+from asdproto.training.objectives import Objective
 from experiments.rivals.rival import (
     Network,
     NetworkFit,
+    RandomStage,
     Rival,
     adam_stage,
     embed,
@@ -61,7 +62,7 @@ class DisentangledSystem(Rival):
       Unsupervised Anomalous Sound Detection, DCASE Workshop 2022.
     """
 
-    stage: StageConfig = dataclasses.field(default_factory=lambda: adam_stage(100, 64))
+    stage: RandomStage = dataclasses.field(default_factory=lambda: adam_stage(100, 64))
     per_machine: bool = True
     width: int = 64
     attribute_weight: float = 1.0

@@ -15,11 +15,12 @@ from asdproto.data.dataset import ClipArrays, Dataset
 from asdproto.features import FeatureSettings
 from asdproto.losses import proxy_softmax_loss
 from asdproto.systems.members import Comparison, RunOptions, Section
-from asdproto.training.stage import Objective, StageConfig
+from asdproto.training.objectives import Objective
 from experiments.rivals.mobilenet_v2 import MobileNetV2
 from experiments.rivals.rival import (
     Network,
     NetworkFit,
+    RandomStage,
     Rival,
     adam_stage,
     evidence,
@@ -55,7 +56,7 @@ class MobileNetSystem(Rival):
     features: FeatureSettings = dataclasses.field(
         default_factory=lambda: FeatureSettings(scale="mel")
     )
-    stage: StageConfig = dataclasses.field(default_factory=lambda: adam_stage(640, 32, 1e-5))
+    stage: RandomStage = dataclasses.field(default_factory=lambda: adam_stage(640, 32, 1e-5))
     hop: int = 1
     per_machine: bool = True
     alpha: float = 0.5

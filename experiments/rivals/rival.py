@@ -29,8 +29,10 @@ from asdproto.systems.prototype import stage_run
 from asdproto.training.devices import AXIS
 from asdproto.training.epoch import default_loop
 from asdproto.training.loop import train_stage
-from asdproto.training.stage import Objective, StageConfig
-from asdproto.training.state import Task, TrainState
+from asdproto.training.objectives import Objective
+from asdproto.training.stage import RandomBatches, Stage
+from asdproto.training.state import TrainState
+from asdproto.training.task import Task
 
 ALL = "all machine types"
 
@@ -66,6 +68,11 @@ class NetworkFit(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
+class RandomStage(RandomBatches, Stage):
+    """Random batches on a schedule; the rivals' losses have constants of their own."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Rival:
     """A system of other people; each fills in ``kind``, ``name``, ``label``, ``fit`` and ``score``.
 
@@ -80,7 +87,7 @@ class Rival:
     """
 
     features: FeatureSettings = dataclasses.field(default_factory=FeatureSettings)
-    stage: StageConfig = dataclasses.field(default_factory=StageConfig)
+    stage: RandomStage = dataclasses.field(default_factory=RandomStage)
     crop: int = 64
     hop: int = 32
     per_machine: bool = False
@@ -242,7 +249,7 @@ def _placed(
 
 def train_encoder(
     system: Rival,
-    stage: StageConfig,
+    stage: RandomStage,
     objective: Objective,
     data: Dataset,
     options: RunOptions,
@@ -309,14 +316,14 @@ def section_label(clip: Clip) -> Section:
 
 
 def softmax_layer(key: jax.Array, num_classes: int, dim: int) -> tuple[Any, Any]:
-    """First parameters of a layer with bias, for :class:`asdproto.training.stage.Objective`."""
+    """First parameters of a layer with bias, as an objective's ``init``."""
     kernel = nn.initializers.glorot_uniform()(key, (num_classes, dim), jnp.float32)
     return {"kernel": kernel, "bias": jnp.zeros(num_classes)}, {}
 
 
-def adam_stage(epochs: int, batch_size: int, rate: float = 1e-3) -> StageConfig:
+def adam_stage(epochs: int, batch_size: int, rate: float = 1e-3) -> RandomStage:
     """Training by Adam at one rate, without weight decay."""
-    return StageConfig(
+    return RandomStage(
         epochs=epochs,
         batch_size=batch_size,
         learning_rates=((rate, epochs),),

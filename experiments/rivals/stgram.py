@@ -19,11 +19,12 @@ from asdproto.features import FeatureSettings
 from asdproto.losses import arcface_loss
 from asdproto.prototypes import l2_normalize
 from asdproto.systems.members import Comparison, RunOptions, Section
-from asdproto.training.stage import Objective, StageConfig
+from asdproto.training.objectives import Objective
 from experiments.rivals.mobilefacenet import STAGES, STgramMFN
 from experiments.rivals.rival import (
     Network,
     NetworkFit,
+    RandomStage,
     Rival,
     evidence,
     fit_evidence,
@@ -32,8 +33,8 @@ from experiments.rivals.rival import (
 )
 
 
-def _stage(epochs: int, rate: float, batch_size: int) -> StageConfig:
-    return StageConfig(
+def _stage(epochs: int, rate: float, batch_size: int) -> RandomStage:
+    return RandomStage(
         epochs=epochs,
         batch_size=batch_size,
         learning_rates=((rate, 20), (rate, 280)),
@@ -69,7 +70,7 @@ class STgramSystem(Rival):
     features: FeatureSettings = dataclasses.field(
         default_factory=lambda: FeatureSettings(scale="mel", waveform=True)
     )
-    stage: StageConfig = dataclasses.field(default_factory=lambda: _stage(300, 1e-4, 128))
+    stage: RandomStage = dataclasses.field(default_factory=lambda: _stage(300, 1e-4, 128))
     crop: int = 313
     hop: int = 313
     stages: tuple[tuple[int, int, int, int], ...] = STAGES

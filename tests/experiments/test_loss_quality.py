@@ -10,8 +10,7 @@ import pytest
 
 from asdproto.losses import proxy_softmax_logits
 from asdproto.prototypes import l2_normalize
-from asdproto.training.objectives import make_objective
-from asdproto.training.stage import Objective
+from asdproto.training.objectives import Objective, make_objective
 from experiments.benchmarks import losses as bench_losses
 from tests.experiments.collection import write_collection
 

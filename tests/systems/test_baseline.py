@@ -14,7 +14,7 @@ from asdproto.systems import baseline
 from asdproto.systems.members import RunOptions
 from asdproto.systems.prototype import EncoderConfig
 from asdproto.training.devices import use_devices
-from asdproto.training.stage import Hyper, StageConfig
+from asdproto.training.stage import Hyper, Pretraining
 from tests.training import tiny
 
 DIM, TEMPERATURE = 6, 0.2
@@ -49,7 +49,7 @@ def test_loss_and_gradient_equal_float64(imprinted):
     embeddings, means = units((9, DIM), 0), units((4, DIM), 1)
     raw = np.random.default_rng(2).normal(size=(4, DIM))
     labels = np.random.default_rng(3).integers(0, 4, 9)
-    objective = baseline.softmax_objective(StageConfig(), imprinted=imprinted)
+    objective = baseline.softmax_objective(Pretraining(), imprinted=imprinted)
     assert objective.epoch_prototypes == any(imprinted)
     state = types.SimpleNamespace(prototypes=np.float32(means)[:, None], loss_state={})
     batch = types.SimpleNamespace(labels=labels, where=None)

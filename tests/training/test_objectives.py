@@ -10,28 +10,39 @@ import pytest
 from asdproto.prototypes import l2_normalize
 from asdproto.training.devices import use_devices
 from asdproto.training.loop import StageRun, train_stage
-from asdproto.training.objectives import OBJECTIVES, make_objective
-from asdproto.training.stage import StageConfig, npe_objective
+from asdproto.training.objectives import OBJECTIVES, make_objective, npe_objective
+from asdproto.training.stage import (
+    EpisodePrototypes,
+    Episodes,
+    EpochPrototypes,
+    Finetuning,
+    Pretraining,
+    RandomBatches,
+    Stage,
+)
 from asdproto.training.state import Batch, TrainState
 from tests.training import tiny
 
 DATA = tiny.make_data()
-EPISODES = {
-    "sampler": "episodes",
-    "ways": 4,
-    "shots": 4,
-    "steps_per_epoch": 4,
-    "epochs": 6,
-    "learning_rates": ((0.05, 6),),
-    "mix_range": (0.25, 0.5),
-    "sub_prototypes": 1,
-}
+
+
+@dataclasses.dataclass(frozen=True)
+class LossStage(Episodes, EpochPrototypes, EpisodePrototypes, Stage):
+    """Episodes, and what any of the losses reads."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomFinetuning(RandomBatches, EpisodePrototypes, Stage):
+    """Random batches against their own prototypes."""
+
+
+STAGE = LossStage(ways=4, shots=4, steps_per_epoch=4, epochs=6, learning_rates=((0.05, 6),))
 
 
 def _task(name, count=1, **changes):
-    stage = {**EPISODES, **changes}
-    task = tiny.make_task(DATA, "finetune", use_devices(count), **stage)
-    return dataclasses.replace(task, objective=make_objective(name, task.stage))
+    stage = dataclasses.replace(STAGE, **changes)
+    task = tiny.make_task(DATA, "finetune", use_devices(count))
+    return dataclasses.replace(task, stage=stage, objective=make_objective(name, stage))
 
 
 def _train(name, count=1, **changes):
@@ -113,16 +124,15 @@ def test_expanded_losses_differ_from_their_parts():
 
 
 def test_refusals_say_what_to_set():
-    random = StageConfig(mix_range=(0.25, 0.5))
     with pytest.raises(ValueError, match=r"no loss 'arc_face'.*arcface"):
-        make_objective("arc_face", random)
-    with pytest.raises(ValueError, match=r"sampler='random'.*sampler='episodes'"):
-        make_objective("vicreg", random)
+        make_objective("arc_face", Pretraining())
+    with pytest.raises(ValueError, match=r"reads ways, shots, .* inheriting Episodes"):
+        make_objective("vicreg", Pretraining())
     with pytest.raises(ValueError, match=r"shots=3.*even"):
-        make_objective("vicreg", dataclasses.replace(random, sampler="episodes", shots=3))
+        make_objective("vicreg", Finetuning(shots=3))
     for name in ("negative_prototype", "negative_prototype_unit", "mpe_npe"):
         with pytest.raises(ValueError, match="mix_range=None"):
-            make_objective(name, StageConfig())
+            make_objective(name, dataclasses.replace(STAGE, mix_range=None))
     # 10 examples on 2 devices are 5 each: pairs would be torn apart.
     task = _task("vicreg", 2, ways=5, shots=2)
     with pytest.raises(ValueError, match="pairs, found 5"):
@@ -138,7 +148,7 @@ def test_refusals_say_what_to_set():
 
 def test_random_batches_leave_out_lone_anchors_and_absent_classes():
     """Class 2 has one example in the batch, classes 3 and 4 have none."""
-    stage = StageConfig(leave_one_out=True, temperature=0.3)
+    stage = RandomFinetuning(leave_one_out=True, temperature=0.3, mix_range=None)
     z = np.asarray(l2_normalize(jax.random.normal(jax.random.key(0), (5, 6))), np.float64)
     labels = np.array([0, 1, 0, 2, 1])
     batch = Batch(np.arange(5), None, labels)

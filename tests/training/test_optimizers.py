@@ -10,7 +10,7 @@ import pytest
 
 from asdproto.training.devices import use_devices
 from asdproto.training.loop import StageRun, train_stage
-from asdproto.training.stage import StageConfig
+from asdproto.training.stage import Stage
 from tests.training import tiny
 
 DATA = tiny.make_data()
@@ -42,20 +42,20 @@ def test_updates_equal_their_formulas(name, oracle):
     rng = np.random.default_rng(0)
     params, gradients, rates = rng.standard_normal(6), rng.standard_normal((3, 6)), (0.1, 0.1, 0.02)
     ours = {"w": jnp.asarray(params, jnp.float32)}
-    state = task.optimizer().init(ours)
+    state = task.stage.update_rule().init(ours)
     for gradient, rate in zip(gradients, rates, strict=True):
-        update = task.optimizer(rate).update({"w": jnp.asarray(gradient)}, state, ours)
+        update = task.stage.update_rule(rate).update({"w": jnp.asarray(gradient)}, state, ours)
         ours, state = optax.apply_updates(ours, update[0]), update[1]
     # Three updates in float32.
     np.testing.assert_allclose(ours["w"], oracle(params, gradients, rates, 0.1), rtol=1e-5)
 
 
 def test_cosine_and_warm_up():
-    stage = StageConfig(epochs=300, learning_rates=((1e-4, 20), (1e-4, 280)), cosine_to=1e-5)
+    stage = Stage(epochs=300, learning_rates=((1e-4, 20), (1e-4, 280)), cosine_to=1e-5)
     rates = [float(stage.learning_rate(epoch)) for epoch in (0, 19, 20, 160, 299)]
     last = 1e-5 + 9e-5 * (1 + np.cos(np.pi * 279 / 280)) / 2
     np.testing.assert_allclose(rates, [1e-4, 1e-4, 1e-4, 5.5e-5, last], rtol=1e-5)
-    warm = StageConfig(epochs=10, learning_rates=((0.5, 10),), warmup=4)
+    warm = Stage(epochs=10, learning_rates=((0.5, 10),), warmup=4)
     rates = [float(warm.learning_rate(epoch)) for epoch in range(6)]
     np.testing.assert_allclose(rates, [0.1, 0.2, 0.3, 0.4, 0.5, 0.5], rtol=1e-6)
     # A shorter run keeps the proportions.
@@ -66,9 +66,9 @@ def test_cosine_and_warm_up():
 @pytest.mark.parametrize(("field", "value"), [("warmup", -1), ("cosine_to", -0.1)])
 def test_schedules_that_cannot_be_are_errors(field, value):
     with pytest.raises(ValueError, match=f"{field}={value}"):
-        StageConfig(**{field: value})
+        Stage(**{field: value})
     with pytest.raises(ValueError, match="optimizer='sgdm': expected one of 'sgd', 'adam'"):
-        StageConfig(optimizer="sgdm")
+        Stage(optimizer="sgdm")
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "lars"])

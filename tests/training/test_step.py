@@ -7,11 +7,11 @@ import numpy as np
 import optax
 import pytest
 
-from asdproto.training import packing
+from asdproto.models.resnet import ResNet
 from asdproto.training import step as steps
 from asdproto.training.devices import use_devices
 from asdproto.training.epoch import run_epoch
-from asdproto.training.stage import StageConfig
+from asdproto.training.stage import Finetuning, Pretraining
 from asdproto.training.state import clip_index
 from tests.training import tiny
 
@@ -43,26 +43,24 @@ def test_update_is_the_papers_frameworks():
     rng = np.random.default_rng(0)
     param, velocity = rng.standard_normal(6), np.zeros(6)
     ours = {"w": jnp.asarray(param, jnp.float32)}
-    state = task.optimizer().init(ours)
+    state = task.stage.update_rule().init(ours)
     for rate in (0.1, 0.1, 0.01):
         gradient = rng.standard_normal(6)
         decayed = gradient + 5e-5 * param
         velocity = 0.9 * velocity + decayed
         param = param - rate * velocity
         gradients = {"w": jnp.asarray(gradient, jnp.float32)}
-        updates, state = task.optimizer(rate).update(gradients, state, ours)
+        updates, state = task.stage.update_rule(rate).update(gradients, state, ours)
         ours = optax.apply_updates(ours, updates)
     np.testing.assert_allclose(ours["w"], param, rtol=1e-6)
 
 
 def test_schedules_are_the_papers():
-    pretrain = StageConfig()
+    pretrain = Pretraining()
     rates = [float(pretrain.learning_rate(epoch)) for epoch in (0, 49, 50, 89, 90, 119)]
     np.testing.assert_allclose(rates, [0.1, 0.1, 0.01, 0.01, 0.001, 0.001], rtol=1e-6)
     assert pretrain.steps(21000) == 657
-    finetune = dataclasses.replace(
-        pretrain, epochs=50, sampler="episodes", learning_rates=((0.01, 30), (0.001, 20))
-    )
+    finetune = Finetuning()
     np.testing.assert_allclose(finetune.learning_rate(29), 0.01, rtol=1e-6)
     np.testing.assert_allclose(finetune.learning_rate(30), 0.001, rtol=1e-6)
     assert finetune.steps(21000) == 210
@@ -82,14 +80,14 @@ def test_schedules_are_the_papers():
         ("temperature", -1.0),
         ("mix_range", (0.5, 0.25)),
         ("learning_rates", ()),
-        ("sampler", "balanced"),
         ("prototype_crops", 0),
         ("ways", 1),
     ],
 )
 def test_impossible_stages_are_errors_that_name_the_field(field, value):
+    stage = Finetuning if hasattr(Finetuning, field) else Pretraining
     with pytest.raises(ValueError, match=f"{field}="):
-        StageConfig(**{field: value})
+        stage(**{field: value})
 
 
 def test_more_ways_than_classes_is_an_error():
@@ -255,21 +253,11 @@ def test_a_loop_carries_large_kernels_of_the_encoder_in_its_dtype():
         for shape in ((64, 32), (32,), (64, 32))
     )
     params = {"encoder": {"bias": bias, "kernel": kernel}, "loss": {"head": head}}
-    state = _setup()[2]._replace(params=params, optimizer=())
-
-    packed = packing.pack_state(state, jnp.bfloat16)
-    assert packed.params.vector.shape == (32,)
-    new = jax.tree.map(lambda x: x + 1, packed.params)
-    for found, expected in (
-        (packed, params),
-        (packing.renew_weights(packed._replace(params=new)), packing.unpack(new)),
-    ):
-        used = packing.unpack(packing.with_weights(found))
-        assert used["encoder"]["kernel"].dtype == jnp.bfloat16
-        rounded = {"kernel": expected["encoder"]["kernel"].astype(jnp.bfloat16)}
-        expected = {"encoder": {**expected["encoder"], **rounded}, "loss": expected["loss"]}
-        assert tiny.same(used, expected)
-        assert used["loss"]["head"].dtype == jnp.float32
-    assert tiny.same(packing.unpack_state(packed).params, params)
+    task = dataclasses.replace(tiny.make_task(DATA), model=ResNet(dtype=jnp.bfloat16))
+    kernels = steps.cast_kernels(task, params)
+    rounded = {"bias": None, "kernel": kernel.astype(jnp.bfloat16)}
+    assert kernels["loss"] == {"head": None}
+    assert kernels["encoder"]["bias"] is None
+    assert tiny.same(kernels["encoder"], rounded)
     # What is of this dtype already is carried once.
-    assert packing.pack_state(state, jnp.float32).weights == [None, None]
+    assert not jax.tree.leaves(steps.cast_kernels(tiny.make_task(DATA), params))

@@ -10,8 +10,9 @@ from asdproto.data.dataset import ClipArrays, Dataset
 from asdproto.models.normalization import BatchNorm
 from asdproto.prototypes import l2_normalize
 from asdproto.training.devices import AXIS, Devices
-from asdproto.training.stage import StageConfig, mpe_objective, npe_objective
-from asdproto.training.state import Task
+from asdproto.training.objectives import mpe_objective, npe_objective
+from asdproto.training.stage import Finetuning, Pretraining
+from asdproto.training.task import Task
 
 CROP, MELS, CLASSES = 16, 16, 5
 
@@ -47,16 +48,8 @@ def make_data(seed: int = 0, clips: int = 22) -> Dataset:
     return Dataset(arrays, none, [], [], labels.astype(np.int32), classes, *arrays.statistics())
 
 
-PRETRAIN = StageConfig(epochs=3, batch_size=8, learning_rates=((0.05, 2), (0.01, 1)))
-FINETUNE = StageConfig(
-    epochs=3,
-    sampler="episodes",
-    ways=3,
-    shots=3,
-    learning_rates=((0.02, 3),),
-    sub_prototypes=0,
-    mix_range=(0.25, 0.5),
-)
+PRETRAIN = Pretraining(epochs=3, batch_size=8, learning_rates=((0.05, 2), (0.01, 1)))
+FINETUNE = Finetuning(epochs=3, ways=3, shots=3, learning_rates=((0.02, 3),))
 
 
 def make_task(

@@ -12,8 +12,7 @@ from asdproto.training.stage import Hyper
 from asdproto.training.state import Batch
 from experiments.rivals import adacos, dgmix, disentangled
 
-HYPER = Hyper(mix_low=0.0, mix_high=1.0)
-KEYWORDS = {"key": jax.random.key(3), "hyper": HYPER, "axis_name": None}
+KEYWORDS = {"key": jax.random.key(3), "hyper": Hyper(), "axis_name": None}
 
 
 def _random(*shape, seed=0):
@@ -48,7 +47,7 @@ def test_each_pair_is_mixed_once():
     crops, where = dgmix.add_mixed(batch, **KEYWORDS)
     np.testing.assert_array_equal(crops[:6], batch.crops)
     np.testing.assert_array_equal(where[6:], [True, True, False])
-    mix = np.asarray(dgmix._pair_mix(batch, KEYWORDS["key"], HYPER, None))
+    mix = np.asarray(dgmix._pair_mix(batch, KEYWORDS["key"], None))
     for pair in range(3):
         x, y = batch.crops[2 * pair], batch.crops[2 * pair + 1]
         np.testing.assert_allclose(crops[6 + pair], mix[pair] * x + (1 - mix[pair]) * y, atol=1e-6)
@@ -58,7 +57,7 @@ def test_each_pair_is_mixed_once():
 
 def test_shares_of_pairs_follow_the_beta_distribution():
     batch = types.SimpleNamespace(labels=np.zeros(40_000))
-    mix = np.sort(dgmix._pair_mix(batch, KEYWORDS["key"], HYPER, None))
+    mix = np.sort(dgmix._pair_mix(batch, KEYWORDS["key"], None))
     # Beta(1/2, 1/2) is the arcsine distribution; 20,000 draws are within 0.014 of it (1.95 / root
     # of the number) but once in a thousand times.
     expected = 2 / np.pi * np.arcsin(np.sqrt(mix))
@@ -71,7 +70,7 @@ def test_cross_entropy_of_mixed_sections():
     params = {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(bias)}
     state = types.SimpleNamespace(loss_state={})
     found, _ = dgmix._mixed_sections(params, state, jnp.asarray(embeddings), batch, **KEYWORDS)
-    mix = np.asarray(dgmix._pair_mix(batch, KEYWORDS["key"], HYPER, None), np.float64)
+    mix = np.asarray(dgmix._pair_mix(batch, KEYWORDS["key"], None), np.float64)
     logits = embeddings[6:] @ kernel.T + bias
     log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     for pair in range(3):
@@ -89,7 +88,7 @@ def test_neighbors_are_partners(batch, expected):
 
 def test_adacos_of_mixed_crops_and_labels():
     batch = _batch(4, where=jnp.array([True, True, True, False]))
-    mix = np.asarray(adacos._mix(batch, KEYWORDS["key"], HYPER, None), np.float64)
+    mix = np.asarray(adacos._mix(batch, KEYWORDS["key"], None), np.float64)
     assert ((mix[[0, 1]] > 0) & (mix[[0, 1]] < 1)).all()
     assert mix[2] == 1  # nothing is mixed with padding
     crops, where = adacos.mix_crops(batch, **KEYWORDS)

@@ -1,0 +1,155 @@
+"""The static description of a training: a network, a stage and an objective on a data set.
+
+Everything that trains is a :class:`Task`, which :func:`asdproto.training.loop.train` brings to its
+end: checkpoints, metrics, progress and stopping are the loop's, for one run or many. What differs
+is said by three values. The paper's stages are two of them. The autoencoder of short stacks of
+frames is another: its stage is ``class Stacks(FrameStacks, Stage)``, its crop the frames of a
+stack, its network maps crops ``[batch, crop, mels]`` to their likes, and its objective is
+:func:`asdproto.training.objectives.reconstruction_objective`; a data set of one class will do.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from asdproto.data.dataset import Dataset, Standardization
+from asdproto.training.objectives import Objective
+from asdproto.training.stage import Episodes, FrameStacks, Stage
+from asdproto.training.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Static description of a stage on a data set; compiled code is specialized to it.
+
+    Attributes:
+      model: Network: ``model.apply(variables, crops, train=..., where=...) -> embeddings``, with
+        ``embedding_dim`` where its objective compares embeddings with anything.
+      stage: Schedule, sampler and loss options.
+      objective: The loss.
+      num_classes: Attribute classes.
+      num_clips: Training clips.
+      largest_class: Clips of the largest class.
+      num_crops: Crops that the training clips hold, one beginning at every frame.
+      crop: Frames of a crop.
+      chunk: Crops per device and call in the prototype pass.
+      num_devices: Devices that share a batch.
+      standardization: Of the features, see :meth:`asdproto.data.dataset.Dataset.moments`.
+    """
+
+    model: nn.Module
+    stage: Stage
+    objective: Objective
+    num_classes: int
+    num_clips: int
+    largest_class: int
+    num_crops: int
+    crop: int = 64
+    chunk: int = 256
+    num_devices: int = 1
+    standardization: Standardization = "band"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stage, Episodes) and self.stage.ways > self.num_classes:
+            raise ValueError(
+                f"an episode takes ways={self.stage.ways} attribute classes, but the training "
+                f"clips have {self.num_classes}; set ways to at most {self.num_classes}"
+            )
+        if self.num_clips < 1:
+            raise ValueError("there are no training clips")
+
+    @classmethod
+    def of(cls, data: Dataset, *, crop: int = 64, **fields: Any) -> "Task":
+        """The task of a data set, of which it takes the numbers of classes, clips and crops."""
+        return cls(
+            num_classes=len(data.classes),
+            num_clips=len(data.labels),
+            largest_class=int(np.bincount(data.labels).max()),
+            num_crops=int(np.sum(data.train.usable_frames - crop + 1)),
+            crop=crop,
+            **fields,
+        )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of an epoch."""
+        stacks = isinstance(self.stage, FrameStacks)
+        return self.stage.steps(self.num_crops if stacks else self.num_clips)
+
+    @property
+    def global_batch_size(self) -> int:
+        """Examples per step over all devices, padding included."""
+        return -(-self.stage.batch // self.num_devices) * self.num_devices
+
+    @property
+    def prototypes_per_class(self) -> int:
+        """Mean and sub-prototypes that are renewed every epoch; 0 where the loss wants none."""
+        return 1 + self.objective.sub_prototypes if self.objective.epoch_prototypes else 0
+
+    @property
+    def pass_crops(self) -> int:
+        """Crops of the prototype pass over all devices, without padding."""
+        return self.num_clips * self.objective.prototype_crops
+
+    @property
+    def device_chunk(self) -> int:
+        """Crops per device and call in the prototype pass."""
+        return min(self.chunk, -(-self.pass_crops // self.num_devices))
+
+    @property
+    def chunks(self) -> int:
+        """Calls of the prototype pass."""
+        return -(-self.pass_crops // (self.device_chunk * self.num_devices))
+
+    def init(self, key: jax.Array, mels: int) -> TrainState:
+        """Fresh state.
+
+        Args:
+          key: Random key; the same key gives the same parameters on any number of devices.
+          mels: Mel filters of the features.
+
+        Returns:
+          State at step 0, on the default device.
+        """
+        encoder_key, loss_key = jax.random.split(key)
+
+        @jax.jit  # one program instead of a hundred small ones
+        def create(key: jax.Array) -> Any:
+            return self.model.init(key, jnp.zeros((1, self.crop, mels), jnp.float32), train=False)
+
+        variables = dict(create(encoder_key))
+        return self.start(variables.pop("params"), variables.get("batch_stats", {}), loss_key)
+
+    def start(self, encoder: Any, batch_stats: Any, key: jax.Array) -> TrainState:
+        """State at step 0 around an encoder that exists, as fine-tuning starts.
+
+        Args:
+          encoder: Parameters of the encoder.
+          batch_stats: Its running statistics.
+          key: Random key for parameters of the loss.
+
+        Returns:
+          State at step 0 with a fresh optimizer.
+        """
+        loss_params: Any = {}
+        loss_state: Any = {}
+        prototypes = None
+        if self.objective.init is not None:
+            dim = self.model.embedding_dim
+            loss_params, loss_state = self.objective.init(key, self.num_classes, dim)
+        if per_class := self.prototypes_per_class:
+            prototypes = jnp.zeros((self.num_classes, per_class, self.model.embedding_dim))
+        params = {"encoder": encoder, "loss": loss_params}
+        return TrainState(
+            step=jnp.int32(0),
+            params=params,
+            batch_stats=batch_stats,
+            optimizer=self.stage.update_rule().init(params),
+            loss_state=loss_state,
+            prototypes=prototypes,
+            loss_sum=jnp.float32(0),
+        )
