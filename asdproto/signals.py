@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -12,6 +13,7 @@ _NOTICE = b"\nstopping as soon as this is saved; a second signal stops at once\n
 # Of the process, as signals are.
 _deferring = 0
 _noted: int | None = None
+_heard, _asked = 0.0, 0.0  # when the first signal came, and when it was last asked for
 
 
 class Stopped(KeyboardInterrupt):
@@ -45,7 +47,7 @@ def handled() -> Iterator[None]:
     Signals that are ignored or have a handler of somebody else's stay as they are, and so do all
     outside of the main thread.
     """
-    global _noted
+    global _noted, _heard
     before = {}
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
@@ -65,7 +67,7 @@ def handled() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _noted = None
+        _noted, _heard = None, 0.0
 
 
 @contextlib.contextmanager
@@ -87,10 +89,12 @@ def _watched() -> Iterator[None]:
 
 
 def _watch(hears: int) -> None:
+    global _heard
     heard = 0
     while number := os.read(hears, 1):
         if number[0] in SIGNALS:
             heard += 1
+            _heard = time.monotonic()
             if heard > 1:
                 os._exit(128 + number[0])
             if _deferring:
@@ -113,11 +117,22 @@ def deferred() -> Iterator[Callable[[], bool]]:
     with handled():
         _deferring += 1
         try:
-            yield lambda: _noted is not None
+            yield _is_asked
         finally:
             _deferring -= 1
         if _noted is not None and not _deferring:
             stop()
+
+
+def overdue(seconds: float) -> bool:
+    """Whether a signal came so long ago, and who works has not asked for it since."""
+    return _heard > 0 and time.monotonic() - max(_heard, _asked) > seconds
+
+
+def _is_asked() -> bool:
+    global _asked
+    _asked = time.monotonic()
+    return _noted is not None
 
 
 def stop(kept: str = "") -> None:

@@ -13,7 +13,7 @@ from asdproto.commands import add_command, add_options
 from asdproto.commands.data import add_on_error
 from asdproto.config import at_least, between, nearest
 from asdproto.errors import printable
-from asdproto.systems import KINDS, PRESETS
+from asdproto.systems import KINDS, PRESETS, YARDSTICKS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -142,27 +142,40 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def start_devices(arguments: argparse.Namespace) -> Devices:
-    """Joins other processes where there are any and takes the devices."""
-    from asdproto.training.devices import start_distributed, use_compilation_cache, use_devices
+    """The devices of a run."""
+    from asdproto.training.devices import use_compilation_cache, use_devices
 
-    start_distributed(arguments.coordinator, arguments.processes, arguments.process_id)
     use_compilation_cache()
     return use_devices(arguments.devices)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Trains, scores and reports; returns the exit code."""
+    """Trains, scores and reports, with other processes where there are any."""
+    from asdproto.training.processes import joined
+
+    processes = arguments.coordinator, arguments.processes, arguments.process_id
+    if arguments.system not in YARDSTICKS:
+        with joined(*processes):
+            return _run(arguments)
+    if arguments.process_id:
+        print(f"{arguments.system} needs no device; process 0 does all of it")
+        return 0
+    return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from asdproto.config import ConfigError, override
     from asdproto.systems import preset
     from asdproto.systems.members import RunOptions
-    from asdproto.systems.run import asked, check_same_run, features_of, train_run
+    from asdproto.systems.run import asked, features_of, train_run
+    from asdproto.training.processes import agree_on, alone, is_main
 
-    console, devices = Console(), None
+    console, devices = Console(quiet=not is_main()), None
     data, workdir = arguments.data, arguments.workdir
     seeds, machines = arguments.seeds, arguments.machines
-    kind = arguments.system or _choose(arguments, console)
+    kind = arguments.system or alone(lambda: _choose(arguments, console))
     name = arguments.preset
     if name is None:
         devices = start_devices(arguments)
@@ -171,37 +184,47 @@ def run(arguments: argparse.Namespace) -> int:
     if len(set(seeds)) < len(seeds):
         raise ConfigError("--seeds: found one twice; expected different ones")
     command = asked(system, seeds, machines)
-    changed = check_same_run(workdir, command, but=("system.score.",))
-    if changed and (workdir / "results.json").exists():
-        _rescore(workdir, system, console)
-        return 0
-    if report_if_finished(workdir, console):
+    agree_on(command, workdir)
+    if alone(lambda: _is_finished(workdir, command, system, console)):
         return 0
     devices = devices or start_devices(arguments)
-    is_main = devices.is_main
-    quiet = console if is_main else None
-    if quiet is not None:
-        chosen = "" if arguments.preset else ", chosen for this device; --preset changes it"
-        quiet.out(f"Preset:   {name}{chosen}", highlight=False)
-    clips = _clips(arguments)  # their machine types are checked before all features are extracted
-    if hasattr(system, "check_clips"):
-        system.check_clips([clip for clip in clips if clip.split == "train"])
+    chosen = "" if arguments.preset else ", chosen for this device; --preset changes it"
+    console.out(f"Preset:   {name}{chosen}", highlight=False)
+    # Before all features are extracted; only process 0 needs the recordings.
+    alone(lambda: _check_clips(arguments, system))
     folder = arguments.features or workdir / "features"
-    on_error = arguments.on_error
-    store = features_of(data, folder, system.features, quiet, is_main, on_error=on_error)
+    store = features_of(data, folder, system.features, console, on_error=arguments.on_error)
     options = RunOptions(
         workdir=workdir,
         devices=devices,
-        console=quiet,
+        console=console if is_main() else None,
         loop=arguments.loop,
         resident=False if arguments.host_features else None,
         save_seconds=arguments.save_seconds,
     )
     root = _root(data)
     results = train_run(system, store, options, seeds=seeds, machines=machines, root=root)
-    if is_main:
+    if is_main():
         finish(workdir, {**results, "preset": name}, console)
     return 0
+
+
+def _is_finished(workdir: Path, command: dict[str, Any], system: Any, console: Console) -> bool:
+    """Whether the work folder holds this run, trained, which is then scored or only reported."""
+    from asdproto.systems.run import check_same_run
+
+    changed = check_same_run(workdir, command, but=("system.score.",))
+    if changed and (workdir / "results.json").exists():
+        _rescore(workdir, system, console)
+        return True
+    return report_if_finished(workdir, console)
+
+
+def _check_clips(arguments: argparse.Namespace, system: Any) -> None:
+    """Refuses clips that the system cannot be trained on."""
+    clips = _clips(arguments)
+    if hasattr(system, "check_clips"):
+        system.check_clips([clip for clip in clips if clip.split == "train"])
 
 
 def _rescore(workdir: Path, system: Any, console: Console) -> None:

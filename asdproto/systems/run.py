@@ -25,7 +25,7 @@ from asdproto.data.dataset import Dataset, section_keys
 from asdproto.data.dcase import Clip
 from asdproto.data.store import FeatureStore
 from asdproto.errors import DataError
-from asdproto.files import locked, remove_abandoned, write_arrays
+from asdproto.files import json_checksum, locked, remove_abandoned, write_arrays
 from asdproto.results import class_name
 from asdproto.results.run_folder import (
     ScoredClip,
@@ -40,6 +40,7 @@ from asdproto.scoring.thresholds import decide
 from asdproto.systems import YARDSTICKS, preset
 from asdproto.systems.members import Comparison, Fitted, RunOptions, prepare_for
 from asdproto.systems.trained import TrainedDetector
+from asdproto.training.processes import agree_on, alone, differences
 
 LOCK = ".lock"  # of a work folder
 # Scores of the test clips by every member: what fusing takes.
@@ -341,11 +342,11 @@ def check_same_run(workdir: Path, asked: dict[str, Any], *, but: tuple[str, ...]
     if not path.exists():
         return []
     config = read_config(workdir)
-    differences = _differences(asked, {name: config.get(name) for name in asked})
-    allowed = [name for name, _, _ in differences if name.startswith(but)]
+    differing = list(differences(asked, {name: config.get(name) for name in asked}))
+    allowed = [name for name, _, _ in differing if name.startswith(but)]
     different = [
         f"{name} is {there!r} there, {here!r} here"
-        for name, here, there in differences
+        for name, here, there in differing
         if name not in allowed
     ]
     if different:
@@ -358,49 +359,41 @@ def check_same_run(workdir: Path, asked: dict[str, Any], *, but: tuple[str, ...]
     return allowed
 
 
-def _differences(asked: Any, there: Any, name: str = "") -> list[tuple[str, Any, Any]]:
-    if isinstance(asked, dict) and isinstance(there, dict):
-        return [
-            difference
-            for key in {**asked, **there}
-            for difference in _differences(asked.get(key), there.get(key), f"{name}.{key}")
-        ]
-    return [] if asked == there else [(name.lstrip("."), asked, there)]
-
-
 def features_of(
     data: Path,
     folder: Path,
     settings: Any,
     console: Console | None,
-    main: bool = True,
     *,
     on_error: str = "stop",
 ) -> FeatureStore:
     """Feature store of a collection, extracted into ``folder`` unless it is there already.
+
+    Process 0 extracts, the others wait for it and open the same store.
 
     Args:
       data: Collection in a DCASE layout, or with a csv that describes it; or a feature store.
       folder: Where the store goes.
       settings: Feature settings.
       console: Where progress goes.
-      main: Whether this process extracts; the others wait for it.
       on_error: As for :func:`asdproto.data.extract.extract_collection`.
     """
-    import jax
+    from asdproto.data.store import FEATURES, MANIFEST, open_store
 
-    from asdproto.data.store import open_store
+    extracted = []
 
-    if (data / "manifest.json").is_file() and (data / "features.npy").is_file():
-        return open_store(data, expect=settings)
-    if main:
+    def extract() -> str:
+        if (data / MANIFEST).is_file() and (data / FEATURES).is_file():
+            return str(data)
         from asdproto.data.extract import extract_collection
 
-        store = extract_collection(
-            data, folder, settings, on_error=on_error, progress=console is not None
+        shown = console is not None
+        extracted.append(
+            extract_collection(data, folder, settings, on_error=on_error, progress=shown)
         )
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
+        return str(folder)
 
-        multihost_utils.sync_global_devices("features")
-    return store if main else open_store(folder, expect=settings)
+    path = Path(alone(extract))
+    store = extracted[0] if extracted else open_store(path, expect=settings)
+    agree_on({"feature store": json_checksum((path / MANIFEST).read_text())})
+    return store

@@ -12,17 +12,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from asdproto.models.convolution import compiler_options
+from asdproto.training.processes import agreed_to_stop
 
 AXIS = "batch"
-
-_CLUSTER_HINTS = (
-    "JAX_COORDINATOR_ADDRESS",
-    "SLURM_NTASKS",
-    "OMPI_COMM_WORLD_SIZE",
-    "TPU_WORKER_HOSTNAMES",
-    "MEGASCALE_COORDINATOR_ADDRESS",
-    "JOB_COMPLETION_INDEX",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +57,10 @@ class Devices:
             return due, stop
         with jax.transfer_guard("allow"):
             answers = multihost_utils.process_allgather(np.array([due, stop], np.int32))
-        return bool(answers[0, 0]), bool(answers[:, 1].any())
+        stop = bool(answers[:, 1].any())
+        if stop:
+            agreed_to_stop()
+        return bool(answers[0, 0]), stop
 
     def compile(
         self,
@@ -192,56 +187,6 @@ def use_devices(limit: int | None = None) -> Devices:
     local = jax.local_devices() if jax.process_count() > 1 else everything[:limit]
     first = jax.process_index() * len(local)
     return Devices(tuple(local), limit, first)
-
-
-def start_distributed(
-    coordinator: str | None = None, processes: int | None = None, process_id: int | None = None
-) -> bool:
-    """Joins the processes of a run; call it before anything touches a device.
-
-    With no arguments the cluster's environment decides (TPU pod, SLURM, Open MPI, GKE), and a lone
-    machine stays alone.
-
-    Args:
-      coordinator: ``host:port`` of process 0.
-      processes: Number of processes.
-      process_id: This process's number, from 0.
-
-    Returns:
-      Whether several processes now run as one.
-
-    Raises:
-      ValueError: Only some of the three are given.
-    """
-    given = [value is not None for value in (coordinator, processes, process_id)]
-    if any(given) and not all(given):
-        raise ValueError(
-            "--coordinator HOST:PORT, --processes N and --process-id I go together; found "
-            f"coordinator={coordinator}, processes={processes}, process_id={process_id}"
-        )
-    if jax.distributed.is_initialized():
-        return jax.process_count() > 1
-    if all(given):
-        jax.distributed.initialize(coordinator, processes, process_id)
-    elif _in_cluster():
-        jax.distributed.initialize()
-    else:
-        return False
-    return jax.process_count() > 1
-
-
-def _in_cluster() -> bool:
-    """Whether the environment names more than one process."""
-    for name in _CLUSTER_HINTS:
-        value = os.environ.get(name, "")
-        if not value:
-            continue
-        if name.endswith(("NTASKS", "SIZE")) and value == "1":
-            continue
-        if name == "TPU_WORKER_HOSTNAMES" and "," not in value:
-            continue
-        return True
-    return False
 
 
 def use_compilation_cache(folder: str | None = None) -> None:

@@ -19,8 +19,9 @@ import numpy as np
 from asdproto.signals import Stopped
 from asdproto.training import loop as loops
 from asdproto.training.checkpoint import Checkpoints, _named
-from asdproto.training.devices import Devices, start_distributed, use_devices
+from asdproto.training.devices import Devices, use_devices
 from asdproto.training.loop import StageRun, train_stage
+from asdproto.training.processes import joined
 from tests.training import tiny
 
 STAGES = ("pretrain", "finetune")
@@ -59,14 +60,7 @@ def train_until_preempted(stage: str, devices: Devices, run: StageRun, process: 
     raise AssertionError(f"{stage} came to its end")
 
 
-def main() -> None:
-    folder, coordinator, processes, process = (
-        Path(sys.argv[1]),
-        sys.argv[2],
-        int(sys.argv[3]),
-        int(sys.argv[4]),
-    )
-    joined = start_distributed(coordinator, processes, process)
+def main(folder: Path, process: int) -> None:
     devices = use_devices()
     refused = ""
     try:
@@ -114,7 +108,6 @@ def main() -> None:
         (folder / f"{stage}-resumed.{process}.json").write_text(json.dumps(about))
 
     about = {
-        "joined": joined,
         "processes": jax.process_count(),
         "devices": devices.count,
         "local": len(devices.local),
@@ -130,4 +123,5 @@ def _steps(folder: Path) -> list[int]:
 
 
 if __name__ == "__main__":
-    main()
+    with joined(sys.argv[2], int(sys.argv[3]), int(sys.argv[4])):
+        main(Path(sys.argv[1]), int(sys.argv[4]))

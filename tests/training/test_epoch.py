@@ -12,7 +12,7 @@ import pytest
 
 from asdproto.training import loop as loops
 from asdproto.training.checkpoint import CheckpointError, Checkpoints
-from asdproto.training.devices import Devices, start_distributed, use_devices
+from asdproto.training.devices import Devices, use_devices
 from asdproto.training.epoch import Programs
 from asdproto.training.host import fits_on
 from asdproto.training.loop import DivergedError, StageRun, train_stage, train_sweep
@@ -264,18 +264,3 @@ def test_devices_are_counted_and_memory_is_asked_for():
     small = Devices((Small(),), 1, 0)
     assert fits_on(small, 600)
     assert not fits_on(small, 601)
-
-
-def test_a_lone_machine_starts_no_cluster(monkeypatch):
-    from asdproto.training import devices as parallel
-
-    for name in parallel._CLUSTER_HINTS:
-        monkeypatch.delenv(name, raising=False)
-    assert start_distributed() is False
-    monkeypatch.setenv("SLURM_NTASKS", "1")
-    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
-    assert not parallel._in_cluster()
-    monkeypatch.setenv("SLURM_NTASKS", "4")
-    assert parallel._in_cluster()
-    with pytest.raises(ValueError, match="go together"):
-        start_distributed("localhost:1234")
