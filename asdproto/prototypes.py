@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
+from asdproto.losses.numerics import accumulator, expand, keep, own_class, replicated, take_rows
+
 __all__ = [
     "class_means",
     "class_prototypes",
@@ -24,10 +26,6 @@ __all__ = [
     "sub_prototypes",
     "subset_mask",
 ]
-
-
-def _at_least_float32(*arrays: jax.Array) -> jnp.dtype:
-    return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
 
 
 def _check_examples(embeddings: jax.Array, labels: jax.Array) -> None:
@@ -58,7 +56,11 @@ def l2_normalize(x: ArrayLike, axis: int = -1, eps: float = 1e-12) -> jax.Array:
        [0.  0. ]]
     """
     x = jnp.asarray(x)
-    wide = x.astype(_at_least_float32(x))
+    wide = x.astype(accumulator(x))
+    # Powers of two, so that others keep their bits; squares of longer vectors would overflow.
+    largest = jnp.max(jnp.abs(wide), axis=axis, keepdims=True, initial=0)
+    exponent = jnp.finfo(wide.dtype).maxexp
+    wide *= jnp.where(largest > 2.0 ** (exponent // 2 - 4), 2.0 ** (-5 * exponent // 8), 1.0)
     squared = jnp.sum(jnp.square(wide), axis=axis, keepdims=True)
     # Both branches must be finite: a nan in the branch not taken would still reach the gradient.
     # Asked this way round, a vector that holds nan stays nan and is noticed.
@@ -103,8 +105,8 @@ def class_sums(
     """
     embeddings, labels = jnp.asarray(embeddings), jnp.asarray(labels)
     _check_examples(embeddings, labels)
-    dtype = _at_least_float32(embeddings)
-    member = (labels[:, None] == jnp.arange(num_classes)).astype(dtype)
+    dtype = accumulator(embeddings)
+    member = own_class(labels, num_classes).astype(dtype)
     for name, factor in (("where", where), ("weights", weights)):
         if factor is None:
             continue
@@ -113,10 +115,9 @@ def class_sums(
             raise ValueError(f"{name} has shape {factor.shape}, labels have {labels.shape}")
         member = member * factor.astype(dtype)[:, None]
     if where is not None:  # 0 * nan is nan: what is masked may hold anything
-        embeddings = jnp.where(jnp.asarray(where)[:, None], embeddings, 0)
-    sums = jnp.einsum(
-        "nc,nd->cd", member, embeddings.astype(dtype), precision=lax.Precision.HIGHEST
-    )
+        embeddings = keep(embeddings, jnp.asarray(where).astype(bool))
+    member, embeddings = replicated(member), replicated(embeddings.astype(dtype))
+    sums = jnp.einsum("nc,nd->cd", member, embeddings, precision=lax.Precision.HIGHEST)
     return sums, jnp.sum(member, axis=0)
 
 
@@ -225,9 +226,10 @@ def leave_one_out_prototypes(
             f"sums must have shape [classes, dim] to fit counts {counts.shape} and embeddings "
             f"{embeddings.shape}; found sums {sums.shape}"
         )
-    others = counts[labels] - 1
+    others = take_rows(counts, labels) - 1
     exists = others > 0.5
-    return class_means(sums[labels] - embeddings, jnp.where(exists, others, 0)), exists
+    rest = take_rows(sums, labels) - embeddings.astype(sums.dtype)
+    return class_means(rest, jnp.where(exists, others, 0)), exists
 
 
 def subset_mask(
@@ -279,14 +281,17 @@ def subset_mask(
         if where.shape != labels.shape:
             raise ValueError(f"where has shape {where.shape}, labels have {labels.shape}")
         counted &= where.astype(bool)
+    labels, counted = replicated(labels), replicated(counted)
     examples = labels.shape[0]
     group = jnp.where(counted, labels, num_classes).astype(jnp.int32)
     noise = jax.random.bits(key, (examples,), jnp.uint32)
     place = jnp.arange(examples, dtype=jnp.int32)
     group, _, place = lax.sort((group, noise, place), num_keys=2)
-    starts = jnp.searchsorted(group, jnp.arange(num_classes + 1, dtype=jnp.int32))
-    sizes = jnp.append(jnp.diff(starts), 0)
-    share = jnp.asarray(ratio, jnp.float32) * sizes
+    # Sums of integers are the same in any order, so a scatter may count.
+    sizes = jnp.zeros(num_classes + 1, jnp.int32).at[group].add(1)
+    starts = jnp.cumsum(sizes) - sizes
+    sizes = sizes.at[num_classes].set(0)
+    share = jnp.asarray(ratio, jnp.float32) * sizes.astype(jnp.float32)
     quota = jnp.ceil(share * (1 - 1e-6)).astype(jnp.int32)
     drawn = jnp.arange(examples, dtype=jnp.int32) - starts[group] < quota[group]
     return jnp.zeros(examples, bool).at[place].set(drawn, unique_indices=True)
@@ -386,7 +391,7 @@ def mix_negatives(
             f"{prototypes.shape}; found mix {mix.shape}"
         )
     mix = mix[..., None]
-    mixed = mix * anchor[..., None, :] + (1 - mix) * prototypes
+    mixed = mix * anchor[..., None, :] + (1 - mix) * expand(prototypes, mix.ndim)
     return l2_normalize(mixed) if normalize else mixed
 
 

@@ -20,6 +20,11 @@ def test_l2_normalize():
     )
     short = prototypes.l2_normalize(jnp.array([3e-8, 4e-8]))  # far from zero, but for its square
     np.testing.assert_allclose(short, [0.6, 0.8], rtol=1e-6)
+    for dtype, size in ((jnp.float32, 1e25), (jnp.bfloat16, 3e38)):  # squares are infinite
+        x, direction = (jnp.array(v, dtype) * size for v in ([0.6, 0.8], [0.8, -0.6]))
+        value, change = jax.jvp(prototypes.l2_normalize, (x,), (direction,))
+        np.testing.assert_allclose(value.astype(float), [0.6, 0.8], rtol=0.01)
+        np.testing.assert_allclose(change.astype(float), [0.8, -0.6], rtol=0.01)
     small = prototypes.l2_normalize(jnp.array([3.0, 4.0], jnp.bfloat16))
     assert small.dtype == jnp.bfloat16
 
@@ -251,3 +256,31 @@ def test_gradients_pass_through_prototypes_to_every_device():
         jax.grad(lambda z, y: total(z, y, "d")), axis_name="d", devices=jax.devices()[:4]
     )(z.reshape(4, 6, 4), y.reshape(4, 6))
     np.testing.assert_allclose(found.reshape(24, 4) / 4, expected, rtol=1e-4, atol=1e-5)
+
+
+def everything(embeddings, labels, where, key):
+    sums, counts = prototypes.class_sums(embeddings, labels, 5, where=where)
+    own, exists = prototypes.leave_one_out_prototypes(embeddings, labels, sums, counts)
+    mask = prototypes.subset_mask(key, labels, 5, 0.5, where=where)
+    several = prototypes.sub_prototypes(embeddings, labels, mask[None], 5, where=where)
+    means = prototypes.class_means(sums, counts)
+    mix = prototypes.sample_mix(key, (3, 5), 0.25, 0.5)
+    return own, exists, several, prototypes.mix_negatives(means[0], means, mix[0], normalize=True)
+
+
+def test_traces_in_every_mode():
+    """Promotion refused, examples over an explicit mesh, and a batch of a symbolic size."""
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(jax.sharding.AxisType.Explicit,))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("d"))
+
+    def arguments(size, sharding=None):
+        shapes = ((size, 4), jnp.float32), ((size,), jnp.int32), ((size,), bool)
+        return *(jax.ShapeDtypeStruct(*x, sharding=sharding) for x in shapes), jax.random.key(0)
+
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        jax.jit(everything).trace(*arguments(24))
+    with jax.set_mesh(mesh):
+        jax.jit(everything).trace(*arguments(24, rows))
+    (batch,) = jax.export.symbolic_shape("batch")
+    shapes = arguments(batch)[:-1]
+    jax.export.export(jax.jit(lambda *x: everything(*x, jax.random.key(0))))(*shapes)

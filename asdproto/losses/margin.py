@@ -199,7 +199,7 @@ def cosface_logits(
     cosine = dots(embeddings, prototypes)
     own = own_class(labels, cosine.shape[-1])
     margin = scalar("margin", margin, cosine.dtype)
-    return positive("scale", scale, cosine.dtype) * jnp.where(own, cosine - margin, cosine)
+    return positive("scale", scale, cosine.dtype) * (cosine - jnp.where(own, margin, 0))
 
 
 def cosface_loss(

@@ -53,8 +53,7 @@ def supervised_contrastive_loss(
         give 0) nor compared with.
       axis_name: Mapped axis that examples are spread over; each device's anchors are compared
         with the examples of all. Average gradients over devices, as for any mean.
-      chunk_size: Anchors at a time. Values and gradients are the same; memory is
-        ``[chunk_size, examples]``, and scores are computed twice.
+      chunk_size: Anchors at a time; the number of examples must then be known, not symbolic.
 
     Returns:
       Loss per anchor, shape ``[examples]``, float32 (float64 if an argument is).
@@ -140,14 +139,15 @@ def _in_batch(
         )
     examples = embeddings.shape[0]
     labels = as_labels(labels, embeddings)
-    counted = jnp.ones(labels.shape, bool)
+    counted = jnp.ones_like(labels, bool)
     if where is not None:
         counted = as_mask("where", where, labels.shape)
         embeddings = keep(embeddings, counted)
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, found {chunk_size}")
     scale = 1 / positive("temperature", temperature, accumulator(embeddings))
-    place = jnp.arange(examples, dtype=jnp.int32)
+    # Beside zeros that are spread over devices as the labels are.
+    place = jnp.arange(examples, dtype=jnp.int32) + jnp.zeros_like(labels, jnp.int32)
     if axis_name is not None:
         place += lax.axis_index(axis_name) * examples
     anchors = labels, counted, place
@@ -171,4 +171,5 @@ def _in_batch(
     def scored(z: jax.Array, *anchor: jax.Array) -> jax.Array:
         return one(dots(z, contrasts), *anchor)
 
-    return lax.map(lambda x: scored(*x), (embeddings, *anchors), batch_size=chunk_size)
+    each = jax.tree.map(replicated, (embeddings, *anchors))
+    return lax.map(lambda x: scored(*x), each, batch_size=chunk_size)

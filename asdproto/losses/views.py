@@ -178,7 +178,8 @@ def covariance_loss(
     examples, dim = centered.shape
     # With twice as many dimensions as examples the diagonal is at most half of the sum, and the
     # difference loses no more than a bit.
-    if axis_name is None and 2 * examples <= dim:
+    few = isinstance(examples, int) and 2 * examples <= dim  # not where the size is symbolic
+    if axis_name is None and few:
         products = gram(centered)
         diagonal = jnp.sum(jnp.square(centered), axis=0)
         squares = jnp.sum(jnp.square(products)) - jnp.sum(jnp.square(diagonal))

@@ -187,8 +187,12 @@ def test_no_class_gives_zero_and_zero_gradients(case):
         np.testing.assert_allclose(loss, expected, **FLOAT32)
     else:
         np.testing.assert_array_equal(gradients[0]["embeddings"][2], 0)
-        labels[2] = CLASSES
-        np.testing.assert_array_equal(evaluate(case, arrays, labels)[0][2], 0)
+        with jax.enable_x64(True):  # 2**32 and 2**32 + 1 would wrap to classes 0 and 1
+            labels[[2, 5]] = CLASSES, 2**32 + 1
+            arrays["embeddings"][[2, 5]] = np.nan
+            loss, gradients = evaluate(case, arrays, labels)
+        np.testing.assert_array_equal(loss[np.array([2, 5])], 0)
+        assert_finite(gradients)
 
 
 @every_prototype_loss
@@ -382,6 +386,9 @@ def test_errors_name_both_shapes(case):
         case.loss(arrays, jnp.asarray(labels), where=jnp.ones(3, bool), **case.hyper)
     with pytest.raises(ValueError, match=r"class_where must have shape .* found \(4,\)"):
         case.loss(arrays, jnp.asarray(labels), class_where=jnp.ones(4, bool), **case.hyper)
+    for shape in ((1, CLASSES), (BATCH, CLASSES), (1, CLASSES, 3), (CLASSES, 2)):
+        with pytest.raises(ValueError, match="class_where must have shape"):
+            case.loss(arrays, jnp.asarray(labels), class_where=np.ones(shape), **case.hyper)
     integers = arrays | {"embeddings": jnp.ones((BATCH, DIM), int)}
     with pytest.raises(ValueError, match="embeddings must be floating, found int32"):
         case.loss(integers, jnp.asarray(labels), **case.hyper)

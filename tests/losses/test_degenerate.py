@@ -160,6 +160,7 @@ def test_anchors_left_out_of_their_prototypes(batch):
 def test_own_prototypes_of_excluded_examples_may_hold_anything(batch, mixed):
     z, p, y = batch
     where, own = jnp.arange(9) != 4, l2_normalize(z + 0.1)
+    present = jnp.arange(5) != y[2]  # leaves out an example, too
     mix = (jnp.full((9, 5), 0.3),) if mixed else ()
     loss = losses.negative_prototype_loss if mixed else losses.prototypical_loss
 
@@ -167,13 +168,19 @@ def test_own_prototypes_of_excluded_examples_may_hold_anything(batch, mixed):
     def gradients(z, own, temperature):
         def total(*varied):
             z, own, temperature = varied
-            options = {"own_prototypes": own, "temperature": temperature, "where": where}
+            options = {
+                "own_prototypes": own,
+                "temperature": temperature,
+                "where": where,
+                "class_where": present,
+            }
             return jnp.sum(loss(z, p, y, *mix, **options))
 
         return jax.value_and_grad(total, argnums=(0, 1, 2))(z, own, temperature)
 
     expected = gradients(z, own, 0.5)
-    poisoned = gradients(z.at[4].set(jnp.nan), own.at[4].set(jnp.nan), 0.5)
+    out = jnp.array([2, 4])
+    poisoned = gradients(z.at[out].set(jnp.nan), own.at[out].set(jnp.nan), 0.5)
     jax.tree.map(np.testing.assert_array_equal, poisoned, expected)
     assert float(jnp.abs(expected[1][1]).max()) > 0
 

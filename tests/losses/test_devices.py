@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from asdproto import losses
 from asdproto.prototypes import l2_normalize
@@ -89,3 +90,31 @@ def test_examples_spread_over_devices_equal_one_device(loss):
     np.testing.assert_allclose(found_value, np.full(DEVICES, value), rtol=1e-5)
     np.testing.assert_allclose(found_values.reshape(12), values, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(found_gradient[0], gradient, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("spread", ["examples", "classes"])
+def test_arrays_spread_over_a_mesh_equal_one_device(axis_type, spread):
+    mesh = jax.make_mesh((DEVICES,), ("d",), axis_types=(axis_type,))
+    examples, classes = ("d", None) if spread == "examples" else (None, "d")
+
+    def place(x, *spec):
+        return jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec)))
+
+    @jax.jit
+    def run(z, p, y, mix):
+        def total(z, p):
+            values = losses.negative_prototype_loss(z, p, y, mix, temperature=0.5)
+            return values.sum(), values
+
+        return jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(z, p)
+
+    mix = jax.random.uniform(jax.random.key(5), (12, 8))
+    expected = run(Z, P, Y, mix)
+    with jax.set_mesh(mesh):
+        arguments = place(Z, examples), place(P, classes), place(Y, examples)
+        found = run(*arguments, place(mix, examples, classes))
+    assert found[1][1].sharding.is_equivalent_to(arguments[1].sharding, 2)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected
+    )

@@ -1,0 +1,97 @@
+"""Every loss traces, with its gradients, in every mode of JAX that people run; none is run here."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from tests.losses.cases import CASES, CLASSES
+
+DEVICES, BATCH = 2, 8
+SHARDED = jax.make_mesh((DEVICES,), ("d",), axis_types=(AxisType.Explicit,))
+
+
+def value_and_gradients(case, *, chunk_size=None):
+    """Loss and gradients with every mask, as a function of arrays."""
+    options = {} if chunk_size is None else {"chunk_size": chunk_size}
+
+    def run(arrays, labels, hyper, where, present):
+        def total(arrays, hyper):
+            masks = {} if case.in_batch else {"class_where": present}
+            return case.loss(arrays, labels, where=where, **masks, **options, **hyper).sum()
+
+        return jax.value_and_grad(total, argnums=(0, 1))(arrays, hyper)
+
+    return run
+
+
+def shapes(case, place=lambda letter: None, batch=BATCH, dtype=jnp.float32):
+    """Arguments of that function; ``place`` says what an axis is spread over."""
+    arrays, labels = case.make(batch=BATCH)
+
+    def one(letters, shape, dtype):
+        spec = PartitionSpec(*map(place, letters))
+        sharding = NamedSharding(SHARDED, spec) if any(spec) else None
+        shape = tuple(batch if n == "B" else size for n, size in zip(letters, shape, strict=True))
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    return (
+        {n: one(case.arrays[n], x.shape, dtype) for n, x in arrays.items()},
+        one("B", labels.shape, jnp.int32),
+        {n: jax.ShapeDtypeStruct((), jnp.float32) for n in case.hyper},
+        one("B", labels.shape, bool),
+        one("C", (CLASSES,), bool),
+    )
+
+
+MODES = {
+    "strict dtypes": (lambda: jax.numpy_dtype_promotion("strict"), None),
+    "strict ranks": (lambda: jax.numpy_rank_promotion("raise"), None),
+    "batch spread": (lambda: jax.set_mesh(SHARDED), "B"),
+    "classes spread": (lambda: jax.set_mesh(SHARDED), "C"),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_traces(case, mode):
+    enter, spread = MODES[mode]
+    arguments = shapes(case, lambda letter: "d" if letter == spread else None)
+    for chunk_size in (None, 4) if case.pieces and spread != "C" else (None,):
+        with enter():
+            jax.jit(value_and_gradients(case, chunk_size=chunk_size)).trace(*arguments)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float64])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_traces_other_dtypes_under_strict_promotion(case, dtype):
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        jax.jit(value_and_gradients(case)).trace(*shapes(case, dtype=dtype))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_exports_with_a_symbolic_batch_size(case):
+    (batch,) = jax.export.symbolic_shape("batch")
+    for chunk_size in (None, 4) if case.pieces and not case.in_batch else (None,):
+        run = jax.jit(value_and_gradients(case, chunk_size=chunk_size))
+        jax.export.export(run)(*shapes(case, batch=batch))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_traces_under_shard_map(case):
+    """Each device has a part of the batch, and all prototypes."""
+    arguments = shapes(case, lambda letter: "d" if letter == "B" else None)
+    spec = {
+        n: PartitionSpec("d") if x[0] == "B" else PartitionSpec() for n, x in case.arrays.items()
+    }
+    rows, whole = PartitionSpec("d"), PartitionSpec()
+
+    def run(arrays, labels, hyper, where, present):
+        masks = {} if case.in_batch else {"class_where": present}
+        return case.loss(arrays, labels, where=where, **masks, **hyper)
+
+    mapped = jax.shard_map(
+        run, mesh=SHARDED, in_specs=(spec, rows, whole, rows, whole), out_specs=rows
+    )
+    with jax.set_mesh(SHARDED):
+        jax.jit(mapped).trace(*arguments)
