@@ -7,20 +7,20 @@ wrong usage, 130 interrupted, 143 ended by SIGTERM.
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 from asdproto import __version__, commands, signals
 from asdproto.arguments import Parser
 from asdproto.commands import data, results, runs, score, train
+from asdproto.errors import printable
 
 _RESUMABLE = ("download", "features", "train")
+_CODES = "Exit codes: 0 done, 1 problems found or an error, 2 wrong usage, 130 interrupted."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,56 +35,65 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
       SystemExit: Wrong usage (2), or help was asked for (0).
     """
-    arguments = _parser().parse_args(argv)
-    _shown.clear()
+    words = list(sys.argv[1:] if argv is None else argv)
+    parsers = command_parsers()
+    first = [index for index, word in enumerate(words) if not word.startswith("-")]
+    split = first[0] + 1 if first else len(words)
+
+    def command() -> int:
+        options = _parser(parsers).parse_args(words[:split])
+        arguments = parsers[options.command].parse_args(words[split:])
+        return arguments.run(arguments)
+
+    return run(words[split - 1] if words else "", command, "--traceback" in words[:split])
+
+
+def run(name: str, command: Callable[[], int], show_traceback: bool = False) -> int:
+    """Runs a command so that whatever goes wrong ends in one line and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a name that the terminal cannot show ends nothing
+            stream.reconfigure(errors="backslashreplace")
     try:
-        with signals.handled(), warnings.catch_warnings():
-            warnings.simplefilter("default", UserWarning)
-            warnings.showwarning = _show_warning
-            code = arguments.run(arguments)
+        with signals.handled(), _warnings_shown():
+            code = command()
             sys.stdout.flush()
             return code
     except KeyboardInterrupt as stop:
-        later = "; the same command continues" if arguments.command in _RESUMABLE else ""
-        text = f"{arguments.command} is not finished{later}"
-        print(f"\ninterrupted: {signals.kept(stop)}{text}", file=sys.stderr)
+        again = "continues" if name in _RESUMABLE else "starts again"
+        text = f"{signals.kept(stop)}{name} is not finished; the same command {again}"
+        print(f"\ninterrupted: {text}", file=sys.stderr)
         return signals.code(stop)
     except BrokenPipeError:
         # Whoever read our output has seen enough; the interpreter must not try to flush the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except (ValueError, OSError, ImportError, FloatingPointError, RuntimeError) as error:
-        if arguments.traceback:
+    except Exception as error:
+        if show_traceback:
             traceback.print_exc()
-        print(f"error: {commands.message(error)}", file=sys.stderr)
+        lines = [printable(line) for line in commands.message(error).splitlines()]
+        print("error: " + "\n".join(lines), file=sys.stderr)
         return 1
 
 
-_shown: set[str] = set()
+@contextlib.contextmanager
+def _warnings_shown() -> Iterator[None]:
+    """Each warning once and on one line, without the place in the code."""
+    shown: set[str] = set()
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        if str(message) not in shown:
+            shown.add(str(message))
+            print(f"note: {printable(str(message))}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = show
+        yield
 
 
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    """What a warning says, without the place in the code that interests nobody here."""
-    if str(message) not in _shown:
-        _shown.add(str(message))
-        print(f"note: {message}", file=sys.stderr)
-
-
-def _parser() -> argparse.ArgumentParser:
-    called = Path(sys.argv[0]).name
-    parser = Parser(
-        prog="python -m asdproto" if called == "__main__.py" else "asdproto",
-        description="Anomalous sound detection with prototypes: from recordings of normal machines "
-        "to scores and decisions.",
-        epilog="Exit codes: 0 done, 1 problems found or an error, 2 wrong usage, 130 interrupted.",
-    )
-    parser.add_argument("--version", action="version", version=f"asdproto {__version__}")
-    parser.add_argument(
-        "--traceback", action="store_true", help="show where in the code an error arose"
-    )
-    subparsers = parser.add_subparsers(
-        title="commands", dest="command", required=True, metavar="COMMAND"
-    )
+def command_parsers() -> dict[str, Parser]:
+    """Every command's parser, by name."""
+    parsers: dict[str, Parser] = {}
     for add in (
         data.add_download,
         data.add_validate,
@@ -98,5 +107,22 @@ def _parser() -> argparse.ArgumentParser:
         results.add_report,
         results.add_summarize,
     ):
-        add(subparsers)
+        add(parsers)
+    return parsers
+
+
+def _parser(parsers: dict[str, Parser]) -> Parser:
+    """What stands before the command's own options."""
+    listed = "\n".join(f"  {name:10} {parser.summary}" for name, parser in parsers.items())
+    parser = Parser(
+        prog=commands.program(),
+        description="Anomalous sound detection with prototypes: from recordings of normal\n"
+        "machines to scores and decisions.",
+        epilog=f"commands:\n{listed}\n\n{_CODES}",
+    )
+    parser.add_argument("--version", action="version", version=f"asdproto {__version__}")
+    parser.add_argument(
+        "--traceback", action="store_true", help="show where in the code an error arose"
+    )
+    parser.add_argument("command", choices=parsers, metavar="COMMAND", help="what to do")
     return parser

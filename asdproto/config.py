@@ -3,7 +3,10 @@
 import ast
 import dataclasses
 import difflib
+import inspect
 import math
+import re
+import textwrap
 import types
 import typing
 import warnings
@@ -19,155 +22,12 @@ class ConfigError(ValueError):
     """An override or a stored configuration names no field, or has a value of the wrong kind."""
 
 
-def to_dict(config: Any) -> dict[str, Any]:
-    """Configuration as nested dictionaries that json can hold; tuples become lists.
-
-    A field with the metadata ``{"by_value": True}`` holds something that json cannot, such as a
-    module; its ``repr`` is written, and :func:`from_dict` leaves the field at its default.
-    """
-    values = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if field.metadata.get("by_value") and value is not None:
-            value = repr(value)
-        values[field.name] = _plain(value)
-    return values
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return to_dict(value)
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
-
-
-def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
-    """Configuration from nested dictionaries, as :func:`to_dict` makes them.
-
-    Args:
-      cls: A dataclass.
-      values: Fields; those not given keep their defaults.
-      where: Dotted place of ``values``, for messages.
-
-    Returns:
-      Instance of ``cls``.
-
-    Raises:
-      ConfigError: A field is unknown or a value has the wrong kind.
-    """
-    hints = typing.get_type_hints(cls)
-    by_value = {f.name for f in dataclasses.fields(cls) if f.metadata.get("by_value")}  # type: ignore[arg-type]
-    given = {}
-    for name, value in values.items():
-        _check_name(cls, name, where)
-        if name not in by_value:
-            given[name] = _convert(hints[name], value, f"{where}{name}")
-    try:
-        return cls(**given)
-    except ValueError as error:
-        raise ConfigError(f"{where}{error}") from error
-
-
-def describe_fields(config: Any, prefix: str = "") -> list[str]:
-    """``field=default`` of a dataclass instance, nested ones with dots."""
-    lines: list[str] = []
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if field.metadata.get("by_value"):
-            continue
-        if dataclasses.is_dataclass(value):
-            lines += describe_fields(value, f"{prefix}{field.name}.")
-        else:
-            lines.append(f"{prefix}{field.name}={value}")
-    return lines
-
-
-def override(config: T, assignments: Sequence[str]) -> T:
-    """Applies ``field.subfield=value`` assignments, all at once; of one field the last one counts.
-
-    Args:
-      config: A dataclass instance, perhaps of nested dataclasses.
-      assignments: Such as ``"pretrain.epochs=10"`` or ``"finetune.mix_range=(0.25, 0.5)"``. Values
-        are Python literals; what is none is taken as text.
-
-    Returns:
-      New configuration.
-
-    Raises:
-      ConfigError: No ``=``, an unknown field (the nearest one is named), or a value of the wrong
-        kind or out of its range.
-    """
-    changes: dict[str, Any] = {}
-    for assignment in assignments:
-        name, sign, text = assignment.partition("=")
-        if not sign:
-            raise ConfigError(
-                f"{_shown(assignment)} is no assignment; expected field=value, such as "
-                "pretrain.epochs=10"
-            )
-        *above, last = name.strip().split(".")
-        place, where, node = config, "", changes
-        for part in above:
-            _check_name(type(place), part, where)
-            place, where = getattr(place, part), f"{where}{part}."
-            if not dataclasses.is_dataclass(place):
-                raise ConfigError(
-                    f"{where.rstrip('.')} is a value and has no fields; assign it as a whole"
-                )
-            node = node.setdefault(part, {})
-        _check_name(type(place), last, where)
-        node[last] = _assigned(type(place), last, _literal(text.strip()), where)
-    return _changed(config, changes, "")
-
-
-def _assigned(cls: Any, name: str, value: Any, where: str) -> Any:
-    """``value`` as a field wants it."""
-    hint = typing.get_type_hints(cls)[name]
-    field = {field.name: field for field in dataclasses.fields(cls)}[name]
-    if field.metadata.get("by_value"):
-        raise ConfigError(f"{where}{name} is an object of your program; it has no text form")
-    if dataclasses.is_dataclass(hint):
-        raise ConfigError(f"{where}{name} holds several fields; assign {where}{name}.FIELD=value")
-    return _convert(hint, value, f"{where}{name}")
-
-
-def _literal(text: str) -> Any:
-    """A Python literal, or the text itself."""
-    try:
-        with warnings.catch_warnings():  # of the parser, about odd literals
-            warnings.simplefilter("ignore")
-            return ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return {"true": True, "false": False, "none": None}.get(text.lower(), text)
-
-
-def _changed(config: Any, changes: Mapping[str, Any], where: str) -> Any:
-    """A configuration with other values; nested mappings are changes of nested configurations."""
-    values = {
-        name: _changed(getattr(config, name), value, f"{where}{name}.")
-        if dataclasses.is_dataclass(getattr(config, name))
-        else value
-        for name, value in changes.items()
-    }
-    try:
-        return dataclasses.replace(config, **values)
-    except ValueError as error:
-        raise ConfigError(f"{where}{error}") from error
+# --- ranges of fields
 
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """The numbers from ``low`` to ``high``; nan is in none.
-
-    Attributes:
-      low: Lower end.
-      high: Upper end.
-      has_low: Whether the lower end belongs to it.
-      has_high: Whether the upper end does.
-    """
+    """The numbers from ``low`` to ``high``, with these ends or without; nan is in none."""
 
     low: float
     high: float
@@ -233,6 +93,123 @@ def _numbers(value: Any) -> Iterable[Any]:
         yield value
 
 
+# --- json
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Configuration as nested dictionaries that json can hold; tuples become lists.
+
+    A field with the metadata ``{"by_value": True}`` holds something that json cannot, such as a
+    module; its ``repr`` is written, and :func:`from_dict` leaves the field at its default.
+    """
+    values = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.metadata.get("by_value") and value is not None:
+            value = repr(value)
+        values[field.name] = _plain(value)
+    return values
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return to_dict(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
+    """Configuration from nested dictionaries, as :func:`to_dict` makes them.
+
+    Args:
+      cls: A dataclass.
+      values: Fields; those not given keep their defaults.
+      where: Dotted place of ``values``, for messages.
+
+    Raises:
+      ConfigError: A field is unknown or a value has the wrong kind.
+    """
+    hints = typing.get_type_hints(cls)
+    converted = {}
+    for name, value in values.items():
+        if not _field(cls, name, where).metadata.get("by_value"):
+            converted[name] = _convert(hints[name], value, f"{where}{name}")
+    try:
+        return cls(**converted)
+    except ValueError as error:
+        raise ConfigError(f"{where}{error}") from error
+
+
+# --- overrides
+
+
+def override(config: T, assignments: Sequence[str]) -> T:
+    """Applies ``field.subfield=value`` assignments, all at once; of one field the last one counts.
+
+    Args:
+      config: A dataclass instance, perhaps of nested dataclasses.
+      assignments: Such as ``"pretrain.epochs=10"`` or ``"finetune.mix_range=(0.25, 0.5)"``. Values
+        are Python literals; what is none is taken as text.
+
+    Returns:
+      New configuration.
+
+    Raises:
+      ConfigError: No ``=``, an unknown field (the nearest one is named), or a value of the wrong
+        kind or out of its range.
+    """
+    changes: dict[str, Any] = {}
+    for assignment in assignments:
+        name, sign, text = assignment.partition("=")
+        if not sign:
+            raise ConfigError(
+                f"{_shown(assignment)} is no assignment; expected field=value, such as "
+                "pretrain.epochs=10"
+            )
+        changes[name.strip()] = _literal(text.strip())
+    return _changed(config, changes, "")
+
+
+def _changed(config: Any, changes: Mapping[str, Any], where: str) -> Any:
+    """A configuration with other values, by dotted name below ``where``."""
+    hints = typing.get_type_hints(type(config))
+    values: dict[str, Any] = {}
+    for dotted in changes:
+        name, dot, _ = dotted.partition(".")
+        field, place = _field(type(config), name, where), f"{where}{name}"
+        nested = dataclasses.is_dataclass(getattr(config, name))
+        if dot and not nested:
+            raise ConfigError(f"{place} is a value and has no fields; assign it as a whole")
+        if nested and not dot:
+            raise ConfigError(f"{place} holds several fields; assign {place}.FIELD=value")
+        if field.metadata.get("by_value"):
+            raise ConfigError(f"{place} is an object of your program; it has no text form")
+        if nested:
+            below = {
+                one.removeprefix(f"{name}."): value
+                for one, value in changes.items()
+                if one.startswith(f"{name}.")
+            }
+            values[name] = _changed(getattr(config, name), below, f"{place}.")
+        else:
+            values[name] = _convert(hints[name], changes[dotted], place)
+    try:
+        return dataclasses.replace(config, **values)
+    except ValueError as error:
+        raise ConfigError(f"{where}{error}") from error
+
+
+def _literal(text: str) -> Any:
+    """A Python literal, or the text itself."""
+    try:
+        with warnings.catch_warnings():  # of the parser, about odd literals
+            warnings.simplefilter("ignore")
+            return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return {"true": True, "false": False, "none": None}.get(text.lower(), text)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """``"; did you mean NAME?"`` with the most similar of the known names, or ``""``."""
     originals = {one.lower(): one for one in known}
@@ -240,13 +217,48 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {originals[near[0]]}?" if near else ""
 
 
-def _check_name(cls: Any, name: str, where: str) -> None:
-    known = [field.name for field in dataclasses.fields(cls)]
-    if name not in known:
-        hint = nearest(name, known).replace("mean ", f"mean {where}")
-        fields = ", ".join(known)
+def describe_fields(config: Any, prefix: str = "") -> str:
+    """A line ``field=default`` for each field, nested ones with dots, and below it its meaning.
+
+    The meaning is that of the section ``Attributes`` of the docstrings.
+    """
+    texts: list[str] = []
+    meanings = _meanings(type(config))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.metadata.get("by_value"):
+            continue
+        if dataclasses.is_dataclass(value):
+            texts.append(describe_fields(value, f"{prefix}{field.name}."))
+        else:
+            meaning = meanings.get(field.name, "")
+            wrapped = textwrap.indent(textwrap.fill(meaning, 74), " " * 6)
+            texts.append(f"  {prefix}{field.name}={value}\n{wrapped}")
+    return "\n".join(texts)
+
+
+def _meanings(cls: type) -> dict[str, str]:
+    """Field -> its text in the docstring of the class, or of one that it is made of."""
+    found: dict[str, str] = {}
+    for one in reversed(cls.__mro__):
+        _, _, section = inspect.cleandoc(one.__doc__ or "").partition("\nAttributes:\n")
+        for name, text in re.findall(r"^  (\w+): ((?:.|\n(?=    ))*)", section, re.M):
+            found[name] = re.sub(r"`+|:\w+:(?=`)", "", " ".join(text.split()))
+    return found
+
+
+# --- fields and kinds
+
+
+def _field(cls: Any, name: str, where: str) -> dataclasses.Field[Any]:
+    """A field by its name, or an error that names the nearest one."""
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    if name not in fields:
+        hint = nearest(name, fields).replace("mean ", f"mean {where}")
         shown = name if name.isidentifier() else _shown(name)
-        raise ConfigError(f"unknown field {where}{shown}{hint or '.'} Available: {fields}")
+        available = ", ".join(fields)
+        raise ConfigError(f"unknown field {where}{shown}{hint or '.'} Available: {available}")
+    return fields[name]
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
@@ -255,7 +267,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         if isinstance(value, Mapping):
             return from_dict(typing.cast(type, hint), value, f"{where}.")
-        raise ConfigError(f"{where} holds several fields; assign {where}.FIELD=value")
+        raise _wrong(where, value, hint)
     if origin in (typing.Union, types.UnionType):
         for option in args:
             try:
@@ -265,9 +277,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         raise _wrong(where, value, hint)
     if origin is typing.Literal:
         if value not in args:
-            hint = nearest(str(value), map(str, args))
-            expected = f"one of {', '.join(map(repr, args))}{hint}"
-            raise ConfigError(f"{where}={_shown(value)}: expected {expected}")
+            expected = f"{', '.join(map(repr, args))}{nearest(str(value), map(str, args))}"
+            raise ConfigError(f"{where}={_shown(value)}: expected one of {expected}")
         return value
     if origin is tuple and isinstance(value, list | tuple):
         if args[1:] == (Ellipsis,):
@@ -276,7 +287,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise _wrong(where, value, hint)
         return tuple(_convert(arg, item, where) for arg, item in zip(args, value, strict=True))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value) if abs(value) < _HUGE else float("inf" if value > 0 else "-inf")
+        return float(value) if abs(value) < _HUGE else math.inf * (-1 if value < 0 else 1)
     if hint is Any or origin is Callable:
         return value
     is_kind = origin is None and isinstance(hint, type) and isinstance(value, hint)

@@ -11,9 +11,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _NOTICE = b"\nstopping as soon as this is saved; a second signal stops at once\n"
 
 # Of the process, as signals are.
+_heard: int | None = None
 _deferring = 0
-_noted: int | None = None
-_heard, _asked = 0.0, 0.0  # when the first signal came, and when it was last asked for
+_pipe: list[int] = []  # ends for reading and writing; a signal writes to it, whatever runs
+_came, _asked = 0.0, 0.0  # when a signal was seen to have come, and was last asked for
 
 
 class Stopped(KeyboardInterrupt):
@@ -44,10 +45,13 @@ def kept(stop: KeyboardInterrupt) -> str:
 def handled() -> Iterator[None]:
     """While inside, the first signal raises :class:`Stopped`; the second ends the process.
 
+    A library may swallow the exception where the signal meets one of its callbacks, or raise its
+    own instead. The signal is remembered, so the block ends with :class:`Stopped` all the same.
+
     Signals that are ignored or have a handler of somebody else's stay as they are, and so do all
     outside of the main thread.
     """
-    global _noted, _heard
+    global _heard, _came
     before = {}
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
@@ -58,49 +62,21 @@ def handled() -> Iterator[None]:
             elif handler is not _handle:
                 continue
             signal.signal(number, _handle)  # again where a library has replaced it unseen
-    if not before:
-        yield
-        return
+    if before:
+        _listen()
     try:
-        with _watched():
+        try:
             yield
+        except Exception as error:
+            if _heard is not None:
+                raise Stopped(_heard) from error
+            raise
+        check()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _noted, _heard = None, 0.0
-
-
-@contextlib.contextmanager
-def _watched() -> Iterator[None]:
-    """A thread that hears of signals at once.
-
-    Python runs handlers between two of its instructions, of which compiling a program, or waiting
-    for an epoch, is a single one.
-    """
-    hears, speaks = os.pipe()
-    os.set_blocking(speaks, False)
-    before = signal.set_wakeup_fd(speaks, warn_on_full_buffer=False)
-    threading.Thread(target=_watch, args=(hears,), daemon=True).start()
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(before)
-        os.close(speaks)
-
-
-def _watch(hears: int) -> None:
-    global _heard
-    heard = 0
-    while number := os.read(hears, 1):
-        if number[0] in SIGNALS:
-            heard += 1
-            _heard = time.monotonic()
-            if heard > 1:
-                os._exit(128 + number[0])
-            if _deferring:
-                with contextlib.suppress(OSError):
-                    os.write(2, _NOTICE)
-    os.close(hears)
+        if before:
+            _heard, _came = None, 0.0
 
 
 @contextlib.contextmanager
@@ -120,28 +96,63 @@ def deferred() -> Iterator[Callable[[], bool]]:
             yield _is_asked
         finally:
             _deferring -= 1
-        if _noted is not None and not _deferring:
-            stop()
 
 
-def overdue(seconds: float) -> bool:
-    """Whether a signal came so long ago, and who works has not asked for it since."""
-    return _heard > 0 and time.monotonic() - max(_heard, _asked) > seconds
+def _listen() -> None:
+    """Lets :func:`overdue` know of signals."""
+    if not _pipe:
+        _pipe.extend(os.pipe())
+        for end in _pipe:
+            os.set_blocking(end, False)
+    signal.set_wakeup_fd(_pipe[1], warn_on_full_buffer=False)
 
 
 def _is_asked() -> bool:
     global _asked
     _asked = time.monotonic()
-    return _noted is not None
+    return _heard is not None
+
+
+def overdue(seconds: float) -> bool:
+    """Whether a signal came so long ago, and who works has not asked for it since.
+
+    For a thread that looks now and then: the main thread hears of no signal while it is in compiled
+    code, such as one that waits for other processes.
+    """
+    global _came
+    with contextlib.suppress(BlockingIOError):
+        if _pipe and os.read(_pipe[0], 64):
+            _came = time.monotonic()
+    return _came > 0 and time.monotonic() - max(_came, _asked) > seconds
+
+
+def check() -> None:
+    """Raises :class:`Stopped` if a signal has come and nobody defers it."""
+    if _heard is not None and not _deferring:
+        raise Stopped(_heard)
 
 
 def stop(kept: str = "") -> None:
     """Raises :class:`Stopped`, for the signal that was noted or one that another process has."""
-    raise Stopped(_noted or signal.SIGTERM, kept)
+    raise Stopped(_heard or signal.SIGTERM, kept)
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Signals wait until the end; processes that are started inside never get them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _handle(number: int, _: object) -> None:
-    global _noted
+    global _heard
+    _heard = number
+    for one in SIGNALS:
+        if signal.getsignal(one) is _handle:
+            signal.signal(one, signal.SIG_DFL)  # ends the process, also inside compiled code
     if not _deferring:
         raise Stopped(number)
-    _noted = number
+    os.write(2, _NOTICE)

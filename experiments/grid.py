@@ -190,17 +190,16 @@ def make_parser(
         "on accelerators)",
     )
     kinds = {"prototype": "prototype"} if kinds is None else kinds
-    parser.add_overrides(lambda: describe_systems(kinds, "paper"))
+    parser.add_overrides(lambda _: describe_systems(kinds, "paper"))
     return parser
 
 
 def describe_systems(kinds: Mapping[str, str], size: str) -> str:
     """What overrides can change in systems at a preset."""
-    lines = []
-    for name, kind in kinds.items():
-        fields = describe_fields(preset(kind, size), f"{name}.")
-        lines += [f"\n{name}, preset {size}:", *(f"  {field}" for field in fields)]
-    return "\n".join(lines)
+    return "\n".join(
+        f"{name}, preset {size}:\n{describe_fields(preset(kind, size), f'{name}.')}\n"
+        for name, kind in kinds.items()
+    )
 
 
 def start(

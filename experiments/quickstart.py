@@ -62,7 +62,7 @@ def make_parser() -> Parser:
     )
     parser.add_argument("--seed", type=int, default=0, help="of everything random")
     parser.add_argument("--clips", type=int, default=CLIPS, help="source training clips a section")
-    parser.add_overrides(lambda: "\n  ".join(["", *describe_fields(get_config())]))
+    parser.add_overrides(lambda _: describe_fields(get_config()))
     train.add_device_arguments(parser)
     return parser
 

@@ -244,7 +244,7 @@ HEAVY = (
             ("jax", "rich", *HEAVY),
         ),
         ("import asdproto.scoring, asdproto.results.page", ("jax", "rich", *HEAVY)),
-        ("import asdproto.cli; asdproto.cli._parser()", ("jax", "numpy", "rich", *HEAVY)),
+        ("import asdproto.cli; asdproto.cli.command_parsers()", ("jax", "numpy", "rich", *HEAVY)),
     ],
 )
 def test_an_import_loads_no_more_than_it_needs(statement, unwanted):

@@ -6,16 +6,30 @@ Each module imports what its commands need when they run.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
+
+from asdproto.arguments import Parser
+from asdproto.errors import counted as count
+
+__all__ = ["add_command", "add_options", "count", "given", "message", "program"]
+
+
+def program() -> str:
+    """How this program was called."""
+    return "python -m asdproto" if Path(sys.argv[0]).name == "__main__.py" else "asdproto"
 
 
 def add_command(
-    subparsers: Any, name: str, run: Any, help_: str, description: str, **options: Any
-) -> Any:
+    parsers: dict[str, Parser], name: str, run: Any, summary: str, description: str, **options: Any
+) -> Parser:
     """Adds a command that calls ``run`` with its arguments, and returns its parser."""
-    parser = subparsers.add_parser(name, help=help_, description=description, **options)
+    parser = Parser(prog=f"{program()} {name}", description=description, **options)
+    parser.summary = summary
     parser.set_defaults(run=run)
+    parsers[name] = parser
     return parser
 
 
@@ -36,12 +50,16 @@ def message(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name:
         library = error.name.partition(".")[0]
         package = {"sklearn": "scikit-learn"}.get(library, library)
-        return f"this command needs {library}, which is not installed: pip install {package}"
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return str(error) or type(error).__name__
-
-
-def count(number: int, noun: str) -> str:
-    """A number and its noun: ``"1 clip"``, ``"2 clips"``."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+        text = f"this command needs {library}, which is not installed: pip install {package}"
+    elif isinstance(error, MemoryError):
+        text = "not enough memory; use fewer --seeds, a smaller --preset or shorter recordings"
+    elif isinstance(error, OSError) and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}"
+    elif isinstance(error, ValueError | OSError | FloatingPointError | RuntimeError):
+        text = str(error) or type(error).__name__
+    else:
+        text = (
+            f"this program has a fault ({type(error).__name__}: {error}); python -m asdproto "
+            "--traceback COMMAND ... shows where"
+        )
+    return text

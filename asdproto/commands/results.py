@@ -154,7 +154,6 @@ def add_summarize(subparsers: Any) -> None:
         "Reads finished runs that differ in their seed alone and prints their figures as\n"
         "mean ± standard deviation (divisor: runs - 1), and how systems differ within runs. Of\n"
         "runs of several seeds, also what each seed gives alone.",
-        aliases=["summarise"],
     )
     parser.add_argument("workdirs", type=Path, nargs="+", metavar="workdir", help="folder of a run")
     parser.add_argument(

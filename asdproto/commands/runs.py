@@ -26,11 +26,11 @@ def add_rescore(subparsers: Any) -> None:
     parser.add_overrides(_fields)
 
 
-def _fields() -> str:
+def _fields(_: str | None) -> str:
     from asdproto.config import describe_fields
     from asdproto.systems.prototype import ScoreConfig
 
-    return "\n  ".join(["", *describe_fields(ScoreConfig(), "score.")])
+    return describe_fields(ScoreConfig(), "score.")
 
 
 def rescore(arguments: argparse.Namespace) -> int:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asdproto.arguments import Parser, within
-from asdproto.commands import add_command, add_options
+from asdproto.commands import add_command, add_options, program
 from asdproto.commands.data import add_on_error
 from asdproto.config import at_least, between, nearest
 from asdproto.errors import printable
@@ -30,8 +29,10 @@ def add(subparsers: Any) -> None:
         run,
         "train on a collection of recordings, score its test clips, write a report",
         "Trains on the normal clips of a collection, scores its test clips and writes\n"
-        "a report. Stopped at any point, the same command continues from its last checkpoint;\n"
-        "on a finished run it only reports.",
+        "a report. Stopped at any point, the same command continues from its last\n"
+        "checkpoint; on a finished run it only reports. FIELD=VALUE, anywhere in the\n"
+        "command, changes the system, such as pretrain.epochs=10.",
+        usage=f"{program()} train DATA RUN [options] [FIELD=VALUE ...]",
     )
     parser.add_argument(
         "data",
@@ -50,17 +51,16 @@ def add_arguments(parser: Parser, kind: str | None = None) -> None:
             "--system",
             type=_kind,
             metavar="KIND",
-            help=f"what to train: {', '.join(KINDS)}, or a class as package.module:Class (default: "
-            "spectral-knn; prototype from 1000 training clips in 10 attribute classes on; "
-            "autoencoder where a section has fewer than 4)",
+            help=f"what to train: {', '.join(KINDS)}, or package.module:Class (default: what suits "
+            "the number of clips and classes)",
         )
     else:
         parser.set_defaults(system=kind)
     parser.add_argument(
         "--preset",
         choices=PRESETS,
-        help="size of the system and length of its training: quick to try, small for CPUs and "
-        "small collections, paper as published (default: small on a CPU, paper on an accelerator)",
+        help="quick to try, small for CPUs and small collections, paper as published (default: "
+        "small on a CPU, paper on an accelerator)",
     )
     parser.add_argument(
         "--seeds",
@@ -68,7 +68,7 @@ def add_arguments(parser: Parser, kind: str | None = None) -> None:
         nargs="+",
         default=[0],
         metavar="S",
-        help="seed of everything random; several make one detector of as many members (default: 0)",
+        help="of everything random; several make one detector of as many members (default: 0)",
     )
     parser.add_argument(
         "--machines", nargs="+", metavar="TYPE", help="machine types to keep (default: all)"
@@ -77,7 +77,7 @@ def add_arguments(parser: Parser, kind: str | None = None) -> None:
         "--features",
         type=Path,
         metavar="DIR",
-        help="where features are kept (default: features in the run folder)",
+        help="of the features (default: features in the run folder)",
     )
     parser.add_argument(
         "--save-seconds",
@@ -88,7 +88,7 @@ def add_arguments(parser: Parser, kind: str | None = None) -> None:
     )
     add_on_error(parser)
     add_device_arguments(parser)
-    parser.add_overrides(lambda: describe_systems(tuple(KINDS) if kind is None else (kind,)))
+    parser.add_overrides(lambda given: describe_systems(given or kind))
 
 
 def _kind(text: str) -> str:
@@ -102,16 +102,13 @@ def _kind(text: str) -> str:
     return text
 
 
-def describe_systems(kinds: Sequence[str], size: str = "small") -> str:
-    """What overrides can change in presets of a size."""
+def describe_systems(kind: str | None, size: str = "small") -> str:
+    """What overrides can change in a kind of system at a preset, or in every kind."""
     from asdproto.config import describe_fields
     from asdproto.systems import preset
 
-    lines = []
-    for kind in kinds:
-        fields = describe_fields(preset(kind, size))
-        lines += [f"\n{kind}, preset {size}:", *(f"  {field}" for field in fields)]
-    return "\n".join(lines)
+    kinds = (kind,) if kind else tuple(KINDS)
+    return "\n".join(f"{k}, preset {size}:\n{describe_fields(preset(k, size))}\n" for k in kinds)
 
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
@@ -126,18 +123,17 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--coordinator",
         metavar="HOST:PORT",
-        help="address of process 0, for runs over several processes (default: detected "
-        "automatically on TPU pods, SLURM and GKE)",
+        help="address of process 0, of several (default: detected on TPU pods, SLURM and GKE)",
     )
     group.add_argument(
         "--host-features",
         action="store_true",
-        help="keep features in host memory and prefetch crops, even where they fit on the device",
+        help="keep features in host memory, even where they fit on the device",
     )
     group.add_argument(
         "--loop",
         choices=("scan", "dispatch"),
-        help="one call an epoch, or one a step (default: what suits the device)",
+        help="a call an epoch or a step (default: what suits the device)",
     )
 
 

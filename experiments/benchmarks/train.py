@@ -65,6 +65,7 @@ import jax.numpy as jnp
 from rich.console import Console
 
 from asdproto.arguments import Parser, within
+from asdproto.commands.train import describe_systems
 from asdproto.config import ConfigError, at_least
 from asdproto.models.convolution import Lowering, compiler_options
 from asdproto.systems.prototype import STAGES
@@ -397,7 +398,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--expect", choices=("cpu", "gpu", "tpu"), help="fail where jax has no such device")
     add("--out", type=Path, metavar="JSON", help="write there; a folder gets train_DEVICE.json")
     add("--tag", default="", help="ends the name of a file in a folder")
-    parser.add_overrides()
+    parser.add_overrides(lambda _: describe_systems("prototype"))
     return parser.parse_args(arguments)
 
 

@@ -475,14 +475,15 @@ def test_the_command(server, tmp_path, capsys):
 
 
 def test_the_command_line_gives_the_defaults_of_the_library():
-    options = cli._parser().parse_args(["download", "--root", "r"])
+    parser = cli.command_parsers()["download"]
+    options = parser.parse_args(["--root", "r"])
     defaults = inspect.signature(download).parameters
     assert options.dataset == defaults["dataset"].default
     assert tuple(options.parts) == defaults["parts"].default
     assert options.server == defaults["server"].default
     for dataset in RECORDS:
-        every = ["download", "--root", "r", "--dataset", dataset, "--parts", *FOLDERS]
-        assert cli._parser().parse_args(every).dataset == dataset
+        every = ["--root", "r", "--dataset", dataset, "--parts", *FOLDERS]
+        assert parser.parse_args(every).dataset == dataset
 
 
 def test_an_interrupt_keeps_what_has_come(server, tmp_path, capsys):
