@@ -609,7 +609,10 @@ def test_interrupt_exits_130(tmp_path):
     out, err = process.communicate(timeout=60)
     os.close(end)
     assert process.returncode == 130
-    assert (out, err) == ("", "\ninterrupted: summarize is not finished; the same command starts again\n")
+    assert (out, err) == (
+        "",
+        "\ninterrupted: summarize is not finished; the same command starts again\n",
+    )
 
 
 def _finished_run(folder, seed, overall, **config):
