@@ -225,7 +225,7 @@ def test_a_thread_sees_a_signal_that_nobody_asks_for():
             time.sleep(0.01)
         overdue.append(True)
 
-    with signals.deferred() as asked, contextlib.suppress(signals.Stopped):
+    with contextlib.suppress(signals.Stopped), signals.deferred() as asked:
         thread = threading.Thread(target=look, daemon=True)
         thread.start()
         os.kill(os.getpid(), signal.SIGTERM)
@@ -234,4 +234,3 @@ def test_a_thread_sees_a_signal_that_nobody_asks_for():
         assert overdue
         assert asked()
         assert not signals.overdue(0.1)
-        signals.stop()
