@@ -39,9 +39,8 @@ FLOORS = {
     "asdproto.training.checkpoint": (2, NUMPY | {"jax", "orbax"}),
     "asdproto.results": (2, NUMPY),
     "asdproto.results.tables": (2, {"rich"}),
-    "asdproto.results.clips": (2, NUMPY | {"librosa", "soundfile"}),
-    "asdproto.results.page": (2, NUMPY | {"jinja2"}),
-    "asdproto.results.plots": (2, NUMPY | {"matplotlib", "sklearn"}),
+    "asdproto.results.page": (2, NUMPY | {"jinja2", "markupsafe"}),
+    "asdproto.results.pictures": (2, NUMPY | {"matplotlib", "sklearn", "soundfile"}),
     "asdproto.systems": (3, NUMPY | {"jax", "flax", "optax", "rich", "sklearn", "threadpoolctl"}),
     # Copied beside what it reads, where nothing of ours is installed.
     "asdproto.systems.exported": (0, NUMPY | {"jax", "scipy"}),

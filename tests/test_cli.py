@@ -522,15 +522,12 @@ def test_score_checks_its_arguments(run, trained, tmp_path):
     assert trained == {}
 
 
-def test_report(run, scores):
-    folder, expected = scores
-    workdir = folder.parent
-    run("evaluate", folder)
-    (workdir / "scores" / "ours").mkdir()
-    for path in folder.glob("*.csv"):
-        path.rename(folder / "ours" / path.name)
-    page = workdir / "page.html"
-    code, out, _ = run("report", workdir, "--out", page)
+def test_report(run, tmp_path):
+    clips = clips_of("fan") + clips_of("valve")
+    values = np.random.default_rng(0).normal(size=len(clips))
+    expected = write_scores(tmp_path / "scores" / "ours", scored(clips, values))
+    page = tmp_path / "page.html"
+    code, out, _ = run("report", tmp_path, "--out", page)
     assert (code, out) == (0, f"written: {page}\n")
     assert f"{100 * expected['overall']:.2f}" in page.read_text()
 
@@ -568,7 +565,9 @@ def test_one_machine_without_attributes_from_recordings_to_a_report(run, tmp_pat
     assert code == 0
     assert re.search(r"spectral-knn +\d", out)
     assert run("report", trained)[0] == 0
-    assert "Most anomalous clips of spectral-knn" in (trained / "report.html").read_text()
+    page = (trained / "report.html").read_text()
+    assert "by the detector <b>spectral-knn</b>" in page
+    assert re.search(r"<h2>pump: (none|\d) of 3 recordings sound", page)
 
 
 @pytest.mark.parametrize("command", ["evaluate", "validate"])

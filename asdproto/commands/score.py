@@ -146,7 +146,7 @@ def score(arguments: argparse.Namespace) -> int:
     if arguments.report is not None and rows:
         from asdproto.commands.scored_page import write_scored_page
 
-        write_scored_page(arguments.report, workdir.resolve().name, detector, rows)
+        write_scored_page(arguments.report, workdir, detector.name, rows)
         _say(f"written: {arguments.report}", arguments.format)
     return 1 if failed else 0
 

@@ -1,62 +1,58 @@
-"""The page of ``score --report``: the most anomalous recordings, to look at and to listen to."""
+"""The page of ``score --report``: verdicts, and alarms to look at and to listen to."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from asdproto.results import class_name
-
-if TYPE_CHECKING:
-    from asdproto.systems.trained import TrainedDetector
+from typing import Any
 
 
 def write_scored_page(
-    path: Path,
-    name: str,
-    detector: TrainedDetector,
-    rows: Sequence[Mapping[str, Any]],
-) -> Path:
-    """Writes the page of what a run's detector scored, and returns its path.
+    path: Path, workdir: Path, name: str, rows: Sequence[Mapping[str, Any]]
+) -> None:
+    """Writes the page of what one of a run's detectors scored.
 
-    It shows :data:`asdproto.results.clips.MOST_SHOWN` recordings at most.
+    Args:
+      path: The page.
+      workdir: The run folder.
+      name: The detector.
+      rows: The scored recordings, by fields of :class:`asdproto.results.run_folder.ScoredClip`.
     """
     from asdproto.files import write_output
-    from asdproto.results.clips import MOST_SHOWN, most_anomalous, show_clip, spectrogram_of
+    from asdproto.results import class_name
     from asdproto.results.page import render
-    from asdproto.results.run_folder import Run
-    from asdproto.results.system_folder import ScoredClip, System
+    from asdproto.results.pictures import Sounds
+    from asdproto.results.run_folder import ScoredClip, percentiles, read_run
 
+    run = read_run(workdir)
+    system = run.systems[name]
+    held_out = [score for scores in system.held_out.values() for score in scores]
+    shares = percentiles(
+        [row["score"] for row in rows],
+        [row["machine_type"] for row in rows],
+        held_out,
+        [machine for machine, scores in system.held_out.items() for _ in scores],
+    )
     clips = [
         ScoredClip(
-            file=row["file"],
-            path=row["file"],
+            file=str(row["file"]),
             machine_type=row["machine_type"],
             section=row["section"],
-            state="",
             domain="",
+            state="",
             score=row["score"],
-            decision=bool(row["decision"]),
-            nearest=class_name(row["nearest_class"]),
+            percentile=float(share),
+            threshold=row["threshold"],
+            decision=row["decision"],
+            nearest_class=class_name(row["nearest_class"]),
+            note=row.get("note", ""),
         )
-        for row in rows
+        for row, share in zip(rows, shares, strict=True)
     ]
-    system = System(clips=clips, thresholds={r["machine_type"]: r["threshold"] for r in rows})
-    for machine in system.thresholds:
-        own = [kind == machine for kind, _ in detector.train_sections]
-        system.training[machine] = detector.train_scores[own]
-    shown = []
-    for rank, clip in most_anomalous(clips, MOST_SHOWN):
-        recording = detector.read(clip.path, machine_type=clip.machine_type, section=clip.section)
-        one = show_clip(
-            clip,
-            rank,
-            threshold=system.thresholds[clip.machine_type],
-            spectrogram=spectrogram_of(recording.features[0], detector.settings[0]),
-            recording=Path(clip.path),
-        )
-        shown.append(one)
-    run = Run(name, systems={detector.name: system}, result=detector.name)
-    write_output(path, render(run, shown))
-    return path
+    scored = {clip.machine_type for clip in clips}
+    own = {machine: scores for machine, scores in system.held_out.items() if machine in scored}
+    system = dataclasses.replace(system, clips=clips, figures={}, held_out=own)
+    run = dataclasses.replace(run, systems={name: system}, result=name, training={}, config={})
+    run.notes.clear()
+    write_output(path, render(run, Sounds(run, from_files=True)))

@@ -1,34 +1,94 @@
-"""One self-contained web page about a run: clips to listen to, figures, pictures, training curves.
+"""One self-contained web page about a run: verdicts, recordings to see and hear, figures.
 
 The page is a single file without scripts, fonts or images from elsewhere; it opens from a disk or a
-mail, in light and dark. Its text is ``page.html`` beside this module, a jinja2 template with
-everything escaped that comes from files.
+mail, in light and dark. Its text is ``page.html`` beside this module, a jinja2 template; everything
+that comes from files goes through :func:`asdproto.errors.html_text`. Its few lines of script sort a
+table and are the only ones that its policy lets run.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import importlib.resources
 import json
 import math
 import os
+import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from asdproto import __version__
+from asdproto.errors import counted, html_text
 from asdproto.files import write_output
-from asdproto.results import plots
-from asdproto.results.clips import ShownClip, shown_clips
-from asdproto.results.run_folder import Run, read_run
-from asdproto.results.system_folder import threshold_effects
-from asdproto.results.tables import HEADLINE, TITLES, highest, number, percent, value_of
+from asdproto.results import pictures
+from asdproto.results.pictures import Sound, Sounds
+from asdproto.results.run_folder import Run, ScoredClip, ScoredSystem, read_run, tables_of
+from asdproto.results.tables import HEADLINE, TITLES, highest, number, percent
 from asdproto.scoring.metrics import AUC_METRICS, DECISION_METRICS
+from asdproto.scoring.thresholds import ThresholdWarning, gamma_threshold
 
-# Cosine of the darkest color.
-_LOWEST = -0.2
+MOST_SHOWN = 10
+QUANTILES = (0.8, 0.9, 0.95, 0.99)
+_FEW = 10  # held-out clips below which a limit is a guess
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a page says of one machine type.
+
+    Attributes:
+      machine_type: The machine type.
+      clips: Its scored recordings.
+      alarms: How many of them lie above the limit.
+      sentences: What that rests on, and what it means.
+    """
+
+    machine_type: str
+    clips: list[ScoredClip]
+    alarms: int
+    sentences: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class ThresholdEffect:
+    """What a limit does to the recordings of a machine type.
+
+    Attributes:
+      machine_type: The machine type.
+      quantile: Of the distribution fitted to the held-out scores of training clips.
+      threshold: The score there.
+      counts: By kind of recording (``"held-out normal"``, ``"scored"``, ``"normal"``,
+        ``"anomalous"``): how many lie above the limit, and of how many.
+    """
+
+    machine_type: str
+    quantile: float
+    threshold: float
+    counts: dict[str, tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ShownClip:
+    """A recording beside the nearest normal one.
+
+    Attributes:
+      clip: What the detector says of it.
+      sounds: The recording and the normal one; None where there is no picture.
+      difference: How their mean spectra differ, in words; ``""`` without the two.
+      levels: Limits of the colors of both pictures, dB.
+      heard: Begin and flac file of an excerpt of each; None where it cannot be played.
+    """
+
+    clip: ScoredClip
+    sounds: tuple[Sound | None, Sound | None]
+    difference: str
+    levels: tuple[float, float]
+    heard: list[tuple[float, bytes] | None]
 
 
 def write_report(workdir: str | os.PathLike, path: str | os.PathLike | None = None) -> Path:
@@ -46,54 +106,168 @@ def write_report(workdir: str | os.PathLike, path: str | os.PathLike | None = No
     """
     run = read_run(workdir)
     page = Path(workdir) / "report.html" if path is None else Path(path)
-    write_output(page, render(run))
+    write_output(page, render(run, Sounds(run)))
     return page
 
 
-def render(run: Run, clips: Sequence[ShownClip] | None = None) -> str:
+def render(run: Run, sounds: Sounds) -> str:
     """The page as text.
 
     Args:
       run: As :func:`asdproto.results.run_folder.read_run` gives it.
-      clips: The clips to show; the most anomalous of the run's result when ``None``.
+      sounds: The run's recordings.
 
     Returns:
       A complete HTML document.
     """
     import jinja2
+    import markupsafe
 
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(
-        percent=percent,
-        number=number,
-        tint=_tint,
-        data_url=_data_url,
-        threshold_effects=threshold_effects,
+    def escaped(value: Any) -> Any:
+        is_text = isinstance(value, str) and not isinstance(value, markupsafe.Markup)
+        return markupsafe.Markup(html_text(value)) if is_text else value
+
+    environment = jinja2.Environment(
+        autoescape=True, finalize=escaped, trim_blocks=True, lstrip_blocks=True
     )
-    if clips is None:
-        clips = shown_clips(run, run.systems[run.result]) if run.result else []
-    notes = [*run.notes, *_training_notes(run)]
-    if not run.systems:
-        notes.append("Nothing has been scored yet, so there are no figures.")
-    evaluated = {name: system.figures for name, system in run.systems.items() if system.figures}
+    environment.filters.update(percent=percent, number=number, data_url=_data_url, share=_share)
+    system = run.systems.get(run.result, ScoredSystem())
+    times, source = pictures.times_of(system.clips, sounds)
+    evaluated = {name: one.figures for name, one in run.systems.items() if one.figures}
+    shown = shown_clips(system, sounds)
     text = importlib.resources.files("asdproto.results").joinpath("page.html").read_text("utf-8")
+    script = text.partition("<script>")[2].partition("</script>")[0]
     return environment.from_string(text).render(
         run=run,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         version=__version__,
-        notes=list(dict.fromkeys(notes)),
-        clips=clips,
+        notes=_notes(run, shown),
+        system=system,
+        verdicts=verdicts(system),
+        shown=shown,
+        alarms=sum(clip.decision for clip in system.clips),
+        times=dict(zip((clip.file for clip in system.clips), times, strict=False)),
+        times_source=source,
+        rows=_rows(system.clips),
+        effects=threshold_effects(system),
         evaluated=evaluated,
+        tables={name: tables_of(run.systems[name].clips) for name in evaluated},
         columns=_columns(evaluated),
-        stages=[_stage(name, rows) for name, rows in run.training.items()],
         config=_flat(run.config),
         titles=TITLES,
-        metrics=AUC_METRICS,
         headline=list(HEADLINE),
+        auc_metrics=AUC_METRICS,
         decision_metrics=DECISION_METRICS,
-        plots=plots,
-        low=_LOWEST,
-        ramp=plots.matrix_png(np.linspace(0.0, 1.0, 64)[None], 0.0, 1.0),
+        pictures=pictures,
     )
+
+
+def verdicts(system: ScoredSystem) -> list[Verdict]:
+    """What the page says of every machine type, in sentences."""
+    result = []
+    for machine in sorted({clip.machine_type for clip in system.clips} | system.held_out.keys()):
+        clips = [clip for clip in system.clips if clip.machine_type == machine]
+        held_out = system.held_out.get(machine, np.zeros(0))
+        alarms = sum(clip.decision for clip in clips)
+        sentences = []
+        if clips and len(held_out):
+            above = int((held_out > clips[0].threshold).sum())
+            sentences.append(
+                f"At this limit, {_share((above, len(held_out)), 'normal recordings')} that were "
+                "held out of training sound so, too."
+            )
+            expected = above / len(held_out) * len(clips)
+            if 0 < alarms <= expected and not any(clip.state for clip in clips):
+                sentences.append("That many would be expected if all of them were normal.")
+        if 0 < len(held_out) < _FEW:
+            sentences.append(
+                f"Only {counted(len(held_out), 'normal recording')} speak for the limit: take it "
+                "with caution."
+            )
+        for state, noun, verb in (
+            ("anomaly", "known anomalies", "were noticed"),
+            ("normal", "known normal recordings", "were called so, too"),
+        ):
+            known = [clip.decision for clip in clips if clip.state == state]
+            if known:
+                sentences.append(f"{_share((sum(known), len(known)), noun)} {verb}.")
+        result.append(Verdict(machine, clips, alarms, sentences))
+    return result
+
+
+def threshold_effects(system: ScoredSystem) -> list[ThresholdEffect]:
+    """What limits at :data:`QUANTILES` of the held-out scores do, by machine type."""
+    effects = []
+    for machine, held_out in system.held_out.items():
+        groups = {"held-out normal": held_out}
+        clips = [clip for clip in system.clips if clip.machine_type == machine]
+        if clips and not all(clip.state for clip in clips):
+            groups["scored"] = np.array([clip.score for clip in clips])
+        elif clips:
+            for state, kind in (("normal", "normal"), ("anomaly", "anomalous")):
+                groups[kind] = np.array([clip.score for clip in clips if clip.state == state])
+        for quantile in QUANTILES:
+            with warnings.catch_warnings():
+                # The threshold in use is what people are warned of.
+                warnings.simplefilter("ignore", ThresholdWarning)
+                threshold = gamma_threshold(held_out, quantile=quantile)
+            counts = {kind: (int((x > threshold).sum()), len(x)) for kind, x in groups.items()}
+            effects.append(ThresholdEffect(machine, quantile, threshold, counts))
+    return effects
+
+
+def shown_clips(system: ScoredSystem, sounds: Sounds) -> list[ShownClip]:
+    """The highest scores above their limits, or else the highest of all, each beside normal."""
+    alarms = [clip for clip in system.clips if clip.decision]
+    count = MOST_SHOWN if alarms else 3
+    shown = []
+    for clip in pictures.most_anomalous(alarms or system.clips, count):
+        sound = sounds.sound(clip.file)
+        if sound is None:
+            shown.append(ShownClip(clip, (None, None), "", (0.0, 1.0), [None, None]))
+            continue
+        normal = sounds.nearest_normal(sound, (clip.machine_type, clip.section))
+        difference = "" if normal is None else pictures.difference_in_words(sound, normal)
+        levels, heard = pictures.levels_of(sound, normal), pictures.excerpts(sound, normal)
+        shown.append(ShownClip(clip, (sound, normal), difference, levels, heard))
+    return shown
+
+
+def _notes(run: Run, shown: Sequence[ShownClip]) -> list[str]:
+    notes = list(run.notes)
+    for stage, rows in run.training.items():
+        bad = sum(not math.isfinite(row["loss"]) for row in rows)
+        if bad:
+            notes.append(f"The loss of {stage} is not finite in {bad} of {len(rows)} epochs.")
+    lost = [one.clip.file for one in shown if one.heard[0] is None]
+    if lost:
+        notes.append(
+            f"The recordings of {len(lost)} of {len(shown)} clips cannot be read, so they are not "
+            f"played; the first is {lost[0]}."
+        )
+    odd = [clip for clip in run.systems.get(run.result, ScoredSystem()).clips if clip.note]
+    if odd:
+        notes.append(
+            f"Something is odd about {counted(len(odd), 'recording')}, see the table: "
+            f"{odd[0].file}: {odd[0].note}."
+        )
+    return list(dict.fromkeys(notes))
+
+
+def _rows(clips: Sequence[ScoredClip]) -> list[tuple[ScoredClip, str]]:
+    """Clips for the table, highest share of normal scores below first, and their nearest class."""
+    ordered = sorted(clips, key=lambda c: (-c.decision, -(c.score - c.threshold), c.file))
+    return [
+        (clip, clip.nearest_class.removeprefix(f"{clip.machine_type} {clip.section}").strip())
+        for clip in ordered
+    ]
+
+
+def _share(pair: tuple[int, int], noun: str = "") -> str:
+    """``"4 of 40 recordings (10 %)"``."""
+    part, whole = pair
+    text = f"{part:,} of {whole:,} {noun}".rstrip()
+    return f"{text} ({100 * part / whole:.0f} %)" if whole else text
 
 
 def _columns(systems: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -109,41 +283,8 @@ def _columns(systems: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{"title": title, "figures": row, "best": highest(row)} for title, row in columns]
 
 
-def _stage(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    rates = [float(row["clips_per_second"]) for row in rows if row.get("clips_per_second")]
-    seconds = [row["seconds"] for row in rows if row.get("seconds")]
-    return {
-        "name": name,
-        "epochs": len(rows),
-        "first": rows[0]["loss"],
-        "last": rows[-1]["loss"],
-        "learning_rate": rows[-1]["learning_rate"],
-        "seconds": sum(map(float, seconds)) if seconds else None,
-        "rate": float(np.median(rates)) if rates else None,
-    }
-
-
-def _training_notes(run: Run) -> list[str]:
-    notes = []
-    for stage, rows in run.training.items():
-        bad = sum(not math.isfinite(row["loss"]) for row in rows)
-        if bad:
-            notes.append(f"The loss of {stage} is not finite in {bad} of {len(rows)} epochs.")
-    return notes
-
-
 def _data_url(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _tint(figure: Any) -> str:
-    """Attribute with the background of an AUC, by how far it is above or below chance."""
-    value = value_of(figure)
-    if math.isnan(value):
-        return ""
-    strength = min(abs(value - 0.5) * 2.0, 1.0) * 0.45
-    color = "var(--good-rgb)" if value >= 0.5 else "var(--bad-rgb)"
-    return f' style="background:rgba({color},{strength:.2f})"'
 
 
 def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
@@ -154,6 +295,7 @@ def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
             for pair in _flat(item, f"{prefix}.{key}" if prefix else str(key))
         ]
     text = value if isinstance(value, str) else json.dumps(value, default=str)
-    if len(text) > 400 and isinstance(value, list):
-        text = f"{text[:400]} ... ({len(value)} entries)"
+    if len(text) > 400:
+        entries = f" ({len(value)} entries)" if isinstance(value, list) else ""
+        text = f"{text[:400]} ...{entries}"
     return [(prefix, text)]

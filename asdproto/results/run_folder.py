@@ -17,14 +17,16 @@ The json files carry a checksum of their contents, so that no flipped byte goes 
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
 import json
 import math
 import os
+import warnings
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,15 +38,16 @@ from asdproto.errors import DataError, plain_cell, quoted, spreadsheet_cell
 from asdproto.files import (
     csv_text,
     json_checksum,
+    read_arrays,
     read_json,
     write_atomically,
     write_json,
 )
 from asdproto.results.official import write_official, write_result_csv
-from asdproto.results.system_folder import System, noting, read_system
 from asdproto.scoring.metrics import (
     AUC_METRICS,
     SectionScores,
+    UndefinedMetricWarning,
     evaluate,
     group_scores,
 )
@@ -113,9 +116,9 @@ _NUMBERS = ("score", "percentile", "threshold")
 
 
 def percentiles(
-    scores: np.ndarray,
+    scores: Sequence[float] | np.ndarray,
     machines: Sequence[str],
-    held_out: np.ndarray,
+    held_out: Sequence[float] | np.ndarray,
     held_out_machines: Sequence[str],
 ) -> np.ndarray:
     """Share of held-out normal scores below each score, among those of its machine type.
@@ -374,6 +377,28 @@ def _map_leaves(value: Any, function: Callable[[Any], Any]) -> Any:
     return function(value)
 
 
+# --- everything in a run
+
+
+@dataclass(slots=True)
+class ScoredSystem:
+    """What a run holds of one detector.
+
+    Attributes:
+      clips: Its test clips.
+      figures: As :func:`asdproto.scoring.metrics.evaluate` gives them; empty without labels.
+      held_out: Held-out scores of the training clips by machine type, float64.
+    """
+
+    clips: list[ScoredClip] = field(default_factory=list)
+    figures: dict[str, Any] = field(default_factory=dict)
+    held_out: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def thresholds(self) -> dict[str, float]:
+        """Decision threshold of every machine type among the clips."""
+        return {clip.machine_type: clip.threshold for clip in self.clips}
+
+
 @dataclass(slots=True)
 class Run:
     """What a run folder holds, as far as it has come.
@@ -382,31 +407,31 @@ class Run:
       name: The folder's name.
       config: ``config.json``; empty where there is none.
       training: Rows of ``metrics.jsonl`` by stage, in order of their epochs.
-      systems: Every system with figures or scores, of test clips or of training clips alone.
+      systems: Every detector, the run's own before what is fitted beside it to compare with.
       result: The system that the run is about, ``""`` where there is none yet.
       store: The run's feature store, where it can be opened.
-      recordings: Folders that the paths of clips may be relative to.
+      recordings: Folders that the files of clips may be relative to.
       notes: Sentences about what is missing or odd, for the reader of the report.
     """
 
     name: str
     config: dict[str, Any] = field(default_factory=dict)
     training: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    systems: dict[str, System] = field(default_factory=dict)
+    systems: dict[str, ScoredSystem] = field(default_factory=dict)
     result: str = ""
     store: FeatureStore | None = None
     recordings: list[Path] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
-def read_run(workdir: str | os.PathLike) -> Run:
+def read_run(run: str | os.PathLike) -> Run:
     """Reads a run folder.
 
     Whatever is missing or damaged is left out and noted, so that a run can be looked at while it
     trains. Figures that ``results.json`` lacks are made again from the scores.
 
     Args:
-      workdir: The run folder.
+      run: The run folder.
 
     Returns:
       Its contents.
@@ -414,59 +439,78 @@ def read_run(workdir: str | os.PathLike) -> Run:
     Raises:
       DataError: The folder does not exist or holds nothing of a run that can be read.
     """
-    workdir = Path(workdir)
-    expected, remedy = "the folder of a run", "Give the --workdir of an experiment."
+    workdir = Path(run)
+    expected, remedy = "the folder of a run", "Give the folder that train was given."
     if not workdir.is_dir():
         raise DataError(workdir, "a file" if workdir.exists() else "nothing", expected, remedy)
-    run = Run(workdir.resolve().name)
-    config, results, metrics = (
-        workdir / name for name in ("config.json", "results.json", "metrics.jsonl")
-    )
-    if config.exists():
-        with noting(run.notes, config.name):
-            run.config = read_config(workdir)
-    if metrics.exists():
-        with noting(run.notes, metrics.name):
-            run.training = _read_training(metrics, run.notes)
-    if results.exists():
-        with noting(run.notes, results.name):
-            run.systems = {
-                name: System(figures) for name, figures in read_results(workdir)["systems"].items()
-            }
-    features, data = (_place(workdir, run.config, name) for name in ("features", "data"))
+    found = Run(workdir.resolve().name)
+    if (workdir / CONFIG).exists():
+        with _noting(found.notes, CONFIG):
+            found.config = read_config(workdir)
+    if (workdir / METRICS).exists():
+        with _noting(found.notes, METRICS):
+            found.training = _read_training(workdir / METRICS, found.notes)
+    features, data = (_folder(workdir, found.config, name) for name in ("features", "data"))
     if (features / "manifest.json").exists():
-        with noting(run.notes, "The feature store"):
-            run.store = open_store(features)
-    run.recordings = [folder for folder in (data, data / "dev_data") if folder.is_dir()]
-    names, classes = (
-        value if isinstance(value, list) else []
-        for value in (run.config.get("names"), run.config.get("classes"))
-    )
-    order = [str(name) for name in names]
-    folders = sorted((workdir / "scores").glob("*/"))
-    for folder in sorted(folders, key=lambda x: order.index(x.name) if x.name in order else -1):
-        figures = run.systems.get(folder.name, System()).figures
-        system = read_system(folder, figures, classes, run.store, run.notes)
-        if system.figures or system.clips or system.training:
-            run.systems[folder.name] = system
-    if not (run.config or run.training or run.systems):
-        for path, read in ((config, read_config), (results, read_results)):
-            if path.exists():
-                read(workdir)
-        found = "none of config.json, metrics.jsonl, results.json and scores/"
-        raise DataError(workdir, found, expected, remedy)
-    # Its last system, and not what is fitted beside it to compare with.
-    own = [name for name in order if name in run.systems] or list(run.systems)
-    run.result = own[-1] if own else ""
+        with _noting(found.notes, "The feature store"):
+            found.store = open_store(features)
+    found.recordings = [folder for folder in (data, data / "dev_data") if folder.is_dir()]
+    figures: dict[str, Any] = {}
+    if (workdir / RESULTS).exists():
+        with _noting(found.notes, RESULTS):
+            figures = read_results(workdir)["systems"]
+    order = [*found.config.get("names", ()), *figures]
+    folders = {path.name: path for path in sorted((workdir / "scores").glob("*/"))}
+    unordered = sorted(folders.keys() - set(order))
+    for name in dict.fromkeys([*order, *unordered]):
+        system = _read_system(folders[name], found.notes) if name in folders else ScoredSystem()
+        system.figures = figures.get(name) or _figures_of(system.clips)
+        if system.figures or system.clips or system.held_out:
+            found.systems[name] = system
+    if not (found.config or found.training or found.systems):
+        if found.notes:
+            raise DataError(workdir, found.notes[0], expected, remedy)
+        nothing = f"none of {CONFIG}, {METRICS}, {RESULTS} and scores/"
+        raise DataError(workdir, nothing, expected, remedy)
+    own = [name for name in found.config.get("names", ()) if name in found.systems]
+    found.result = (own or list(found.systems) or [""])[-1]
     undefined: dict[str, list[str]] = {}
-    for name, system in run.systems.items():
+    for name, system in found.systems.items():
         for text in system.figures.get("undefined", ()):
             undefined.setdefault(text, []).append(name)
-    run.notes += [f"Undefined for {', '.join(names)}: {x}." for x, names in undefined.items()]
-    return run
+    found.notes += [f"Undefined for {', '.join(names)}: {x}." for x, names in undefined.items()]
+    return found
 
 
-def _place(workdir: Path, config: Mapping[str, Any], name: str) -> Path:
+def _read_system(folder: Path, notes: list[str]) -> ScoredSystem:
+    system, held_out = ScoredSystem(), folder / "training_scores.npz"
+    if (folder / SCORES).exists():
+        with _noting(notes, f"{folder.name}: scores"):
+            system.clips = read_scores(folder)
+    if held_out.exists():
+        with _noting(notes, f"{folder.name}: training scores"):
+            system.held_out = _read_held_out(held_out)
+    return system
+
+
+def _figures_of(clips: Sequence[ScoredClip]) -> dict[str, Any]:
+    if not clips or not all(clip.state for clip in clips):
+        return {}
+    with warnings.catch_warnings():
+        # What is undefined is among the notes.
+        warnings.simplefilter("ignore", UndefinedMetricWarning)
+        return evaluate(tables_of(clips))
+
+
+def _read_held_out(path: Path) -> dict[str, np.ndarray]:
+    arrays = read_arrays(path, ("machine_types", "scores"), remedy=AGAIN)
+    machines, scores = arrays["machine_types"], arrays["scores"]
+    if scores.ndim != 1 or machines.shape != scores.shape or not np.isfinite(scores).all():
+        raise DataError(path, "arrays that do not fit", "a finite score for each clip", AGAIN)
+    return {str(machine): scores[machines == machine] for machine in np.unique(machines)}
+
+
+def _folder(workdir: Path, config: Mapping[str, Any], name: str) -> Path:
     """Where the configuration says that something is; in the run folder if it is not there."""
     place = config.get(name)
     known = workdir / place if isinstance(place, str) else workdir / name
@@ -498,3 +542,12 @@ def _read_training(path: Path, notes: list[str]) -> dict[str, list[dict[str, Any
         what = f"{len(bad)} of {len(lines)} lines of {path.name} are not lines of metrics"
         notes.append(f"{what} and left out, the first is line {bad[0]}.")
     return {stage: [by_key[key] for key in sorted(by_key)] for stage, by_key in rows.items()}
+
+
+@contextlib.contextmanager
+def _noting(notes: list[str], what: str) -> Iterator[None]:
+    """Notes that a part of a run is damaged, so that the other parts are shown all the same."""
+    try:
+        yield
+    except DataError as error:
+        notes.append(f"{what} is left out: {error}")

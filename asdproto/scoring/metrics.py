@@ -1,8 +1,8 @@
 """Metrics of DCASE 2022 Task 2: source AUC, target AUC, pAUC and their harmonic means.
 
 Everywhere 1 (or True) means anomaly and a higher score means more anomalous. Scores and labels come
-section by section, as :class:`SectionScores`; :mod:`asdproto.results.score_files` reads and writes
-the official csv files of such tables.
+section by section, as :class:`SectionScores`; :mod:`asdproto.results.official` reads and writes the
+official csv files of such tables.
 
 References:
   Dohi et al., Description and discussion on DCASE 2022 challenge task 2: Unsupervised anomalous

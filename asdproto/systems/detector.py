@@ -14,7 +14,7 @@ from asdproto.data.dcase import Clip, parse_name
 from asdproto.data.store import FeatureStore
 from asdproto.errors import DataError
 from asdproto.features import FeatureSettings, audio_features, file_features
-from asdproto.files import write_json
+from asdproto.results.run_folder import write_config
 from asdproto.scoring.thresholds import decide
 from asdproto.systems import choose, preset
 from asdproto.systems.members import RunOptions, prepare_for
@@ -201,7 +201,7 @@ class Detector:
             "names": [trained.name],
             "classes": [list(name) for name in trained.classes[0]],
         }
-        write_json(folder / "config.json", about)
+        write_config(folder, about)
         return folder
 
     @classmethod

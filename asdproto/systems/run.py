@@ -38,7 +38,7 @@ from asdproto.results.tables import HEADLINE
 from asdproto.scoring.metrics import evaluate, group_scores
 from asdproto.scoring.thresholds import decide
 from asdproto.systems import YARDSTICKS, preset
-from asdproto.systems.members import Comparison, Fitted, RunOptions, prepare_for
+from asdproto.systems.members import Fitted, RunOptions, prepare_for
 from asdproto.systems.trained import TrainedDetector
 from asdproto.training.processes import agree_on, alone, differences
 
@@ -257,8 +257,6 @@ def score_fitted(
     if data.test_clips:
         comparisons = detector.compare([data.test], section_keys(data.test_clips))
     detector.save(folder)
-    if fitted[0].embeddings is not None and comparisons:
-        _save_embeddings(folder, data, fitted[0].embeddings, comparisons[0])
     scores = [one.scores for one in comparisons]
     labels = next((one.nearest for one in comparisons if one.nearest is not None), None)
     nearest = None if labels is None else [class_name(data.classes[label]) for label in labels]
@@ -308,20 +306,6 @@ def save_scores(
         for row, clip in enumerate(clips)
     ]
     return write_scores(folder, rows)
-
-
-def _save_embeddings(folder: Path, data: Dataset, train: np.ndarray, test: Comparison) -> None:
-    assert test.embeddings is not None
-    write_arrays(
-        folder / "embeddings.npz",
-        {
-            "train": train,
-            "test": test.embeddings,
-            "train_labels": data.labels,
-            "train_files": np.array([clip.path for clip in data.train_clips]),
-            "test_files": np.array([clip.path for clip in data.test_clips]),
-        },
-    )
 
 
 def check_same_run(workdir: Path, asked: dict[str, Any], *, but: tuple[str, ...] = ()) -> list[str]:

@@ -24,7 +24,7 @@ def server():
             "asdproto.cli",
             "asdproto.data.extract",
             "asdproto.results.page",
-            "asdproto.results.plots",
+            "asdproto.results.pictures",
             "asdproto.systems.autoencoder",
             "asdproto.systems.detector",
             "asdproto.training.checkpoint",

@@ -1,0 +1,507 @@
+"""What a page shows and plays: spectrograms, excerpts, scores over time, ROC and training curves.
+
+Pictures are SVG text, drawn with matplotlib in stand-in colors that are then replaced by CSS
+variables, so that they follow the light or dark colors of the page. No text that comes from a file
+is drawn.
+"""
+
+from __future__ import annotations
+
+import datetime
+import io
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from asdproto.errors import DataError
+from asdproto.features import FeatureSettings, file_features, filterbank, read_audio
+from asdproto.results.run_folder import Run, ScoredClip
+from asdproto.scoring.metrics import SectionScores
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SAMPLE_RATE = 16000  # of excerpts
+EXCERPT = 4.0  # seconds
+_RMS, _PEAK = 0.08, 0.95  # loudness of excerpts: some machines would not be heard otherwise
+_MOST_COLUMNS = 400
+_MOST_COMPARED = 300  # normal recordings of a section, among which the nearest is looked for
+_BANDS = 80  # of the spectra that are compared, evenly spaced in frequency
+_MAX_FPR = 0.1  # where pAUC ends
+_WHEN = re.compile(
+    r"(?<!\d)(20\d\d)[-_.]?(0[1-9]|1[0-2])[-_.]?(0[1-9]|[12]\d|3[01])"
+    r"(?:[T_. /-]*([01]\d|2[0-3])[-_.:h]?([0-5]\d)(?:[-_.:m]?([0-5]\d))?)?(?!\d)"
+)
+# Stand-in color -> CSS variable of the page; each must differ from every other.
+INK, FAINT, NORMAL, ANOMALY = "#010203", "#040506", "#070809", "#0a0b0c"
+SOURCE, TARGET, ALL = "#0d0e0f", "#101112", "#131415"
+_VARIABLES = {
+    INK: "var(--ink)",
+    FAINT: "var(--faint)",
+    NORMAL: "var(--normal)",
+    ANOMALY: "var(--anomaly)",
+    SOURCE: "var(--source)",
+    TARGET: "var(--target)",
+    ALL: "var(--all)",
+}
+
+
+# --- recordings
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sound:
+    """What is seen and heard of a recording.
+
+    Attributes:
+      file: Its name.
+      levels: float32, shape ``[frames, bands]``: dB, at even frequencies from 0 to ``top``.
+      seconds: Its length.
+      top: Highest frequency, kHz.
+      recording: The file, or None where it is not at hand.
+    """
+
+    file: str
+    levels: np.ndarray
+    seconds: float
+    top: float
+    recording: Path | None
+
+    @property
+    def spectrum(self) -> np.ndarray:
+        """Mean power of each band, in dB, float64 ``[bands]``."""
+        return 10.0 * np.log10(np.mean(10.0 ** (self.levels.astype(np.float64) / 10.0), axis=0))
+
+
+class Sounds:
+    """Recordings of a run, from its feature store, or from their files where it lacks them."""
+
+    def __init__(self, run: Run, *, from_files: bool = False):
+        """Takes the files of clips for paths as they are, if ``from_files``."""
+        self.run, self.from_files = run, from_files
+        self.clips = run.store.clips if run.store else []
+        self.settings = FeatureSettings()
+        try:
+            if run.store is not None:
+                self.settings = FeatureSettings(**run.store.settings)
+        except (TypeError, ValueError):  # features that somebody else computed
+            self.clips = []
+        self.rows = {clip.path: row for row, clip in enumerate(self.clips)}
+        self._spectra: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
+
+    def recording(self, file: str) -> Path | None:
+        """The file of a clip; never one outside the run's collection."""
+        if self.from_files:
+            return Path(file) if Path(file).is_file() else None
+        if not file or ".." in Path(file).parts or Path(file).is_absolute():
+            return None
+        paths = (folder / file for folder in self.run.recordings)
+        return next((path for path in paths if path.is_file()), None)
+
+    def sound(self, file: str) -> Sound | None:
+        """What is known of a recording, None where there is nothing to show."""
+        recording = self.recording(file)
+        if self.run.store is not None and file in self.rows and not self.from_files:
+            return self._stored(self.rows[file])
+        if recording is None:
+            return None
+        try:
+            return self._sound(file, file_features(recording, self.settings)[0], recording)
+        except DataError:
+            return None
+
+    def _stored(self, row: int) -> Sound:
+        assert self.run.store is not None
+        file = self.clips[row].path
+        paths = (folder / file for folder in self.run.recordings)
+        recording = next((path for path in paths if path.is_file()), None)
+        return self._sound(file, self.run.store.read(row), recording)
+
+    def _sound(self, file: str, features: np.ndarray, recording: Path | None) -> Sound:
+        seconds = len(features) * self.settings.hop_length / self.settings.sample_rate
+        levels = _even_levels(features, self.settings)
+        return Sound(file, levels, seconds, self.settings.top / 1000.0, recording)
+
+    def nearest_normal(self, sound: Sound, section: tuple[str, str]) -> Sound | None:
+        """The normal training recording of a section whose mean spectrum is most alike."""
+        if section not in self._spectra:
+            own = [
+                row
+                for row, clip in enumerate(self.clips)
+                if (clip.machine_type, clip.section) == section
+                and clip.split == "train"
+                and clip.state != "anomaly"
+            ]
+            own = own[:: max(1, -(-len(own) // _MOST_COMPARED))]
+            spectra = np.array([self._stored(row).spectrum for row in own])
+            self._spectra[section] = np.array(own), spectra
+        rows, spectra_of_rows = self._spectra[section]
+        if not len(rows):
+            return None
+        distances = np.square(spectra_of_rows - sound.spectrum).mean(axis=1)
+        return self._stored(rows[int(np.argmin(distances))])
+
+
+def _even_levels(features: np.ndarray, settings: FeatureSettings) -> np.ndarray:
+    """Levels of mel bands, of either scale, at frequencies evenly spaced, as people read them."""
+    bank = filterbank(settings)
+    bins = np.linspace(0.0, settings.sample_rate / 2, bank.shape[1])
+    centers = bank @ bins / bank.sum(axis=1)
+    wanted = (np.arange(_BANDS) + 0.5) * settings.top / _BANDS
+    # Filters have unit area, so that their levels are densities, which may be interpolated.
+    right = np.clip(np.searchsorted(centers, wanted), 1, len(centers) - 1)
+    share = (wanted - centers[right - 1]) / (centers[right] - centers[right - 1])
+    share = np.clip(share, 0.0, 1.0).astype(np.float32)
+    levels = np.asarray(features[:, : settings.n_mels], np.float32) * (2.0 / settings.power)
+    return levels[:, right - 1] * (1 - share) + levels[:, right] * share
+
+
+def difference_in_words(sound: Sound, normal: Sound) -> str:
+    """Where the mean spectra of two recordings differ most, ``"+8 dB at 2 to 3 kHz"``.
+
+    Args:
+      sound: The recording.
+      normal: What it is compared with.
+
+    Returns:
+      At most two bands, each around a largest difference and as wide as half of it; a sentence
+      where nothing differs by 2 dB.
+    """
+    difference = sound.spectrum - normal.spectrum
+    width, left = sound.top / len(difference), np.ones(len(difference), bool)
+    parts: list[str] = []
+    while left.any() and len(parts) < 2:
+        peak = int(np.argmax(np.abs(difference) * left))
+        louder = difference * np.sign(difference[peak])
+        if louder[peak] < 2.0:
+            break
+        begin, end = _around(peak, left & (louder >= louder[peak] / 2))
+        mean = float(difference[begin:end].mean())
+        sign = "+" if mean > 0 else "−"
+        parts.append(f"{sign}{abs(mean):.0f} dB at {begin * width:.2g} to {end * width:.2g} kHz")
+        left[slice(*_around(peak, louder > 0))] = False
+    alike = "mean spectra within 2 dB of each other: the difference is in time, or small"
+    return ", ".join(parts) or alike
+
+
+def _around(position: int, mask: np.ndarray) -> tuple[int, int]:
+    """Begin and end of the run of True values that holds a position."""
+    outside = np.flatnonzero(~mask)
+    place = int(np.searchsorted(outside, position))
+    begin = outside[place - 1] + 1 if place > 0 else 0
+    return int(begin), int(outside[place]) if place < len(outside) else len(mask)
+
+
+def excerpts(sound: Sound, normal: Sound | None) -> list[tuple[float, bytes] | None]:
+    """What is played of a recording and of the normal one beside it.
+
+    Of the recording, the seconds that differ most from the normal one's spectrum are taken; both
+    are made louder alike, so that a difference in level stays one.
+
+    Args:
+      sound: The recording.
+      normal: What it is compared with, or None.
+
+    Returns:
+      For each of the two its begin in seconds and a mono flac file at :data:`SAMPLE_RATE`; None
+      where there is no recording that can be read.
+    """
+    import soundfile
+
+    pieces: list[tuple[float, np.ndarray] | None] = []
+    for one, other in ((sound, normal), (normal, None)):
+        piece = None
+        if one is not None and one.recording is not None:
+            try:
+                begin = _most_different(one, other)
+                audio, _ = read_audio(one.recording, SAMPLE_RATE)
+                samples = round(EXCERPT * SAMPLE_RATE)
+                first = max(0, min(round(begin * SAMPLE_RATE), len(audio) - samples))
+                piece = first / SAMPLE_RATE, audio[first : first + samples]
+            except (DataError, OSError):
+                piece = None
+        pieces.append(piece)
+    heard = [piece[1] for piece in pieces if piece is not None]
+    loudest = max((float(np.sqrt(np.mean(np.square(audio)))) for audio in heard), default=0.0)
+    peak = max((float(np.abs(audio).max()) for audio in heard), default=0.0)
+    gain = min(_RMS / max(loudest, 1e-9), _PEAK / max(peak, 1e-9))
+    files: list[tuple[float, bytes] | None] = []
+    for piece in pieces:
+        if piece is None:
+            files.append(None)
+            continue
+        buffer = io.BytesIO()
+        soundfile.write(buffer, piece[1] * gain, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+        files.append((piece[0], buffer.getvalue()))
+    return files
+
+
+def _most_different(sound: Sound, other: Sound | None) -> float:
+    """Begin of the excerpt, seconds: where it differs most from another, or from itself least."""
+    reference = (other or sound).spectrum
+    distances = np.abs(sound.levels - reference).mean(axis=1)
+    frames = max(1, round(EXCERPT / sound.seconds * len(distances)))
+    if frames >= len(distances):
+        return 0.0
+    sums = np.convolve(distances if other is not None else -distances, np.ones(frames), "valid")
+    return float(np.argmax(sums) / len(distances) * sound.seconds)
+
+
+def most_anomalous(clips: Sequence[ScoredClip], count: int) -> list[ScoredClip]:
+    """The clips with the highest scores, machine types in turn: their scores do not compare.
+
+    Args:
+      clips: Scored clips.
+      count: How many at most.
+
+    Returns:
+      By machine type, then falling score.
+    """
+    by_machine: dict[str, list[ScoredClip]] = {}
+    for clip in sorted(clips, key=lambda clip: (-clip.score, clip.file)):
+        by_machine.setdefault(clip.machine_type, []).append(clip)
+    ranked = sorted(
+        ((rank, machine) for machine, own in by_machine.items() for rank in range(len(own))),
+    )[:count]
+    return [by_machine[machine][rank] for rank, machine in sorted(ranked, key=lambda x: x[::-1])]
+
+
+def times_of(clips: Sequence[ScoredClip], sounds: Sounds) -> tuple[list[Any], str]:
+    """When recordings were made, as their names say it, or else the times of their files.
+
+    File times count where no clip is labeled (a downloaded collection has the time of its
+    download), and where they spread over an hour or more.
+
+    Args:
+      clips: Scored clips.
+      sounds: Knows their files.
+
+    Returns:
+      A datetime each and ``"file names"`` or ``"file times"``; an empty list where nothing says it.
+    """
+    named = []
+    for clip in clips:
+        match = _WHEN.search(clip.file)
+        try:
+            named.append(match and datetime.datetime(*(int(x or 0) for x in match.groups())))  # type: ignore[arg-type]
+        except ValueError:  # 31 February
+            named.append(None)
+    if all(named) and len(set(named)) > 1:
+        return named, "file names"
+    if any(clip.state for clip in clips):
+        return [], ""
+    files = [sounds.recording(clip.file) for clip in clips]
+    stamps = [os.stat(file).st_mtime for file in files if file is not None]
+    if len(stamps) < len(clips) or not stamps or max(stamps) - min(stamps) < 3600:
+        return [], ""
+    return [datetime.datetime.fromtimestamp(stamp) for stamp in stamps], "file times"
+
+
+# --- drawing
+
+
+def spectrogram_figure(sound: Sound, limits: tuple[float, float]) -> str:
+    """A recording's levels over time and frequency.
+
+    Args:
+      sound: The recording.
+      limits: Levels of the darkest and of the brightest color, dB.
+
+    Returns:
+      An ``<svg>`` element.
+    """
+    from matplotlib import colormaps
+    from matplotlib.ticker import MaxNLocator
+
+    starts = np.arange(0, len(sound.levels), -(-len(sound.levels) // _MOST_COLUMNS))
+    columns = np.add.reduceat(sound.levels, starts, axis=0)
+    columns = columns / np.diff(starts, append=len(sound.levels))[:, None]
+    figure = _figure(3.9, 2.1)
+    axes = figure.add_axes((0.115, 0.21, 0.875, 0.76))
+    axes.imshow(
+        columns.T,
+        cmap=colormaps["magma"].resampled(40),  # few colors make small files
+        vmin=limits[0],
+        vmax=limits[1],
+        origin="lower",
+        aspect="auto",
+        interpolation="none",
+        extent=(0.0, sound.seconds, 0.0, sound.top),
+    )
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    axes.set(xlabel="seconds", ylabel="kHz")
+    return _svg(figure)
+
+
+def levels_of(*sounds: Sound | None) -> tuple[float, float]:
+    """Colors that suit all of some recordings: all but their quietest and loudest levels."""
+    levels = np.concatenate([sound.levels.ravel() for sound in sounds if sound is not None])
+    low, high = np.quantile(levels, (0.05, 0.995))
+    return float(low), float(high)
+
+
+def score_figure(
+    clips: Sequence[ScoredClip], held_out: np.ndarray | None, times: Sequence[Any]
+) -> str:
+    """Scores of one machine type's recordings, over time where it is known, else in their order.
+
+    Args:
+      clips: Its clips.
+      held_out: Held-out scores of its normal recordings, or None; their middle nine tenths are
+        shaded.
+      times: A datetime each; empty where none is known.
+
+    Returns:
+      An ``<svg>`` element.
+    """
+    from matplotlib import dates
+    from matplotlib.ticker import MaxNLocator
+
+    figure = _figure(8.2, 2.3)
+    axes = figure.add_axes((0.065, 0.19, 0.925, 0.78))
+    scores = np.array([clip.score for clip in clips])
+    x: Any = dates.date2num(times) if len(times) else np.arange(1, len(clips) + 1)
+    labeled = any(clip.state for clip in clips)
+    red = np.array([clip.state == "anomaly" if labeled else bool(clip.decision) for clip in clips])
+    size = 16 if len(clips) < 300 else 7
+    if held_out is not None and len(held_out):
+        low, high = np.quantile(held_out, (0.05, 0.95))
+        axes.axhspan(low, high, color=NORMAL, alpha=0.13, linewidth=0)
+    for chosen, color in ((~red, NORMAL), (red, ANOMALY)):
+        axes.scatter(x[chosen], scores[chosen], s=size, color=color, alpha=0.8, linewidths=0)
+    axes.axhline(clips[0].threshold, color=INK, linestyle=(0, (4, 2)), linewidth=1.2)
+    if _is_skewed(scores):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_formatter(lambda value, _: "")
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    if len(times):
+        locator = dates.AutoDateLocator(maxticks=8)
+        axes.xaxis.set_major_locator(locator)
+        axes.xaxis.set_major_formatter(dates.ConciseDateFormatter(locator))
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("recording, in order of names")
+    axes.set_ylabel("score")
+    return _svg(figure)
+
+
+def _is_skewed(scores: np.ndarray) -> bool:
+    """Whether most of some positive scores would lie in a tenth of an axis without logarithms."""
+    low, middle, high = np.quantile(scores, [0.01, 0.5, 0.99])
+    return bool(scores.min() > 0 and middle - low < (high - low) / 8)
+
+
+def roc_figure(table: SectionScores) -> str:
+    """ROC curves of one section, of a domain's normal clips against the anomalies of both.
+
+    Args:
+      table: Scores and ground truth.
+
+    Returns:
+      An ``<svg>`` element; the area that pAUC measures is shaded.
+    """
+    from sklearn.metrics import roc_curve
+
+    figure = _figure(3.3, 3.0)
+    axes = figure.add_axes((0.14, 0.14, 0.84, 0.84))
+    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=0.8)
+    axes.axvspan(0.0, _MAX_FPR, color=FAINT, alpha=0.18, linewidth=0)
+    every = np.ones(len(table.files), bool)
+    for chosen, color, width in (
+        (every, ALL, 1.0),
+        (table.anomaly | table.in_domain("source"), SOURCE, 1.6),
+        (table.anomaly | table.in_domain("target"), TARGET, 1.6),
+    ):
+        anomaly = table.anomaly[chosen]
+        if not anomaly.any() or anomaly.all():
+            continue
+        fpr, tpr, _ = roc_curve(anomaly, table.scores[chosen])
+        axes.plot(fpr, tpr, color=color, linewidth=width)
+        if color == ALL:
+            end = np.interp(_MAX_FPR, fpr, tpr)
+            inside = fpr <= _MAX_FPR
+            xs, ys = [*fpr[inside], _MAX_FPR], [*tpr[inside], end]
+            axes.fill_between(xs, ys, color=ALL, alpha=0.35, linewidth=0)
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+    axes.set_xticks([0, _MAX_FPR, 0.5, 1.0], ["0", f"{_MAX_FPR:g}", "0.5", "1"])
+    axes.set_yticks([0, 0.5, 1.0], ["0", "0.5", "1"])
+    axes.set(xlabel="false-positive rate", ylabel="true-positive rate")
+    return _svg(figure)
+
+
+def training_figure(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Loss and learning rate of one training stage over its epochs.
+
+    Args:
+      rows: Lines of ``metrics.jsonl`` of one stage, in order, with ``epoch``, ``loss`` and
+        ``learning_rate``; nan where they are not known.
+
+    Returns:
+      An ``<svg>`` element.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    figure = _figure(5.2, 3.4)
+    upper = figure.add_axes((0.12, 0.46, 0.87, 0.52))
+    lower: Axes = figure.add_axes((0.12, 0.14, 0.87, 0.27), sharex=upper)
+    upper.tick_params(labelbottom=False)
+    epochs, losses, rates = (
+        np.array([row[name] for row in rows], np.float64)
+        for name in ("epoch", "loss", "learning_rate")
+    )
+    marker = "o" if len(rows) < 3 else ""
+    style: dict[str, Any] = {"linewidth": 1.6, "marker": marker, "markersize": 4}
+    upper.plot(epochs, losses, color=SOURCE, **style)
+    upper.set_ylabel("loss")
+    lower.step(epochs, rates, where="post", color=TARGET, **style)
+    if np.any(rates > 0):
+        lower.set_yscale("log")
+    lower.set(xlabel="epoch", ylabel="learning rate")
+    lower.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.align_ylabels()
+    return _svg(figure)
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure, made without pyplot: no window, no global state."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height))
+
+
+def _svg(figure: Figure) -> str:
+    """A figure as part of a page: with the page's size, colors and font, and without prologue."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    for axes in figure.axes:
+        axes.set_facecolor("none")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(FAINT)
+        axes.tick_params(which="both", colors=INK, labelsize=8, width=0.8)
+        for label in (axes.xaxis.label, axes.yaxis.label, axes.xaxis.get_offset_text()):
+            label.set(color=INK, fontsize=8.5)
+    figure.patch.set_alpha(0.0)
+    text = io.StringIO()
+    # Text stays text in the page's own font; ids and dates would differ from run to run.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "asdproto"}):
+        FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None, "Creator": None})
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<(metadata|style)[ >].*?</\1>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'<svg ([^>]*?)width="[^"]*"', r"<svg \1", svg, count=1)
+    svg = re.sub(r'<svg ([^>]*?)height="[^"]*"', r"<svg \1", svg, count=1)
+    # Group ids repeat from picture to picture; only those of clip paths and markers are used.
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
+    for color, variable in _VARIABLES.items():
+        svg = svg.replace(color, variable)
+    return svg.strip()
