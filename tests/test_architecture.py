@@ -29,12 +29,15 @@ FLOORS = {
     "asdproto.signals": (0, set()),
     "asdproto.config": (0, set()),
     "asdproto.arguments": (0, set()),
-    "asdproto.features": (0, NUMPY | {"librosa", "soundfile", "scipy"}),
+    "asdproto.audio_info": (0, NUMPY),
+    "asdproto.audio": (0, NUMPY | {"librosa", "soundfile"}),
+    "asdproto.features": (0, NUMPY | {"librosa", "scipy"}),
     "asdproto.scoring": (0, NUMPY | {"sklearn", "scipy"}),
     "asdproto.models": (1, {"jax", "flax"}),
     "asdproto.data": (1, NUMPY),
     "asdproto.data.download": (1, {"pooch", "requests", "rich"}),
-    "asdproto.data.pool": (1, NUMPY | {"rich", "threadpoolctl"}),
+    "asdproto.data.extract": (1, NUMPY | {"rich"}),
+    "asdproto.data.parallel": (1, {"threadpoolctl"}),
     "asdproto.training": (2, NUMPY | {"jax", "flax", "optax", "rich"}),
     "asdproto.training.checkpoint": (2, NUMPY | {"jax", "orbax"}),
     "asdproto.results": (2, NUMPY),
@@ -58,7 +61,7 @@ STRANGERS = (
     (("asdproto.training",), ("asdproto.results",)),
 )
 # What a feature store and a collection need: no audio library, on any path.
-WITHOUT_AUDIO = ("asdproto.data.dcase", "asdproto.data.table", "asdproto.data.store")
+WITHOUT_AUDIO = ("asdproto.data.collection", "asdproto.data.dataset")
 
 
 def modules():

@@ -318,7 +318,7 @@ def test_validate(run, tmp_path):
         "mean spectrum; --system prototype learns prototypes of the classes"
     )
     assert found.startswith("no errors")
-    assert found.endswith("5 training clips and 4 test clips of 1 machine type, 1 section")
+    assert "fan: 5 to train on" in out
     (root / "fan" / "train" / "noise.wav").write_bytes(b"RIFF")
     code, out, _ = run("validate", root)
     assert code == 1
@@ -570,13 +570,12 @@ def test_one_machine_without_attributes_from_recordings_to_a_report(run, tmp_pat
     assert re.search(r"<h2>pump: (none|\d) of 3 recordings sound", page)
 
 
-@pytest.mark.parametrize("command", ["evaluate", "validate"])
-def test_a_reader_that_has_seen_enough_ends_the_command_quietly(scores, command):
+def test_a_reader_that_has_seen_enough_ends_the_command_quietly(scores):
     read, write = os.pipe()
     os.close(read)
     with open(write, "wb") as closed:
         done = subprocess.run(
-            [sys.executable, "-m", "asdproto", command, str(scores[0])],
+            [sys.executable, "-m", "asdproto", "evaluate", str(scores[0])],
             stdout=closed,
             stderr=subprocess.PIPE,
             check=False,

@@ -8,7 +8,7 @@ from typing import Any
 
 from asdproto.commands import add_command, add_options, count, given
 
-_WORKERS = ("--workers", int, "N", "processes (default: one per core)")
+_WORKERS = ("--workers", int, "N", "threads (default: one per core)")
 
 
 def add_download(subparsers: Any) -> None:
@@ -68,7 +68,15 @@ def add_validate(subparsers: Any) -> None:
     parser.add_argument(
         "root",
         type=Path,
-        help="folder in the layout of DCASE Task 2, folder with clips.csv, or such a csv",
+        help="folder of recordings in folders of any names, folder in the layout of DCASE Task 2, "
+        "folder with clips.csv, or such a csv",
+    )
+    parser.add_argument(
+        "--write-csv",
+        type=Path,
+        metavar="FILE",
+        help="describe the recordings as they were understood in this csv, to be edited; it "
+        "belongs into the collection's folder, as clips.csv (default: no file)",
     )
 
 
@@ -76,30 +84,27 @@ def validate(arguments: argparse.Namespace) -> int:
     """Prints every problem of a collection; 1 where it cannot be used."""
     from rich.console import Console
 
-    from asdproto.data.table import load_collection
+    from asdproto.data.collection import read_collection
+    from asdproto.data.problems import listed
     from asdproto.data.validate import validate
 
     with Console(stderr=True).status(f"Reading {arguments.root}"):
-        problems = validate(arguments.root)
-    for problem in problems:
-        print(problem)
+        collection = read_collection(arguments.root)
+        problems = validate(collection)
+    for line in listed(problems):
+        print(line)
+    print(collection.summary())
+    if arguments.write_csv is not None:
+        collection.write_table(arguments.write_csv)
+        print(f"written: {arguments.write_csv}")
     errors = sum(problem.is_error for problem in problems)
     if errors:
         print(f"{count(errors, 'error')}, {count(len(problems) - errors, 'notice')}")
         return 1
-    clips = load_collection(arguments.root)[1]
-    machines = {clip.machine_type for clip in clips}
-    sections = {(clip.machine_type, clip.section) for clip in clips}
-    train = sum(clip.split == "train" for clip in clips)
-    notices = f", {count(len(problems), 'notice')}" if problems else ""
-    print(
-        f"no errors{notices}: {count(train, 'training clip')} and "
-        f"{count(len(clips) - train, 'test clip')} of {count(len(machines), 'machine type')}, "
-        f"{count(len(sections), 'section')}"
-    )
+    print("no errors" + (f", {count(len(problems), 'notice')}" if problems else ""))
     from asdproto.systems import choose
 
-    kind, why = choose(clips)
+    kind, why = choose(collection.clips)
     print(f"can be trained: {kind}; {why}")
     return 0
 
@@ -112,7 +117,7 @@ def add_features(subparsers: Any) -> None:
         features,
         "extract log-mel features into a feature store",
         "Extracts the features of a collection, once, on every core, into a folder that\n"
-        "training reads. Run again after an interruption, it continues where it stopped.",
+        "training reads. Run again after an interruption, it starts over.",
     )
     parser.add_argument("root", type=Path, help="the collection, as for validate")
     parser.add_argument("store", type=Path, help="folder of the feature store to make")
@@ -154,13 +159,14 @@ def add_on_error(parser: argparse.ArgumentParser) -> None:
 
 def features(arguments: argparse.Namespace) -> int:
     """Extracts a feature store."""
-    from asdproto.data.extract import extract_collection
+    from asdproto.data.collection import read_collection
+    from asdproto.data.extract import build_store
     from asdproto.features import FeatureSettings
 
     names = ("scale", "n_mels", "n_fft", "hop_length", "sample_rate", "fmin", "fmax", "power")
     settings = FeatureSettings(**given(arguments, names))
-    store = extract_collection(
-        arguments.root,
+    store = build_store(
+        read_collection(arguments.root),
         arguments.store,
         settings,
         on_error=arguments.on_error,

@@ -59,7 +59,7 @@ def add_evaluate(subparsers: Any) -> None:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """Prints and writes the metrics of a run or of scores; 1 where a kept result.csv differs."""
-    from asdproto.data.table import load_collection
+    from asdproto.data.collection import read_collection
     from asdproto.errors import DataError
     from asdproto.results.official import read_official
     from asdproto.results.run_folder import CONFIG, SCORES
@@ -79,7 +79,9 @@ def evaluate(arguments: argparse.Namespace) -> int:
     elif _is_official(truth):
         tables = {name: read_official(folder, ground_truth=truth)}
     else:
-        tables = {name: read_official(folder, clips=load_collection(truth)[1])}
+        collection = read_collection(truth, labels=False)
+        collection.check()
+        tables = {name: read_official(folder, clips=collection.clips)}
     figures = {name: evaluate(own, max_fpr=arguments.max_fpr) for name, own in tables.items()}
     results = {"systems": figures} if (folder / CONFIG).is_file() else figures[name]
     print_table(results)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import csv
 import json
 import math
@@ -188,14 +187,14 @@ def _thresholds(detector: TrainedDetector, arguments: argparse.Namespace) -> dic
 
 def _recordings(paths: Sequence[Path]) -> tuple[list[Path], list[Exception]]:
     """The files among the paths and below the folders among them; errors of paths without any."""
-    from asdproto.data.dcase import audio_files
+    from asdproto.data.collection import walk
 
     files: list[Path] = []
     errors: list[Exception] = []
     for path in paths:
         if os.path.isdir(path):
-            unread: list[DataError] = []
-            below = [path / name for name in audio_files(path, unread.append)]
+            audio, _, unread = walk(path)
+            below = [path / name for name in audio]
             files += below
             errors += [
                 DataError(path / error.file, error.found, error.expected, error.remedy)
@@ -223,16 +222,12 @@ def arrivals(folder: Path, interval: float = _INTERVAL) -> Iterator[list[Path]]:
     A file is taken for complete when its size and time have stayed the same from one look to the
     next, ``interval`` seconds later. A file that changes later comes again.
     """
-    from asdproto.data.dcase import audio_files
+    from asdproto.data.collection import walk
 
     seen: dict[Path, tuple[int, int]] = {}
     given: dict[Path, tuple[int, int]] = {}
     while True:
-        now = {}
-        for name in audio_files(folder, lambda error: None):  # a folder may be gone already
-            with contextlib.suppress(OSError):  # removed in the meantime
-                state = os.stat(folder / name)
-                now[folder / name] = state.st_size, state.st_mtime_ns
+        now = {folder / name: stamp for name, stamp in walk(folder)[0].items()}
         ready = [p for p, state in now.items() if seen.get(p) == state and given.get(p) != state]
         given |= {path: now[path] for path in ready}
         seen = now

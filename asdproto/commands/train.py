@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ from asdproto.systems import KINDS, PRESETS, YARDSTICKS
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from asdproto.data.collection import Collection
     from asdproto.data.dcase import Clip
     from asdproto.training.devices import Devices
 
@@ -171,7 +174,8 @@ def _run(arguments: argparse.Namespace) -> int:
     console, devices = Console(quiet=not is_main()), None
     data, workdir = arguments.data, arguments.workdir
     seeds, machines = arguments.seeds, arguments.machines
-    kind = arguments.system or alone(lambda: _choose(arguments, console))
+    read = functools.cache(lambda: _read(arguments))  # only process 0 needs the recordings
+    kind = arguments.system or alone(lambda: _choose(read()[1], console))
     name = arguments.preset
     if name is None:
         devices = start_devices(arguments)
@@ -186,10 +190,11 @@ def _run(arguments: argparse.Namespace) -> int:
     devices = devices or start_devices(arguments)
     chosen = "" if arguments.preset else ", chosen for this device; --preset changes it"
     console.out(f"Preset:   {name}{chosen}", highlight=False)
-    # Before all features are extracted; only process 0 needs the recordings.
-    alone(lambda: _check_clips(arguments, system))
+    # Before all features are extracted.
+    alone(lambda: _check_clips(read()[1], system))
     folder = arguments.features or workdir / "features"
-    store = features_of(data, folder, system.features, console, on_error=arguments.on_error)
+    source = read()[0] if is_main() else data
+    store = features_of(source, folder, system.features, console, on_error=arguments.on_error)
     options = RunOptions(
         workdir=workdir,
         devices=devices,
@@ -216,9 +221,8 @@ def _is_finished(workdir: Path, command: dict[str, Any], system: Any, console: C
     return report_if_finished(workdir, console)
 
 
-def _check_clips(arguments: argparse.Namespace, system: Any) -> None:
+def _check_clips(clips: Sequence[Clip], system: Any) -> None:
     """Refuses clips that the system cannot be trained on."""
-    clips = _clips(arguments)
     if hasattr(system, "check_clips"):
         system.check_clips([clip for clip in clips if clip.split == "train"])
 
@@ -234,37 +238,40 @@ def _rescore(workdir: Path, system: Any, console: Console) -> None:
     finish(workdir, rescore(workdir, texts), console)
 
 
-def _choose(arguments: argparse.Namespace, console: Console) -> str:
+def _choose(clips: Sequence[Clip], console: Console) -> str:
     """The system for a collection, said on screen."""
     from asdproto.systems import choose
 
-    kind, why = choose(_clips(arguments))
+    kind, why = choose(clips)
     console.out(f"System:   {kind}; {why}", highlight=False)
     return kind
 
 
-def _clips(arguments: argparse.Namespace) -> list[Clip]:
-    """The usable clips of a collection or of a feature store, of the chosen machine types."""
-    from asdproto.data.dataset import check_machines
-    from asdproto.data.extract import usable_clips
-    from asdproto.data.store import MANIFEST, open_store
+def _read(arguments: argparse.Namespace) -> tuple[Collection | Path, list[Clip]]:
+    """A collection, or the folder of a feature store; and its clips of the chosen machine types."""
+    from asdproto.data.collection import check_machines, read_collection
+    from asdproto.data.store import is_store, open_store
 
     data, machines = arguments.data, arguments.machines
-    if (data / MANIFEST).is_file():
+    source: Collection | Path = data
+    if is_store(data):
         clips = open_store(data).clips
     else:
-        clips = usable_clips(data, on_error=arguments.on_error)[1]
+        source = read_collection(data)
+        if arguments.on_error == "stop":
+            source.check()
+        clips = source.usable()
     check_machines(data, clips, machines)
-    return [clip for clip in clips if machines is None or clip.machine_type in machines]
+    return source, [clip for clip in clips if machines is None or clip.machine_type in machines]
 
 
 def _root(data: Path) -> Path | None:
     """Folder of the recordings; ``None`` where only their features are given."""
-    from asdproto.data.store import MANIFEST
+    from asdproto.data.store import is_store
 
     if data.is_file():
         return data.parent
-    return None if (data / MANIFEST).is_file() else data
+    return None if is_store(data) else data
 
 
 def finish(workdir: Path, results: dict[str, Any], console: Console) -> None:

@@ -3,16 +3,20 @@
 An attribute string is a row of key and value pairs joined by ``_``: ``car_A1_spd_34V_mic_1``.
 """
 
+import dataclasses
 import itertools
 import os
 import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 
+from asdproto.data.dcase import CONCEALED, SPLIT_FOLDERS, Clip, same_text
+from asdproto.data.problems import ERROR, NOTICE, Problem, as_problem, notice
 from asdproto.errors import DataError, is_control, quoted
 from asdproto.files import read_csv
 
-# Stands for the attributes where a year conceals them.
-CONCEALED = "noAttribute"
 # Key of a file name -> what the attribute files write for it.
 LONG_KEYS = {"spd": "speed"}
 
@@ -21,7 +25,7 @@ def attribute_pairs(attributes: str) -> tuple[tuple[str, str], ...]:
     """Split an attribute string into its pairs.
 
     Args:
-      attributes: As in :class:`Clip`.
+      attributes: As in :class:`asdproto.data.dcase.Clip`.
 
     Returns:
       ``(key, value)`` pairs in order; an odd last word is a key with the value ``""``.
@@ -75,26 +79,26 @@ def read_attributes(csv_path: str | os.PathLike) -> list[AttributeRow]:
         remedy = "Add the header line, or remove the file: it is optional."
         raise DataError(csv_path, found, "file_name,d1p,d1v,...", remedy)
     name_column = header.index("file_name")
-    pair_columns = []
-    for column, title in enumerate(header):
-        match = re.fullmatch(r"d(\d+)p", title)
-        if match and f"d{match[1]}v" in header:
-            pair_columns.append((column, header.index(f"d{match[1]}v")))
+    pair_columns = [
+        (column, header.index(f"d{match[1]}v"))
+        for column, title in enumerate(header)
+        if (match := re.fullmatch(r"d(\d+)p", title)) and f"d{match[1]}v" in header
+    ]
     rows: list[AttributeRow] = []
     for number, cells in lines[1:]:
         cells += [""] * (len(header) - len(cells))
         odd = next((text for text in cells if any(map(is_control, text))), None)
         if odd is not None:
-            place, expected = f"{csv_path}: line {number}", "text without control characters"
             remedy = "Correct it; a quotation mark may be missing before it."
-            raise DataError(place, quoted(odd), expected, remedy)
+            expected = "text without control characters"
+            raise DataError(f"{csv_path}: line {number}", quoted(odd), expected, remedy)
         # A row shorter than the header puts a trailing column's text where a pair would stand.
         pairs = tuple(
-            (cells[key], cells[value])
+            (same_text(cells[key]), same_text(cells[value]))
             for key, value in pair_columns
-            if cells[key].lower() not in ("", CONCEALED.lower()) and "/" not in cells[key]
+            if cells[key].lower() not in ("", CONCEALED) and "/" not in cells[key]
         )
-        rows.append(AttributeRow(number, cells[name_column].replace("\\", "/"), pairs))
+        rows.append(AttributeRow(number, same_text(cells[name_column].replace("\\", "/")), pairs))
     return rows
 
 
@@ -120,3 +124,82 @@ def disagreement(row: AttributeRow, attributes: str) -> tuple[str, bool]:
             wrong.append(f"{key} is {value!r} here and {in_name!r} in the name")
     agree = sorted(value for _, value in row.pairs) == sorted(named.values())
     return ", ".join(wrong), agree
+
+
+def machine_folder(path: str) -> str:
+    """Folder that holds a clip's split folder, relative to the root; ``"."`` for the root."""
+    parent = PurePosixPath(path).parent
+    return (parent.parent if parent.name.lower() in SPLIT_FOLDERS else parent).as_posix()
+
+
+def fill_attributes(
+    root: Path, files: Iterable[str], clips: Sequence[Clip]
+) -> tuple[list[Clip], list[Problem]]:
+    """Take attributes from a collection's attribute files for the clips whose names carry none.
+
+    Args:
+      root: The collection's root.
+      files: The attribute files below it, relative to it. Where the root is one split's folder,
+        those beside it are read too.
+      clips: The clips.
+
+    Returns:
+      The clips with their attributes, and the rows that name no clip, name one twice, or
+      contradict its name, which is what counts.
+    """
+    named: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for index, clip in enumerate(clips):
+        named[machine_folder(clip.path), same_text(clip.name)].append(index)
+    folders = {folder for folder, _ in named}
+    places = [(PurePosixPath(file).parent.as_posix(), root / file, file) for file in files]
+    own_split = root.resolve().name.lower()
+    if own_split in SPLIT_FOLDERS:
+        above = sorted(root.resolve().parent.glob("attributes*.csv"))
+        places += [(".", file, f"../{file.name}") for file in above]
+    clips, problems = list(clips), []
+    for folder, file, name in places:
+        if folder not in folders:
+            continue
+        try:
+            rows = read_attributes(file)
+        except DataError as error:
+            problems.append(as_problem(error, name + error.file.removeprefix(str(file))))
+            continue
+        first_line: dict[str, int] = {}
+        for row in rows:
+            row_split = PurePosixPath(row.file).parent.name.lower()
+            if name.startswith("..") and row_split != own_split:
+                continue  # the file is of all splits, the root of one
+            line = f"{name}: line {row.line}"
+            if row.file in first_line:
+                expected = f"each file once; line {first_line[row.file]} has it already"
+                found, remedy = f"{row.file!r} a second time", "Remove one of the lines."
+                problems.append(notice(line, found, expected, remedy))
+            first_line.setdefault(row.file, row.line)
+            split, _ = SPLIT_FOLDERS.get(row_split, ("", ""))
+            meant = [
+                index
+                for index in named.get((folder, row.file.rpartition("/")[2]), [])
+                if split in ("", clips[index].split)
+            ]
+            if not meant:
+                found = f"the file {row.file!r}, which is not there"
+                remedy = "Add the recording, or remove the line."
+                problems.append(Problem(line, found, "a recording of this machine type", remedy))
+            for index in meant:
+                problems += _take(row, line, clips, index)
+    return clips, problems
+
+
+def _take(row: AttributeRow, line: str, clips: list[Clip], index: int) -> list[Problem]:
+    """Fill in one clip's attributes, or compare them with those in its name."""
+    clip = clips[index]
+    if not clip.attributes:
+        clips[index] = dataclasses.replace(clip, attributes=row.attributes)
+        return []
+    text, only_keys = disagreement(row, clip.attributes)
+    if not text:
+        return []
+    expected = f"the attributes in the name, {clip.attributes!r}"
+    remedy = "The name is what counts; correct the line or remove it."
+    return [Problem(line, text, expected, remedy, NOTICE if only_keys else ERROR)]

@@ -3,12 +3,11 @@
 import dataclasses
 import math
 from collections.abc import Callable, Hashable, Sequence
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from asdproto.config import nearest
+from asdproto.data.collection import check_machines
 from asdproto.data.dcase import Clip, assign_classes, class_key
 from asdproto.data.store import FeatureStore
 from asdproto.errors import DataError
@@ -154,25 +153,6 @@ CLASS_KEYS: dict[str, Callable[[Clip], Hashable]] = {
     # Machine type, section and domain.
     "sections": lambda clip: (clip.machine_type, clip.section, clip.domain, ""),
 }
-
-
-def check_machines(place: Path, clips: Sequence[Clip], machines: Sequence[str] | None) -> None:
-    """Refuses machine types that no clip has.
-
-    Args:
-      place: Where the clips are, for the message.
-      clips: All clips.
-      machines: Machine types to keep; all when ``None``.
-
-    Raises:
-      DataError: One of them is unknown; the message lists those that there are.
-    """
-    known = sorted({clip.machine_type for clip in clips})
-    unknown = [machine for machine in machines or () if machine not in known]
-    if unknown:
-        found, expected = f"no machine type {', '.join(unknown)}", f"some of {', '.join(known)}"
-        remedy = f"Correct --machines{nearest(unknown[0], known) or '.'}"
-        raise DataError(place, found, expected, remedy)
 
 
 def prepare(

@@ -4,7 +4,7 @@
 
     features/
       features.npy    [clips, max_frames, mels], float16 or float32, zeros beyond a clip's frames
-      table.csv       one row a clip: what is known of it, frames, checksum, source file's stamp
+      table.csv       one row a clip: what is known of it, frames, checksum, source file, its audio
       manifest.json   settings, shape, versions, checksum of the table; written last
 
 A folder without ``manifest.json`` is no store. Reading one needs NumPy and nothing else.
@@ -13,12 +13,14 @@ A folder without ``manifest.json`` is no store. Reading one needs NumPy and noth
 import contextlib
 import csv
 import dataclasses
+import functools
 import importlib.metadata
 import io
 import json
 import os
 import shutil
 import zlib
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +28,10 @@ from typing import Any
 
 import numpy as np
 
+from asdproto.audio_info import AudioInfo, audio_statistics
 from asdproto.data.dcase import Clip
-from asdproto.errors import StoreError
+from asdproto.data.identity import identity_of
+from asdproto.errors import StoreError, some
 from asdproto.files import (
     beside,
     checksum,
@@ -40,15 +44,35 @@ from asdproto.files import (
     write_json,
 )
 
-FORMAT = 1
+FORMAT = 2
 FEATURES, TABLE, MANIFEST = "features.npy", "table.csv", "manifest.json"
 DTYPES = ("float16", "float32")
 # Size of a store over that of its clips without padding; see overlong.
 MOST_PADDED = 4
-CLIP_FIELDS = tuple(field.name for field in dataclasses.fields(Clip))
-_COLUMNS = (*CLIP_FIELDS, "frames", "crc32", "bytes", "modified_ns", "note")
+_CLIP_FIELDS = tuple(field.name for field in dataclasses.fields(Clip))
+_AUDIO_FIELDS = tuple(field.name for field in dataclasses.fields(AudioInfo))
+_COLUMNS = (*_CLIP_FIELDS, "frames", "crc32", "bytes", "modified_ns", *_AUDIO_FIELDS)
 _AGAIN = "Delete this store and extract it again."
-_verified: set[tuple[Any, ...]] = set()
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One clip of a store.
+
+    Attributes:
+      clip: What is known of it.
+      frames: Its frames.
+      crc32: Checksum of these frames as stored.
+      stamp: Size in bytes and modification time in nanoseconds of its source file; ``(0, 0)``
+        where the features came as an array.
+      audio: What its recording was; ``None`` where the features came as an array.
+    """
+
+    clip: Clip
+    frames: int
+    crc32: int
+    stamp: tuple[int, int] = (0, 0)
+    audio: AudioInfo | None = None
 
 
 @dataclass(frozen=True)
@@ -58,28 +82,29 @@ class FeatureStore:
     Attributes:
       root: Its folder.
       features: Memory map, shape ``[clips, max_frames, mels]``; zeros beyond a clip's frames.
-      frames: Frames of each clip, int32, shape ``[clips]``.
-      clips: The clips, in the order of the array.
+      rows: What is known of each clip, in the order of the array.
       settings: The feature settings as a plain dictionary.
       manifest: Everything ``manifest.json`` says.
-      stamps: Size in bytes and modification time in nanoseconds of each clip's source file;
-        ``(0, 0)`` where the features came as arrays.
-      notes: What was done to a clip's audio (channel taken, rate converted), ``""`` mostly.
-      checksums: CRC-32 of each clip's frames as stored.
     """
 
     root: Path
     features: np.ndarray
-    frames: np.ndarray
-    clips: list[Clip]
+    rows: Sequence[Row]
     settings: dict[str, Any]
     manifest: dict[str, Any]
-    stamps: list[tuple[int, int]]
-    notes: list[str]
-    checksums: list[int]
 
     def __len__(self) -> int:
-        return len(self.clips)
+        return len(self.rows)
+
+    @functools.cached_property
+    def clips(self) -> list[Clip]:
+        """The clips, in the order of the array."""
+        return [row.clip for row in self.rows]
+
+    @functools.cached_property
+    def frames(self) -> np.ndarray:
+        """Frames of each clip, int32, shape ``[clips]``."""
+        return np.array([row.frames for row in self.rows], np.int32)
 
     @property
     def dtype(self) -> np.dtype:
@@ -97,19 +122,40 @@ class FeatureStore:
         """
         return np.array(self.features[index, : self.frames[index]], dtype=np.float32)
 
+    def identity(self) -> dict[str, list[int]]:
+        """As :meth:`asdproto.data.collection.Collection.identity`, of the recordings then.
+
+        Where features came as arrays, their checksum stands for the modification time.
+        """
+        stamps = [row.stamp if any(row.stamp) else (0, row.crc32) for row in self.rows]
+        return identity_of(self.clips, stamps)
+
+    def audio_statistics(self) -> dict[str, dict[str, list[float]]]:
+        """What the training recordings of each machine type have in common.
+
+        Returns:
+          Machine type -> :func:`asdproto.audio.audio_statistics`, fit for json; without those
+          whose features came as arrays.
+        """
+        infos: dict[str, list[AudioInfo]] = defaultdict(list)
+        for row in self.rows:
+            if row.clip.split == "train" and row.audio is not None:
+                infos[row.clip.machine_type].append(row.audio)
+        return {machine_type: audio_statistics(own) for machine_type, own in infos.items()}
+
     def verify(self) -> None:
         """Compare every clip with its checksum.
 
         Raises:
-          StoreError: Names every damaged clip.
+          StoreError: Names the damaged clips.
         """
         damaged = [
-            clip.path
-            for index, clip in enumerate(self.clips)
-            if checksum(self.features[index, : self.frames[index]]) != self.checksums[index]
+            row.clip.path
+            for row, features in zip(self.rows, self.features, strict=True)
+            if checksum(features[: row.frames]) != row.crc32
         ]
         if damaged:
-            found = f"damage in {len(damaged)} of {len(self)} clips: {', '.join(damaged)}"
+            found = f"damage in {len(damaged)} of {len(self)} clips ({some(damaged)})"
             expected = "features that match their checksums"
             raise StoreError(self.root / FEATURES, found, expected, _AGAIN)
 
@@ -199,18 +245,6 @@ def overlong(frames: Mapping[str, int]) -> list[str]:
     return longest
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One row of the table of a store."""
-
-    clip: Clip
-    frames: int
-    crc32: int
-    bytes: int = 0
-    modified_ns: int = 0
-    note: str = ""
-
-
 def save_store(
     folder: Path,
     rows: Sequence[Row],
@@ -233,23 +267,22 @@ def save_store(
       skipped: What was left out, for the manifest.
 
     Raises:
-      OSError: Names the file, such as on a full disk.
+      OSError: The disk is full, for example; names the file.
     """
     shape = (len(rows), max(row.frames for row in rows), columns)
-    header = io.BytesIO()
     about = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(header, about)
     row_bytes = shape[1] * shape[2] * np.dtype(dtype).itemsize
     # Written, not mapped: a full disk is then an error, and not the end of the process.
     with replacing(folder / FEATURES) as stream:
-        stream.write(header.getvalue())
+        np.lib.format.write_array_header_1_0(stream, about)
         for block in blocks:
             stream.write(np.ascontiguousarray(block).data)
             stream.write(bytes(row_bytes - block.nbytes))
     lines: list[Iterable[Any]] = [_COLUMNS]
     for row in rows:
-        source = row.bytes, row.modified_ns, row.note
-        lines.append([*dataclasses.astuple(row.clip), row.frames, f"{row.crc32:08x}", *source])
+        audio = [""] * len(_AUDIO_FIELDS) if row.audio is None else dataclasses.astuple(row.audio)
+        known = row.frames, f"{row.crc32:08x}", *row.stamp
+        lines.append([*dataclasses.astuple(row.clip), *known, *audio])
     table = csv_text(lines).encode()
     manifest = {
         "format": FORMAT,
@@ -265,14 +298,19 @@ def save_store(
     write_json(folder / MANIFEST, manifest)
 
 
+def is_store(path: str | os.PathLike) -> bool:
+    """Whether a folder holds a whole feature store."""
+    return os.path.isfile(os.path.join(path, MANIFEST))
+
+
 def open_store(path: str | os.PathLike, *, expect: Any = None, verify: bool = True) -> FeatureStore:
     """Open a store for reading.
 
     Args:
       path: Its folder.
       expect: Feature settings (a dictionary or a dataclass) that it must have been made with.
-      verify: Compare every clip with its checksum, once for each state of the file in a process:
-        0.2 seconds of processor time per GB, about twice what a copy from the disk's cache takes.
+      verify: Compare every clip with its checksum: 0.2 seconds of processor time per GB, about
+        twice what a copy from the disk's cache takes.
 
     Returns:
       The store.
@@ -281,7 +319,7 @@ def open_store(path: str | os.PathLike, *, expect: Any = None, verify: bool = Tr
       StoreError: There is no complete store, it is damaged, or its settings differ.
     """
     root = Path(path)
-    if not (root / MANIFEST).is_file():
+    if not is_store(root):
         found = "an extraction that has not ended" if root.is_dir() else "nothing"
         remedy = "Run the extraction, again with the same settings if it was interrupted."
         raise StoreError(root, found, "a feature store", remedy)
@@ -289,22 +327,18 @@ def open_store(path: str | os.PathLike, *, expect: Any = None, verify: bool = Tr
     def damaged(name: str, found: str, expected: str) -> StoreError:
         return StoreError(root / name, found, expected, _AGAIN)
 
+    for name in (TABLE, FEATURES):
+        if not os.path.isfile(root / name):  # opening a pipe would wait for a writer
+            raise damaged(name, "no such file", "a whole store")
     manifest = read_json(root / MANIFEST, remedy=_AGAIN, error=StoreError)
     own = manifest.pop("crc32", None)
-    if own is not None and own != f"{json_checksum(manifest):08x}":
+    if own != f"{json_checksum(manifest):08x}":
         raise damaged(MANIFEST, "a manifest that was changed", "as written")
-    try:
-        format_, table_crc = manifest["format"], manifest["table_crc32"]
-        shape, dtype, settings = tuple(manifest["shape"]), manifest["dtype"], manifest["settings"]
-    except (KeyError, TypeError) as error:
-        raise damaged(MANIFEST, repr(error), "a whole manifest") from None
-    if format_ != FORMAT:
-        raise damaged(MANIFEST, f"format {format_}", f"format {FORMAT}")
-    try:
-        table = (root / TABLE).read_bytes()
-    except OSError as error:
-        raise damaged(TABLE, str(error.strerror), "a table") from None
-    if f"{zlib.crc32(table):08x}" != table_crc:
+    if manifest.get("format") != FORMAT:
+        raise damaged(MANIFEST, f"format {manifest.get('format')}", f"format {FORMAT}")
+    shape, dtype, settings = tuple(manifest["shape"]), manifest["dtype"], manifest["settings"]
+    table = (root / TABLE).read_bytes()
+    if f"{zlib.crc32(table):08x}" != manifest["table_crc32"]:
         raise damaged(TABLE, "a table that was changed", "the one written")
     rows = _read_rows(table)
     try:
@@ -316,32 +350,28 @@ def open_store(path: str | os.PathLike, *, expect: Any = None, verify: bool = Tr
         found = f"{features.dtype} {features.shape} and {len(rows)} rows"
         raise damaged(FEATURES, found, f"{dtype} {shape} as the manifest says")
     if expect is not None:
-        check_settings("features made", root, settings, as_settings(expect))
-    store = FeatureStore(
-        root=root,
-        features=features,
-        frames=np.array([row.frames for row in rows], dtype=np.int32),
-        clips=[row.clip for row in rows],
-        settings=settings,
-        manifest=manifest,
-        stamps=[(row.bytes, row.modified_ns) for row in rows],
-        notes=[row.note for row in rows],
-        checksums=[row.crc32 for row in rows],
-    )
-    status = os.stat(root / FEATURES)
-    state = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, table_crc)
-    if verify and state not in _verified:
+        _check_settings(root, settings, as_settings(expect))
+    store = FeatureStore(root, features, rows, settings, manifest)
+    if verify:
         store.verify()
-        _verified.add(state)
     return store
 
 
 def _read_rows(table: bytes) -> list[Row]:
+    """The rows that :func:`save_store` wrote, which the table's checksum vouches for."""
     _, *lines = csv.reader(io.StringIO(table.decode(), newline=""))
-    return [
-        Row(Clip(*clip), int(frames), int(crc32, 16), int(size), int(modified_ns), note)
-        for *clip, frames, crc32, size, modified_ns, note in lines
-    ]
+    clip_end, audio_start = len(_CLIP_FIELDS), len(_COLUMNS) - len(_AUDIO_FIELDS)
+    rows = []
+    for cells in lines:
+        frames, crc32, size, modified_ns = cells[clip_end:audio_start]
+        audio = None
+        if cells[audio_start]:
+            *counts, level, peak, clipped, constant = cells[audio_start:]
+            levels = float(level), float(peak), float(clipped)
+            audio = AudioInfo(*map(int, counts), *levels, constant == "True")  # type: ignore
+        stamp = int(size), int(modified_ns)
+        rows.append(Row(Clip(*cells[:clip_end]), int(frames), int(crc32, 16), stamp, audio))
+    return rows
 
 
 def as_settings(settings: Any) -> dict[str, Any]:
@@ -351,21 +381,15 @@ def as_settings(settings: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dict(settings)))
 
 
-def check_settings(
-    what: str, folder: Path, stored: Mapping[str, Any], asked: Mapping[str, Any]
-) -> None:
+def _check_settings(folder: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Refuse what was made with other settings; a switch unknown to a store was off."""
-
-    def show(settings: Mapping[str, Any], key: str) -> str:
-        return repr(settings[key]) if key in settings else "nothing"
-
     different = [
-        f"{key} is {show(stored, key)} in the store, {show(asked, key)} asked for"
-        for key in sorted({*stored, *asked})
-        if key not in asked or stored.get(key, False) != asked[key]
+        f"{key} is {stored.get(key)!r} in the store, {wanted.get(key)!r} asked for"
+        for key in sorted({*stored, *wanted})
+        if key not in wanted or stored.get(key, False) != wanted[key]
     ]
     if different:
-        found = f"{what} with other settings: {'; '.join(different)}"
+        found = f"features made with other settings: {'; '.join(different)}"
         remedy = "Choose another folder, or delete this one to extract again."
         raise StoreError(folder, found, "the settings asked for", remedy)
 

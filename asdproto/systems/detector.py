@@ -11,7 +11,7 @@ import numpy as np
 
 from asdproto.config import ConfigError, override
 from asdproto.data.dcase import Clip, parse_name
-from asdproto.data.store import FeatureStore
+from asdproto.data.store import FeatureStore, Row
 from asdproto.errors import DataError
 from asdproto.features import FeatureSettings, audio_features, file_features
 from asdproto.results.run_folder import write_config
@@ -297,11 +297,12 @@ _DEFAULTS = {
 def _clips_of(X: Clips, given: dict[str, PerClip]) -> tuple[list[Clip], list[Any]]:
     """Training clips, and the file or waveform of each."""
     if isinstance(X, str | os.PathLike):
-        from asdproto.data.table import load_collection
+        from asdproto.data.collection import read_collection
 
-        root, clips = load_collection(X)
-        clips = [clip for clip in clips if clip.split == "train"]
-        return clips, [root / clip.path for clip in clips]
+        collection = read_collection(X)
+        collection.check()
+        clips = [clip for clip in collection.clips if clip.split == "train"]
+        return clips, [collection.root / clip.path for clip in clips]
     sources = _sources(X)
     if not sources:
         raise DataError("X", "no clips", "normal clips", "Give recordings or waveforms.")
@@ -324,7 +325,7 @@ def _clips_of(X: Clips, given: dict[str, PerClip]) -> tuple[list[Clip], list[Any
 def _sources(X: Clips) -> list[Any]:
     """Paths and waveforms."""
     if isinstance(X, str | os.PathLike):
-        from asdproto.data.dcase import audio_files
+        from asdproto.data.collection import audio_files
 
         folder = Path(X)
         return [folder / name for name in audio_files(folder)] if folder.is_dir() else [folder]
@@ -362,11 +363,7 @@ def memory_store(
     return FeatureStore(
         root=Path("X"),
         features=stacked.features,
-        frames=stacked.frames,
-        clips=clips,
+        rows=[Row(clip, int(n), 0) for clip, n in zip(clips, stacked.frames, strict=True)],
         settings=settings.as_dict(),
         manifest={},
-        stamps=[],
-        notes=[],
-        checksums=[],
     )

@@ -21,6 +21,7 @@ import numpy as np
 from rich.console import Console
 
 from asdproto.config import to_dict
+from asdproto.data.collection import Collection
 from asdproto.data.dataset import Dataset, section_keys
 from asdproto.data.dcase import Clip
 from asdproto.data.store import FeatureStore
@@ -344,7 +345,7 @@ def check_same_run(workdir: Path, asked: dict[str, Any], *, but: tuple[str, ...]
 
 
 def features_of(
-    data: Path,
+    data: Path | Collection,
     folder: Path,
     settings: Any,
     console: Console | None,
@@ -356,24 +357,26 @@ def features_of(
     Process 0 extracts, the others wait for it and open the same store.
 
     Args:
-      data: Collection in a DCASE layout, or with a csv that describes it; or a feature store.
+      data: A collection, its path, or the folder of a feature store.
       folder: Where the store goes.
       settings: Feature settings.
       console: Where progress goes.
-      on_error: As for :func:`asdproto.data.extract.extract_collection`.
+      on_error: As for :func:`asdproto.data.extract.build_store`.
     """
-    from asdproto.data.store import FEATURES, MANIFEST, open_store
+    from asdproto.data.store import MANIFEST, is_store, open_store
 
     extracted = []
 
     def extract() -> str:
-        if (data / MANIFEST).is_file() and (data / FEATURES).is_file():
+        if isinstance(data, Path) and is_store(data):
             return str(data)
-        from asdproto.data.extract import extract_collection
+        from asdproto.data.collection import read_collection
+        from asdproto.data.extract import build_store
 
+        collection = read_collection(data) if isinstance(data, Path) else data
         shown = console is not None
         extracted.append(
-            extract_collection(data, folder, settings, on_error=on_error, progress=shown)
+            build_store(collection, folder, settings, on_error=on_error, progress=shown)
         )
         return str(folder)
 

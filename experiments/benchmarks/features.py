@@ -42,10 +42,9 @@ from rich.console import Console
 from asdproto import features
 from asdproto.arguments import Parser, within
 from asdproto.config import at_least
-from asdproto.data.dcase import Clip
+from asdproto.data.collection import Collection, read_collection
 from asdproto.data.extract import build_store
 from asdproto.data.store import versions
-from asdproto.data.table import load_collection
 from experiments.benchmarks.timing import interleave, ratios, spread
 from experiments.common import processor, run_main, write_json
 
@@ -54,31 +53,25 @@ CONTROL_SECONDS = 2.0
 GENERATED = 64  # different recordings; more clips than that are links to them
 
 
-def generate(root: Path, seed: int = 0) -> list[Clip]:
+def generate(root: Path, seed: int = 0) -> None:
     """Writes recordings of colored noise with a hum, 10 s each."""
     import soundfile
 
-    clips = []
     for index in range(GENERATED):
         rng = np.random.default_rng([seed, index])
         audio = np.cumsum(rng.normal(size=160_000)) * 1e-3 + rng.normal(size=160_000) * 0.05
         audio += 0.2 * np.sin(2 * np.pi * 50 * np.arange(160_000) / 16_000)
         name = f"{index:04}.wav"
         soundfile.write(root / name, np.clip(audio, -1, 1), 16_000, subtype="PCM_16")
-        clips.append(Clip(name, "noise", "00", "source", "train", "normal", ""))
-    return clips
 
 
-def repeat(clips: Sequence[Clip], root: Path, folder: Path, number: int) -> list[Clip]:
+def repeat(files: Sequence[Path], folder: Path, number: int) -> Collection:
     """Makes a collection of a wanted size out of links to the recordings there are."""
     folder.mkdir()
-    result = []
     for index in range(number):
-        source = root / clips[index % len(clips)].path
-        name = f"{index:06}{source.suffix.lower()}"
-        os.symlink(source.resolve(), folder / name)
-        result.append(Clip(name, "bench", "00", "source", "train", "normal", ""))
-    return result
+        source = files[index % len(files)]
+        os.symlink(source.resolve(), folder / f"{index:06}{source.suffix.lower()}")
+    return read_collection(folder)
 
 
 def plain(file: Path, mels: int = SETTINGS.n_mels) -> np.ndarray:
@@ -159,7 +152,7 @@ def control(workers: int, seconds: float) -> tuple[float, float]:
 
 
 def processes(
-    clips: Sequence[Clip], root: Path, folder: Path, *, workers: int, number: int, rounds: int
+    files: Sequence[Path], folder: Path, *, workers: int, number: int, rounds: int
 ) -> dict[str, Any]:
     """Extraction with one worker and with several, in turns."""
     few = max(1, number // 4)
@@ -168,15 +161,13 @@ def processes(
     cpu_seconds: dict[tuple[int, int], list[float]] = defaultdict(list)
     controls = []
     links = {size: folder / f"links-{size}" for size in (few, number)}
-    linked = {size: repeat(clips, root, links[size], size) for size in links}
+    linked = {size: repeat(files, links[size], size) for size in links}
     for turn in range(rounds):
         for count in (1, workers) if turn % 2 else (workers, 1):
             for size in links:
                 store = folder / "store"
                 started, cpu_started = time.perf_counter(), cpu_time()
-                build_store(
-                    linked[size], links[size], store, SETTINGS, workers=count, progress=False
-                )
+                build_store(linked[size], store, SETTINGS, workers=count, progress=False)
                 seconds[count, size].append(time.perf_counter() - started)
                 cpu_seconds[count, size].append(cpu_time() - cpu_started)
                 shutil.rmtree(store)
@@ -240,27 +231,27 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="bench_features.") as scratch:
         folder = Path(scratch)
-        if args.data is None:
+        root = args.data
+        if root is None:
             root = folder / "data"
             root.mkdir()
-            clips = generate(root)
-        else:
-            root, clips = load_collection(args.data)
-        files = [root / clip.path for clip in clips]
+            generate(root)
+        collection = read_collection(root)
+        files = [collection.root / clip.path for clip in collection.clips]
         result: dict[str, Any] = {
             "processor": processor(),
             "cores": os.cpu_count(),
             "load_before": round(load, 2),
             "versions": {"python": platform.python_version(), **versions()},
             "data": "generated noise" if args.data is None else args.data.name,
-            "recordings": len(clips),
+            "recordings": len(files),
             "largest_difference_db": round(max(compare(file) for file in files[:5]), 5),
         }
         console.print(f"{result['processor']}, {result['cores']} cores, load {load:.2f} before")
         result["disk"] = disk(files)
         result["one_core"] = one_core(files, args.rounds, args.batch)
         result["processes"] = processes(
-            clips, root, folder, workers=args.workers, number=args.clips, rounds=args.repeats
+            files, folder, workers=args.workers, number=args.clips, rounds=args.repeats
         )
     report(console, result)
     if args.out is not None:

@@ -17,7 +17,6 @@ import numpy as np
 
 from asdproto.config import nearest
 from asdproto.data.attributes import LONG_KEYS, attribute_pairs
-from asdproto.data.pool import Bar, count_workers, run
 from asdproto.errors import DataError
 from asdproto.files import (
     check_folder,
@@ -31,6 +30,7 @@ from asdproto.files import (
 from experiments.synthetic.facts import DOMAINS, MACHINES, SECTIONS, attribute_strings
 from experiments.synthetic.physics import RATE
 from experiments.synthetic.plan import Order, plan_group, render
+from experiments.synthetic.pool import Bar, count_workers, run
 
 MANIFEST = "synthetic.json"
 FAULTS_TABLE = "faults.csv"

@@ -65,9 +65,10 @@ def test_classes_follow_the_key(store):
 
 
 def test_an_anomaly_among_training_clips_is_refused(store):
-    clips = [dataclasses.replace(store.clips[0], state="anomaly"), *store.clips[1:]]
+    first = dataclasses.replace(store.clips[0], state="anomaly")
+    rows = [dataclasses.replace(store.rows[0], clip=first), *store.rows[1:]]
     with pytest.raises(DataError, match=r"0\.wav: found an anomaly in the training split"):
-        prepare(dataclasses.replace(store, clips=clips), 8)
+        prepare(dataclasses.replace(store, rows=rows), 8)
 
 
 def test_chosen_clips_keep_their_own_frames():

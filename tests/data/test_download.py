@@ -20,8 +20,8 @@ import pytest
 import soundfile
 
 from asdproto import cli
+from asdproto.data.collection import read_collection
 from asdproto.data.download import FOLDERS, RECORDS, download
-from asdproto.data.table import load_collection
 from asdproto.data.validate import validate
 from asdproto.errors import DataError
 from asdproto.files import locked
@@ -182,8 +182,8 @@ def test_a_data_set_comes_whole_and_can_be_used(server, tmp_path):
     made = fetch(server, root)
     assert everything(root / "dev_data") == unzipped(*archives.values())
     assert made == {root / "dev_data": 2 * 15}
-    assert validate(root / "dev_data") == []
-    _, clips = load_collection(root / "dev_data")
+    assert validate(read_collection(root / "dev_data")) == []
+    clips = read_collection(root / "dev_data").clips
     assert {clip.machine_type for clip in clips} == {"fan", "ToyCar"}
     assert len(clips) == 28
     assert sum(clip.split == "train" and clip.domain == "target" for clip in clips) == 4
@@ -201,7 +201,7 @@ def test_parts_of_the_evaluation_share_a_folder(server, tmp_path):
     assert everything(tmp_path / "eval_data") == unzipped(train, test)
     assert [name for name, _ in server.asked].count("eval_data_fan_train.zip") == 1
     assert not (tmp_path / "dev_data").exists()
-    assert len(load_collection(tmp_path / "eval_data")[1]) == 14
+    assert len(read_collection(tmp_path / "eval_data").clips) == 14
 
 
 def test_a_second_call_has_nothing_to_do_and_asks_nobody(server, tmp_path):
@@ -248,7 +248,7 @@ def test_a_broken_connection_is_continued_where_it_broke(server, tmp_path, later
     ranges = [given for name, given in server.asked if name == "dev_fan.zip"]
     assert ranges[-1] == f"bytes={2**16}-"
     assert len(ranges) == (8 if later else 3)
-    assert validate(tmp_path / "dev_data") == []
+    assert validate(read_collection(tmp_path / "dev_data")) == []
 
 
 def test_a_connection_that_breaks_often_arrives_in_the_end(server, tmp_path):
@@ -263,7 +263,7 @@ def test_a_server_that_continues_nothing_is_read_from_the_beginning(server, tmp_
     server.faults["dev_fan.zip"] = [("cut", 2**16 + 1), ("whole",)]
     fetch(server, tmp_path)
     assert server.asked[-1] == ("dev_fan.zip", f"bytes={2**16}-")
-    assert validate(tmp_path / "dev_data") == []
+    assert validate(read_collection(tmp_path / "dev_data")) == []
 
 
 def test_a_network_that_stays_broken_is_given_up(server, tmp_path):
@@ -497,4 +497,4 @@ def test_an_interrupt_keeps_what_has_come(server, tmp_path, capsys):
     assert "download is not finished; the same command continues" in capsys.readouterr().err
     fetch(server, tmp_path)
     assert server.asked[-1] == ("dev_fan.zip", f"bytes={2**16}-")
-    assert validate(tmp_path / "dev_data") == []
+    assert validate(read_collection(tmp_path / "dev_data")) == []

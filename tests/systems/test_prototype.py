@@ -12,12 +12,12 @@ import soundfile
 
 from asdproto import cli
 from asdproto.config import ConfigError, override
+from asdproto.data.collection import read_collection
 from asdproto.data.dataset import ClipArrays, prepare
 from asdproto.data.dcase import Clip
 from asdproto.data.extract import build_store
 from asdproto.data.store import write_store
 from asdproto.errors import DataError
-from asdproto.features import FeatureSettings
 from asdproto.results.run_folder import write_results
 from asdproto.systems import YARDSTICKS, after
 from asdproto.systems.embedding import embed_clips, window_starts
@@ -95,7 +95,7 @@ def test_unusable_collections_are_refused(tmp_path, clips, message):
 def finished(tmp_path_factory):
     """A tiny run on ten recordings of two fans, and its results."""
     root = tmp_path_factory.mktemp("collection")
-    clips, rng = [], np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for section in ("00", "01"):
         for number, (split, speed) in enumerate(
             [("train", 1), ("train", 1), ("train", 2), ("train", 2), ("test", 1), ("test", 2)]
@@ -106,8 +106,7 @@ def finished(tmp_path_factory):
             (root / path).parent.mkdir(parents=True, exist_ok=True)
             hum = np.sin(np.arange(16000) * 0.1 * speed * (1 + int(section)))
             soundfile.write(root / path, 0.1 * (hum + rng.standard_normal(16000)), 16000)
-            clips.append(Clip(path, "fan", section, "source", split, state, f"n_{speed}"))
-    store = build_store(clips, root, root / "features", FeatureSettings(), progress=False)
+    store = build_store(read_collection(root), root / "features", progress=False)
     # Four attribute classes: fewer than the ten that an episode of the paper takes.
     system = override(
         PrototypeSystem(),
@@ -125,7 +124,7 @@ def finished(tmp_path_factory):
     with pytest.warns(UserWarning, match="undefined"):  # there is no target domain
         results = train_run(system, store, RunOptions(workdir, use_devices(1)), seeds=[0])
     write_results(workdir, results)
-    return root, clips, workdir, results
+    return root, store.clips, workdir, results
 
 
 def test_a_recording_scores_as_it_did_in_the_run(finished):
@@ -182,6 +181,7 @@ def test_a_run_that_is_not_finished_or_damaged_is_refused(finished, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:undefined figures")  # there is no target domain
+@pytest.mark.filterwarnings("ignore::asdproto.scoring.thresholds.ThresholdWarning")
 def test_another_back_end_needs_no_training(finished, tmp_path):
     root, clips, workdir, _ = finished
     out = tmp_path / "again"

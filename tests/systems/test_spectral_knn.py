@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 
 from asdproto.config import from_dict, to_dict
+from asdproto.data.collection import read_collection
 from asdproto.data.dataset import ClipArrays, Dataset, section_keys
 from asdproto.data.dcase import Clip
 from asdproto.data.extract import build_store
-from asdproto.data.table import load_collection
 from asdproto.errors import DataError
 from asdproto.features import FeatureSettings
 from asdproto.results.run_folder import read_scores
@@ -183,9 +183,9 @@ REFERENCE = {
 @pytest.mark.parametrize("scale", ["inverted", "mel"])
 def test_figures_on_real_recordings(scale, real_data, tmp_path):
     """Figures of an implementation of its own, rounded to as many digits as the tolerance has."""
-    root, clips = load_collection(real_data / "uavmix" / "dev_data")
+    collection = read_collection(real_data / "uavmix" / "dev_data")
     settings = FeatureSettings(scale=scale)
-    store = build_store(clips, root, tmp_path / "features", settings, progress=False)
+    store = build_store(collection, tmp_path / "features", settings, progress=False)
     for (kind, remove_level, scale_bands), (overall, tolerance) in REFERENCE.items():
         if kind != scale:
             continue
@@ -197,7 +197,7 @@ def test_figures_on_real_recordings(scale, real_data, tmp_path):
         assert figures["overall"] == pytest.approx(overall, abs=tolerance)
     detector = load_run(options.workdir)
     test = [index for index, clip in enumerate(store.clips) if clip.split == "test"][::40]
-    paths = [root / store.clips[index].path for index in test]
+    paths = [collection.root / store.clips[index].path for index in test]
     published = {
         row.name: row.score for row in read_scores(options.workdir / "scores" / "spectral-knn")
     }

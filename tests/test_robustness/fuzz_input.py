@@ -22,11 +22,12 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from asdproto.audio import decode, resample
 from asdproto.data.attributes import read_attributes
 from asdproto.data.dcase import name_fault, path_fault
-from asdproto.data.table import survey_table
+from asdproto.data.table import read_table
 from asdproto.errors import DataError
-from asdproto.features import FeatureSettings, decode, file_features, log_mel, resample
+from asdproto.features import FeatureSettings, file_features, log_mel
 
 SETTINGS = FeatureSettings(n_mels=4, n_fft=256, hop_length=256)
 BATCH = 500  # inputs of a child process
@@ -161,7 +162,7 @@ def check_sound(path: Path) -> str:
 def check_tables(path: Path) -> str:
     """A table is refused, or its clips are such that nothing else needs to check them."""
     try:
-        clips, errors = survey_table(path)
+        clips, errors = read_table(path)
         for error in errors:
             check_refusal(error)
         for clip in clips:

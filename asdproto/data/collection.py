@@ -1,0 +1,334 @@
+"""A collection of recordings: one walk over its files, and what they are taken for.
+
+Training, extraction, validation and the :class:`Detector` all start from what is read here.
+"""
+
+import os
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from asdproto.config import nearest
+from asdproto.data.attributes import fill_attributes
+from asdproto.data.dcase import (
+    AUDIO_SUFFIXES,
+    CONTAINERS,
+    Clip,
+    follows_grammar,
+    name_fault,
+    parse_name,
+    path_fault,
+    same_text,
+)
+from asdproto.data.folders import read_folders
+from asdproto.data.identity import Stamp, facts_of, identity_of, stamp_of
+from asdproto.data.problems import (
+    CollectionError,
+    Problem,
+    as_problem,
+    label_problems,
+    leave_out,
+    notice,
+    same_names,
+)
+from asdproto.data.store import is_store
+from asdproto.data.table import TABLE_NAME, read_table, write_table
+from asdproto.errors import DataError, counted, quoted
+
+_OTHER_AUDIO = (".aac", ".aif", ".aiff", ".au", ".m4a", ".mp3", ".ogg", ".opus", ".wma")
+_ARCHIVES = (".7z", ".gz", ".rar", ".tar", ".tgz", ".zip")
+_PASSED_OVER = ("__macosx",)  # folders; hidden ones are passed over as well
+_FORMS: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")  # how systems spell names of files
+_MOST_NAMED = 6  # machine types in a summary
+
+
+@dataclass(frozen=True)
+class Collection:
+    """A collection as far as names, folders and tables tell; no recording was opened.
+
+    Attributes:
+      path: What was given: a folder or a csv.
+      root: Folder that the clips' paths are relative to.
+      clips: The clips without fault.
+      problems: What is wrong or worth knowing; see :class:`asdproto.data.problems.Problem`.
+      stamps: Path of each recording -> its size in bytes and modification time in nanoseconds;
+        ``(0, 0)`` where there is no such file.
+      layout: What told the clips apart: ``"csv"``, ``"names"`` (of DCASE Task 2) or ``"folders"``.
+    """
+
+    path: Path
+    root: Path
+    clips: list[Clip]
+    problems: list[Problem]
+    stamps: Mapping[str, Stamp]
+    layout: str
+
+    @property
+    def errors(self) -> list[Problem]:
+        """The problems that keep recordings from being used."""
+        return [problem for problem in self.problems if problem.is_error]
+
+    def check(self) -> None:
+        """Raise :class:`asdproto.data.problems.CollectionError` where there are errors."""
+        if errors := self.errors:
+            raise CollectionError(self.path, errors)
+
+    def usable(self) -> list[Clip]:
+        """The clips that no error concerns."""
+        return leave_out(self.clips, {problem.file for problem in self.errors})
+
+    def identity(self) -> dict[str, list[int]]:
+        """What tells this collection from another, and from itself when it has changed.
+
+        Returns:
+          As :func:`asdproto.data.identity.identity_of`; :func:`asdproto.data.identity.changes`
+          compares two.
+        """
+        return identity_of(self.clips, [self.stamps[clip.path] for clip in self.clips])
+
+    def summary(self) -> str:
+        """What the recordings were taken for, in two lines for people."""
+        told = {
+            "csv": f"described by {self.path.name if self.path != self.root else TABLE_NAME}",
+            "names": "told apart by names of DCASE Task 2",
+            "folders": "told apart by their folders; validate --write-csv writes a csv to correct",
+        }
+        machines: dict[str, list[Clip]] = defaultdict(list)
+        for clip in self.clips:
+            machines[clip.machine_type].append(clip)
+        parts = [f"{machine}: {_counts(clips)}" for machine, clips in sorted(machines.items())]
+        if len(parts) > _MOST_NAMED:
+            parts[_MOST_NAMED:] = [f"and {len(parts) - _MOST_NAMED} more"]
+        return f"{counted(len(self.clips), 'recording')}, {told[self.layout]}\n{'; '.join(parts)}"
+
+    def write_table(self, path: str | os.PathLike) -> None:
+        """Describe the clips by a csv that a person can edit; it belongs at the root."""
+        write_table(path, self.clips)
+
+
+_STATES = {"normal": "normal", "anomaly": "anomalous", "": "unlabeled"}
+
+
+def _counts(clips: Sequence[Clip]) -> str:
+    train = sum(clip.split == "train" for clip in clips)
+    states = Counter(_STATES[clip.state] for clip in clips if clip.split == "test")
+    test = " and ".join(f"{number} {state}" for state, number in sorted(states.items()))
+    sections = len({clip.section for clip in clips})
+    return f"{train} to train on, {test or 'none'} to score" + (
+        f", in {sections} sections" if sections > 1 else ""
+    )
+
+
+def check_machines(place: Path, clips: Sequence[Clip], machines: Sequence[str] | None) -> None:
+    """Refuse machine types that no clip has.
+
+    Args:
+      place: Where the clips are, for the message.
+      clips: All clips.
+      machines: Machine types to keep; all when ``None``.
+
+    Raises:
+      DataError: One of them is unknown; the message lists those that there are.
+    """
+    known = sorted({clip.machine_type for clip in clips})
+    unknown = [machine for machine in machines or () if same_text(machine) not in known]
+    if unknown:
+        found, expected = f"no machine type {', '.join(unknown)}", f"some of {', '.join(known)}"
+        remedy = f"Correct --machines{nearest(unknown[0], known) or '.'}"
+        raise DataError(place, found, expected, remedy)
+
+
+def read_collection(path: str | os.PathLike, *, labels: bool = True) -> Collection:
+    """Survey a collection of recordings, however it is described.
+
+    Args:
+      path: A csv of clips, a folder that holds ``clips.csv``, a folder laid out as DCASE Task 2
+        lays out its data, or a folder of folders of recordings under any names; see
+        :func:`asdproto.data.folders.read_folders`. Names of DCASE sets count where at least half
+        of the recordings have such names.
+      labels: Whether to look for what keeps sections from being trained on: no normal training
+        clip, anomalies among them.
+
+    Returns:
+      The collection, with everything that names, folders, tables and labels show to be wrong.
+
+    Raises:
+      DataError: Nothing can be read: there is no folder and no csv, or no recording.
+    """
+    path = Path(path)
+    if is_store(path):
+        remedy = "Pass the folder that it was extracted from."
+        raise DataError(path, "a feature store", "recordings", remedy)
+    if path.suffix.lower() in AUDIO_SUFFIXES and os.path.isfile(path):
+        remedy = "Pass the folder that the recording is in."
+        raise DataError(path, "one recording", "a folder of recordings, or a csv of them", remedy)
+    table = path / TABLE_NAME if os.path.isdir(path) else path
+    if os.path.isfile(table):
+        collection = _from_table(path, table)
+    elif os.path.lexists(table):
+        found = "a folder, pipe, device or link to nothing"
+        raise DataError(table, found, "a csv of clips", "Remove it, or put the file there.")
+    else:
+        collection = _from_files(path)
+    if labels:
+        collection.problems.extend(label_problems(collection.clips))
+    return collection
+
+
+def _from_table(path: Path, table: Path) -> Collection:
+    clips, problems = read_table(table)
+    root = table.parent
+    stamps = {}
+    for index, clip in enumerate(clips):
+        spellings = [clip.path, *(unicodedata.normalize(form, clip.path) for form in _FORMS)]
+        actual = next((name for name in spellings if os.path.lexists(root / name)), clip.path)
+        if actual != clip.path:
+            clips[index] = Clip(actual, *facts_of(clip))
+        stamps[actual] = stamp_of(root / actual)
+    # A csv tells clips apart by their paths; only the official score files cannot.
+    problems += same_names(clips, needed=False)
+    return Collection(path, root, clips, problems, stamps, "csv")
+
+
+def _from_files(root: Path) -> Collection:
+    stamps, others, problems = walk(root)
+    if not stamps and not problems:
+        expected = "a folder of recordings, such as <machine type>/normal/*.wav"
+        raise DataError(root, "no .wav or .flac file", expected, "Check the path.")
+    files = []
+    for file in stamps:
+        if fault := path_fault(file):
+            problems.append(Problem(file, "such a name", fault, "Rename it."))
+        else:
+            files.append(file)
+    by_name = 2 * sum(follows_grammar(file.rpartition("/")[2]) for file in files) >= len(files)
+    if by_name:
+        clips, faults = _read_names(root, files)
+        problems += faults
+        tables = [file for file in others if _is_attribute_file(file)]
+        clips, faults = fill_attributes(root, tables, clips)
+        problems += faults
+    else:
+        clips = read_folders(root, files)
+    clips, faults = _with_good_names(clips)
+    problems += faults
+    problems += [*_not_read(others), *same_names(clips, needed=by_name)]
+    clips = [clip for clip in clips if clip.split != "supplemental"]
+    layout = "names" if by_name else "folders"
+    return Collection(root, root, clips, problems, stamps, layout)
+
+
+def _read_names(root: Path, files: Sequence[str]) -> tuple[list[Clip], list[Problem]]:
+    """Clips by the grammar of DCASE Task 2; the root may be a machine type's folder or a split."""
+    above = root.resolve().parts[1:][-2:]
+    is_inside = bool(above) and above[-1].lower() not in CONTAINERS
+    clips, problems = [], []
+    for file in files:
+        try:
+            clip = parse_name(file)
+            if not clip.machine_type and is_inside:
+                clip = parse_name("/".join([*above, file]))
+            clips.append(_placed(file, clip))
+        except DataError as error:
+            problems.append(as_problem(error, file))
+    return clips, problems
+
+
+def _placed(file: str, clip: Clip) -> Clip:
+    """The clip, if its machine type and split are known."""
+    if not clip.machine_type:
+        found = "no folder that says the machine type"
+        expected = "<machine type>/{train,test}/<name>"
+        raise DataError(file, found, expected, "Move it to its machine type's folder.")
+    if not clip.split and clip.state:
+        found = "neither the name nor a folder that says the split"
+        expected = "a folder 'train' or 'test'"
+        raise DataError(file, found, expected, "Move it to its split's folder.")
+    # Names without labels occur in evaluation test sets only.
+    place = clip.machine_type, clip.section, clip.domain, clip.split or "test"
+    return Clip(file, *place, clip.state, clip.attributes)
+
+
+def _with_good_names(clips: Sequence[Clip]) -> tuple[list[Clip], list[Problem]]:
+    good, problems = [], []
+    for clip in clips:
+        faults = {
+            f"the {what} {quoted(name)}": fault
+            for what, name in (("machine type", clip.machine_type), ("section", clip.section))
+            if (fault := name_fault(name))
+        }
+        problems += [Problem(clip.path, *item, "Rename it.") for item in faults.items()]
+        if not faults:
+            good.append(clip)
+    return good, problems
+
+
+def _is_attribute_file(file: str) -> bool:
+    name = file.rpartition("/")[2]
+    return name.startswith("attributes") and name.endswith(".csv")
+
+
+def _not_read(files: Sequence[str]) -> Iterator[Problem]:
+    """Files that look like recordings and are not read."""
+    for file in files:
+        suffix = PurePosixPath(file).suffix.lower()
+        if suffix in _OTHER_AUDIO:
+            found, remedy = f"a {suffix} file, which is not read", "Convert it, or remove it."
+            yield notice(file, found, ".wav or .flac", remedy)
+        elif suffix in _ARCHIVES:
+            found, remedy = "an archive, which is not read", "Unpack it unless that is done."
+            yield notice(file, found, "its files", remedy)
+
+
+def audio_files(root: str | os.PathLike) -> list[str]:
+    """The recordings of :func:`walk` alone."""
+    return list(walk(root)[0])
+
+
+def walk(root: str | os.PathLike) -> tuple[dict[str, Stamp], list[str], list[Problem]]:
+    """Walk a folder once, through links but not in circles, past everything hidden.
+
+    Args:
+      root: The folder.
+
+    Returns:
+      Path of each .wav and .flac file relative to ``root``, with forward slashes, sorted -> its
+      size and modification time; the paths of all other files; the folders that cannot be read.
+
+    Raises:
+      DataError: ``root`` is not a folder.
+    """
+    root = os.fspath(root)
+    if not os.path.isdir(root):
+        found = "a file" if os.path.exists(root) else "nothing"
+        raise DataError(root, found, "a folder of recordings", "Check the path.")
+    problems: list[Problem] = []
+
+    def refuse(error: OSError) -> None:
+        folder = os.path.relpath(error.filename, root)
+        found = f"a folder that cannot be read ({error.strerror})"
+        name = root if folder == "." else folder
+        problems.append(Problem(name, found, "a readable folder", "Correct its permissions."))
+
+    audio: dict[str, Stamp] = {}
+    others = []
+    for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
+        real = os.path.join(os.path.realpath(folder), "")
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith(".")
+            and name.lower() not in _PASSED_OVER
+            and not real.startswith(os.path.join(os.path.realpath(f"{folder}/{name}"), ""))
+        ]
+        base = os.path.relpath(folder, root).replace(os.sep, "/")
+        prefix = "" if base == "." else f"{base}/"
+        for name in names:
+            if name.lower().endswith(AUDIO_SUFFIXES) and not name.startswith("."):
+                audio[prefix + name] = stamp_of(Path(folder, name))
+            elif not name.startswith("."):
+                others.append(prefix + name)
+    return {name: audio[name] for name in sorted(audio)}, sorted(others), problems

@@ -1,0 +1,35 @@
+"""One function over many recordings, on every core."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from threadpoolctl import threadpool_limits
+
+# Decoding, transforms and products run without the interpreter's lock, what is between with it.
+_MOST_WORKERS = 16
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def parallel(
+    function: Callable[[Item], Result], items: Sequence[Item], workers: int | None = None
+) -> Iterator[Result]:
+    """Apply a function to every item, in threads that use one core each.
+
+    Args:
+      function: What is done; results do not depend on the number of workers.
+      items: What it is applied to.
+      workers: Threads; by default one for each core that this process may use.
+
+    Yields:
+      The results, in the order of the items.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    pool = ThreadPoolExecutor(workers or min(cores or 1, _MOST_WORKERS))
+    try:
+        with threadpool_limits(limits=1):
+            yield from pool.map(function, items)
+    finally:  # also after an interrupt: what has not begun does not begin
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,201 @@
+"""One channel of a recording, whole or refused; what is said of it."""
+
+import librosa
+import numpy as np
+import pytest
+import soundfile
+
+from asdproto.audio import decode, read_audio
+from asdproto.audio_info import AudioInfo, audio_statistics, compare_with_training, describe_samples
+from asdproto.errors import DataError
+
+
+def noise(samples, seed=0):
+    return np.random.default_rng(seed).normal(0, 0.1, samples).astype(np.float32)
+
+
+def write(path, audio, rate=16000, subtype="PCM_16", **more):
+    soundfile.write(path, audio, rate, subtype=subtype, **more)
+    return path
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "PCM_U8"])
+def test_every_coding_reads_as_soundfile_reads_it(tmp_path, subtype):
+    path = write(tmp_path / "a.wav", noise(5000), subtype=subtype)
+    audio, info = read_audio(path)
+    assert audio.dtype == np.float32
+    assert info.notes(16000) == []
+    np.testing.assert_array_equal(audio, soundfile.read(path, dtype="float32")[0])
+
+
+def test_flac_full_scale_and_odd_lengths(tmp_path):
+    audio = np.array([-1, 1 - 2**-15, 0, 2**-15, 0.5] * 401)
+    for name in ("a.wav", "a.flac"):
+        read, _ = read_audio(write(tmp_path / name, audio))
+        np.testing.assert_array_equal(read, audio.astype(np.float32))
+
+
+def test_the_first_channel_that_is_not_dead_is_taken_and_said(tmp_path):
+    audio = np.stack([noise(4000, seed) for seed in range(8)], axis=1)
+    path = write(tmp_path / "a.wav", audio, format="WAVEX")
+    read, info = read_audio(path)
+    assert info.notes(16000) == ["8 channels, channel 0 taken"]
+    np.testing.assert_array_equal(read, soundfile.read(path, dtype="float32")[0][:, 0])
+    audio[:, 0] *= 1e-4
+    audio[:, 1] = 0.3  # a constant voltage is no sound either
+    read, info = read_audio(write(tmp_path / "a.wav", audio))
+    assert info.notes(16000) == ["channel 0 silent, channel 2 taken"]
+    np.testing.assert_allclose(read, audio[:, 2], atol=1e-4)
+
+
+# librosa.load imports a module of the standard library that is on its way out.
+@pytest.mark.filterwarnings("ignore:.*slated for removal:DeprecationWarning")
+@pytest.mark.parametrize("rate", [8000, 44100])
+def test_other_rates_are_resampled_as_librosa_does_and_said(tmp_path, rate):
+    path = write(tmp_path / "a.wav", noise(rate + 77), rate)
+    read, info = read_audio(path)
+    assert info.notes(16000) == [f"{rate} Hz, resampled to 16000 Hz"]
+    np.testing.assert_array_equal(read, librosa.load(path, sr=16000)[0])
+    assert len(read) == info.samples_at(16000)
+
+
+def test_what_is_odd_about_samples_is_said():
+    def said(samples):
+        return describe_samples(samples.astype(np.float32), 16000).faults()
+
+    assert said(noise(1000)) == []
+    assert said(np.zeros(1000)) == ["one value throughout"]
+    assert said(1e-4 * noise(1000)) == ["nearly silent, -100 dB re full scale"]
+    assert said(3000 * noise(1000) / np.abs(noise(1000)).max()) == [
+        "samples up to 3e+03 times full scale"
+    ]
+    clipped = np.clip(10 * noise(1000), -1, 1)
+    share = np.mean(np.abs(clipped) == 1)
+    assert said(clipped) == [f"{100 * share:.2g} % of the samples clipped"]
+    assert said(np.clip(10 * noise(1000), -1, 0.2)) != []
+    tone = np.sin(np.arange(16000) * 0.5)  # touches full scale and is not cut there
+    assert said(0.98 * tone) == []
+
+
+def test_level_is_the_mean_power_in_decibels():
+    samples = noise(4096)
+    power = np.mean(samples.astype(np.float64) ** 2)
+    info = describe_samples(samples, 16000)
+    assert info.level == pytest.approx(10 * np.log10(power), abs=1e-4)  # float32 sums
+    assert info.peak == np.abs(samples).max()
+
+
+TRAINING = audio_statistics(
+    [
+        AudioInfo(16000, 160000, level=-40, peak=0.2),
+        AudioInfo(16000, 160000, level=-30, peak=0.3),
+        AudioInfo(16000, 160000, level=-200, is_constant=True),
+    ]
+)
+
+
+@pytest.mark.parametrize(
+    ("info", "notes"),
+    [
+        (AudioInfo(16000, 9, level=-35), []),
+        (AudioInfo(16000, 9, level=-48), []),
+        (AudioInfo(8000, 9, level=-35), ["8000 Hz where training has 16000"]),
+        (AudioInfo(16000, 9, channels=2, level=-35), ["2 channels where training has 1"]),
+        (AudioInfo(16000, 9, level=-3), ["level -3 dB where training has -40 to -30 dB"]),
+        (AudioInfo(16000, 9, level=-55), ["level -55 dB where training has -40 to -30 dB"]),
+        (AudioInfo(16000, 9, level=-30, clipped=0.02), ["2 % of the samples clipped"]),
+        (AudioInfo(16000, 9, level=-200, is_constant=True), ["one value throughout"]),
+    ],
+)
+def test_a_recording_unlike_those_of_training_is_said_so(info, notes):
+    assert compare_with_training(info, TRAINING) == notes
+    # Without statistics its own faults are said.
+    assert compare_with_training(info, {}) == info.faults()
+
+
+def test_clipping_is_not_said_where_training_recordings_clip():
+    clipped = AudioInfo(16000, 9, level=-3, clipped=0.02)
+    assert compare_with_training(clipped, audio_statistics([clipped])) == []
+
+
+def test_a_decoder_that_stops_early_in_silence_is_noticed(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.wav", noise(4000))
+    read = soundfile.SoundFile.read
+    # Some versions of libsndfile give what they could decode of a damaged file, without an error.
+    monkeypatch.setattr(soundfile.SoundFile, "read", lambda *a, **k: read(*a, **k)[:-1])
+    with pytest.raises(DataError, match="3999 samples; expected 4000 samples"):
+        read_audio(path)
+
+
+def test_errors_name_the_file_and_what_to_do(tmp_path):
+    path = tmp_path / "a.wav"
+    with pytest.raises(DataError, match="no readable file") as caught:
+        decode(path)
+    assert caught.value.file == str(path)
+    assert caught.value.remedy == "Check the path and its permissions."
+
+
+def stream_of(path, size, whole):
+    """Bytes of a wav file with these sizes of samples and of all in its header."""
+    content = write(path, noise(3000)).read_bytes()
+    return (
+        content[:4]
+        + whole.to_bytes(4, "little")
+        + content[8:40]
+        + size.to_bytes(4, "little")
+        + content[44:]
+    )
+
+
+@pytest.mark.parametrize("size", [0, 0x7FFFEFDC, 0x7FFFF000, 0x80000000, 0xFFFFFFFF])
+@pytest.mark.parametrize("whole", [0, 36, 6036, 0xFFFFFFFF])
+def test_what_a_writer_that_streams_leaves_in_a_wav_header(tmp_path, size, whole):
+    path = tmp_path / "a.wav"
+    path.write_bytes(stream_of(path, size, whole))
+    assert len(decode(path)[0]) == 3000
+
+
+def test_a_size_that_is_off_where_the_whole_is_there(tmp_path):
+    path = tmp_path / "a.wav"
+    path.write_bytes(stream_of(path, 6004, 6036))
+    assert len(decode(path)[0]) == 3000
+    path.write_bytes(stream_of(path, 6004, 6040))
+    with pytest.raises(DataError, match="6000 bytes of audio; expected 6004 bytes"):
+        decode(path)
+
+
+def test_a_wav_with_other_chunks_is_whole_and_its_cut_copy_is_not(tmp_path):
+    whole = write(tmp_path / "a.wav", noise(3000)).read_bytes()
+    extra = b"LIST" + (300).to_bytes(4, "little") + bytes(300) + b"odd " + b"\3\0\0\0abc\0"
+    path = tmp_path / "b.wav"
+    path.write_bytes(whole[:36] + extra + whole[36:] + b"tail\4\0\0\0abcd")
+    np.testing.assert_array_equal(read_audio(path)[0], read_audio(tmp_path / "a.wav")[0])
+    size = (len(whole) + len(extra) - 8).to_bytes(4, "little")
+    path.write_bytes(whole[:4] + size + whole[8:36] + extra + whole[36:-2])
+    with pytest.raises(DataError, match="5998 bytes of audio; expected 6000"):
+        read_audio(path)
+    # No samples, and a chunk after them, are no stream.
+    path.write_bytes(whole[:40] + bytes(4) + b"LIST\4\0\0\0abcd")
+    with pytest.raises(DataError, match="no samples"):
+        read_audio(path)
+
+
+def test_rf64_says_its_size_elsewhere(tmp_path):
+    path = write(tmp_path / "a.wav", noise(3000), format="RF64")
+    assert len(decode(path)[0]) == 3000
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(DataError, match="5000 bytes of audio; expected 6000"):
+        decode(path)
+
+
+def test_flac_of_unknown_length(tmp_path):
+    path = write(tmp_path / "a.flac", noise(5000))
+    expected = decode(path)[0]
+    content = path.read_bytes()
+    path.write_bytes(content[:21] + bytes([content[21] & 0xF0]) + bytes(4) + content[26:])
+    audio, info = decode(path)
+    np.testing.assert_array_equal(audio, expected)
+    assert info.samples == 5000
+    path.write_bytes(path.read_bytes()[:-3000])
+    with pytest.raises(DataError, match="decoding ends early"):
+        decode(path)
