@@ -35,17 +35,31 @@ prototypical              this paper, Eq. 1    ``prototypes[C, D]``
 multi_prototype           this paper, Eq. 3    ``prototypes[C, M, D]``
 negative_prototype        this paper, Eq. 6    ``prototypes[C, D]``         needs ``mix``
 multi_negative_prototype  Eq. 3 and 6          ``prototypes[C, M, D]``      needs ``mix``
-proxy_softmax             Zhai 2019            learned ``[C, D]``, a bias
+angular_prototypical      Wan 2018, Chung 2020 ``prototypes[C, D]``
+prototypical_network      Snell 2017           ``prototypes[C, D]``
+center                    Wen 2016             ``prototypes[C, D]``         no chunks
+proxy_softmax             Zhai 2019            learned ``[C, D]``           a bias
+logit_adjusted            Menon 2021           learned ``[C, D]``           counts of classes
+focal                     Lin 2017             learned ``[C, D]``           no softmax
+proxy_nca                 Teh 2020             learned ``[C, D]``
+soft_triple               Qian 2019            learned ``[C, M, D]``
+proxy_anchor              Kim 2020             learned ``[C, D]``           one number a class
 arcface                   Deng 2019            learned ``[C, D]``
+sub_center_arcface        Deng 2020            learned ``[C, M, D]``
 cosface                   Wang 2018            learned ``[C, D]``
+sphereface                Liu 2017             learned ``[C, D]``           of any length
+magface                   Meng 2021            learned ``[C, D]``           of any length
 adacos                    Zhang 2019           learned ``[C, D]``           state in, state out
 sub_cluster_adacos        Wilkinghoff 2021     learned ``[C, M, D]``        state in, state out
 adaproj                   Wilkinghoff 2024     learned ``[C, M, D]``        state in, state out
-prototypical_network      Snell 2017           ``prototypes[C, D]``
-center                    Wen 2016             ``prototypes[C, D]``         no chunks
 supervised_contrastive    Khosla 2020          the batch                    ``[examples, dim]`` only
 nt_xent                   Chen 2020            the batch                    ``[examples, dim]`` only
+multi_similarity          Wang 2019            the batch                    ``[examples, dim]`` only
+circle                    Sun 2020             the batch                    ``[examples, dim]`` only
+triplet                   Hermans 2017         the batch                    ``[examples, dim]`` only
+n_pair                    Sohn 2016            a positive for each example  no labels
 vicreg                    Bardes 2022          a second view of the batch   no labels; three terms
+barlow_twins              Zbontar 2021         a second view of the batch   no labels; one number
 ========================= ==================== ============================ ========================
 """
 
@@ -66,12 +80,24 @@ from asdproto.losses.margin import (
     arcface_loss,
     cosface_logits,
     cosface_loss,
-    proxy_softmax_logits,
-    proxy_softmax_loss,
+    magface_logits,
+    magface_loss,
+    sphereface_logits,
+    sphereface_loss,
+    sub_center_arcface_logits,
+    sub_center_arcface_loss,
 )
 from asdproto.losses.numerics import masked_mean
-from asdproto.losses.pairs import nt_xent_loss, supervised_contrastive_loss
+from asdproto.losses.pairs import (
+    circle_loss,
+    multi_similarity_loss,
+    n_pair_loss,
+    nt_xent_loss,
+    supervised_contrastive_loss,
+    triplet_loss,
+)
 from asdproto.losses.prototype import (
+    angular_prototypical_loss,
     multi_negative_prototype_loss,
     multi_prototype_loss,
     negative_prototype_logits,
@@ -79,7 +105,24 @@ from asdproto.losses.prototype import (
     prototypical_logits,
     prototypical_loss,
 )
-from asdproto.losses.views import VICRegTerms, covariance_loss, variance_loss, vicreg_loss
+from asdproto.losses.proxies import (
+    focal_loss,
+    logit_adjusted_logits,
+    logit_adjusted_loss,
+    proxy_anchor_loss,
+    proxy_nca_loss,
+    proxy_softmax_logits,
+    proxy_softmax_loss,
+    soft_triple_logits,
+    soft_triple_loss,
+)
+from asdproto.losses.views import (
+    VICRegTerms,
+    barlow_twins_loss,
+    covariance_loss,
+    variance_loss,
+    vicreg_loss,
+)
 
 __all__ = [
     "AdaCosState",
@@ -87,15 +130,25 @@ __all__ = [
     "adacos_init",
     "adacos_loss",
     "adaproj_loss",
+    "angular_prototypical_loss",
     "arcface_logits",
     "arcface_loss",
+    "barlow_twins_loss",
     "center_loss",
+    "circle_loss",
     "cosface_logits",
     "cosface_loss",
     "covariance_loss",
+    "focal_loss",
+    "logit_adjusted_logits",
+    "logit_adjusted_loss",
+    "magface_logits",
+    "magface_loss",
     "masked_mean",
     "multi_negative_prototype_loss",
     "multi_prototype_loss",
+    "multi_similarity_loss",
+    "n_pair_loss",
     "negative_prototype_logits",
     "negative_prototype_loss",
     "nt_xent_loss",
@@ -103,10 +156,19 @@ __all__ = [
     "prototypical_loss",
     "prototypical_network_logits",
     "prototypical_network_loss",
+    "proxy_anchor_loss",
+    "proxy_nca_loss",
     "proxy_softmax_logits",
     "proxy_softmax_loss",
+    "soft_triple_logits",
+    "soft_triple_loss",
+    "sphereface_logits",
+    "sphereface_loss",
+    "sub_center_arcface_logits",
+    "sub_center_arcface_loss",
     "sub_cluster_adacos_loss",
     "supervised_contrastive_loss",
+    "triplet_loss",
     "variance_loss",
     "vicreg_loss",
 ]

@@ -10,7 +10,6 @@ from asdproto.losses.numerics import (
     accumulator,
     as_float,
     as_labels,
-    as_mask,
     check_vectors,
     dots,
     expand,
@@ -19,7 +18,7 @@ from asdproto.losses.numerics import (
     squared_length,
     take_rows,
 )
-from asdproto.losses.softmax import Options, nll
+from asdproto.losses.softmax import Options, counted_examples, nll
 
 
 def prototypical_network_logits(
@@ -128,15 +127,10 @@ def center_loss(
     embeddings, prototypes = as_float("embeddings", embeddings), as_float("prototypes", prototypes)
     check_vectors(embeddings, prototypes)
     classes = prototypes.shape[0]
-    labels = as_labels(labels, embeddings, classes)
-    counted = (labels >= 0) & (labels < classes)
-    index = jnp.clip(labels, 0, classes - 1)
+    counted = counted_examples(embeddings, prototypes, labels, where, class_where)
     if class_where is not None:
-        present = as_mask("class_where", class_where, (classes,))
-        prototypes = keep(prototypes, present)
-        counted &= take_rows(present, index)
-    if where is not None:
-        counted &= as_mask("where", where, labels.shape)
+        prototypes = keep(prototypes, jnp.asarray(class_where).astype(bool))
+    index = jnp.clip(as_labels(labels, embeddings, classes), 0, classes - 1)
     dtype = accumulator(embeddings, prototypes)
     apart = embeddings.astype(dtype) - take_rows(prototypes.astype(dtype), index)
     return squared_length(keep(apart, counted)) / 2

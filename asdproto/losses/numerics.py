@@ -160,7 +160,7 @@ def dots(embeddings: ArrayLike, prototypes: ArrayLike, ndim: tuple[int, ...] = (
     # As rows of C * M: a short last axis is slow.
     products = jnp.tensordot(
         x,
-        y.reshape(-1, y.shape[-1]),
+        y if y.ndim == 2 else y.reshape(-1, y.shape[-1]),
         axes=(-1, -1),
         preferred_element_type=dtype,
         precision=lax.Precision.HIGHEST if x.dtype.itemsize >= 4 else None,

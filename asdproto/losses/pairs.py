@@ -1,4 +1,8 @@
-"""Contrastive losses within a batch: supervised contrastive and NT-Xent."""
+"""Losses of pairs within a batch: contrastive, triplet and their kin.
+
+Each is an equation for one anchor: of its products with all examples, and of which of these are its
+positives and negatives. :func:`_in_batch` takes it over the batch.
+"""
 
 from collections.abc import Callable
 
@@ -17,12 +21,14 @@ from asdproto.losses.numerics import (
     keep,
     masked_logsumexp,
     masked_mean,
-    positive,
     replicated,
+    scalar,
     softplus,
 )
+from asdproto.losses.numerics import positive as positive_scalar
+from asdproto.losses.prototype import prototypical_loss
 
-# One anchor's logits [N], which of them are positives and which are negatives, to its loss.
+# One anchor's products [N], which of them are positives and which are negatives, to its loss.
 Anchor = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
@@ -71,13 +77,14 @@ def supervised_contrastive_loss(
       >>> [f"{x:.3f}" for x in loss]
       ['0.263', '0.913', '0.000']
     """
+    scale = _inverse("temperature", temperature, embeddings)
 
-    def anchor(logits: jax.Array, positive: jax.Array, negative: jax.Array) -> jax.Array:
+    def anchor(scores: jax.Array, positive: jax.Array, negative: jax.Array) -> jax.Array:
+        logits = scores * scale
         mean = masked_mean(logits, positive)
-        loss = masked_logsumexp(logits, where=positive | negative) - mean
-        return jnp.where(positive.any(), loss, 0)
+        return masked_logsumexp(logits, where=positive | negative) - mean
 
-    return _in_batch(anchor, embeddings, labels, temperature, where, axis_name, chunk_size)
+    return _in_batch(anchor, embeddings, labels, where, axis_name, chunk_size)
 
 
 def nt_xent_loss(
@@ -112,20 +119,217 @@ def nt_xent_loss(
       >>> [f"{x:.3f}" for x in nt_xent_loss(embeddings, jnp.array([0, 0, 1]), temperature=0.5)]
       ['0.263', '0.913', '0.000']
     """
+    scale = _inverse("temperature", temperature, embeddings)
 
-    def anchor(logits: jax.Array, positive: jax.Array, negative: jax.Array) -> jax.Array:
+    def anchor(scores: jax.Array, positive: jax.Array, negative: jax.Array) -> jax.Array:
+        logits = scores * scale
         negatives = masked_logsumexp(logits, where=negative)
         each = softplus(negatives - jnp.where(positive, logits, 0))
         return masked_mean(each, positive)
 
-    return _in_batch(anchor, embeddings, labels, temperature, where, axis_name, chunk_size)
+    return _in_batch(anchor, embeddings, labels, where, axis_name, chunk_size)
+
+
+def multi_similarity_loss(
+    embeddings: ArrayLike,
+    labels: ArrayLike,
+    *,
+    alpha: ArrayLike = 2.0,
+    beta: ArrayLike = 50.0,
+    base: ArrayLike = 0.5,
+    where: ArrayLike | None = None,
+    axis_name: str | None = None,
+    chunk_size: int | None = None,
+) -> jax.Array:
+    r"""Soft weights on positives less similar, and negatives more similar, than a base.
+
+    .. math::
+       L_i = \frac{1}{\alpha} \log \Big(1 + \sum_{p \in P(i)} e^{-\alpha (z_i \cdot z_p - b)}\Big)
+           + \frac{1}{\beta} \log \Big(1 + \sum_{n \in N(i)} e^{\beta (z_i \cdot z_n - b)}\Big)
+
+    Arguments and results are those of :func:`supervised_contrastive_loss`, with three scalars for
+    the temperature. Pairs are not mined.
+
+    References:
+      Wang et al., Multi-Similarity Loss with General Pair Weighting for Deep Metric Learning, 2019,
+      Eq. 17.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> z = jnp.array([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+      >>> loss = multi_similarity_loss(z, jnp.array([0, 0, 1]))
+      >>> pull = jnp.log(1 + jnp.exp(-2 * (0.6 - 0.5))) / 2
+      >>> push = jnp.log(1 + jnp.exp(50 * (0.0 - 0.5))) / 50
+      >>> print(f"{loss[0]:.3f}, plainly {pull + push:.3f}")
+      0.299, plainly 0.299
+    """
+    dtype = accumulator(jnp.asarray(embeddings))
+    a, b = positive_scalar("alpha", alpha, dtype), positive_scalar("beta", beta, dtype)
+    middle = scalar("base", base, dtype)
+
+    def anchor(scores: jax.Array, positive: jax.Array, negative: jax.Array) -> jax.Array:
+        pull = masked_logsumexp(-a * (scores - middle), where=positive)
+        push = masked_logsumexp(b * (scores - middle), where=negative)
+        return softplus(pull) / a + softplus(push) / b
+
+    return _in_batch(anchor, embeddings, labels, where, axis_name, chunk_size)
+
+
+def circle_loss(
+    embeddings: ArrayLike,
+    labels: ArrayLike,
+    *,
+    margin: ArrayLike = 0.4,
+    scale: ArrayLike = 80.0,
+    where: ArrayLike | None = None,
+    axis_name: str | None = None,
+    chunk_size: int | None = None,
+) -> jax.Array:
+    r"""Every pair weighed by its distance from its optimum (circle loss).
+
+    .. math::
+       L_i = \log \Big(1 + \sum_{n \in N(i)} e^{s a_n (c_n - m)}
+             \sum_{p \in P(i)} e^{-s a_p (c_p - 1 + m)}\Big), \quad
+       a_n = [c_n + m]_+, \quad a_p = [1 + m - c_p]_+, \quad c_j = z_i \cdot z_j
+
+    The weights a have no gradient. Arguments and results are those of
+    :func:`supervised_contrastive_loss`, with a margin of the cosine and a scale in the place of the
+    temperature.
+
+    References:
+      Sun et al., Circle Loss: A Unified Perspective of Pair Similarity Optimization, 2020, Eq. 6.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> z = jnp.array([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+      >>> loss = circle_loss(z, jnp.array([0, 0, 1]), margin=0.4, scale=4.0)
+      >>> pull, push = -4 * (1.4 - 0.6) * (0.6 - 0.6), 4 * (0.0 + 0.4) * (0.0 - 0.4)
+      >>> print(f"{loss[0]:.3f}, plainly {jnp.log(1 + jnp.exp(pull + push)):.3f}")
+      0.423, plainly 0.423
+    """
+    dtype = accumulator(jnp.asarray(embeddings))
+    m, s = scalar("margin", margin, dtype), positive_scalar("scale", scale, dtype)
+
+    def anchor(scores: jax.Array, positive: jax.Array, negative: jax.Array) -> jax.Array:
+        fixed = lax.stop_gradient(scores)
+        pull = -s * jnp.maximum(1 + m - fixed, 0) * (scores - (1 - m))
+        push = s * jnp.maximum(fixed + m, 0) * (scores - m)
+        return softplus(
+            masked_logsumexp(pull, where=positive) + masked_logsumexp(push, where=negative)
+        )
+
+    return _in_batch(anchor, embeddings, labels, where, axis_name, chunk_size)
+
+
+def triplet_loss(
+    embeddings: ArrayLike,
+    labels: ArrayLike,
+    *,
+    margin: ArrayLike = 0.2,
+    hard: bool = False,
+    where: ArrayLike | None = None,
+    axis_name: str | None = None,
+    chunk_size: int | None = None,
+) -> jax.Array:
+    r"""Positives nearer than negatives by a margin, of all triplets or the hardest (triplet loss).
+
+    .. math::
+       L_i = \frac{1}{|P(i)| |N(i)|} \sum_{p, n} [m + d_{ip} - d_{in}]_+ \quad \text{or} \quad
+       L_i = [m + \max_p d_{ip} - \min_n d_{in}]_+, \qquad d_{ij} = \lVert z_i - z_j \rVert
+
+    Arguments and results are those of :func:`supervised_contrastive_loss`, with a margin of the
+    distance in the place of the temperature. Over all triplets memory is ``[examples, examples,
+    examples]``: give ``chunk_size``, or take the hardest. An anchor without negatives gives 0.
+
+    Args:
+      embeddings: Floating, shape ``[examples, dim]``, unit length.
+      labels: Integer, shape ``[examples]``.
+      margin: Scalar.
+      hard: Whether only the farthest positive and the nearest negative count.
+      where: See :func:`supervised_contrastive_loss`; so for what follows.
+      axis_name: Mapped axis that examples are spread over.
+      chunk_size: Anchors at a time.
+
+    Returns:
+      Loss per anchor, shape ``[examples]``.
+
+    References:
+      Hermans et al., In Defense of the Triplet Loss for Person Re-Identification, 2017, Eq. 5, 6.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> z = jnp.array([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+      >>> loss = triplet_loss(z, jnp.array([0, 0, 1]), margin=1.0)
+      >>> far, near = jnp.linalg.norm(z[0] - z[1]), jnp.linalg.norm(z[0] - z[2])
+      >>> print(f"{loss[0]:.3f}, plainly {1 + far - near:.3f}")
+      0.480, plainly 0.480
+    """
+    m = scalar("margin", margin, accumulator(jnp.asarray(embeddings)))
+
+    def anchor(scores: jax.Array, positive: jax.Array, negative: jax.Array) -> jax.Array:
+        apart = 2 - 2 * scores  # of unit vectors
+        same = apart <= 0  # where the root has no gradient; and not "> 0": nan must stay nan
+        distance = jnp.where(same, 0, jnp.sqrt(jnp.where(same, 1, apart)))
+        if hard:
+            far = jnp.max(jnp.where(positive, distance, 0), initial=0)
+            near = jnp.min(jnp.where(negative, distance, 2), initial=2)
+            return jnp.where(negative.any(), jnp.maximum(m + far - near, 0), 0)
+        each = jnp.maximum(m + distance[:, None] - distance[None, :], 0)
+        return masked_mean(each, positive[:, None] & negative[None, :])
+
+    return _in_batch(anchor, embeddings, labels, where, axis_name, chunk_size)
+
+
+def n_pair_loss(
+    embeddings: ArrayLike, positives: ArrayLike, *, where: ArrayLike | None = None
+) -> jax.Array:
+    r"""One positive an example, and those of all others as negatives (multi-class N-pair loss).
+
+    .. math:: L_i = \log \Big(1 + \sum_{j \ne i} e^{z_i \cdot p_j - z_i \cdot p_i}\Big)
+
+    The prototypical loss with the positives as prototypes, a class each, at temperature 1. The
+    paper's further term, the mean squared length, is left to the caller.
+
+    Args:
+      embeddings: Floating, shape ``[examples, dim]``, any length.
+      positives: Floating, shape ``[examples, dim]``; another example of each class, no class twice.
+      where: Boolean, shape ``[examples]``; excluded pairs give 0 and are no negatives.
+
+    Returns:
+      Loss per example, shape ``[examples]``.
+
+    References:
+      Sohn, Improved Deep Metric Learning with Multi-class N-pair Loss Objective, 2016, Eq. 6.
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> z, p = jnp.array([[2.0, 0.0], [0.0, 1.0]]), jnp.array([[1.0, 0.0], [1.0, 1.0]])
+      >>> loss, plain = n_pair_loss(z, p), -jnp.diag(jax.nn.log_softmax(z @ p.T))
+      >>> print(loss, plain)
+      [0.693... 0.313...] [0.693... 0.313...]
+    """
+    embeddings, positives = as_float("embeddings", embeddings), as_float("positives", positives)
+    if embeddings.ndim != 2 or embeddings.shape != positives.shape:
+        raise ValueError(
+            "embeddings and positives must have the same shape [examples, dim]; found embeddings "
+            f"{embeddings.shape} and positives {positives.shape}"
+        )
+    labels = jnp.arange(embeddings.shape[0]) + jnp.zeros_like(embeddings[:, 0], int)
+    present = None if where is None else replicated(jnp.asarray(where))
+    return prototypical_loss(
+        embeddings, replicated(positives), labels, temperature=1.0, where=where, class_where=present
+    )
+
+
+def _inverse(name: str, value: ArrayLike, embeddings: ArrayLike) -> jax.Array:
+    return 1 / positive_scalar(name, value, accumulator(jnp.asarray(embeddings)))
 
 
 def _in_batch(
     anchor: Anchor,
     embeddings: ArrayLike,
     labels: ArrayLike,
-    temperature: ArrayLike,
     where: ArrayLike | None,
     axis_name: str | None,
     chunk_size: int | None,
@@ -145,7 +349,6 @@ def _in_batch(
         embeddings = keep(embeddings, counted)
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, found {chunk_size}")
-    scale = 1 / positive("temperature", temperature, accumulator(embeddings))
     # Beside zeros that are spread over devices as the labels are.
     place = jnp.arange(examples, dtype=jnp.int32) + jnp.zeros_like(labels, jnp.int32)
     if axis_name is not None:
@@ -159,8 +362,8 @@ def _in_batch(
         labels, all_counted, places = everyone
         pair = counted & all_counted & (place != places)
         same = (label == labels) & (label >= 0)
-        # An anchor without a class has no positives, and so, counted or not, gives 0.
-        return anchor(scores * scale, pair & same, pair & ~same)
+        # An anchor without a class, or not counted, has no positives either.
+        return jnp.where((pair & same).any(), anchor(scores, pair & same, pair & ~same), 0)
 
     if chunk_size is None or chunk_size >= examples:
         alone = contrasts is embeddings

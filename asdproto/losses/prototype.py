@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 
 from asdproto.losses.numerics import (
     LOG_ZERO,
+    accumulator,
     as_float,
     as_pairs,
     dots,
@@ -296,6 +297,47 @@ def multi_negative_prototype_loss(
         negative_prototype_logits, normalize_mixed=normalize_mixed, temperature=temperature
     )
     return nll(logits, embeddings, prototypes, labels, (mix,), ndim=3, **options)
+
+
+def angular_prototypical_loss(
+    embeddings: ArrayLike,
+    prototypes: ArrayLike,
+    labels: ArrayLike,
+    *,
+    scale: ArrayLike = 10.0,
+    own_prototypes: ArrayLike | None = None,
+    **options: Unpack[Options],
+) -> jax.Array:
+    r"""Softmax of scaled cosines to the classes' means (angular prototypical, GE2E).
+
+    .. math:: L = -\log \frac{\exp(w \cos(z, p_y))}{\sum_c \exp(w \cos(z, p_c))}
+
+    :func:`prototypical_loss` at temperature 1 / w; learn w by its logarithm. The papers' bias
+    cancels in the softmax. GE2E leaves each example out of its own mean (``own_prototypes``); the
+    angular prototypical loss takes means of other examples of the episode.
+
+    References:
+      Wan et al., Generalized End-to-End Loss for Speaker Verification, 2018, Eq. 5 and 6.
+      Chung et al., In Defence of Metric Learning for Speaker Recognition, 2020, Eq. 8.
+
+    Examples:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> z, label = jnp.array([0.8, 0.6]), 0
+      >>> loss = angular_prototypical_loss(z, jnp.eye(2), label)
+      >>> print(f"{loss:.3f}, plainly {-jax.nn.log_softmax(10 * z - 5)[label]:.3f}")
+      0.127, plainly 0.127
+    """
+    dtype = accumulator(jnp.asarray(embeddings), jnp.asarray(prototypes))
+    temperature = 1 / positive("scale", scale, dtype)
+    return prototypical_loss(
+        embeddings,
+        prototypes,
+        labels,
+        temperature=temperature,
+        own_prototypes=own_prototypes,
+        **options,
+    )
 
 
 def _check_own(own_prototypes: ArrayLike | None, embeddings: ArrayLike) -> jax.Array | None:

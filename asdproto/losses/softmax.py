@@ -27,6 +27,7 @@ from asdproto.losses.numerics import (
     as_mask,
     as_pairs,
     check_vectors,
+    expand,
     keep,
     masked_logsumexp,
     own_class,
@@ -120,24 +121,10 @@ def compare(
     embeddings, prototypes = jax.tree.leaves(examples)[0], jax.tree.leaves(classes)[0]
     check_vectors(embeddings, prototypes, (ndim,))
     batch, num_classes = embeddings.shape[:-1], prototypes.shape[0]
+    counted = counted_examples(embeddings, prototypes, labels, where, class_where)
     labels = as_labels(labels, embeddings, num_classes)
     pairs = jax.tree.map(lambda x: as_pairs(x, (*batch, *prototypes.shape[:-1])), pairs)
-    counted = (labels >= 0) & (labels < num_classes)
-    present = None
-    if class_where is not None:
-        present = as_mask("class_where", class_where, prototypes.shape[: jnp.ndim(class_where)])
-        if present.ndim not in (1, prototypes.ndim - 1):
-            raise ValueError(
-                "class_where must have shape [classes], or [classes, per_class] for several "
-                f"prototypes a class; found {present.shape} for prototypes {prototypes.shape}"
-            )
-        any_present = present.reshape(num_classes, -1).any(axis=1)
-        own_present = own_class(labels, num_classes) & jnp.expand_dims(
-            any_present, range(len(batch))
-        )
-        counted = own_present.any(axis=-1)
-    if where is not None:
-        counted &= as_mask("where", where, batch)
+    present = None if class_where is None else jnp.asarray(class_where).astype(bool)
     # What does not count may hold anything, even nan, of which a product with 0 makes nan.
     examples = jax.tree.map(lambda x: keep(x, counted), examples)
     if present is not None:
@@ -158,6 +145,33 @@ def compare(
         )
     own_counted &= counted[..., None]
     return Compared(jnp.where(own_counted, own, 0), own_counted, others)
+
+
+def counted_examples(
+    embeddings: ArrayLike,
+    prototypes: ArrayLike,
+    labels: ArrayLike,
+    where: ArrayLike | None = None,
+    class_where: ArrayLike | None = None,
+    chunk_size: int | None = None,
+) -> jax.Array:
+    """Which examples count, boolean ``[...]``: with a class that does, and not excluded."""
+    del chunk_size
+    shape = jnp.shape(prototypes)[:-1]
+    labels = as_labels(labels, jnp.asarray(embeddings), shape[0])
+    counted = (labels >= 0) & (labels < shape[0])
+    if class_where is not None:
+        present = jnp.asarray(class_where).astype(bool)
+        if present.shape not in (shape[:1], shape):
+            raise ValueError(
+                "class_where must have shape [classes], or [classes, per_class] for several "
+                f"prototypes a class; found {present.shape} for prototypes {jnp.shape(prototypes)}"
+            )
+        own = own_class(labels, shape[0])
+        counted = (own & expand(present.reshape(shape[0], -1).any(axis=1), own.ndim)).any(axis=-1)
+    if where is not None:
+        counted &= as_mask("where", where, counted.shape)
+    return counted
 
 
 def _compare_all(

@@ -1,4 +1,4 @@
-"""VICReg: invariance, variance and covariance of two views, each usable by itself."""
+"""Two views of a batch: VICReg, its terms by themselves, and Barlow Twins."""
 
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ from asdproto.losses.numerics import (
     accumulator,
     as_float,
     as_mask,
+    dots,
     gram,
     keep,
     positive,
@@ -82,12 +83,7 @@ def vicreg_loss(
       >>> print(vicreg_loss(first, first + 1.0))
       VICRegTerms(invariance=Array([25., 25., 25., 25.], dtype=float32), ...)
     """
-    first, second = as_float("first", first), as_float("second", second)
-    if first.ndim != 2 or first.shape != second.shape:
-        raise ValueError(
-            "first and second must have the same shape [examples, dim]; found first "
-            f"{first.shape} and second {second.shape}"
-        )
+    first, second = _check_views(first, second)
     if where is not None:
         where = as_mask("where", where, first.shape[:1])
         first, second = keep(first, where), keep(second, where)
@@ -190,6 +186,71 @@ def covariance_loss(
         apart = ~jnp.eye(dim, dtype=bool)
         squares = jnp.sum(jnp.square(jnp.where(apart, products, 0)))
     return squares / jnp.square(jnp.maximum(count - 1, 1)) / dim
+
+
+def barlow_twins_loss(
+    first: ArrayLike,
+    second: ArrayLike,
+    *,
+    off_diagonal: ArrayLike = 5e-3,
+    eps: ArrayLike = 1e-5,
+    where: ArrayLike | None = None,
+    axis_name: str | None = None,
+) -> jax.Array:
+    r"""Two views' dimensions correlate with themselves, and not with others (Barlow Twins).
+
+    .. math:: L = \sum_d (1 - c_{dd})^2 + \lambda \sum_{d \ne e} c_{de}^2
+
+    with the correlations c of the views' dimensions over the batch. A statistic of the batch, so
+    there is one number, and none per example.
+
+    Args:
+      first: Floating, shape ``[examples, dim]``, any length.
+      second: Floating, same shape; row i is another view of row i of ``first``.
+      off_diagonal: Scalar, weight of the second sum.
+      eps: Positive scalar, added to variances before the root.
+      where: Boolean, shape ``[examples]``; excluded pairs count nowhere.
+      axis_name: Mapped axis that examples are spread over; correlations are those of all.
+
+    Returns:
+      Scalar, 0 without examples.
+
+    References:
+      Zbontar et al., Barlow Twins: Self-Supervised Learning via Redundancy Reduction, 2021, Eq. 1.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> x = jnp.array([[1.0, 1.0], [-1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])
+      >>> print(f"{barlow_twins_loss(x, -x):.2f}, plainly {2 * (1 + 1)**2:.2f}")
+      8.00, plainly 8.00
+    """
+    first, second = _check_views(first, second)
+    eps = positive("eps", eps, accumulator(first, second))
+    views = []
+    for x in (first, second):
+        centered, count = _center(x, where, axis_name)
+        squares = jnp.sum(jnp.square(centered), axis=0)
+        if axis_name is not None:
+            squares = lax.psum(squares, axis_name)
+        count = jnp.maximum(count, 1)
+        views.append((centered * lax.rsqrt(squares / count + eps)[None]).astype(eps.dtype))
+    correlation = dots(views[0].T, views[1].T) / count.astype(eps.dtype)
+    if axis_name is not None:
+        correlation = lax.psum(correlation, axis_name)
+    same = jnp.eye(len(correlation), dtype=bool)
+    weight = scalar("off_diagonal", off_diagonal, eps.dtype)
+    terms = jnp.where(same, jnp.square(1 - correlation), weight * jnp.square(correlation))
+    return jnp.where(squares.any() | jnp.isnan(squares).any(), jnp.sum(terms), 0)
+
+
+def _check_views(first: ArrayLike, second: ArrayLike) -> tuple[jax.Array, jax.Array]:
+    first, second = as_float("first", first), as_float("second", second)
+    if first.ndim != 2 or first.shape != second.shape:
+        raise ValueError(
+            "first and second must have the same shape [examples, dim]; found first "
+            f"{first.shape} and second {second.shape}"
+        )
+    return first, second
 
 
 def _center(

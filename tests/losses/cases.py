@@ -1,6 +1,7 @@
 """One entry per loss: how to call it, how to call its oracle, and what it supports."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -23,10 +24,12 @@ class Case:
       loss: From floating arguments, labels and keywords to losses per example.
       oracle: From float64 arguments, labels, classes present and hyper-parameters to the same.
       hyper: Hyper-parameters, all of which may be traced.
-      raw: Whether vectors have any length.
+      raw: Whether vectors have any length; a name, if only those of one argument.
       in_batch: Whether examples are compared with each other instead of with prototypes.
       pieces: Whether it takes chunk_size.
       fixed: Keywords under which the value is differentiable in every respect.
+      detached: Whether the gradient is by design not that of the value.
+      whole: Whether it is one number a batch, which each example that counts stands for here.
     """
 
     name: str
@@ -34,10 +37,12 @@ class Case:
     loss: Callable
     oracle: Callable
     hyper: dict[str, float]
-    raw: bool = False
+    raw: bool | str = False
     in_batch: bool = False
     pieces: bool = True
     fixed: dict = dataclasses.field(default_factory=dict)
+    detached: bool = False
+    whole: bool = False
 
     def make(self, seed=0, batch=BATCH, classes=CLASSES):
         """Asymmetric inputs: floating arguments in float64, and labels."""
@@ -50,7 +55,11 @@ class Case:
                 arrays[name] = rng.uniform(0.1, 0.7, shape)
             elif letters.endswith("D"):
                 x = rng.normal(size=shape) + 0.1
-                arrays[name] = x if self.raw else x / np.linalg.norm(x, axis=-1, keepdims=True)
+                arrays[name] = (
+                    x if self.raw in (True, name) else x / np.linalg.norm(x, axis=-1, keepdims=True)
+                )
+            elif name == "counts":
+                arrays[name] = rng.uniform(2, 20, shape)
             else:
                 arrays[name] = rng.normal(size=shape)
         labels = rng.integers(0, 3 if self.in_batch else classes, batch)
@@ -103,16 +112,33 @@ def _adaptive(loss, oracle, *, arrays, **extra):
     )
 
 
-def _vicreg(arrays, labels, *, where=None, **keywords):
+def _whole(loss, oracle, *, arrays, **extra):
+    """For losses that are one number a batch: each example that counts stands for it."""
+
+    def call(values, labels, *, where=None, **keywords):
+        total = loss(values, labels, where=where, **keywords)
+        total = jnp.broadcast_to(total, labels.shape)
+        return total if where is None else jnp.where(where, total, 0)
+
+    def call_oracle(values, labels, present, **hyper):
+        del present
+        return np.broadcast_to(oracle(values, labels, **hyper), labels.shape)
+
+    return Case(
+        arrays=arrays,
+        loss=call,
+        oracle=call_oracle,
+        in_batch=True,
+        pieces=False,
+        whole=True,
+        **extra,
+    )
+
+
+def _vicreg(arrays, labels, **keywords):
     del labels
-    terms = losses.vicreg_loss(arrays["first"], arrays["second"], where=where, **keywords)
-    total = terms.invariance + terms.variance + terms.covariance
-    return total if where is None else jnp.where(where, total, 0)
-
-
-def _vicreg_oracle(arrays, labels, present, **hyper):
-    del labels, present
-    return sum(oracles.vicreg(arrays["first"], arrays["second"], **hyper))
+    terms = losses.vicreg_loss(arrays["first"], arrays["second"], **keywords)
+    return terms.invariance + terms.variance + terms.covariance
 
 
 def _contrastive(loss):
@@ -217,31 +243,132 @@ CASES = [
         raw=True,
         pieces=False,
     ),
-    Case(
-        name="supervised_contrastive",
-        arrays={"embeddings": "BD"},
-        loss=_contrastive(losses.supervised_contrastive_loss),
-        oracle=_contrastive_oracle(oracles.supervised_contrastive),
-        hyper={"temperature": 0.3},
-        in_batch=True,
+    _prototypes(
+        losses.angular_prototypical_loss,
+        oracles.angular_prototypical,
+        name="angular_prototypical",
+        hyper={"scale": 4.0},
+    ),
+    _prototypes(
+        losses.sub_center_arcface_loss,
+        oracles.sub_center_arcface,
+        name="sub_center_arcface",
+        arrays={"prototypes": "CMD"},
+        hyper={"margin": 0.4, "scale": 5.0},
+    ),
+    _prototypes(
+        losses.sphereface_loss,
+        oracles.sphereface,
+        name="sphereface",
+        hyper={"margin": 2.5, "scale": 2.0},
+        raw="embeddings",
+    ),
+    _prototypes(
+        functools.partial(losses.magface_loss, margins=(0.2, 0.6), lengths=(1.0, 4.0)),
+        oracles.magface,
+        name="magface",
+        hyper={"scale": 5.0, "length_weight": 0.7},
+        raw="embeddings",
+    ),
+    _prototypes(
+        losses.logit_adjusted_loss,
+        oracles.logit_adjusted,
+        name="logit_adjusted",
+        arrays={"counts": "C"},
+        hyper={"temperature": 0.3, "adjustment": 0.8},
+    ),
+    _prototypes(
+        losses.focal_loss,
+        oracles.focal,
+        name="focal",
+        arrays={"bias": "C"},
+        hyper={"temperature": 0.3, "focus": 1.5},
+    ),
+    _prototypes(
+        losses.proxy_nca_loss,
+        oracles.prototypical_network,
+        name="proxy_nca",
+        hyper={"temperature": 0.4},
+    ),
+    _prototypes(
+        losses.soft_triple_loss,
+        oracles.soft_triple,
+        name="soft_triple",
+        arrays={"prototypes": "CMD"},
+        hyper={"temperature": 0.3, "margin": 0.1, "scale": 5.0},
+    ),
+    *(
+        Case(
+            name=name,
+            arrays={"embeddings": "BD"},
+            loss=_contrastive(loss),
+            oracle=_contrastive_oracle(oracle),
+            hyper=hyper,
+            in_batch=True,
+            detached=name == "circle",
+        )
+        for name, loss, oracle, hyper in (
+            (
+                "supervised_contrastive",
+                losses.supervised_contrastive_loss,
+                oracles.supervised_contrastive,
+                {"temperature": 0.3},
+            ),
+            ("nt_xent", losses.nt_xent_loss, oracles.nt_xent, {"temperature": 0.3}),
+            (
+                "multi_similarity",
+                losses.multi_similarity_loss,
+                oracles.multi_similarity,
+                {"alpha": 2.0, "beta": 5.0, "base": 0.4},
+            ),
+            ("circle", losses.circle_loss, oracles.circle, {"margin": 0.3, "scale": 3.0}),
+            ("triplet", losses.triplet_loss, oracles.triplet, {"margin": 0.5}),
+            (
+                "triplet_hard",
+                functools.partial(losses.triplet_loss, hard=True),
+                oracles.triplet_hard,
+                {"margin": 0.5},
+            ),
+        )
     ),
     Case(
-        name="nt_xent",
-        arrays={"embeddings": "BD"},
-        loss=_contrastive(losses.nt_xent_loss),
-        oracle=_contrastive_oracle(oracles.nt_xent),
-        hyper={"temperature": 0.3},
-        in_batch=True,
-    ),
-    Case(
-        name="vicreg",
-        arrays={"first": "BD", "second": "BD"},
-        loss=_vicreg,
-        oracle=_vicreg_oracle,
-        hyper={"eps": 1e-4},
+        name="n_pair",
+        arrays={"embeddings": "BD", "positives": "BD"},
+        loss=lambda arrays, labels, **more: losses.n_pair_loss(
+            arrays["embeddings"], arrays["positives"], **more
+        ),
+        oracle=lambda arrays, labels, present: oracles.n_pair(*arrays.values()),
+        hyper={},
         raw=True,
         in_batch=True,
         pieces=False,
+    ),
+    _whole(
+        lambda arrays, labels, **more: losses.proxy_anchor_loss(
+            arrays["embeddings"], arrays["prototypes"], labels, **more
+        ).mean(),
+        lambda arrays, labels, **hyper: oracles.proxy_anchor(*arrays.values(), labels, **hyper),
+        name="proxy_anchor",
+        arrays={"embeddings": "BD", "prototypes": "CD"},
+        hyper={"margin": 0.2, "scale": 3.0},
+    ),
+    _whole(
+        _vicreg,
+        lambda arrays, labels, **hyper: sum(oracles.vicreg(*arrays.values(), **hyper)),
+        name="vicreg",
+        arrays={"first": "BD", "second": "BD"},
+        hyper={"eps": 1e-4},
+        raw=True,
+    ),
+    _whole(
+        lambda arrays, labels, **more: losses.barlow_twins_loss(
+            arrays["first"], arrays["second"], **more
+        ),
+        lambda arrays, labels, **hyper: oracles.barlow_twins(*arrays.values(), **hyper),
+        name="barlow_twins",
+        arrays={"first": "BD", "second": "BD"},
+        hyper={"off_diagonal": 0.05},
+        raw=True,
     ),
 ]
 PROTOTYPE_CASES = [case for case in CASES if not case.in_batch]

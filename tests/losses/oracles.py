@@ -211,6 +211,146 @@ def vicreg(first, second, *, eps, weights=(25.0, 25.0, 1.0)):
     return weights[0] * np.array(invariance), weights[1] * variance, weights[2] * covariance
 
 
+def cross_entropy(logits, label):
+    """Of one example; ``logits`` by class."""
+    return log_sum_exp(list(logits.values())) - logits[label]
+
+
+def sub_center_arcface(z, prototypes, labels, present, *, margin, scale):
+    losses = []
+    for anchor, label in zip(z, labels, strict=True):
+        nearest = {c: max(prototypes[c], key=lambda w, a=anchor: float(a @ w)) for c in present}
+        losses += list(arcface([anchor], nearest, [label], present, margin=margin, scale=scale))
+    return np.array(losses)
+
+
+def sphereface(z, prototypes, labels, present, *, margin, scale):
+    losses = []
+    for anchor, label in zip(z, labels, strict=True):
+        length = math.sqrt(float(anchor @ anchor))
+        logits = {c: scale * float(anchor @ prototypes[c]) for c in present}
+        angle = margin * math.acos(logits[label] / scale / length)
+        turns = math.floor(angle / math.pi)
+        logits[label] = scale * length * ((-1) ** turns * math.cos(angle) - 2 * turns)
+        losses.append(cross_entropy(logits, label))
+    return np.array(losses)
+
+
+def magface(z, prototypes, labels, present, *, scale, length_weight):
+    """With lengths from 1 to 4 and margins from 0.2 to 0.6."""
+    losses = []
+    for anchor, label in zip(z, labels, strict=True):
+        length = min(max(math.sqrt(float(anchor @ anchor)), 1.0), 4.0)
+        margin = 0.2 + (length - 1) / 3 * 0.4
+        loss = arcface([unit(anchor)], prototypes, [label], present, margin=margin, scale=scale)
+        losses.append(loss[0] + length_weight * (length / 16 + 1 / length))
+    return np.array(losses)
+
+
+def logit_adjusted(z, prototypes, labels, present, counts, *, temperature, adjustment):
+    prior = np.maximum(counts, 1) / sum(np.maximum(counts, 1))
+    bias = adjustment * np.log(prior)
+    return softmax(z, prototypes, labels, present, bias, temperature=temperature)
+
+
+def focal(z, prototypes, labels, present, bias, *, temperature, focus):
+    losses = softmax(z, prototypes, labels, present, bias, temperature=temperature)
+    return np.array([(1 - math.exp(-loss)) ** focus * loss for loss in losses])
+
+
+def soft_triple(z, prototypes, labels, present, *, temperature, margin, scale):
+    losses = []
+    for anchor, label in zip(z, labels, strict=True):
+        logits = {}
+        for c in present:
+            scores = [float(anchor @ w) for w in prototypes[c]]
+            weights = [math.exp(x / temperature) for x in scores]
+            similar = sum(w * x for w, x in zip(weights, scores, strict=True)) / sum(weights)
+            logits[c] = scale * (similar - (margin if c == label else 0))
+        losses.append(cross_entropy(logits, label))
+    return np.array(losses)
+
+
+def angular_prototypical(z, prototypes, labels, present, *, scale):
+    return prototypical(z, prototypes, labels, present, temperature=1 / scale)
+
+
+def proxy_anchor(z, prototypes, labels, *, margin, scale):
+    """The paper's loss of the batch."""
+    pulled, pushed, anchored = 0.0, 0.0, 0
+    for c, w in enumerate(prototypes):
+        cosines = z @ w
+        own = [math.exp(-scale * (x - margin)) for x in cosines[labels == c]]
+        others = [math.exp(scale * (x + margin)) for x in cosines[labels != c]]
+        anchored += bool(own)
+        pulled += math.log(1 + sum(own))
+        pushed += math.log(1 + sum(others))
+    return pulled / anchored + pushed / len(prototypes)
+
+
+def by_anchor(equation):
+    """A loss of pairs from one anchor's products with its positives and with its negatives."""
+
+    def loss(z, labels, **hyper):
+        losses = []
+        for i, anchor in enumerate(z):
+            positive, negative = [], []
+            for j, other in enumerate(z):
+                if j != i:
+                    same = labels[i] == labels[j] >= 0
+                    (positive if same else negative).append(float(anchor @ other))
+            losses.append(equation(positive, negative, **hyper) if positive else 0.0)
+        return np.array(losses)
+
+    return loss
+
+
+@by_anchor
+def multi_similarity(positive, negative, *, alpha, beta, base):
+    pull = math.log(1 + sum(math.exp(-alpha * (x - base)) for x in positive)) / alpha
+    return pull + math.log(1 + sum(math.exp(beta * (x - base)) for x in negative)) / beta
+
+
+@by_anchor
+def circle(positive, negative, *, margin, scale):
+    pull = sum(math.exp(scale * max(1 + margin - x, 0) * (1 - margin - x)) for x in positive)
+    push = sum(math.exp(scale * max(x + margin, 0) * (x - margin)) for x in negative)
+    return math.log(1 + pull * push)
+
+
+@by_anchor
+def triplet(positive, negative, *, margin):
+    each = [
+        max(0.0, margin + math.sqrt(2 - 2 * p) - math.sqrt(2 - 2 * n))
+        for p in positive
+        for n in negative
+    ]
+    return sum(each) / max(len(each), 1)
+
+
+@by_anchor
+def triplet_hard(positive, negative, *, margin):
+    if not negative:
+        return 0.0
+    return max(0.0, margin + math.sqrt(2 - 2 * min(positive)) - math.sqrt(2 - 2 * max(negative)))
+
+
+def n_pair(z, positives):
+    scores = z @ np.asarray(positives).T
+    return np.array([log_sum_exp(list(row)) - row[i] for i, row in enumerate(scores)])
+
+
+def barlow_twins(first, second, *, off_diagonal):
+    total = 0.0
+    for d in range(first.shape[1]):
+        for e in range(first.shape[1]):
+            a, b = first[:, d] - first[:, d].mean(), second[:, e] - second[:, e].mean()
+            spread = math.sqrt((a @ a / len(a) + 1e-5) * (b @ b / len(b) + 1e-5))
+            c = float(a @ b) / len(a) / spread
+            total += (1 - c) ** 2 if d == e else off_diagonal * c**2
+    return total
+
+
 def negative_prototype_by_definition(
     embeddings,
     prototypes,

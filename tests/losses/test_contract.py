@@ -71,6 +71,8 @@ def test_equals_the_oracle(case):
 
 @every_loss
 def test_gradients_equal_finite_differences(case):
+    if case.detached:
+        pytest.skip("see test_degenerate.py")
     arrays, labels = case.make(seed=1)
     rng = np.random.default_rng(2)
     with jax.enable_x64(True):
@@ -175,8 +177,8 @@ def test_nothing_counted_gives_zero_and_zero_gradients(case):
 
 @every_loss
 def test_no_class_gives_zero_and_zero_gradients(case):
-    if "labels" not in case.loss.__code__.co_varnames or case.name == "vicreg":
-        pytest.skip("has no labels")
+    if case.whole or case.name == "n_pair":
+        pytest.skip("has no labels, or is of the whole batch")
     arrays, labels = case.make(seed=9)
     labels[[2, 5]] = -1  # two examples without a class are no class of their own
     loss, gradients = evaluate(case, arrays, labels)
@@ -224,8 +226,8 @@ def test_a_single_class_is_certain(case):
     arrays, labels = case.make(seed=11, classes=1)
     run = jax.jit(lambda arrays: case.loss(arrays, jnp.asarray(labels), **case.hyper))
     loss = run(to(arrays, jnp.float32))
-    if "multi" in case.name:
-        # Several own prototypes compete with each other, as Eq. 3 says.
+    if "multi" in case.name or case.name == "magface":
+        # Several own prototypes compete with each other, as Eq. 3 says; MagFace adds a term.
         expected = case.oracle(arrays, labels, range(1), **case.hyper)
         np.testing.assert_allclose(loss, expected, **FLOAT32)
     else:
@@ -338,11 +340,11 @@ def test_an_empty_batch_has_no_losses(case):
 
 
 def assert_same(found, expected):
-    """To 2e-6 of the largest entry: the same float32 sums, taken in another order."""
+    """To 4e-6 of the largest entry: the same float32 sums, taken in another order."""
 
     def same(a, b):
         scale = max(1.0, float(jnp.abs(b).max()))
-        np.testing.assert_allclose(a, b, rtol=0, atol=2e-6 * scale)
+        np.testing.assert_allclose(a, b, rtol=0, atol=4e-6 * scale)
 
     jax.tree.map(same, found, expected)
 
@@ -416,6 +418,6 @@ def test_errors_of_in_batch_losses_name_both_shapes():
 
 
 def test_every_public_loss_is_in_the_suite():
-    covered = {case.name.removesuffix("_normalized") for case in CASES}
+    covered = {case.name for case in CASES}
     public = {name.removesuffix("_loss") for name in losses.__all__ if name.endswith("_loss")}
     assert public - covered == {"variance", "covariance"}  # the terms of vicreg

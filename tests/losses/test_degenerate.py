@@ -453,3 +453,33 @@ def test_a_loss_near_zero_keeps_its_digits():
     z, y = jnp.array([[1.0, 0.0]]), jnp.array([0])
     loss = jitted.prototypical_loss(z, jnp.eye(2), y, temperature=1 / 18)
     np.testing.assert_allclose(loss, np.log1p(np.exp(-18.0)), rtol=1e-5)
+
+
+def test_circle_loss_holds_its_weights(batch):
+    """The gradient of the paper's formula with the weights as constants."""
+    z, _, _ = batch
+    y = jnp.arange(9) % 3
+    same = (y[:, None] == y) & ~jnp.eye(9, dtype=bool)
+    pull, push = (jnp.maximum(sign * (z @ z.T) + add, 0) for sign, add in ((-1, 1.4), (1, 0.4)))
+
+    def plain(z):
+        c = z @ z.T
+        positive = jnp.where(same, jnp.exp(-4 * pull * (c - 0.6)), 0).sum(axis=1)
+        negative = jnp.where(y[:, None] != y, jnp.exp(4 * push * (c - 0.4)), 0).sum(axis=1)
+        return jnp.log1p(positive * negative).sum()
+
+    found = jax.grad(lambda z: losses.circle_loss(z, y, scale=4.0).sum())(z)
+    np.testing.assert_allclose(found, jax.grad(plain)(z), rtol=1e-4, atol=1e-5)
+
+
+def test_mixed_up_examples_weigh_two_losses(batch):
+    """Cross entropy of soft labels, for logits that know no label; two calls for all others."""
+    z, p, y = batch
+    other, weight = (y + 1) % 5, jnp.linspace(0.1, 0.9, 9)
+    soft = weight[:, None] * jax.nn.one_hot(y, 5) + (1 - weight)[:, None] * jax.nn.one_hot(other, 5)
+    for name in ("prototypical", "proxy_softmax", "prototypical_network"):
+        loss, logits = getattr(losses, f"{name}_loss"), getattr(losses, f"{name}_logits")
+        mixed = weight * loss(z, p, y) + (1 - weight) * loss(z, p, other)
+        np.testing.assert_allclose(
+            mixed, optax.softmax_cross_entropy(logits(z, p), soft), rtol=1e-5
+        )
