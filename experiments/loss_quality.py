@@ -100,10 +100,10 @@ def train(
     fields = {**vars(system), "stages": ("pretrain",), "make_objective": make_objective}
     one = OneStage(**fields)
     if together:
-        finals = prototype.train_together(one, data, options, seeds)
+        finals = prototype.train(one, data, options, seeds)
     else:
         finals = [
-            prototype.train(one, data, options, seed=seed, label=f"-{seed}") for seed in seeds
+            prototype.train(one, data, options, [seed], label=f"-{seed}")[0] for seed in seeds
         ]
     return [final["pretrain"] for final in finals]
 

@@ -21,7 +21,7 @@ from asdproto.systems.members import open_checkpoints
 from asdproto.systems.prototype import PrototypeSystem
 from asdproto.training.devices import Devices, use_devices
 from asdproto.training.epoch import Loop, default_loop
-from asdproto.training.loop import StageRun, train_stage, train_sweep
+from asdproto.training.loop import StageRun, train
 from asdproto.training.stage import Finetuning, Pretraining
 from asdproto.training.state import TrainState
 from asdproto.training.task import Task
@@ -143,41 +143,33 @@ class Trainer:
         """Trains all; those that others go on from come first."""
         if not self.together:
             for job in jobs:
-                self._alone(job)
+                self._train(job.label, [job])
             return
         groups: dict[Any, list[Job]] = {}
         for job in jobs:
             groups.setdefault((job.stage, job.program), []).append(job)
         for group in groups.values():
-            self._side_by_side(group)
+            labels = ",".join(job.label for job in group)
+            self._train(f"{group[0].stage}-{zlib.crc32(labels.encode()):08x}", group)
 
     @contextlib.contextmanager
-    def _run(self, name: str, jobs: Sequence[Job]) -> Iterator[StageRun]:
+    def _run(self, name: str) -> Iterator[StageRun]:
         with open_checkpoints(self.workdir, name) as checkpoints:
             yield StageRun(
                 name=name,
                 checkpoints=checkpoints,
-                metadata={"runs": [job.label for job in jobs]},
                 metrics=self.workdir / "metrics.jsonl",
                 console=self.console,
                 loop=self.loop,
             )
 
-    def _alone(self, job: Job) -> None:
-        task = self.task(job)
-        state, key = self.start(job, task)
-        with self._run(job.label, [job]) as run:
-            self.final[job.identity] = train_stage(task, self.data, self.devices, state, key, run)
-
-    def _side_by_side(self, jobs: Sequence[Job]) -> None:
+    def _train(self, name: str, jobs: Sequence[Job]) -> None:
+        """Trains jobs of one program side by side."""
         tasks = [self.task(job) for job in jobs]
         states, keys = zip(*map(self.start, jobs, tasks), strict=True)
         hypers = [task.stage.hyper() for task in tasks]
-        labels = ",".join(job.label for job in jobs)
-        with self._run(f"{jobs[0].stage}-{zlib.crc32(labels.encode()):08x}", jobs) as run:
-            trained = train_sweep(
-                tasks[0], self.data, self.devices, list(states), list(keys), hypers, run
-            )
+        with self._run(name) as run:
+            trained = train(tasks[0], self.data, self.devices, states, keys, hypers, run)
         self.final |= {job.identity: state for job, state in zip(jobs, trained, strict=True)}
 
     def measure(self, variants: Sequence[Variant], seeds: Sequence[int]) -> None:

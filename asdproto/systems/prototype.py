@@ -47,9 +47,10 @@ from asdproto.systems.members import (
     Section,
     open_checkpoints,
 )
+from asdproto.training import loop as training
 from asdproto.training.devices import AXIS, Devices, use_devices
 from asdproto.training.epoch import Loop, default_loop
-from asdproto.training.loop import StageRun, train_stage, train_sweep
+from asdproto.training.loop import StageRun
 from asdproto.training.objectives import Objective, mpe_objective, npe_objective
 from asdproto.training.stage import Episodes, Finetuning, Pretraining
 from asdproto.training.state import TrainState
@@ -277,13 +278,10 @@ class PrototypeSystem:
             and jax.process_count() == 1
             and options.devices.local[0].platform != "cpu"
         )
-        if together:
-            states = train_together(self, data, options, seeds)
+        if together or len(seeds) == 1:
+            states = train(self, data, options, seeds)
         else:
-            states = [
-                train(self, data, options, seed=seed, label=f"-{seed}" if len(seeds) > 1 else "")
-                for seed in seeds
-            ]
+            states = [train(self, data, options, [seed], label=f"-{seed}")[0] for seed in seeds]
         if not options.devices.is_main:
             return {}
         return {
@@ -367,58 +365,43 @@ def make_task(
 
 
 def train(
-    system: PrototypeSystem, data: Dataset, options: RunOptions, *, seed: int, label: str = ""
-) -> dict[str, TrainState]:
+    system: PrototypeSystem,
+    data: Dataset,
+    options: RunOptions,
+    seeds: Sequence[int],
+    *,
+    label: str = "",
+) -> list[dict[str, TrainState]]:
     """Trains the stages in order, each from its latest checkpoint where there is one.
 
     Args:
       system: The system.
       data: The data set.
       options: How the run goes.
-      seed: Of everything random; the same seed gives the same result on the same machine.
+      seeds: Of everything random; the same seed gives the same result on the same machine. Several
+        are trained side by side as one program, each on one device.
       label: Follows the stage's name in checkpoints and logs.
 
     Returns:
-      Final state of each stage, as NumPy arrays.
+      Final state of each stage, as NumPy arrays, for each seed.
     """
-    key = jax.random.key(seed)
-    loop = options.loop or default_loop(options.devices.local[0].platform)
-    final: dict[str, TrainState] = {}
-    for stage in system.stages:
-        task = make_task(system, stage, data, options.devices, loop)
-        state = start(task, key, data, final.get("pretrain"))
-        with stage_run(stage + label, options, seed=seed) as run:
-            final[stage] = train_stage(
-                task, data, options.devices, state, stage_key(key, stage), run
-            )
-    return final
-
-
-def train_together(
-    system: PrototypeSystem, data: Dataset, options: RunOptions, seeds: Sequence[int]
-) -> list[dict[str, TrainState]]:
-    """As :func:`train` for each seed, all of them side by side as one program."""
-    one = use_devices(1)
+    several = len(seeds) > 1
+    devices = use_devices(1) if several else options.devices
+    loop = options.loop or default_loop(devices.local[0].platform)
     keys = [jax.random.key(seed) for seed in seeds]
     final: list[dict[str, TrainState]] = [{} for _ in seeds]
     for stage in system.stages:
-        task = make_task(system, stage, data, one, "scan")
+        task = make_task(system, stage, data, devices, "scan" if several else loop)
         states = [
             start(task, key, data, before.get("pretrain"))
             for key, before in zip(keys, final, strict=True)
         ]
-        with stage_run(stage, options, seeds=list(seeds)) as run:
-            found = train_sweep(
-                task,
-                data,
-                options.devices,
-                states,
-                [stage_key(key, stage) for key in keys],
-                [task.stage.hyper()] * len(keys),
-                run,
-            )
-        for trained, state in zip(final, found, strict=True):
-            trained[stage] = state
+        stage_keys = [stage_key(key, stage) for key in keys]
+        hypers = [task.stage.hyper() for _ in keys]
+        with stage_run(stage + label, options) as run:
+            trained = training.train(task, data, options.devices, states, stage_keys, hypers, run)
+        for stages, state in zip(final, trained, strict=True):
+            stages[stage] = state
     return final
 
 
@@ -435,13 +418,12 @@ def stage_key(key: jax.Array, stage: str) -> jax.Array:
 
 
 @contextlib.contextmanager
-def stage_run(name: str, options: RunOptions, **metadata: Any) -> Iterator[StageRun]:
+def stage_run(name: str, options: RunOptions) -> Iterator[StageRun]:
     """How a stage of a run goes; its checkpoints are open until the block ends."""
     with open_checkpoints(options.workdir, name) as checkpoints:
         yield StageRun(
             name=name,
             checkpoints=checkpoints,
-            metadata={**metadata, "devices": options.devices.count},
             metrics=None if options.workdir is None else options.workdir / "metrics.jsonl",
             save_seconds=options.save_seconds,
             console=options.console,

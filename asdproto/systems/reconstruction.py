@@ -382,9 +382,8 @@ def _fit_group(
                 stop = asked()
                 if checkpoints is not None and (last or due or stop):
                     on_host = jax.tree.map(np.asarray, state)
-                    about = {"stage": "autoencoder", "step": epoch + 1, "seed": seed}
                     # The saving goes on in the background, and the arrays are written into.
-                    checkpoints.save(epoch + 1, (on_host, losses.copy(), held_out.copy()), about)
+                    checkpoints.save(epoch + 1, (on_host, losses.copy(), held_out.copy()))
                     saved = time.monotonic()
                 if stop:
                     checkpoints.wait()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import jax
+import numpy as np
 from jax import lax
 
 from asdproto.training.devices import Devices
@@ -104,11 +105,17 @@ def scan_steps(
 
 
 class Programs:
-    """A stage's compiled programs for given devices.
+    """A task's compiled programs, for one run or for several side by side.
+
+    One run shares its batches among all devices. Several runs have an axis on every leaf of their
+    state and are dealt out to the devices, equal shares to each, the last run repeated to fill
+    them; they know whole epochs only.
 
     Args:
-      task: Static description.
+      task: Static description; of several runs, laid out for one device.
       devices: Where the programs run.
+      runs: How many runs.
+      own_data: Whether each of several runs has training clips of its own.
       unroll: Steps per turn of a scanned loop.
 
     Attributes:
@@ -122,13 +129,28 @@ class Programs:
       traces: How often each program was traced, which is how often it was compiled.
     """
 
-    def __init__(self, task: Task, devices: Devices, unroll: int = 1):
-        if task.num_devices != devices.count:
+    def __init__(
+        self,
+        task: Task,
+        devices: Devices,
+        runs: int = 1,
+        *,
+        own_data: bool = False,
+        unroll: int = 1,
+    ):
+        count = devices.count if runs == 1 else 1
+        if task.num_devices != count:
             raise ValueError(
-                f"the task is laid out for {task.num_devices} devices, but {devices.count} are used"
+                f"the task is laid out for {task.num_devices} devices, but a run uses {count}"
             )
-        self.task, self.devices = task, devices
+        self.task, self.devices, self.runs = task, devices, runs
         self.traces: collections.Counter = collections.Counter()
+        whole = functools.partial(run_epoch, task, unroll=unroll)
+        if runs > 1:
+            in_axes = (0, 0 if own_data else None, 0, 0)
+            vmapped = jax.vmap(self._counted("epoch", whole), in_axes=in_axes)
+            self.epoch = devices.compile_runs(vmapped, in_axes=in_axes)
+            return
 
         def plan(step, index, key, hyper, *, axis_name):
             return plan_epoch(task, step, index, key, hyper)
@@ -148,7 +170,6 @@ class Programs:
             batch = take_batch(task, index, plan.steps, turn, axis_name, crops)
             return train_step(task, state, batch, plan.key, hyper, axis_name)[0]
 
-        whole = functools.partial(run_epoch, task, unroll=unroll)
         self.epoch = self._compile("epoch", whole, in_axes=(None,) * 4, donate=(0,))
         self.plan = self._compile("plan", plan, in_axes=(None,) * 4)
         self.empty_sums = self._compile("empty_sums", empty, in_axes=(None,), out_axes=0)
@@ -158,70 +179,77 @@ class Programs:
         self.finish = self._compile("finish", finish, in_axes=(None, 0), donate=(0,))
         self.step = self._compile("step", step, in_axes=(None,) * 4 + (0,), donate=(0,))
 
-    def _compile(self, name: str, function: Callable[..., Any], **layout: Any) -> Callable:
-        @functools.wraps(function)
+    def _counted(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*args: Any, **kwargs: Any) -> Any:
             self.traces[name] += 1
             return function(*args, **kwargs)
 
-        return self.devices.compile(counted, **layout)
+        return counted
 
-    def dispatch(
+    def _compile(self, name: str, function: Callable[..., Any], **layout: Any) -> Callable:
+        return self.devices.compile(self._counted(name, function), **layout)
+
+    def put(self, tree: Any) -> Any:
+        """NumPy arrays with a leading axis of runs, on the devices."""
+        if self.runs == 1:
+            return self.devices.replicate(jax.tree.map(lambda x: x[0], tree))
+        count = self.devices.count
+        share = -(-self.runs // count)
+        shape = (share,) if count == 1 else (count, share)
+        filled = np.minimum(np.arange(count * share), self.runs - 1).reshape(shape)
+        return self.devices.shard(jax.tree.map(lambda x: x[filled], tree))
+
+    def get(self, tree: Any) -> Any:
+        """NumPy arrays with a leading axis of runs, from the devices."""
+        if self.runs == 1:
+            return jax.tree.map(lambda x: x[None], self.devices.to_host(tree))
+        axes = 1 if self.devices.count == 1 else 2
+        return jax.tree.map(
+            lambda x: x.reshape(-1, *x.shape[axes:])[: self.runs], jax.device_get(tree)
+        )
+
+    def train_epoch(
         self,
         state: TrainState,
         index: ClipIndex,
         key: jax.Array,
         hyper: Hyper,
         *,
+        loop: Loop,
         done: int = 0,
         gather: Callable[..., Iterable[Any]] | None = None,
-    ) -> Iterator[TrainState]:
-        """Runs the rest of the epoch that ``state`` stands in, one call a step.
+    ) -> Iterator[tuple[TrainState, int]]:
+        """Runs the rest of the epoch that ``state`` stands in.
 
         Args:
           state: State at any step, on the devices; donated.
           index: The training clips, on the devices.
           key: Random key of the stage, on the devices.
           hyper: Traced hyper-parameters, on the devices.
+          loop: ``"scan"`` calls the whole epoch at once, ``"dispatch"`` one step after the other.
+            An epoch that is partly done, and crops of the host, are always dispatched.
           done: Steps of the epoch already done.
           gather: ``(devices, batches, first)`` -> crops of the batches from the first on, as
             :func:`asdproto.training.host.gather_crops` makes them; ``None`` takes them from the
             resident features, and nothing crosses between host and device.
 
         Yields:
-          The state after each step; the last one ends the epoch.
+          The state, and the steps that it took; the last one ends the epoch.
         """
+        task = self.task
+        if self.runs > 1 or (loop == "scan" and not done and gather is None):
+            yield self.epoch(state, index, key, hyper), task.steps_per_epoch
+            return
         plan = self.plan(state.step, index, key, hyper)
 
         def crops(batches: Any, turns: int, first: int) -> Iterable[Any]:
             return gather(self.devices, batches, first) if gather else [None] * (turns - first)
 
-        if self.task.prototypes_per_class and done == 0:
+        if task.prototypes_per_class and done == 0:
             sums = self.empty_sums(state.step)
-            for gathered in crops(plan.chunks, self.task.chunks, 0):
+            for gathered in crops(plan.chunks, task.chunks, 0):
                 sums = self.chunk(state, index, plan, sums, gathered)
             state = self.finish(state, sums)
-        for gathered in crops(plan.steps, self.task.steps_per_epoch, done):
+        for gathered in crops(plan.steps, task.steps_per_epoch, done):
             state = self.step(state, index, plan, hyper, gathered)
-            yield state
-
-
-def compile_sweep(task: Task, devices: Devices, unroll: int = 1) -> Any:
-    """Compiled epoch of several runs.
-
-    Args:
-      task: Static description of one run; laid out for one device.
-      devices: Where the runs go.
-      unroll: Steps per turn of the loop.
-
-    Returns:
-      ``(states, index, keys, hypers) -> states``. On one device, states, keys and hypers have a
-      leading axis of runs; on several, two: devices and runs on each.
-    """
-    if task.num_devices != 1:
-        raise ValueError(
-            f"a sweep's runs take one device each, found num_devices={task.num_devices}"
-        )
-    in_axes = (0, None, 0, 0)
-    epoch = jax.vmap(functools.partial(run_epoch, task, unroll=unroll), in_axes=in_axes)
-    return devices.compile_runs(epoch, in_axes=in_axes)
+            yield state, 1

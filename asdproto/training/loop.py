@@ -1,4 +1,9 @@
-"""The loop of both stages: epochs, checkpoints, metrics, progress; resumable at any step."""
+"""The loop of everything that trains: epochs, checkpoints, metrics, progress, stopping.
+
+One run is a sweep of one: states have a leading axis of runs on the host and in checkpoints, and on
+the devices where there are several. A run alone is resumed bit for bit at any step, on any number
+of devices; several side by side at any epoch.
+"""
 
 import contextlib
 import dataclasses
@@ -8,12 +13,11 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -22,17 +26,14 @@ from asdproto import signals
 from asdproto.data.dataset import Dataset
 from asdproto.files import append, write_atomically
 from asdproto.training.checkpoint import Checkpoints
-from asdproto.training.devices import Devices, stack_runs
-from asdproto.training.epoch import Loop, Programs, compile_sweep, default_loop
+from asdproto.training.devices import Devices
+from asdproto.training.epoch import Loop, Programs, default_loop
 from asdproto.training.host import fits_on, gather_crops
 from asdproto.training.stage import Hyper
 from asdproto.training.state import TrainState, clip_index
 from asdproto.training.task import Task
 
 _ASK_EVERY = 50  # steps
-
-# State on the devices and steps of the epoch already done -> states, each with the steps it took.
-Epoch = Callable[[TrainState, int], Iterator[tuple[TrainState, int]]]
 
 
 class DivergedError(RuntimeError):
@@ -50,7 +51,6 @@ class StageRun:
     Attributes:
       name: ``"pretrain"``, ``"finetune"`` or any other name for files and logs.
       checkpoints: Where states are kept; ``None`` keeps none.
-      metadata: json-serializable description saved with each checkpoint.
       metrics: jsonl file to append one line an epoch to; ``None`` for none.
       save_seconds: Time between checkpoints; 0 saves after every epoch.
       console: Where progress goes; ``None`` for silence.
@@ -60,7 +60,6 @@ class StageRun:
 
     name: str
     checkpoints: Checkpoints | None = None
-    metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
     metrics: Path | None = None
     save_seconds: float = 60.0
     console: Console | None = None
@@ -68,72 +67,24 @@ class StageRun:
     resident: bool | None = None
 
 
-def train_stage(
+def train(
     task: Task,
-    data: Dataset,
+    data: Dataset | Sequence[Dataset],
     devices: Devices,
-    state: TrainState,
-    key: jax.Array,
-    run: StageRun,
-) -> TrainState:
-    """Trains a stage to its end, from its latest checkpoint where there is one.
-
-    Args:
-      task: Static description.
-      data: The data set.
-      devices: Where to train.
-      state: State to start from; ignored when a checkpoint exists.
-      key: Random key of the stage.
-      run: How it runs.
-
-    Returns:
-      The final state, as NumPy arrays.
-
-    Raises:
-      DivergedError: The loss became nan or infinite; earlier checkpoints stay.
-      CheckpointError: A checkpoint was written by another configuration.
-    """
-
-    def start() -> Epoch:
-        resident = fits_on(devices, data.train.nbytes) if run.resident is None else run.resident
-        loop = (run.loop or default_loop()) if resident else "dispatch"
-        gather = None if resident else functools.partial(gather_crops, data.train)
-        programs = Programs(task, devices)
-        index = clip_index(data, resident=resident, standardization=task.standardization)
-        # Plain numbers: pmap over processes takes a typed key through the host at each call.
-        inputs = devices.replicate((index, jax.random.key_data(key), task.stage.hyper()))
-
-        def epoch(state: TrainState, done: int) -> Iterator[tuple[TrainState, int]]:
-            # An epoch that another loop left in the middle is finished step by step.
-            if loop == "scan" and not done:
-                yield programs.epoch(state, *inputs), task.steps_per_epoch
-                return
-            for after in programs.dispatch(state, *inputs, done=done, gather=gather):
-                yield after, 1
-
-        return epoch
-
-    state = devices.to_host(state)
-    return _train(task, devices, state, run, start, devices.replicate, devices.to_host)
-
-
-def train_sweep(
-    task: Task,
-    data: Dataset,
-    devices: Devices,
-    states: list[TrainState],
-    keys: list[jax.Array],
-    hypers: list[Hyper],
+    states: Sequence[TrainState],
+    keys: Sequence[jax.Array],
+    hypers: Sequence[Hyper],
     run: StageRun,
 ) -> list[TrainState]:
-    """Trains several runs of a stage to their end, as one program.
+    """Trains one run or several to their end, from their latest checkpoint where there is one.
 
     Args:
-      task: Static description of one run.
-      data: The data set, shared; its training clips are resident on every device.
-      devices: Where the runs go; one process.
-      states: State to start each run from.
-      keys: Random key of each run's stage.
+      task: Static description of a run. One run shares its batches among the devices; several are
+        dealt out to them, each to one, and trained as one program.
+      data: The data set of all runs; or one for each, of the same numbers and shape.
+      devices: Where to train; several runs take one process.
+      states: State to start each run from; ignored when a checkpoint exists.
+      keys: Random key of each run.
       hypers: Hyper-parameters of each run.
       run: How it goes; a checkpoint holds all runs.
 
@@ -141,202 +92,168 @@ def train_sweep(
       The final states, as NumPy arrays, in order.
 
     Raises:
-      DivergedError: The loss of some runs became nan or infinite; the message names them. The
-        others are not lost: an earlier checkpoint holds them.
-      ValueError: The lists differ in length, or there are several processes.
+      DivergedError: The loss of a run became nan or infinite; earlier checkpoints stay.
+      CheckpointError: A checkpoint was written by another configuration.
+      ValueError: The lists differ in length, there are several runs and processes, or the task is
+        another data set's.
     """
     runs = len(states)
-    if not runs or len(keys) != runs or len(hypers) != runs:
+    datasets = [data] if isinstance(data, Dataset) else list(data)
+    if not runs == len(keys) == len(hypers) or len(datasets) not in (1, runs):
         raise ValueError(
-            f"found {runs} states, {len(keys)} keys and {len(hypers)} sets of hyper-parameters; "
-            "expected one of each per run"
+            f"found {runs} states, {len(keys)} keys, {len(hypers)} sets of hyper-parameters and "
+            f"{len(datasets)} data sets; expected one of each per run"
         )
-    if jax.process_count() > 1:
+    if runs > 1 and jax.process_count() > 1:
         raise ValueError("a sweep runs in one process; give each process its own part of the runs")
-    # Devices take equal shares; the last runs are repeated to fill them and dropped at the end.
-    share = -(-runs // devices.count)
-    filled = [min(i, runs - 1) for i in range(share * devices.count)]
-
-    def deal(tree: Any) -> Any:
-        if devices.count > 1:
-            shape = (devices.count, share)
-            tree = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), tree)
-        return devices.shard(tree)
-
-    def gather(tree: Any) -> Any:
-        if devices.count == 1:
-            return jax.device_get(tree)
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.device_get(tree))
-
-    def start() -> Epoch:
-        program = compile_sweep(task, devices)
-        index = clip_index(data, resident=True, standardization=task.standardization)
-        index = devices.replicate(index)
-        dealt = deal(
-            (jnp.stack([keys[i] for i in filled]), stack_runs([hypers[i] for i in filled]))
-        )
-
-        def epoch(state: TrainState, done: int) -> Iterator[tuple[TrainState, int]]:
-            del done  # a sweep is saved between epochs only
-            yield program(state, index, *dealt), task.steps_per_epoch
-
-        return epoch
-
-    stacked = jax.device_get(stack_runs([states[i] for i in filled]))
-    final = _train(task, devices, stacked, run, start, deal, gather, runs)
-    return [jax.tree.map(lambda x, i=i: x[i], final) for i in range(runs)]
-
-
-def _train(
-    task: Task,
-    devices: Devices,
-    state: TrainState,
-    run: StageRun,
-    start: Callable[[], Epoch],
-    place: Callable[[TrainState], TrainState],
-    fetch: Callable[[Any], Any],
-    runs: int = 1,
-) -> TrainState:
-    """Trains one run or several to their end; state on the host in and out.
-
-    ``start`` compiles and loads what an epoch needs, ``place`` puts a state on the devices,
-    ``fetch`` brings it back; of several runs, every leaf has a leading axis.
-    """
-    final = task.stage.total_epochs * task.steps_per_epoch
+    for one in datasets:
+        task.check(one)
+    state = _stack(devices.to_host(list(states)))
     if run.checkpoints is not None and run.checkpoints.latest() is not None:
         state = run.checkpoints.restore(state)
     step = int(np.max(state.step))
     if run.metrics is not None and devices.is_main:
         truncate_metrics(run.metrics, run.name, step)
-    if step >= final:
-        return state
-    train_epoch, state = start(), place(state)
-    title = run.name if runs == 1 else f"{run.name} x {runs}"
-    meter = Meter(title, task.stage.total_epochs, step // task.steps_per_epoch, run.console)
-    saved = time.monotonic()
-    with meter.running(), _asked_to_stop(run) as asked:
-        while step < final:
-            epoch, done = divmod(step, task.steps_per_epoch)
+    if step < task.stage.total_epochs * task.steps_per_epoch:
+        state = _train(task, datasets, devices, state, keys, hypers, run, step)
+    return [jax.tree.map(lambda x, i=i: x[i], state) for i in range(runs)]
+
+
+def _stack(trees: Sequence[Any]) -> Any:
+    """NumPy trees of equal shapes, side by side along a new leading axis."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
+
+
+def _train(
+    task: Task,
+    datasets: Sequence[Dataset],
+    devices: Devices,
+    state: TrainState,
+    keys: Sequence[jax.Array],
+    hypers: Sequence[Hyper],
+    run: StageRun,
+    step: int,
+) -> TrainState:
+    """The epochs that are left; the state is stacked and on the host, before and after."""
+    runs, per_epoch, epochs = len(keys), task.steps_per_epoch, task.stage.total_epochs
+    resident = run.resident
+    if resident is None:
+        resident = runs > 1 or fits_on(devices, datasets[0].train.nbytes)
+    gather = None if resident else functools.partial(gather_crops, datasets[0].train)
+    loop = run.loop or default_loop()
+    programs = Programs(task, devices, runs, own_data=len(datasets) > 1)
+    indices = [
+        clip_index(one, resident=resident, standardization=task.standardization) for one in datasets
+    ]
+    index = devices.replicate(indices[0]) if len(indices) == 1 else programs.put(_stack(indices))
+    # Plain numbers: pmap over processes takes a typed key through the host at each call.
+    numbers = [jax.random.key_data(key) for key in keys]
+    key, hyper = programs.put(_stack(jax.device_get(list(zip(numbers, hypers, strict=True)))))
+    state = programs.put(state)
+
+    meter = Meter(
+        run.name if runs == 1 else f"{run.name} x {runs}", epochs, step // per_epoch, run.console
+    )
+    # Signals wait for the end of a step where it can be saved.
+    signaled = (
+        contextlib.nullcontext(lambda: False) if run.checkpoints is None else signals.deferred()
+    )
+    with meter.running(), signaled as asked_to_stop:
+        keeper = _Keeper(run, devices, programs, asked_to_stop)
+        while step < epochs * per_epoch:
+            epoch, done = divmod(step, per_epoch)
             started = time.monotonic()
             # Nothing but crops that the host gathers, and checkpoints, may cross while steps run.
             with jax.transfer_guard("disallow"):
-                for after, steps in train_epoch(state, done):
-                    state, step = after, step + steps
-                    if step % task.steps_per_epoch:
-                        due, stop = _due(run, devices, saved, asked(), step)
-                        if due:
-                            _save(run, fetch(state), step, epoch)
-                            saved = time.monotonic()
-                        if stop:
-                            _stop(run, step)
-            losses = np.atleast_1d(fetch(state.loss_sum))[:runs] / task.steps_per_epoch
+                walk = programs.train_epoch(
+                    state, index, key, hyper, loop=loop, done=done, gather=gather
+                )
+                for state, steps in walk:
+                    step += steps
+                    if step % per_epoch:
+                        keeper.look(state, step, epoch, inside=True)
+            losses = programs.get(state.loss_sum) / per_epoch
             seconds = time.monotonic() - started
             if not np.isfinite(losses).all():
-                raise _diverged(run, epoch, losses)
-            figures = _figures(task, run, epoch, step, done, losses, seconds)
+                raise keeper.diverged(epoch, losses)
+            rate = float(task.stage.learning_rate(epoch))
+            clips = runs * (per_epoch - done) * task.stage.batch / seconds
             # The line first: a resumed run drops lines beyond its checkpoint, and misses none.
             if run.metrics is not None and devices.is_main:
-                append(run.metrics, json.dumps(figures) + "\n")
-            due, stop = _due(run, devices, saved, asked())
-            if due or (run.checkpoints is not None and step == final):
-                _save(run, fetch(state), step, epoch)
-                saved = time.monotonic()
-            if stop:
-                _stop(run, step)
-            meter.epoch(
-                epoch + 1,
-                f"loss {figures['loss']:.4f}  rate {figures['learning_rate']:g}  "
-                f"{figures['clips_per_second']:.0f} clips/s",
-            )
+                line = {
+                    "stage": run.name,
+                    "epoch": epoch + 1,
+                    "step": step,
+                    "loss": float(losses.mean()),
+                    **({"losses": losses.tolist()} if runs > 1 else {}),
+                    "learning_rate": rate,
+                    "seconds": round(seconds, 4),
+                    "clips_per_second": round(clips, 1),
+                }
+                append(run.metrics, json.dumps(line) + "\n")
+            keeper.look(state, step, epoch, last=epoch + 1 == epochs)
+            meter.epoch(epoch + 1, f"loss {losses.mean():.4f}  rate {rate:g}  {clips:.0f} clips/s")
     if losses.min() < 1e-4:
         warnings.warn(
             f"{run.name}: the loss reached {losses.min():.1e}: the {task.num_classes} attribute "
             "classes are told apart perfectly and nothing is left to learn from. With few classes, "
             "add other machine types' normal clips, or trust the validation of your own faults",
             CollapseWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     if run.checkpoints is not None:
         run.checkpoints.wait()
-    return fetch(state)
+    return programs.get(state)
 
 
-def _figures(
-    task: Task,
-    run: StageRun,
-    epoch: int,
-    step: int,
-    done: int,
-    losses: np.ndarray,
-    seconds: float,
-) -> dict[str, Any]:
-    """A line of metrics: of an epoch, or of the part of it that this process trained."""
-    clips = len(losses) * (task.steps_per_epoch - done) * task.stage.batch
-    several = {"losses": [float(loss) for loss in losses]} if len(losses) > 1 else {}
-    return {
-        "stage": run.name,
-        "epoch": epoch + 1,
-        "step": step,
-        "loss": float(losses.mean()),
-        **several,
-        "learning_rate": float(task.stage.learning_rate(epoch)),
-        "seconds": round(seconds, 4),
-        "clips_per_second": round(clips / seconds, 1),
-    }
+@dataclasses.dataclass
+class _Keeper:
+    """Says when a state is saved and when training stops; all processes must say the same."""
 
+    run: StageRun
+    devices: Devices
+    programs: Programs
+    asked_to_stop: Callable[[], bool]
+    saved: float = dataclasses.field(default_factory=time.monotonic)
 
-def _asked_to_stop(run: StageRun) -> contextlib.AbstractContextManager[Callable[[], bool]]:
-    """Signals wait for the end of a step where it can be saved."""
-    return contextlib.nullcontext(lambda: False) if run.checkpoints is None else signals.deferred()
+    def look(
+        self, state: TrainState, step: int, epoch: int, *, inside: bool = False, last: bool = False
+    ) -> None:
+        """Saves where it is time to, and ends training where it was asked to stop.
 
+        Clocks of processes differ, and one alone may get a signal. To agree holds the devices up,
+        so that ``inside`` an epoch they do so now and then only.
+        """
+        run, always = self.run, self.run.save_seconds <= 0
+        if run.checkpoints is None:
+            return
+        if inside and self.devices.has_peers and step % _ASK_EVERY and not always:
+            return
+        due = time.monotonic() - self.saved > run.save_seconds
+        due, stop = self.devices.agree(due, self.asked_to_stop())
+        if due or stop or always or last:
+            arrays = self.programs.get(state)
+            # The loss is one step behind: an update can break a state whose loss was still sound.
+            if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(arrays)):
+                raise self.diverged(epoch, np.array([math.nan]))
+            run.checkpoints.save(step, arrays)
+            self.saved = time.monotonic()
+        if stop:
+            run.checkpoints.wait()
+            signals.stop(f"step {step} of {run.name} is saved")
 
-def _due(
-    run: StageRun, devices: Devices, saved: float, asked: bool, step: int | None = None
-) -> tuple[bool, bool]:
-    """Whether it is time for a checkpoint, and whether it is the last one before a stop.
-
-    All processes must save together, and their clocks differ, and one alone may get a signal. To
-    agree holds the devices up, so that inside an epoch, where ``step`` is given, they do so now and
-    then only.
-    """
-    if run.checkpoints is None:
-        return False, False
-    always = run.save_seconds <= 0
-    if step is not None and devices.has_peers and step % _ASK_EVERY and not always:
-        return False, False
-    due, stop = devices.agree(time.monotonic() - saved > run.save_seconds, asked)
-    return due or stop or always, stop
-
-
-def _save(run: StageRun, state: TrainState, step: int, epoch: int) -> None:
-    """Saves a state that is on the host."""
-    assert run.checkpoints is not None
-    # The loss is one step behind: an update can break a state whose loss was still sound.
-    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state)):
-        raise _diverged(run, epoch, np.array([math.nan]))
-    run.checkpoints.save(step, state, {"stage": run.name, "step": step, **run.metadata})
-
-
-def _stop(run: StageRun, step: int) -> None:
-    """Ends training once what was saved is on disk."""
-    assert run.checkpoints is not None
-    run.checkpoints.wait()
-    signals.stop(f"step {step} of {run.name} is saved")
-
-
-def _diverged(run: StageRun, epoch: int, losses: np.ndarray) -> DivergedError:
-    broken = np.flatnonzero(~np.isfinite(losses)).tolist()
-    which = f"of runs {broken} of {len(losses)} " if len(losses) > 1 else ""
-    kept = run.checkpoints.latest() if run.checkpoints is not None else None
-    where = (
-        f"the checkpoint of step {kept} in {run.checkpoints.folder} is good"
-        if kept is not None and run.checkpoints is not None
-        else "no checkpoint had been written yet"
-    )
-    return DivergedError(
-        f"{run.name}: the loss {which}became {losses[broken[0]]} in epoch {epoch + 1}; {where}. "
-        "Lower the learning rate or raise the temperature, and start again from there"
-    )
+    def diverged(self, epoch: int, losses: np.ndarray) -> DivergedError:
+        """The error of losses, one a run, that are no numbers."""
+        run = self.run
+        broken = np.flatnonzero(~np.isfinite(losses)).tolist()
+        which = f"of runs {broken} of {len(losses)} " if len(losses) > 1 else ""
+        where = "no checkpoint had been written yet"
+        if run.checkpoints is not None and (step := run.checkpoints.latest()) is not None:
+            where = f"the checkpoint of step {step} in {run.checkpoints.folder} is good"
+        return DivergedError(
+            f"{run.name}: the loss {which}became {losses[broken[0]]} in epoch {epoch + 1}; {where}."
+            " Lower the learning rate or raise the temperature, and start again from there"
+        )
 
 
 def truncate_metrics(path: Path, stage: str, step: int) -> None:
@@ -355,7 +272,7 @@ def truncate_metrics(path: Path, stage: str, step: int) -> None:
 
 
 class Meter:
-    """Reports steps and epochs of one stage.
+    """Reports the epochs of one stage: a bar on a terminal, now and then a line elsewhere.
 
     Args:
       title: What runs.
@@ -365,47 +282,39 @@ class Meter:
     """
 
     def __init__(self, title: str, total: int, first: int, console: Console | None):
-        self._title, self._total, self._console = title, total, console
-        self._bar: Progress | None = None
-        self._spoken = time.monotonic()
-        self._first, self._warm = first, 0.0  # when the first epoch, which compiles, was done
-        if console is not None and console.is_terminal:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("epochs"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[figures]}"),
-                console=console,
-            )
-            self._task = self._bar.add_task(title, total=total, completed=first, figures="")
+        self._console = console or Console(quiet=True)
+        self._title, self._total, self._first = title, total, first
+        self._spoken = self._warm = time.monotonic()
+        columns = BarColumn(), MofNCompleteColumn(), TextColumn("epochs"), TimeRemainingColumn()
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            *columns,
+            TextColumn("{task.fields[figures]}"),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task(title, total=total, completed=first, figures="")
+
+    def running(self) -> contextlib.AbstractContextManager[Any]:
+        """Shows the bar while inside."""
+        return self._bar
 
     def epoch(self, done: int, figures: str) -> None:
         """Says that ``done`` epochs are done, with a few words of figures."""
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done, figures=figures)
-        elif self._console is not None:
-            # A log is read later: ten lines a stage, one every half minute of silence, and once the
-            # time that is left, which a bar shows all along.
-            now, since = time.monotonic(), done - self._first
-            if since == 1:
-                self._warm = now
-            elif since == 3:
-                left = (now - self._warm) / 2 * (self._total - done)
-                figures += f"  about {datetime.timedelta(seconds=round(left))} left"
-            tenth = max(1, self._total // 10)
-            if since == 3 or done % tenth == 0 or done == self._total or now - self._spoken > 30:
-                self._console.print(
-                    f"{self._title}: epoch {done}/{self._total}  {figures}", highlight=False
-                )
-                self._spoken = now
-
-    @contextlib.contextmanager
-    def running(self) -> Iterator["Meter"]:
-        """Shows the bar while inside."""
-        if self._bar is None:
-            yield self
-        else:
-            with self._bar:
-                yield self
+        self._bar.update(self._task, completed=done, figures=figures)
+        if self._console.is_terminal:
+            return
+        # A log is read later: ten lines a stage, one every half minute of silence, and once the
+        # time that is left, which a bar shows all along.
+        now, since = time.monotonic(), done - self._first
+        if since == 1:  # it compiled
+            self._warm = now
+        elif since == 3:
+            left = (now - self._warm) / 2 * (self._total - done)
+            figures += f"  about {datetime.timedelta(seconds=round(left))} left"
+        tenth = max(1, self._total // 10)
+        if since == 3 or done % tenth == 0 or done == self._total or now - self._spoken > 30:
+            self._console.print(
+                f"{self._title}: epoch {done}/{self._total}  {figures}", highlight=False
+            )
+            self._spoken = now

@@ -65,14 +65,16 @@ class Task:
     @classmethod
     def of(cls, data: Dataset, *, crop: int = 64, **fields: Any) -> "Task":
         """The task of a data set, of which it takes the numbers of classes, clips and crops."""
-        return cls(
-            num_classes=len(data.classes),
-            num_clips=len(data.labels),
-            largest_class=int(np.bincount(data.labels).max()),
-            num_crops=int(np.sum(data.train.usable_frames - crop + 1)),
-            crop=crop,
-            **fields,
-        )
+        return cls(**_numbers(data, crop), crop=crop, **fields)
+
+    def check(self, data: Dataset) -> None:
+        """Refuses a data set that the task is not of."""
+        for name, value in _numbers(data, self.crop).items():
+            if getattr(self, name) != value:
+                raise ValueError(
+                    f"the task has {name}={getattr(self, name)}, but the data set {value}; make "
+                    "the task of the data set that it is trained on"
+                )
 
     @property
     def steps_per_epoch(self) -> int:
@@ -153,3 +155,13 @@ class Task:
             prototypes=prototypes,
             loss_sum=jnp.float32(0),
         )
+
+
+def _numbers(data: Dataset, crop: int) -> dict[str, Any]:
+    """What compiled code is specialized to."""
+    return {
+        "num_classes": len(data.classes),
+        "num_clips": len(data.labels),
+        "largest_class": int(np.bincount(data.labels).max(initial=0)),
+        "num_crops": int(np.sum(data.train.usable_frames - crop + 1)),
+    }

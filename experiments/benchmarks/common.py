@@ -227,14 +227,11 @@ class Bench:
 
     def epoch(self, task: Task, gather: Callable[..., Any] | None = None) -> Callable[..., Any]:
         """Runs an epoch, ``(state, index, key, hyper) -> state``, and waits for it."""
-        programs = Programs(task, self.devices, self.args.unroll[0])
-        scanned = self.loop == "scan" and gather is None
+        programs = Programs(task, self.devices, unroll=self.args.unroll[0])
 
         def run(state: TrainState, *inputs: Any) -> TrainState:
-            if scanned:
-                return jax.block_until_ready(programs.epoch(state, *inputs))
-            walk = programs.dispatch(state, *inputs, gather=gather)
-            return jax.block_until_ready(collections.deque(walk, maxlen=1)[0])
+            walk = programs.train_epoch(state, *inputs, loop=self.loop, gather=gather)
+            return jax.block_until_ready(collections.deque(walk, maxlen=1)[0][0])
 
         return run
 

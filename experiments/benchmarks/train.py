@@ -71,7 +71,7 @@ from asdproto.models.convolution import Lowering, compiler_options
 from asdproto.systems.prototype import STAGES
 from asdproto.training import step as steps
 from asdproto.training.devices import stack_runs
-from asdproto.training.epoch import Programs, compile_sweep, scan_pass
+from asdproto.training.epoch import Programs, scan_pass
 from asdproto.training.host import gather_crops
 from experiments.benchmarks.common import (
     CLASSES,
@@ -238,7 +238,7 @@ def measure_sweep(bench: Bench) -> dict[str, Any]:
         varied = bench.task("pretrain", "scan", data=data, lowering=name)
         held = [stack_runs([bench.state(varied)] * runs)]
         program = Compiled.of(
-            compile_sweep(varied, bench.devices, bench.args.unroll[0]),
+            Programs(varied, bench.devices, runs, unroll=bench.args.unroll[0]).epoch,
             held[0], index, keys, hypers,
         )  # fmt: skip
 

@@ -28,7 +28,7 @@ from asdproto.systems.members import Comparison, Fitted, RunOptions, Section
 from asdproto.systems.prototype import stage_run
 from asdproto.training.devices import AXIS
 from asdproto.training.epoch import default_loop
-from asdproto.training.loop import train_stage
+from asdproto.training.loop import train
 from asdproto.training.objectives import Objective
 from asdproto.training.stage import RandomBatches, Stage
 from asdproto.training.state import TrainState
@@ -295,8 +295,9 @@ def train_encoder(
         state = task.init(key, data.train.features.shape[2])
     else:
         state = task.start(before.params["encoder"], before.batch_stats, key)
-    with stage_run(run, options, seed=seed) as how:
-        return train_stage(task, data, devices, state, jax.random.fold_in(key, 1), how)
+    with stage_run(run, options) as how:
+        keys = [jax.random.fold_in(key, 1)]
+        return train(task, data, devices, [state], keys, [stage.hyper()], how)[0]
 
 
 def run_key(seed: int, run: str) -> jax.Array:

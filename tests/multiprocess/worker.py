@@ -20,7 +20,7 @@ from asdproto.signals import Stopped
 from asdproto.training import loop as loops
 from asdproto.training.checkpoint import Checkpoints, _named
 from asdproto.training.devices import Devices, use_devices
-from asdproto.training.loop import StageRun, train_stage
+from asdproto.training.loop import StageRun
 from asdproto.training.processes import joined
 from tests.training import tiny
 
@@ -37,25 +37,25 @@ def train(stage: str, devices: Devices, run: StageRun, shape: str = "dispatch"):
     run = dataclasses.replace(run, loop=loop, resident=shape != "host")
     task = tiny.make_task(data, stage, devices)
     state = task.init(jax.random.key(0), tiny.MELS)
-    return train_stage(task, data, devices, state, jax.random.key(KEY), run)
+    return tiny.train(task, data, devices, state, jax.random.key(KEY), run)
 
 
 def train_until_preempted(stage: str, devices: Devices, run: StageRun, process: int) -> str:
     """Trains until process 1, and it alone, gets SIGTERM in step ``STOP``; what is said then."""
-    due, every, calls = loops._due, loops._ASK_EVERY, itertools.count(1)
+    look, every, calls = loops._Keeper.look, loops._ASK_EVERY, itertools.count(1)
 
-    def preempted(*arguments):
-        if next(calls) == STOP - 1 and process == 1:  # once a step, after it
+    def preempted(*arguments, **keywords):
+        if next(calls) == STOP and process == 1:  # once a step, after it
             os.kill(os.getpid(), signal.SIGTERM)
-        return due(*arguments)
+        look(*arguments, **keywords)
 
-    loops._due, loops._ASK_EVERY = preempted, 1
+    loops._Keeper.look, loops._ASK_EVERY = preempted, 1
     try:
         train(stage, devices, run)
     except Stopped as stop:
         return stop.kept
     finally:
-        loops._due, loops._ASK_EVERY = due, every
+        loops._Keeper.look, loops._ASK_EVERY = look, every
         run.checkpoints.close()
     raise AssertionError(f"{stage} came to its end")
 

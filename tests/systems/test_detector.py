@@ -25,7 +25,7 @@ from asdproto.systems.detector import memory_store
 from asdproto.systems.export import export_detector
 from asdproto.systems.exported import Exported
 from asdproto.systems.members import RunOptions
-from asdproto.systems.prototype import EncoderConfig, PrototypeSystem, train, train_together
+from asdproto.systems.prototype import EncoderConfig, PrototypeSystem, train
 from asdproto.systems.trained import load_run
 from asdproto.training.devices import use_devices
 from tests.training import tiny
@@ -266,9 +266,9 @@ def test_seeds_trained_as_one_program_are_those_trained_alone():
     features = [audio_features(audio, RATE, system.features) for audio in NORMAL]
     data = prepare(memory_store(clips, features, system.features), system.crop)
     options = RunOptions(None, use_devices(2))
-    together = train_together(system, data, options, [0, 1, 2])
+    together = train(system, data, options, [0, 1, 2])
     for seed, states in zip([0, 1, 2], together, strict=True):
-        alone = train(system, data, RunOptions(None, use_devices(1)), seed=seed)
+        alone = train(system, data, RunOptions(None, use_devices(1)), [seed])[0]
         for stage in ("pretrain", "finetune"):
             # vmap sums in another order, and training lets such differences grow.
             jax.tree.map(

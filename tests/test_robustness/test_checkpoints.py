@@ -9,9 +9,12 @@ import pytest
 
 from asdproto.training.checkpoint import CheckpointError, Checkpoints, DamageWarning
 from asdproto.training.devices import use_devices
-from asdproto.training.loop import StageRun, train_stage
+from asdproto.training.loop import StageRun
 from tests.test_robustness import damage
 from tests.training import tiny
+
+# Where a read fails, those beside it end without anybody to tell.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 STEPS = (4, 8, 12)
 # Kinds of files that a checkpoint consists of, by a part of their path.
@@ -29,7 +32,7 @@ def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved") / "pretrain"
     checkpoints = Checkpoints(folder, keep=10)
     for step in STEPS:
-        checkpoints.save(step, state_of(step), {"seed": 0})
+        checkpoints.save(step, state_of(step))
     checkpoints.close()
     return folder
 
@@ -103,7 +106,7 @@ def test_two_damaged_ones(folder):
     # The steps are free to be saved again.
     checkpoints = Checkpoints(folder, keep=10)
     assert checkpoints.latest() == 4
-    checkpoints.save(8, state_of(8), {"seed": 0})
+    checkpoints.save(8, state_of(8))
     checkpoints.close()
     assert tiny.same(restore(folder)[0], state_of(8))
 
@@ -120,14 +123,11 @@ def test_no_good_one(folder):
     assert (folder / "12").exists()  # nothing is deleted where nothing better is there
 
 
-def test_a_description_of_another_kind(folder):
-    for content in ("null", "[]", '{"arrays": 3, "run": {}}', "{"):
-        (folder / "12" / "about" / "metadata").write_text(content)
-        checkpoints = Checkpoints(folder, keep=10)
-        with pytest.raises(CheckpointError, match="step 12"):
-            checkpoints.metadata()
-        checkpoints.close()
-    assert int(restore(folder)[0]["step"]) == 8
+def test_a_description_of_another_kind(folder, tmp_path):
+    for content in ("null", "[]", '{"arrays": 3}', "{"):
+        fresh = shutil.copytree(folder, tmp_path / str(len(content)))
+        (fresh / "12" / "about" / "metadata").write_text(content)
+        assert int(restore(fresh)[0]["step"]) == 8
 
 
 def test_an_empty_folder_and_a_file_in_place_of_one(folder, tmp_path):
@@ -148,7 +148,7 @@ def test_training_goes_on_from_the_newest_good_one(tmp_path):
         checkpoints = Checkpoints(tmp_path / "checkpoints", keep=10)
         run = StageRun("pretrain", checkpoints, save_seconds=0, loop="dispatch")
         try:
-            return train_stage(task, data, use_devices(1), start, key, run)
+            return tiny.train(task, data, use_devices(1), start, key, run)
         finally:
             checkpoints.close()
 

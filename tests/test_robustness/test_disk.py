@@ -11,7 +11,7 @@ import pytest
 
 from asdproto import cli
 from asdproto.files import append, write_atomically
-from asdproto.training.checkpoint import Checkpoints
+from asdproto.training.checkpoint import CheckpointError, Checkpoints
 from tests.data.conftest import nobody, open_folder
 from tests.test_robustness import tiny_run
 from tests.test_robustness.test_run_files import contents, fails
@@ -44,7 +44,6 @@ def test_training_on_a_full_disk(disk, data, trained, capsys):
         said = fails(capsys, *command)
         assert said.startswith(f"error: {disk / 'run' / at}")
         assert FULL in said
-        assert not [path for path in (disk / "run").rglob("*") if "tmp" in path.name]
     assert list((disk / "run" / "checkpoints").glob("*/[0-9]*"))
     (disk / "fill").unlink()
     assert cli.main(command) == 0
@@ -81,26 +80,26 @@ def test_a_table_of_scores_is_shown_before_it_is_written(disk, data, trained, ca
     assert f"error: {disk / 'scores.csv'}: {FULL}" in shown.err
 
 
+# Where a write fails, those beside it end without anybody to tell.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_checkpoints_on_a_full_disk(disk):
-    """The last good one stays, and what was half written makes room."""
+    """The last good one stays, and what was half written goes at the next start."""
     state = {"weights": np.random.default_rng(0).random(200_000, np.float32)}
     checkpoints = Checkpoints(disk / "pretrain")
-    checkpoints.save(1, state, {})
+    checkpoints.save(1, state)
     checkpoints.wait()
     fill(disk, 100_000)
 
     def save():
-        checkpoints.save(2, state, {})
+        checkpoints.save(2, state)
         checkpoints.wait()
 
-    with pytest.raises(OSError, match=f"^.Errno 28. {FULL}") as caught:
+    with pytest.raises(CheckpointError, match=f"^{disk / 'pretrain'}: found a save .*{FULL}"):
         save()
-    assert caught.value.filename == str(disk / "pretrain" / "checkpoint")
-    assert os.listdir(disk / "pretrain") == ["1"]
-    checkpoints.close()
     again = Checkpoints(disk / "pretrain")
     np.testing.assert_array_equal(again.restore(state)["weights"], state["weights"])
     again.close()
+    assert os.listdir(disk / "pretrain") == ["1"]
 
 
 def test_a_limit_on_the_size_of_files(tmp_path):

@@ -15,7 +15,7 @@ from asdproto.training.checkpoint import CheckpointError, Checkpoints
 from asdproto.training.devices import Devices, use_devices
 from asdproto.training.epoch import Programs
 from asdproto.training.host import fits_on
-from asdproto.training.loop import DivergedError, StageRun, train_stage, train_sweep
+from asdproto.training.loop import DivergedError, StageRun, train
 from asdproto.training.state import clip_index
 from tests.training import tiny
 
@@ -28,7 +28,7 @@ def _train(stage, devices=None, run=None, **changes):
     devices = devices or use_devices(1)
     task = tiny.make_task(DATA, stage, devices, **changes)
     state = task.init(jax.random.key(0), tiny.MELS)
-    return train_stage(task, DATA, devices, state, KEY, run or StageRun(stage))
+    return tiny.train(task, DATA, devices, state, KEY, run or StageRun(stage))
 
 
 def _losses(path):
@@ -100,20 +100,20 @@ def test_a_run_stopped_anywhere_resumes_bit_for_bit(reference, tmp_path, monkeyp
     class Killed(Exception):
         pass
 
-    save, stop_at = loops._save, 5
+    look, stop_at = loops._Keeper.look, 5
 
-    def save_then_die(run, state, step, epoch):
-        save(run, state, step, epoch)
-        run.checkpoints.wait()
+    def look_then_die(keeper, state, step, *args, **kwargs):
+        look(keeper, state, step, *args, **kwargs)
+        keeper.run.checkpoints.wait()
         if step == stop_at:
             raise Killed
 
-    monkeypatch.setattr(loops, "_save", save_then_die)
+    monkeypatch.setattr(loops._Keeper, "look", look_then_die)
     first = run("dispatch")
     with pytest.raises(Killed):
         _train(stage, run=first)
     first.checkpoints.close()
-    monkeypatch.setattr(loops, "_save", save)
+    monkeypatch.setattr(loops._Keeper, "look", look)
 
     second = run("dispatch")
     assert second.checkpoints.latest() == stop_at
@@ -153,12 +153,13 @@ def test_checkpoints_of_another_configuration_are_refused(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     _train("pretrain", run=StageRun("pretrain", checkpoints))
     with pytest.raises(
-        CheckpointError, match=r"prototypes: found float32 .5, 2, 8., expected float32 .5, 4, 8"
+        CheckpointError,
+        match=r"prototypes: found float32 .1, 5, 2, 8., expected float32 .1, 5, 4, 8",
     ):
         _train("pretrain", run=StageRun("pretrain", checkpoints), sub_prototypes=3)
     checkpoints.close()
     with pytest.raises(CheckpointError, match="found no checkpoint"):
-        Checkpoints(tmp_path / "empty").metadata()
+        Checkpoints(tmp_path / "empty").restore({})
 
 
 @pytest.mark.parametrize("count", [1, 4])
@@ -173,9 +174,8 @@ def test_nothing_crosses_to_the_host_inside_an_epoch_and_all_compiles_once(stage
         state = devices.replicate(task.init(jax.random.key(0), tiny.MELS))
 
         def epoch(state, loop=loop, programs=programs, inputs=inputs):
-            if loop == "scan":
-                return programs.epoch(state, *inputs)
-            return collections.deque(programs.dispatch(state, *inputs), maxlen=1).pop()
+            walk = programs.train_epoch(state, *inputs, loop=loop)
+            return collections.deque(walk, maxlen=1).pop()[0]
 
         state = epoch(state)
         with jax.transfer_guard("disallow"):
@@ -203,7 +203,7 @@ def test_a_sweep_equals_its_single_runs(reference, tmp_path):
     states = [task.init(jax.random.key(seed), tiny.MELS) for seed in (0, 0, 1)]
     metrics = tmp_path / "metrics.jsonl"
     run = StageRun(stage, metrics=metrics)
-    found = train_sweep(task, DATA, use_devices(2), states, keys, hypers, run)
+    found = train(task, DATA, use_devices(2), states, keys, hypers, run)
     assert len(found) == 3
     _close(found[0].params, reference[1].params, 1e-3)
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
@@ -218,16 +218,16 @@ def test_a_sweep_resumes(tmp_path):
     task = tiny.make_task(DATA)
     states = [task.init(jax.random.key(seed), tiny.MELS) for seed in range(2)]
     keys, hypers = [KEY, jax.random.key(1)], [task.stage.hyper()] * 2
-    whole = train_sweep(task, DATA, use_devices(1), states, keys, hypers, StageRun("pretrain"))
+    whole = train(task, DATA, use_devices(1), states, keys, hypers, StageRun("pretrain"))
     checkpoints = Checkpoints(tmp_path / "c", keep=10)
     run = StageRun("pretrain", checkpoints, save_seconds=0)
-    train_sweep(task, DATA, use_devices(1), states, keys, hypers, run)
+    train(task, DATA, use_devices(1), states, keys, hypers, run)
     checkpoints.close()
     shutil.rmtree(tmp_path / "c" / str(3 * task.steps_per_epoch))
     checkpoints = Checkpoints(tmp_path / "c")
     assert checkpoints.latest() == 2 * task.steps_per_epoch
     run = StageRun("pretrain", checkpoints)
-    again = train_sweep(task, DATA, use_devices(1), states, keys, hypers, run)
+    again = train(task, DATA, use_devices(1), states, keys, hypers, run)
     checkpoints.close()
     assert tiny.same(again, whole)
 
@@ -239,7 +239,8 @@ def test_a_loss_that_is_no_number_stops_and_keeps_what_was_good(tmp_path):
     with pytest.raises(DivergedError, match="pretrain: the loss became nan in epoch"):
         _train("pretrain", run=run, learning_rates=rates, weight_decay=1000.0)
     checkpoints.wait()
-    state = checkpoints.restore(tiny.make_task(DATA).init(jax.random.key(0), tiny.MELS))
+    like = tiny.make_task(DATA).init(jax.random.key(0), tiny.MELS)
+    state = checkpoints.restore(jax.tree.map(lambda x: x[None], like))  # one run
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
     checkpoints.close()
 

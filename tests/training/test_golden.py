@@ -36,7 +36,7 @@ def test_losses_of_a_fixed_run(tmp_path):
     encoder = dataclasses.replace(system.encoder, module=tiny.Encoder(), crop=tiny.CROP)
     system = dataclasses.replace(system, encoder=encoder)
     options = RunOptions(tmp_path, use_devices(1), loop="dispatch")
-    train(system, tiny.make_data(), options, seed=3)
+    train(system, tiny.make_data(), options, [3])
     found: dict = {}
     for line in map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines()):
         found.setdefault(line["stage"], []).append(round(line["loss"], 5))

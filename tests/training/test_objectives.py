@@ -9,7 +9,7 @@ import pytest
 
 from asdproto.prototypes import l2_normalize
 from asdproto.training.devices import use_devices
-from asdproto.training.loop import StageRun, train_stage
+from asdproto.training.loop import StageRun
 from asdproto.training.objectives import OBJECTIVES, make_objective, npe_objective
 from asdproto.training.stage import (
     EpisodePrototypes,
@@ -49,7 +49,7 @@ def _train(name, count=1, **changes):
     task = _task(name, count, **changes)
     state = task.init(jax.random.key(0), tiny.MELS)
     run = StageRun(name, loop="scan")
-    return task, state, train_stage(task, DATA, use_devices(count), state, jax.random.key(5), run)
+    return task, state, tiny.train(task, DATA, use_devices(count), state, jax.random.key(5), run)
 
 
 def _gap(task, state):
@@ -136,7 +136,7 @@ def test_refusals_say_what_to_set():
     # 10 examples on 2 devices are 5 each: pairs would be torn apart.
     task = _task("vicreg", 2, ways=5, shots=2)
     with pytest.raises(ValueError, match="pairs, found 5"):
-        train_stage(
+        tiny.train(
             task,
             DATA,
             use_devices(2),

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from asdproto.training.devices import use_devices
-from asdproto.training.loop import StageRun, train_stage
+from asdproto.training.loop import StageRun
 from asdproto.training.stage import Stage
 from tests.training import tiny
 
@@ -79,7 +79,7 @@ def test_a_loop_on_the_device_equals_one_on_the_host(optimizer):
         task = tiny.make_task(DATA, optimizer=optimizer, epochs=1, learning_rates=((0.5, 1),))
         state = task.init(jax.random.key(0), tiny.MELS)
         run = StageRun("pretrain", loop=loop)
-        found.append(train_stage(task, DATA, use_devices(1), state, jax.random.key(1), run))
+        found.append(tiny.train(task, DATA, use_devices(1), state, jax.random.key(1), run))
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), found[0].params, state.params)
     assert max(jax.tree.leaves(moved)) > 1e-3
     pairs = zip(jax.tree.leaves(found[0].params), jax.tree.leaves(found[1].params), strict=True)

@@ -9,7 +9,9 @@ import numpy as np
 from asdproto.data.dataset import ClipArrays, Dataset
 from asdproto.models.normalization import BatchNorm
 from asdproto.prototypes import l2_normalize
+from asdproto.training import loop
 from asdproto.training.devices import AXIS, Devices
+from asdproto.training.loop import StageRun
 from asdproto.training.objectives import mpe_objective, npe_objective
 from asdproto.training.stage import Finetuning, Pretraining
 from asdproto.training.task import Task
@@ -69,6 +71,11 @@ def make_task(
         chunk=4,
         num_devices=count,
     )
+
+
+def train(task: Task, data: Dataset, devices: Devices, state, key, run: StageRun):
+    """One run."""
+    return loop.train(task, data, devices, [state], [key], [task.stage.hyper()], run)[0]
 
 
 def same(left, right) -> bool:
