@@ -1,0 +1,296 @@
+"""A collection without fault, then one fault at a time: each is found, and nothing else."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import soundfile
+
+from asdproto.data.collection import check_machines, read_collection
+from asdproto.data.identity import changes
+from asdproto.data.problems import CollectionError, Problem, listed, notice
+from asdproto.data.validate import validate
+from asdproto.errors import DataError
+
+TRAIN = "fan/train/section_00_source_train_normal_0000_m-n_W.wav"
+TEST = "fan/test/section_00_target_test_anomaly_0000_m-n_Z.wav"
+NEW = "fan/train/section_00_source_train_normal_0009_m-n_W.wav"
+CSV = "fan/attributes_00.csv"
+
+
+def noise(seed=7, samples=4000):
+    return np.random.default_rng([seed, 1]).normal(0, 0.1, samples)
+
+
+def add(root, name, seed=7, samples=4000, rate=16000):
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(os.fsencode(root / name), noise(seed, samples), rate)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    """One section, all cells of the table, no fault."""
+    root = tmp_path_factory.mktemp("template") / "dev_data"
+    names = [
+        "train/section_00_source_train_normal_0000_m-n_W",
+        "train/section_00_source_train_normal_0001_m-n_X",
+        "train/section_00_target_train_normal_0000_m-n_Z",
+        "test/section_00_source_test_normal_0000_m-n_W",
+        "test/section_00_source_test_anomaly_0000_m-n_X",
+        "test/section_00_target_test_normal_0000_m-n_Z",
+        "test/section_00_target_test_anomaly_0000_m-n_Z",
+    ]
+    for seed, name in enumerate(names):
+        add(root, f"fan/{name}.wav", 100 + seed)
+    rows = [f"fan/{name}.wav,m-n,{name[-1]}\n" for name in names]
+    (root / CSV).write_text("".join(["file_name,d1p,d1v\n", *rows]))
+    return root
+
+
+@pytest.fixture
+def root(template, tmp_path):
+    return shutil.copytree(template, tmp_path / "dev_data")
+
+
+def problems_of(root):
+    return validate(read_collection(root))
+
+
+def test_a_collection_without_fault_has_no_problem(root):
+    assert problems_of(root) == problems_of(root / "fan") == []
+    # The attribute file beside a split's folder is read too.
+    [problem] = problems_of(root / "fan/train")
+    assert problem.found == "3 training clips and no test clip"
+    assert "uav" not in read_collection(root).summary()
+    assert read_collection(root).layout == "names"
+
+
+def without_csv(function):
+    def changed(root):
+        (root / CSV).unlink()
+        function(root)
+
+    return changed
+
+
+def remove(pattern):
+    return without_csv(lambda root: [file.unlink() for file in (root / "fan").glob(pattern)])
+
+
+def csv_line(line):
+    return lambda root: (root / CSV).write_text((root / CSV).read_text() + line + "\n")
+
+
+def csv_edit(old, new):
+    return lambda root: (root / CSV).write_text((root / CSV).read_text().replace(old, new, 1))
+
+
+CLASH = "fan/test/section_00_source_train_normal_0002_m-n_W.wav"
+ANOMALY = "fan/train/section_00_source_train_anomaly_0002_m-n_W.wav"
+# What breaks the collection; severity and place of the problem, what is found.
+FAULTS = {
+    "name": (lambda r: add(r, "fan/train/n.wav"), "error", "fan/train/n.wav", "no known form"),
+    "folder": (lambda r: add(r, CLASH), "error", CLASH, "a source clip in the folder 'test'"),
+    "anomaly": (lambda r: add(r, ANOMALY), "error", ANOMALY, "an anomaly in the training split"),
+    "machine": (
+        *(lambda r: add(r, "section_00_0000.wav"), "error", "section_00_0000.wav"),
+        "no folder that says the machine type",
+    ),
+    "long": (
+        *(
+            lambda r: add(r, f"{'x' * 81}/train/{NEW[10:]}"),
+            "error",
+            f"{'x' * 81}/train/{NEW[10:]}",
+        ),
+        "(81 characters)",
+    ),
+    "control": (lambda r: add(r, NEW + "\n.wav"), "error", NEW + "\n.wav", "such a name"),
+    "no target": (
+        *(remove("train/*target*"), "notice", "fan section 00"),
+        "no target training clip, though 2 test clips are of that domain",
+    ),
+    "no training": (remove("train/*"), "error", "fan section 00", "4 test clips and no training"),
+    "no test": (remove("test/*"), "notice", "fan section 00", "3 training clips and no test clip"),
+    "one kind": (
+        remove("test/*anomaly*"),
+        "notice",
+        "fan section 00",
+        "2 normal test clips and no",
+    ),
+    "unlabeled": (
+        *(lambda r: add(r, "fan/test/section_00_0000.wav"), "notice", "fan section 00"),
+        "1 of 5 test clips not labeled",
+    ),
+    "missing": (
+        *(csv_line(f"{NEW},m-n,W"), "error", f"{CSV}: line 9"),
+        "_0009_m-n_W.wav', which is not there",
+    ),
+    "csv disagrees": (
+        *(csv_edit(",m-n,Z", ",m-n,Y"), "error", f"{CSV}: line 4"),
+        "m-n is 'Y' here and 'Z' in the name",
+    ),
+    "csv key": (csv_edit(",m-n,Z", ",n-m,Z"), "notice", f"{CSV}: line 4", "n-m is 'Z' here"),
+    "csv twice": (csv_line(f"{TRAIN},m-n,W"), "notice", f"{CSV}: line 9", "a second time"),
+    "csv header": (csv_edit("file_name,", "name,"), "error", CSV, "the header 'name,d1p,d1v'"),
+    "csv control": (csv_line(f"{TRAIN},m-n,\x1b[2J"), "error", f"{CSV}: line 9", r"'\x1b[2J'"),
+    "csv pipe": (
+        *(lambda r: os.mkfifo(r / "fan/attributes_01.csv"), "error", "fan/attributes_01.csv"),
+        "a folder, pipe",
+    ),
+    "same name": (
+        *(lambda r: add(r, TRAIN.replace(".wav", ".flac")), "error", TRAIN),
+        f"the same name as {TRAIN.replace('.wav', '.flac')}",
+    ),
+    "mp3": (lambda r: (r / "x.mp3").touch(), "notice", "x.mp3", "a .mp3 file, which is not read"),
+    "archive": (lambda r: (r / "x.zip").touch(), "notice", "x.zip", "an archive"),
+    # What only the recordings say.
+    "short": (lambda r: add(r, TRAIN, samples=800), "error", TRAIN, "800 samples at 16000 Hz"),
+    "length": (
+        *(lambda r: add(r, TEST, samples=8000), "notice", TEST),
+        "fan clips of 0.2 and 0.5 seconds; 0.5 in 1 recording",
+    ),
+    "copy": (lambda r: shutil.copy(r / TRAIN, r / NEW), "notice", NEW, f"a copy of {TRAIN}"),
+    "copy across": (
+        *(lambda r: shutil.copy(r / TEST, r / TRAIN), "error", TRAIN),
+        f"a copy of {TEST}, across the splits",
+    ),
+    "link": (lambda r: os.symlink("no", r / NEW), "error", NEW, "no readable file (No such file"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_each_fault_is_found_and_nothing_else(root, name):
+    damage, severity, file, found = FAULTS[name]
+    damage(root)
+    [problem] = problems_of(root)
+    assert (problem.severity, problem.file) == (severity, file)
+    assert found in problem.found
+    assert all([problem.found, problem.expected, problem.remedy])
+
+
+def test_other_rates_concern_both(root):
+    add(root, TRAIN, samples=2000, rate=8000)
+    found = [problem.found for problem in problems_of(root)]
+    assert "8000 Hz in 1 recording of fan, others at 16000 Hz" in found
+    assert len(found) == 2
+
+
+def test_problems_are_listed_errors_first_and_shared_ones_once():
+    problems = [
+        notice("a.zip", "an archive", "its files", "Unpack it."),
+        *(Problem(f"{n:04}\n.wav", "such a name", "text", "Rename it.") for n in range(2000)),
+        Problem("0.wav", "nothing", "a file", "Add it."),
+    ]
+    assert listed(problems) == [
+        "error: 0.wav: found nothing; expected a file. Add it.",
+        r"error: 0000\n.wav, 0001\n.wav, 0002\n.wav, ... (2000 in all): found such a name; "
+        "expected text. Rename it.",
+        "notice: a.zip: found an archive; expected its files. Unpack it.",
+    ]
+
+
+def test_a_collection_with_errors_is_refused_with_all_of_them(root):
+    FAULTS["anomaly"][0](root)
+    FAULTS["name"][0](root)
+    collection = read_collection(root)
+    with pytest.raises(CollectionError, match="2 faults:") as caught:
+        collection.check()
+    assert caught.value.errors == collection.errors
+    assert len(str(caught.value).splitlines()) == 1 + 2 + 1
+    usable = {clip.path for clip in collection.usable()}
+    assert TRAIN in usable
+    assert not usable & {ANOMALY, "fan/train/n.wav"}
+
+
+@pytest.mark.parametrize("table", [False, True])
+def test_what_changed_in_a_collection_is_said_in_one_line(root, table):
+    if table:
+        read_collection(root).write_table(root / "clips.csv")
+    before = json.loads(json.dumps(read_collection(root).identity()))
+    assert changes(before, read_collection(root).identity()) == ""
+    (root / TEST).unlink()
+    add(root, TRAIN, 8)
+    add(root, NEW)
+    text = changes(before, read_collection(root).identity())
+    if table:  # says what is there
+        assert text == f"2 files changed ({TEST}, {TRAIN})"
+        csv = root / "clips.csv"
+        csv.write_text(csv.read_text().replace(",m-n_X", ",m-n_V"))
+        assert "2 described otherwise (" in changes(before, read_collection(root).identity())
+    else:
+        assert text == f"1 file added ({NEW}), 1 changed ({TRAIN}), 1 removed ({TEST})"
+
+
+def test_attribute_files_fill_in_where_names_are_silent(tmp_path):
+    for name in (
+        "train/normal_id_00_00000000",
+        "test/normal_id_00_00000000",
+        "test/id_00_00000001",
+    ):
+        add(tmp_path, f"pump/{name}.wav")
+    # The same base name stands in both splits in 2020; a row without folders means either.
+    (tmp_path / "pump/attributes_00.csv").write_text(
+        "file_name,d1p,d1v\npump/test/normal_id_00_00000000.wav,vel,7\nid_00_00000001.wav,vel,9\n"
+    )
+    expected = {"normal_id_00_00000000.wav": "vel_7", "id_00_00000001.wav": "vel_9"}
+    attributes = {clip.path: clip.attributes for clip in read_collection(tmp_path).clips}
+    assert attributes == {
+        "pump/train/normal_id_00_00000000.wav": "",
+        **{f"pump/test/{name}": text for name, text in expected.items()},
+    }
+    # A file beside the root's own folder is of all splits: rows that name this one count.
+    clips = read_collection(tmp_path / "pump/test", labels=False).clips
+    assert [clip.attributes for clip in clips] == ["", "vel_7"]
+
+
+def test_paths_that_are_no_collection(tmp_path):
+    with pytest.raises(DataError, match="found nothing; expected a folder of recordings"):
+        read_collection(tmp_path / "absent")
+    with pytest.raises(DataError, match=r"found no \.wav or \.flac file"):
+        read_collection(tmp_path)
+    add(tmp_path, "a.wav")
+    with pytest.raises(DataError, match="one recording; expected a folder"):
+        read_collection(tmp_path / "a.wav")
+    (tmp_path / "manifest.json").touch()
+    with pytest.raises(DataError, match="found a feature store"):
+        read_collection(tmp_path)
+
+
+def test_folders_that_may_not_be_read(open_folder, nobody):
+    for name in ("pump/a.wav", "pump/more/b.wav"):
+        add(open_folder, name)
+    os.chmod(open_folder / "pump/more", 0)
+    with nobody():
+        problems = problems_of(open_folder)
+    os.chmod(open_folder / "pump/more", 0o755)
+    assert [(p.file, p.found) for p in problems if p.is_error] == [
+        ("pump/more", "a folder that cannot be read (Permission denied)")
+    ]
+
+
+def test_recordings_since_2025_that_no_system_reads_are_left_out(root):
+    add(root, "fan/supplemental/section_00_noise_0001_.wav")
+    assert problems_of(root) == []
+    assert len(read_collection(root).clips) == 7
+
+
+def test_machine_types_that_no_clip_has_are_refused(root):
+    clips = read_collection(root).clips
+    check_machines(root, clips, ["fan"])
+    with pytest.raises(DataError, match="no machine type fann; expected some of fan"):
+        check_machines(root, clips, ["fan", "fann"])
+
+
+def test_real_collections(real_data):
+    assert problems_of(real_data / "uavmix/dev_data") == []
+    problems = problems_of(real_data / "dcase2023_clips")
+    # The excerpt has no target training clips.
+    assert {problem.found.split(",")[0] for problem in problems} >= {"no target training clip"}
+    assert not any(problem.is_error for problem in problems)
+    fan = read_collection(real_data / "mimii_fan_id_00")
+    assert not fan.errors
+    assert fan.summary().splitlines()[1] == (
+        "mimii_fan_id_00: 17 to train on, 21 anomalous and 4 normal to score"
+    )

@@ -1,0 +1,266 @@
+"""Extraction: right, the same with any number of workers, and over again after every stop."""
+
+import dataclasses
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import soundfile
+
+from asdproto.data import extract
+from asdproto.data.collection import read_collection
+from asdproto.data.extract import build_store
+from asdproto.data.problems import CollectionError
+from asdproto.data.store import open_store
+from asdproto.errors import DataError, StoreError
+from asdproto.features import FeatureSettings, file_features
+from asdproto.files import locked
+
+SETTINGS = FeatureSettings(n_mels=16, n_fft=512, hop_length=256)
+FILES = ["features.npy", "manifest.json", "table.csv"]
+
+
+def collection(root, number=6, seconds=0.2):
+    """Clips of growing length, one of them with two channels, one at another rate."""
+    rng = np.random.default_rng(0)
+    folder = root / "fan/train"
+    folder.mkdir(parents=True)
+    for i in range(number):
+        rate = 8000 if i == 2 else 16000
+        audio = rng.normal(0, 0.1, size=(int(rate * seconds * (1 + i / number)), 1 + (i == 1)))
+        soundfile.write(
+            folder / f"section_00_source_train_normal_{i:04}_v_{i % 3}.wav", audio, rate
+        )
+    return read_collection(root)
+
+
+def build(clips, path, settings=SETTINGS, **more):
+    return build_store(clips, path, settings, **{"progress": False, **more})
+
+
+@pytest.mark.parametrize("waveform", [False, True])
+def test_the_store_holds_what_single_files_give(tmp_path, waveform):
+    made = collection(tmp_path / "data")
+    settings = dataclasses.replace(SETTINGS, waveform=waveform)
+    store = build(made, tmp_path / "store", settings, dtype="float32")
+    assert store.clips == made.clips
+    assert store.settings == settings.as_dict()
+    for index, clip in enumerate(made.clips):
+        alone, info = file_features(made.root / clip.path, settings)
+        np.testing.assert_array_equal(store.read(index), alone)
+        assert store.rows[index].audio == info
+        assert not store.features[index, len(alone) :].any()
+    assert store.features.shape[1:] == (store.frames.max(), settings.columns)
+    assert store.identity() == made.identity()
+    assert sorted(os.listdir(store.root)) == FILES
+
+
+def test_two_workers_give_the_same_bytes_as_one(tmp_path):
+    made = collection(tmp_path / "data", 40, 0.1)
+    for workers in (1, 2):
+        build(made, tmp_path / str(workers), workers=workers)
+    for name in FILES:
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
+
+
+def test_a_finished_store_is_opened_and_not_made_again(tmp_path, monkeypatch):
+    made = collection(tmp_path / "data")
+    build(made, tmp_path / "store")
+    monkeypatch.setattr(extract, "parallel", lambda *_: pytest.fail("extracted again"))
+    assert build(made, tmp_path / "store").clips == made.clips
+
+
+def test_a_finished_store_of_something_else_is_refused(tmp_path):
+    made = collection(tmp_path / "data")
+    build(made, tmp_path / "store")
+
+    def refused(words, made=made, settings=SETTINGS, **more):
+        with pytest.raises(StoreError, match=words) as caught:
+            build(made, tmp_path / "store", settings, **more)
+        assert "Choose another folder, or delete this one" in caught.value.remedy
+
+    refused("n_mels is 16 in the store, 20 asked", settings=FeatureSettings(n_mels=20))
+    refused("float16 features, float32 asked", dtype="float32")
+    refused("in another order", dataclasses.replace(made, clips=made.clips[::-1]))
+    refused(r"1 file removed \(.*_0005_v_2.wav\)", dataclasses.replace(made, clips=made.clips[:-1]))
+    other = dataclasses.replace(made.clips[3], attributes="v_9")
+    clips = [*made.clips[:3], other, *made.clips[4:]]
+    refused(r"1 file described otherwise \(.*_0003_", dataclasses.replace(made, clips=clips))
+    soundfile.write(made.root / made.clips[1].path, np.full(3000, 0.2), 16000)
+    refused(r"1 file changed \(.*_0001_v_1.wav\)", read_collection(made.root))
+
+
+def test_recordings_that_cannot_be_used_are_all_named_or_left_out(tmp_path):
+    made = collection(tmp_path / "data", 8)
+    paths = [made.root / clip.path for clip in made.clips]
+    whole = paths[0].read_bytes()
+    paths[0].write_bytes(whole[:-100])
+    soundfile.write(paths[3], np.full(100, 0.1), 16000)
+    paths[6].unlink()
+    bad = [made.clips[index].path for index in (0, 3, 6)]
+    made = read_collection(made.root)
+    os.mkfifo(paths[6])
+    made = read_collection(made.root)
+    with pytest.raises(CollectionError, match="3 faults:") as caught:
+        build(made, tmp_path / "store")
+    assert [error.file for error in caught.value.errors] == bad
+    with pytest.raises(StoreError, match="has not ended"):
+        open_store(tmp_path / "store")
+    with pytest.warns(UserWarning, match="3 faults left out"):
+        store = build(made, tmp_path / "store", on_error="skip")
+    assert [entry["file"] for entry in store.manifest["skipped"]] == bad
+    assert len(store) == 5
+    assert build(made, tmp_path / "store", on_error="skip").clips == store.clips
+    with pytest.raises(StoreError, match="3 faults left out"):
+        build(made, tmp_path / "store")
+    # One of them is repaired.
+    paths[0].write_bytes(whole)
+    with pytest.raises(StoreError, match="recordings left out that changed since"):
+        build(read_collection(made.root), tmp_path / "store", on_error="skip")
+
+
+def test_a_section_that_loses_its_training_clips_is_left_out(tmp_path):
+    made = collection(tmp_path / "data")
+    folder = made.root / "fan"
+    name = "section_01_source_train_normal_0000_v_0.wav"
+    (folder / "train" / name).write_bytes(b"x")
+    test = folder / "test" / name.replace("train", "test")
+    test.parent.mkdir()
+    soundfile.write(test, np.random.default_rng(5).normal(0, 0.1, 4000), 16000)
+    with pytest.warns(UserWarning, match="2 faults left out"):
+        store = build(read_collection(made.root), tmp_path / "store", on_error="skip")
+    assert {clip.section for clip in store.clips} == {"00"}
+    assert [entry["file"] for entry in store.manifest["skipped"]][1] == "fan section 01"
+
+
+def test_a_recording_that_changes_while_it_is_read_is_not_taken(tmp_path):
+    made = collection(tmp_path / "data")
+    path = made.root / made.clips[3].path
+    soundfile.write(path, np.full(9000, 0.3), 16000)
+    with pytest.raises(CollectionError, match="a file that changed meanwhile"):
+        build(made, tmp_path / "store")
+
+
+@pytest.mark.parametrize("last", FILES)
+def test_stopped_while_the_store_is_written(tmp_path, monkeypatch, last):
+    made = collection(tmp_path / "data")
+    replace = os.replace
+
+    def stop(source, target):
+        replace(source, target)
+        if os.path.basename(target) == last:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", stop)
+        with pytest.raises(KeyboardInterrupt):
+            build(made, tmp_path / "store")
+    build(made, tmp_path / "store").verify()
+    assert sorted(os.listdir(tmp_path / "store")) == FILES
+
+
+def test_a_full_disk_is_said_and_leaves_nothing_that_stands_in_the_way(tmp_path, small_disk):
+    made = collection(tmp_path / "data", 60)
+    settings = dataclasses.replace(SETTINGS, waveform=True)  # 25 KB a clip
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        build(made, small_disk / "store", settings)
+    assert str(caught.value.filename).startswith(str(small_disk / "store"))
+    shutil.copytree(small_disk / "store", tmp_path / "store")
+    build(made, tmp_path / "store", settings).verify()
+
+
+def test_one_process_at_a_time(tmp_path):
+    made = collection(tmp_path / "data")
+    (tmp_path / "store").mkdir()
+    with (
+        locked(tmp_path / "store", extract.LOCK),
+        pytest.raises(DataError, match="another process"),
+    ):
+        build(made, tmp_path / "store")
+    build(made, tmp_path / "store")
+
+
+def test_folders_and_arguments_that_are_refused(tmp_path):
+    made = collection(tmp_path / "data")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/thesis.txt").touch()
+    store = tmp_path / "store"
+    with pytest.raises(StoreError, match=r"other things in it \(thesis.txt\)"):
+        build(made, tmp_path / "full")
+    with pytest.raises(StoreError, match="found a file"):
+        build(made, tmp_path / "full/thesis.txt")
+    with pytest.raises(ValueError, match="workers must be at least 1, found 0"):
+        build(made, store, workers=0)
+    with pytest.raises(ValueError, match="on_error must be 'stop' or 'skip', found 'ignore'"):
+        build(made, store, on_error="ignore")
+    with pytest.raises(StoreError, match="'int8'"):
+        build(made, store, dtype="int8")
+    with pytest.raises(ValueError, match="mel filters are narrower"):
+        build(made, store, FeatureSettings(n_mels=600))
+    assert not store.exists()
+
+
+def test_a_folder_that_may_not_be_written_is_named(tmp_path, open_folder, nobody):
+    made = collection(tmp_path / "data")
+    (open_folder / "locked").mkdir(mode=0o555)
+    with nobody(), pytest.raises(PermissionError) as caught:
+        build(made, open_folder / "locked/store")
+    assert caught.value.filename == str(open_folder / "locked/store")
+
+
+def test_progress_says_what_was_converted(tmp_path, capfd):
+    build(collection(tmp_path / "data"), tmp_path / "store", progress=True)
+    said = " ".join(capfd.readouterr().err.split())
+    assert (
+        "1 clip: 2 channels, channel 0 taken (fan/train/section_00_source_train_normal_0001" in said
+    )
+    assert "1 clip: 8000 Hz, resampled to 16000 Hz" in said
+    assert "6/6" in said
+
+
+SCRIPT = textwrap.dedent(
+    """
+    import os, sys, time
+    from asdproto import features
+    from asdproto.data.collection import read_collection
+    from asdproto.data.extract import build_store
+    real = features.file_features
+    def slow(path, settings):
+        os.write(1, b"started\\n")
+        time.sleep(0.02)
+        return real(path, settings)
+    features.file_features = slow
+    settings = features.FeatureSettings(n_mels=16, n_fft=512, hop_length=256)
+    build_store(read_collection(sys.argv[1]), sys.argv[2], settings, workers=2, progress=False)
+    """
+)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_extraction_starts_again(tmp_path, how):
+    made = collection(tmp_path / "data", 100, 0.1)
+    command = [sys.executable, "-c", SCRIPT, str(made.root), str(tmp_path / "store")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        for _ in range(20):
+            assert process.stdout.readline() == b"started\n"
+        process.send_signal(how)
+        more, errors = process.communicate(timeout=30)
+    assert process.returncode == -how
+    assert more.count(b"started") < 70  # what has not begun does not begin
+    assert errors.count(b"Traceback") == (how == signal.SIGINT)
+    assert os.listdir(tmp_path / "store") in ([".lock"], [])
+    resumed, fresh = build(made, tmp_path / "store"), build(made, tmp_path / "fresh")
+    np.testing.assert_array_equal(resumed.features, fresh.features)
+
+
+def test_real_recordings_of_three_lengths_and_eight_channels(tmp_path, real_data):
+    made = read_collection(real_data / "mimii_fan_id_00")
+    store = build(made, tmp_path / "store", FeatureSettings())
+    assert store.features.shape == (42, 313, 128)
+    assert sum(row.audio.channels == 8 for row in store.rows) == 2
+    assert np.isfinite(store.features).all()

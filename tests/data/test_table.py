@@ -1,0 +1,113 @@
+"""Collections that a csv describes: every fault is named by row and column."""
+
+import os
+import unicodedata
+
+import pytest
+
+from asdproto.data.collection import read_collection
+from asdproto.data.dcase import Clip
+from asdproto.data.table import read_table, write_table
+from asdproto.errors import DataError
+
+HEADER = "file,machine_type,section,domain,split,state,attributes\n"
+ROW = "a.wav,fan,00,source,train,normal,\n"
+
+
+def table(tmp_path, text, encoding="utf-8"):
+    path = tmp_path / "clips.csv"
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+def test_round_trip_of_awkward_values(tmp_path):
+    clips = [
+        Clip("a/ü, 1.wav", "pump, big", "00", "source", "train", "normal", 'note_"x"'),
+        Clip("b.FLAC", "pump, big", "lab-3", "", "test", "", ""),
+        Clip("=1+1.wav", "@SUM(A1)", "12", "target", "test", "anomaly", "-1"),
+    ]
+    write_table(tmp_path / "clips.csv", clips)
+    assert read_table(tmp_path / "clips.csv") == (clips, [])
+    assert "'=1+1.wav,'@SUM(A1),12,target,test,anomaly,'-1" in table_lines(tmp_path)
+    assert os.listdir(tmp_path) == ["clips.csv"]
+
+
+def table_lines(tmp_path):
+    return (tmp_path / "clips.csv").read_text().splitlines()
+
+
+def test_optional_columns_other_columns_and_spreadsheet_habits(tmp_path):
+    text = "﻿split, file,machine_type,recorded by\r\ntrain,.\\a\\1.wav,fan,me\r\n\r\n"
+    [clip], problems = read_table(table(tmp_path, text))
+    assert not problems
+    assert clip == Clip("a/1.wav", "fan", "00", "", "train", "", "")
+    [clip], _ = read_table(table(tmp_path, HEADER + "a.wav,fan,1,,train,,\n"))
+    assert clip.section == "01"
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "words"),
+    [
+        ("a.mp3,fan,00,source,train,normal,", "file", "'a.mp3'"),
+        ("C:\\a.wav,fan,00,,train,,", "file", "a path relative"),
+        ("a\\..\\..\\b.wav,fan,00,source,train,normal,", "file", "without '..'"),
+        ("a.wav,,00,source,train,normal,", "machine_type", "a name of at most 80 bytes"),
+        ("a.wav,..,00,source,train,normal,", "machine_type", "'..'"),
+        ("a.wav,fan,a/b,source,train,normal,", "section", "'a/b'"),
+        ("a.wav,fan,00,sauce,train,normal,", "domain", "'sauce'; expected one of source, target"),
+        ("a.wav,fan,00,source,trial,normal,", "split", "'trial'; expected one of train, test"),
+        ("a.wav,fan,00,,train,ok,", "state", "'ok'; expected one of normal, anomaly, nothing"),
+        ("a.wav,fan,00,,train,,a\x1b[2J", "attributes", "without control characters"),
+        (".//good.wav,fan,00,,train,,", "file", "a second time; expected each file once; it stand"),
+        ("a.wav,fan,00,source,train,normal,x,y", None, "8 cells; expected 7, as the header has"),
+        (HEADER.strip(), None, "the header a second time"),
+    ],
+)
+def test_each_fault_names_row_and_column_and_good_rows_are_kept(tmp_path, row, column, words):
+    path = table(tmp_path, f"{HEADER}good.wav,fan,00,source,train,normal,\n\n{row}\n")
+    clips, [problem] = read_table(path)
+    assert [clip.path for clip in clips] == ["good.wav"]
+    assert problem.file == f"{path}: row 4" + (f", column {column}" if column else "")
+    assert words in str(problem)
+    assert str(problem).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "no rows"),
+        ("file,machine_type\na.wav,fan\n", "Add split"),
+        ("file,machine,split\na.wav,fan,train\n", "'machine' should read 'machine_type'"),
+        ("file,machine_type,split,domains\na.wav,fan,train,\n", "'domains' should read 'domain'"),
+        ("machine_type;file\n", "Separate the columns by commas"),
+        ("file," + HEADER + ROW, "Keep one column file"),
+        (HEADER, "a header and no clip; expected a row for each clip"),
+        (HEADER + 'a.wav,"fan,00\n', "a quotation mark that is never closed"),
+        (HEADER + "ü.wav,fan,00,,train,,\n", "Save it again as csv in UTF-8"),
+    ],
+)
+def test_tables_that_cannot_be_used(tmp_path, text, words):
+    encoding = "latin-1" if "ü" in text else "utf-8"
+    with pytest.raises(DataError, match=words) as caught:
+        read_table(table(tmp_path, text, encoding))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_names_are_found_however_they_are_spelt(tmp_path):
+    on_disk = unicodedata.normalize("NFD", "Lüfter.wav")
+    (tmp_path / on_disk).touch()
+    table(tmp_path, HEADER + unicodedata.normalize("NFC", on_disk) + ",fan,00,,train,normal,\n")
+    collection = read_collection(tmp_path)
+    assert [clip.path for clip in collection.clips] == [on_disk]
+    assert collection.stamps[on_disk][1] > 0
+    both = on_disk + ",fan,00,,train,normal,\n"
+    with open(tmp_path / "clips.csv", "a") as stream:
+        stream.write(both)
+    assert "a second time" in read_collection(tmp_path).errors[0].found
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("nowhere", path)])
+def test_a_csv_that_is_something_else_is_not_waited_for(tmp_path, make):
+    make(tmp_path / "clips.csv")
+    with pytest.raises(DataError, match=r"clips\.csv: found a folder, pipe, device or"):
+        read_collection(tmp_path)
