@@ -367,9 +367,10 @@ def features_of(
 
     extracted = []
 
-    def extract() -> str:
+    def extract() -> bool:
+        """Whether the store is given, and nothing is to be extracted."""
         if isinstance(data, Path) and is_store(data):
-            return str(data)
+            return True
         from asdproto.data.collection import read_collection
         from asdproto.data.extract import build_store
 
@@ -378,9 +379,10 @@ def features_of(
         extracted.append(
             build_store(collection, folder, settings, on_error=on_error, progress=shown)
         )
-        return str(folder)
+        return False
 
-    path = Path(alone(extract))
+    path = data if alone(extract) and isinstance(data, Path) else folder
     store = extracted[0] if extracted else open_store(path, expect=settings)
-    agree_on({"feature store": json_checksum((path / MANIFEST).read_text())})
+    checksum = json_checksum((path / MANIFEST).read_text())
+    agree_on({"feature store": {"clips": len(store.clips), "checksum": checksum}})
     return store

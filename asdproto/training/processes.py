@@ -167,8 +167,8 @@ def _join(coordinator: str | None, processes: int | None, process_id: int | None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Kubernetes has a library for this
-            # Twice ours: who is gone is named before JAX ends all processes without a name.
-            jax.distributed.initialize(*options, heartbeat_timeout_seconds=int(2 * _BEAT))
+            # JAX, which does not say who is gone, ends all processes after half of that or later.
+            jax.distributed.initialize(*options, heartbeat_timeout_seconds=int(3 * _BEAT))
     except jax.errors.JaxRuntimeError as error:
         first = str(error).partition("\n")[0]
         raise PeerError(f"the processes of this run do not find each other: {first}") from None
@@ -241,8 +241,8 @@ class _Peers:
     """This process among those of the run.
 
     They meet in the key-value store that JAX keeps in process 0, which needs no collective and sets
-    no deadline. A thread gives signs of life and looks for failures: where another process has
-    failed, it leaves this one a moment to end by itself, and ends it where a collective holds it.
+    no deadline. One thread gives signs of life and hears of failures; another leaves this process a
+    moment to end by itself, where one has failed, and ends it where a collective holds it.
     """
 
     def __init__(self) -> None:
@@ -252,11 +252,12 @@ class _Peers:
         self.workdir: Path | None = None
         self._failure: str | None = None
         self._store, self._meetings = _key_value_store(), itertools.count()
-        if self.index:
-            # JAX aborts where process 0 is gone, and a handler of Python's own would come too late.
-            _handlers.append(ctypes.CFUNCTYPE(None, ctypes.c_int)(self._aborted))
-            ctypes.CDLL(None).signal(signal.SIGABRT, _handlers[-1])
-        threading.Thread(target=self._watch, daemon=True).start()
+        # JAX aborts where process 0 is gone, and a handler of Python's own would come too late.
+        _handlers.append(ctypes.CFUNCTYPE(None, ctypes.c_int)(self._aborted))
+        ctypes.CDLL(None).signal(signal.SIGABRT, _handlers[-1])
+        self._answered = time.monotonic()  # when the store last did
+        for work in (self._talk, self._watch):
+            threading.Thread(target=work, daemon=True).start()
 
     def tell(self, value: Any) -> Any:
         """Process 0's value, in every process."""
@@ -293,9 +294,10 @@ class _Peers:
             self._publish(f"{self.index} was stopped by a signal{self._continues()}")
         elif own:
             self._publish(f"{self.index}: {str(error) or type(error).__name__}")
+        self._note_seen()
         if self.index == 0:  # it keeps what the others have to read
             until = time.monotonic() + _GRACE
-            while len(self._read("seen")) < self.count - 1 and time.monotonic() < until:
+            while len(self._read("seen")) < self.count and time.monotonic() < until:
                 time.sleep(_LOOK / 10)
         # JAX's own goodbye would wait for processes that are gone.
         atexit.register(_exit, code)
@@ -327,41 +329,45 @@ class _Peers:
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             self._write("failure/0", f"process {what}", again=False)
 
-    def _watch(self) -> None:
+    def _note_seen(self) -> None:
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            self._write(f"seen/{self.index}", "")
+
+    def _talk(self) -> None:
+        """Gives signs of life and hears of failures; process 0 looks for those that give none."""
         signs: dict[str, tuple[str, float]] = {}
-        answered = time.monotonic()
         for beat in itertools.count():
+            with contextlib.suppress(jax.errors.JaxRuntimeError):  # a call may also hang for long
+                self._write(f"alive/{self.index}", str(beat))
+                for process, sign in self._read("alive").items() if self.index == 0 else ():
+                    if signs.setdefault(process, (sign, time.monotonic()))[0] != sign:
+                        signs[process] = sign, time.monotonic()
+                    elif time.monotonic() - signs[process][1] > _BEAT:
+                        self._publish(f"{process} {_GONE}{self._continues()}")
+                self._failure = self._read("failure").get("0")
+                self._answered = time.monotonic()
+                if self._failure is not None:
+                    self._note_seen()
             if self.left.wait(_LOOK):
                 return
-            now, failure = time.monotonic(), None
-            try:
-                self._write(f"alive/{self.index}", str(beat))
-                failure = self._read("failure").get("0")
-                for process, sign in self._read("alive").items() if self.index == 0 else ():
-                    if signs.setdefault(process, (sign, now))[0] != sign:
-                        signs[process] = sign, now
-                    elif now - signs[process][1] > _BEAT:
-                        self._publish(f"{process} {_GONE}{self._continues()}")
-                answered = now
-            except jax.errors.JaxRuntimeError:
-                if now - answered > _BEAT:
-                    failure = f"process 0 {_GONE}{self._continues()}"
+
+    def _watch(self) -> None:
+        """Ends this process where another has failed and a collective holds the main thread."""
+        while self._failure is None and not self.left.wait(_LOOK / 4):
+            if time.monotonic() - self._answered > _BEAT:
+                self._failure = f"process 0 {_GONE}{self._continues()}"
             if signals.overdue(_STUCK) and not self.stopping:
                 late = f"reached no step in the {_STUCK:.0f} s since it was asked to stop"
                 self._publish(f"{self.index} {late}{self._continues()}")
-            if failure is not None:
-                self._failure = failure
-                if self.index:
-                    self._write(f"seen/{self.index}", "")
-                if not self.left.wait(_GRACE):  # the main thread does not come out of a collective
-                    _say(failure)
-                    _exit(1)
-                return
+        if not self.left.wait(_GRACE) and self._failure is not None:
+            _say(self._failure)
+            _exit(1)
 
     def _aborted(self, _: int) -> None:
         if not self.left.is_set():
             # Where it is this process that is broken, what JAX has written before says so.
-            _say(self._failure or f"process 0 is gone{self._continues()}")
+            who = "process 0" if self.index else "another process"
+            _say(self._failure or f"{who} is gone{self._continues()}")
             os._exit(1)
 
     def _continues(self) -> str:
