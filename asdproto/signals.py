@@ -114,15 +114,19 @@ def _is_asked() -> bool:
 
 
 def overdue(seconds: float) -> bool:
-    """Whether a signal came so long ago, and who works has not asked for it since.
+    """Whether a signal came so long ago, and who works has not asked for it since; or two came.
 
     For a thread that looks now and then: the main thread hears of no signal while it is in compiled
     code, such as one that waits for other processes.
     """
     global _came
     with contextlib.suppress(BlockingIOError):
-        if _pipe and os.read(_pipe[0], 64):
-            _came = time.monotonic()
+        if _pipe:
+            came = [number for number in os.read(_pipe[0], 64) if number in SIGNALS]
+            if len(came) + (_came > 0) > 1:
+                return True
+            if came:
+                _came = time.monotonic()
     return _came > 0 and time.monotonic() - max(_came, _asked) > seconds
 
 

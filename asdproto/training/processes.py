@@ -357,8 +357,8 @@ class _Peers:
             if time.monotonic() - self._answered > _BEAT:
                 self._failure = f"process 0 {_GONE}{self._continues()}"
             if signals.overdue(_STUCK) and not self.stopping:
-                late = f"reached no step in the {_STUCK:.0f} s since it was asked to stop"
-                self._publish(f"{self.index} {late}{self._continues()}")
+                late = f"reached no step since it was asked to stop{self._continues()}"
+                self._publish(f"{self.index} {late}")
         if not self.left.wait(_GRACE) and self._failure is not None:
             _say(self._failure)
             _exit(1)
