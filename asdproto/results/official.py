@@ -64,13 +64,9 @@ class IncompleteScoresWarning(UserWarning):
 
 
 def write_official(folder: Path, clips: Sequence[Any]) -> None:
-    """Writes score and decision files of test clips; older ones in the folder are removed.
+    """Writes score and decision files of rows of ``scores.csv``; older ones are removed.
 
     Scores are written with all their digits. Nothing of the ground truth is written.
-
-    Args:
-      folder: Where they go.
-      clips: Rows of ``scores.csv``, see :class:`asdproto.results.run_folder.ScoredClip`.
 
     Raises:
       DataError: A machine type or section that cannot be part of a file name.
@@ -369,9 +365,6 @@ def read_result_csv(path: str | os.PathLike) -> dict[str, dict[str, dict[str, fl
     Column titles are compared without regard to case and spaces; columns and rows that this
     project does not know, such as means over all machine types, are passed over.
 
-    Args:
-      path: The file.
-
     Returns:
       ``{machine: {row: {metric: figure}}}``; the rows are sections, ``"arithmetic mean"`` and
       ``"harmonic mean"``, the metrics those of :func:`asdproto.scoring.metrics.section_metrics`.
@@ -412,11 +405,7 @@ def read_result_csv(path: str | os.PathLike) -> dict[str, dict[str, dict[str, fl
 def largest_difference(
     figures: Mapping[str, Any], reference: Mapping[str, Mapping[str, Mapping[str, float]]]
 ) -> tuple[float, str]:
-    """Compares evaluated figures with a ``result.csv``.
-
-    Args:
-      figures: As returned by :func:`asdproto.scoring.metrics.evaluate`.
-      reference: As returned by :func:`read_result_csv`.
+    """Compares figures of ``evaluate`` with those of a ``result.csv``.
 
     Returns:
       The largest absolute difference over all sections and metrics that either has, and where it
@@ -437,18 +426,10 @@ def largest_difference(
 
 
 def as_number(where: str, cell: str, expected: str = "a number") -> float:
-    """A csv cell as a float: ASCII digits alone, which Python's ``float`` is not strict about.
-
-    Args:
-      where: File and line, for the message.
-      cell: The text.
-      expected: What should be there, for the message.
-
-    Returns:
-      The number; ``nan`` and ``inf`` are numbers.
+    """A csv cell as a float, of ASCII digits alone, unlike Python's; ``nan`` is one.
 
     Raises:
-      DataError: The cell is no number.
+      DataError: The cell is no number; it is said to be found at ``where``.
     """
     if _NUMBER.fullmatch(cell) is None:
         raise DataError(where, repr(cell), expected, "Correct or remove the line.")

@@ -92,14 +92,7 @@ class ShownClip:
 
 
 def write_report(workdir: str | os.PathLike, path: str | os.PathLike | None = None) -> Path:
-    """Writes the report of a run.
-
-    Args:
-      workdir: The run folder; see :func:`asdproto.results.run_folder.read_run`.
-      path: File to write; ``report.html`` in the run folder by default.
-
-    Returns:
-      The path of the page.
+    """Writes the report of a run, ``report.html`` in its folder by default; returns its path.
 
     Raises:
       DataError: As :func:`asdproto.results.run_folder.read_run`.
@@ -111,15 +104,7 @@ def write_report(workdir: str | os.PathLike, path: str | os.PathLike | None = No
 
 
 def render(run: Run, sounds: Sounds) -> str:
-    """The page as text.
-
-    Args:
-      run: As :func:`asdproto.results.run_folder.read_run` gives it.
-      sounds: The run's recordings.
-
-    Returns:
-      A complete HTML document.
-    """
+    """The page of a run and its recordings: a complete HTML document."""
     import jinja2
     import markupsafe
 
@@ -185,8 +170,8 @@ def verdicts(system: ScoredSystem) -> list[Verdict]:
                 "with caution."
             )
         for state, noun, verb in (
-            ("anomaly", "known anomalies", "were noticed"),
-            ("normal", "known normal recordings", "were called so, too"),
+            ("anomaly", "known anomalies", "raised an alarm"),
+            ("normal", "known normal recordings", "did so, too"),
         ):
             known = [clip.decision for clip in clips if clip.state == state]
             if known:

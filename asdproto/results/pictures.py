@@ -11,6 +11,7 @@ import datetime
 import io
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,6 @@ from asdproto.results.run_folder import Run, ScoredClip
 from asdproto.scoring.metrics import SectionScores
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SAMPLE_RATE = 16000  # of excerpts
@@ -163,11 +163,7 @@ def _even_levels(features: np.ndarray, settings: FeatureSettings) -> np.ndarray:
 
 
 def difference_in_words(sound: Sound, normal: Sound) -> str:
-    """Where the mean spectra of two recordings differ most, ``"+8 dB at 2 to 3 kHz"``.
-
-    Args:
-      sound: The recording.
-      normal: What it is compared with.
+    """Where a recording's mean spectrum differs most from another's, ``"+8 dB at 2 to 3 kHz"``.
 
     Returns:
       At most two bands, each around a largest difference and as wide as half of it; a sentence
@@ -203,10 +199,6 @@ def excerpts(sound: Sound, normal: Sound | None) -> list[tuple[float, bytes] | N
 
     Of the recording, the seconds that differ most from the normal one's spectrum are taken; both
     are made louder alike, so that a difference in level stays one.
-
-    Args:
-      sound: The recording.
-      normal: What it is compared with, or None.
 
     Returns:
       For each of the two its begin in seconds and a mono flac file at :data:`SAMPLE_RATE`; None
@@ -254,22 +246,14 @@ def _most_different(sound: Sound, other: Sound | None) -> float:
 
 
 def most_anomalous(clips: Sequence[ScoredClip], count: int) -> list[ScoredClip]:
-    """The clips with the highest scores, machine types in turn: their scores do not compare.
-
-    Args:
-      clips: Scored clips.
-      count: How many at most.
-
-    Returns:
-      By machine type, then falling score.
-    """
-    by_machine: dict[str, list[ScoredClip]] = {}
+    """The highest scores, of machine types in turn, as they do not compare; by machine type."""
+    ranks: Counter[str] = Counter()
+    ranked = []
     for clip in sorted(clips, key=lambda clip: (-clip.score, clip.file)):
-        by_machine.setdefault(clip.machine_type, []).append(clip)
-    ranked = sorted(
-        ((rank, machine) for machine, own in by_machine.items() for rank in range(len(own))),
-    )[:count]
-    return [by_machine[machine][rank] for rank, machine in sorted(ranked, key=lambda x: x[::-1])]
+        ranked.append((ranks[clip.machine_type], clip.machine_type, clip))
+        ranks[clip.machine_type] += 1
+    chosen = sorted(ranked, key=lambda item: item[:2])[:count]
+    return [clip for _, _, clip in sorted(chosen, key=lambda item: (item[1], item[0]))]
 
 
 def times_of(clips: Sequence[ScoredClip], sounds: Sounds) -> tuple[list[Any], str]:
@@ -277,10 +261,6 @@ def times_of(clips: Sequence[ScoredClip], sounds: Sounds) -> tuple[list[Any], st
 
     File times count where no clip is labeled (a downloaded collection has the time of its
     download), and where they spread over an hour or more.
-
-    Args:
-      clips: Scored clips.
-      sounds: Knows their files.
 
     Returns:
       A datetime each and ``"file names"`` or ``"file times"``; an empty list where nothing says it.
@@ -307,15 +287,7 @@ def times_of(clips: Sequence[ScoredClip], sounds: Sounds) -> tuple[list[Any], st
 
 
 def spectrogram_figure(sound: Sound, limits: tuple[float, float]) -> str:
-    """A recording's levels over time and frequency.
-
-    Args:
-      sound: The recording.
-      limits: Levels of the darkest and of the brightest color, dB.
-
-    Returns:
-      An ``<svg>`` element.
-    """
+    """A recording's levels over time and frequency; ``limits`` of its colors in dB."""
     from matplotlib import colormaps
     from matplotlib.ticker import MaxNLocator
 
@@ -353,12 +325,8 @@ def score_figure(
 
     Args:
       clips: Its clips.
-      held_out: Held-out scores of its normal recordings, or None; their middle nine tenths are
-        shaded.
+      held_out: Held-out scores of its normal recordings, or None; nine tenths are shaded.
       times: A datetime each; empty where none is known.
-
-    Returns:
-      An ``<svg>`` element.
     """
     from matplotlib import dates
     from matplotlib.ticker import MaxNLocator
@@ -400,14 +368,7 @@ def _is_skewed(scores: np.ndarray) -> bool:
 
 
 def roc_figure(table: SectionScores) -> str:
-    """ROC curves of one section, of a domain's normal clips against the anomalies of both.
-
-    Args:
-      table: Scores and ground truth.
-
-    Returns:
-      An ``<svg>`` element; the area that pAUC measures is shaded.
-    """
+    """ROC curves of a domain's normal clips against the anomalies of both; pAUC is shaded."""
     from sklearn.metrics import roc_curve
 
     figure = _figure(3.3, 3.0)
@@ -438,35 +399,19 @@ def roc_figure(table: SectionScores) -> str:
 
 
 def training_figure(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Loss and learning rate of one training stage over its epochs.
-
-    Args:
-      rows: Lines of ``metrics.jsonl`` of one stage, in order, with ``epoch``, ``loss`` and
-        ``learning_rate``; nan where they are not known.
-
-    Returns:
-      An ``<svg>`` element.
-    """
+    """Loss and learning rate of one training stage, from its lines of ``metrics.jsonl``."""
     from matplotlib.ticker import MaxNLocator
 
     figure = _figure(5.2, 3.4)
-    upper = figure.add_axes((0.12, 0.46, 0.87, 0.52))
-    lower: Axes = figure.add_axes((0.12, 0.14, 0.87, 0.27), sharex=upper)
-    upper.tick_params(labelbottom=False)
-    epochs, losses, rates = (
-        np.array([row[name] for row in rows], np.float64)
-        for name in ("epoch", "loss", "learning_rate")
-    )
-    marker = "o" if len(rows) < 3 else ""
-    style: dict[str, Any] = {"linewidth": 1.6, "marker": marker, "markersize": 4}
-    upper.plot(epochs, losses, color=SOURCE, **style)
-    upper.set_ylabel("loss")
-    lower.step(epochs, rates, where="post", color=TARGET, **style)
-    if np.any(rates > 0):
-        lower.set_yscale("log")
-    lower.set(xlabel="epoch", ylabel="learning rate")
-    lower.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.align_ylabels()
+    for name, bottom, height, color in (
+        ("loss", 0.48, 0.5, SOURCE),
+        ("learning_rate", 0.14, 0.27, TARGET),
+    ):
+        axes = figure.add_axes((0.12, bottom, 0.87, height))
+        values = [row[name] for row in rows]
+        axes.plot([row["epoch"] for row in rows], values, color=color, marker=".", linewidth=1.6)
+        axes.set(xlabel="epoch" if name != "loss" else "", ylabel=name.replace("_", " "))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return _svg(figure)
 
 

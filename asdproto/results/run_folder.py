@@ -53,20 +53,18 @@ from asdproto.scoring.metrics import (
 )
 
 CONFIG, RESULTS, METRICS, SCORES = "config.json", "results.json", "metrics.jsonl", "scores.csv"
-STATES = ("normal", "anomaly", "")
-DOMAINS = ("source", "target", "")
 AGAIN = "Repeat the run's command, with the same settings and without this file."
 _MOVABLE = ("data", "features")  # fields of config.json that follow folders that are moved
-# Fields of config.json, what they are of, and what they are where they are missing.
-_CONFIG_FIELDS: dict[str, tuple[tuple[type, ...], Any]] = {
-    "kind": ((str,), ""),
-    "system": ((dict,), {}),
-    "names": ((list,), []),
-    "seeds": ((list,), []),
-    "machines": ((list, type(None)), None),
-    "classes": ((list, type(None)), None),
-    "features": ((str, type(None)), None),
-    "data": ((str, type(None)), None),
+# Fields of config.json and what they may be; None stands for those that may be missing.
+_CONFIG_FIELDS: dict[str, tuple[type, ...]] = {
+    "kind": (str,),
+    "system": (dict,),
+    "names": (list,),
+    "seeds": (list,),
+    "machines": (list, type(None)),
+    "classes": (list, type(None)),
+    "features": (str, type(None)),
+    "data": (str, type(None)),
 }
 
 
@@ -124,10 +122,10 @@ def percentiles(
     """Share of held-out normal scores below each score, among those of its machine type.
 
     Args:
-      scores: Floating, shape ``[n]``.
-      machines: Machine type of each, length ``n``.
-      held_out: Floating, shape ``[m]``: held-out scores of training clips.
-      held_out_machines: Machine type of each, length ``m``.
+      scores: Floating, shape ``[n]``, with the machine type of each.
+      machines: Length ``n``.
+      held_out: Floating, shape ``[m]``: held-out scores of training clips, likewise.
+      held_out_machines: Length ``m``.
 
     Returns:
       float64, shape ``[n]``, in percent, [0, 100]; nan where its machine type has none.
@@ -147,7 +145,7 @@ def percentiles(
 
 
 def csv_cells(clip: ScoredClip) -> list[Any]:
-    """A row of ``scores.csv``, which is also one of ``score --csv``: numbers with all digits."""
+    """A row of ``scores.csv`` and of ``score --csv``, numbers with all digits."""
     values = dataclasses.astuple(clip)
     return [spreadsheet_cell(value) if isinstance(value, str) else value for value in values]
 
@@ -190,13 +188,7 @@ def write_scores(folder: str | os.PathLike, rows: Sequence[ScoredClip]) -> dict[
 
 
 def read_scores(folder: str | os.PathLike) -> list[ScoredClip]:
-    """Reads a detector's ``scores.csv``.
-
-    Args:
-      folder: ``RUN/scores/NAME``.
-
-    Returns:
-      Its rows, in the order in which they were written.
+    """Reads a detector's ``scores.csv``, in the order in which it was written.
 
     Raises:
       DataError: The file is missing, unfinished or not the one that was written.
@@ -221,13 +213,10 @@ def read_scores(folder: str | os.PathLike) -> list[ScoredClip]:
 
 
 def read_figures(path: str | os.PathLike) -> dict[str, Any]:
-    """Reads the figures of one detector; an undefined one is nan.
-
-    Args:
-      path: Its ``results.json``.
+    """Reads a detector's ``results.json``; an undefined figure is nan.
 
     Returns:
-      As :func:`asdproto.scoring.metrics.evaluate` gives them; empty where there are none.
+      As :func:`asdproto.scoring.metrics.evaluate` gives them; empty without labels.
 
     Raises:
       DataError: The file is missing, damaged, or of another shape.
@@ -251,13 +240,7 @@ def tables_of(rows: Sequence[ScoredClip]) -> list[SectionScores]:
 
 
 def write_config(run: str | os.PathLike, config: Mapping[str, Any]) -> None:
-    """Writes ``config.json``: what a run was asked for.
-
-    Args:
-      run: The run folder.
-      config: ``kind``, ``system``, ``seeds``, ``machines``, ``names``, ``classes``, ``features``,
-        ``data`` and ``collection``.
-    """
+    """Writes ``config.json``, with a checksum of all but ``features`` and ``data``."""
     path = Path(run) / CONFIG
     path.parent.mkdir(parents=True, exist_ok=True)
     fixed = {name: value for name, value in config.items() if name not in _MOVABLE}
@@ -265,17 +248,11 @@ def write_config(run: str | os.PathLike, config: Mapping[str, Any]) -> None:
 
 
 def read_config(run: str | os.PathLike) -> dict[str, Any]:
-    """Reads ``config.json``.
-
-    Args:
-      run: The run folder.
-
-    Returns:
-      Its fields; those of :func:`write_config` that it lacks are empty, or None.
+    """Reads ``config.json``; fields that it lacks are empty, or None.
 
     Raises:
-      DataError: It is missing, damaged, changed by hand (but for ``data`` and ``features``), or of
-        another shape.
+      DataError: It is missing, damaged, of another shape, or changed by hand in other fields than
+        ``features`` and ``data``.
     """
     path = Path(run) / CONFIG
     config = read_json(path, remedy=AGAIN)
@@ -283,8 +260,8 @@ def read_config(run: str | os.PathLike) -> dict[str, Any]:
     fixed = {name: value for name, value in config.items() if name not in _MOVABLE}
     if saved != json_checksum(fixed):
         raise DataError(path, "other settings than were saved", "what its checksum says", AGAIN)
-    for name, (kinds, default) in _CONFIG_FIELDS.items():
-        value = config.setdefault(name, default)
+    for name, kinds in _CONFIG_FIELDS.items():
+        value = config.setdefault(name, kinds[-1]())
         texts = value if name in ("names", "machines") and isinstance(value, list) else ()
         if not isinstance(value, kinds) or not all(isinstance(text, str) for text in texts):
             found = f"{name} {quoted(repr(value))}"
@@ -293,23 +270,12 @@ def read_config(run: str | os.PathLike) -> dict[str, Any]:
 
 
 def write_results(run: str | os.PathLike, results: Mapping[str, Any]) -> None:
-    """Writes the ``results.json`` of a run, which makes the run a finished one.
-
-    Args:
-      run: The run folder.
-      results: ``{"seeds": [...], "systems": {name: figures}, ...}``.
-    """
+    """Writes ``results.json``, ``{"seeds": [...], "systems": {name: figures}, ...}``."""
     write_figures(Path(run) / RESULTS, results)
 
 
 def read_results(run: str | os.PathLike) -> dict[str, Any]:
-    """Reads the ``results.json`` of a run.
-
-    Args:
-      run: The run folder.
-
-    Returns:
-      Its contents; ``"systems"`` holds figures by name, ``"seeds"`` a list of integers.
+    """Reads the ``results.json`` of a run; an undefined figure is nan.
 
     Raises:
       DataError: It is missing, damaged, changed by hand, or of another shape.
@@ -329,12 +295,7 @@ def read_results(run: str | os.PathLike) -> dict[str, Any]:
 
 
 def write_figures(path: str | os.PathLike, figures: Mapping[str, Any]) -> None:
-    """Writes figures as json, with their checksum; an undefined figure (nan) becomes ``null``.
-
-    Args:
-      path: File to write; its folder is made where it does not exist.
-      figures: Nested dictionaries and lists of numbers and strings.
-    """
+    """Writes nested figures as json, with a checksum; an undefined one (nan) becomes ``null``."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     plain = _map_leaves(figures, lambda x: None if isinstance(x, float) and math.isnan(x) else x)
@@ -394,10 +355,6 @@ class ScoredSystem:
     figures: dict[str, Any] = field(default_factory=dict)
     held_out: dict[str, np.ndarray] = field(default_factory=dict)
 
-    def thresholds(self) -> dict[str, float]:
-        """Decision threshold of every machine type among the clips."""
-        return {clip.machine_type: clip.threshold for clip in self.clips}
-
 
 @dataclass(slots=True)
 class Run:
@@ -429,12 +386,6 @@ def read_run(run: str | os.PathLike) -> Run:
 
     Whatever is missing or damaged is left out and noted, so that a run can be looked at while it
     trains. Figures that ``results.json`` lacks are made again from the scores.
-
-    Args:
-      run: The run folder.
-
-    Returns:
-      Its contents.
 
     Raises:
       DataError: The folder does not exist or holds nothing of a run that can be read.
@@ -526,21 +477,18 @@ def _read_training(path: Path, notes: list[str]) -> dict[str, list[dict[str, Any
         raise DataError(path, str(error.strerror), "lines of metrics", "Check the file.") from None
     rows: dict[str, dict[tuple[float, float], dict[str, Any]]] = {}
     bad = []
-    for number, line in enumerate(lines, 1):
+    for index, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-            key = float(row["epoch"]), float(row.get("step") or 0)
             for name in ("loss", "learning_rate"):
                 row[name] = math.nan if row.get(name) is None else float(row[name])
+            key = float(row["epoch"]), float(row.get("step") or 0)
             rows.setdefault(str(row["stage"]), {})[key] = row
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            if line.strip():
-                bad.append(number)
-    if bad == [len(lines)]:
-        notes.append(f"Line {bad[0]} of {path.name} is cut short and left out.")
-    elif bad:
-        what = f"{len(bad)} of {len(lines)} lines of {path.name} are not lines of metrics"
-        notes.append(f"{what} and left out, the first is line {bad[0]}.")
+            bad.append(index)
+    if bad:
+        which = f"{len(bad)} of {len(lines)} lines of {path.name}, the first of them line {bad[0]},"
+        notes.append(f"{which} are no lines of metrics and left out.")
     return {stage: [by_key[key] for key in sorted(by_key)] for stage, by_key in rows.items()}
 
 

@@ -28,14 +28,7 @@ HEADLINE = (*AUC_METRICS, "overall")
 
 
 def value_of(figure: float | Mapping[str, float] | None) -> float:
-    """The figure itself, or the mean of one summarized over seeds; nan where it is undefined.
-
-    Args:
-      figure: A number, what :func:`asdproto.scoring.metrics.summarize` puts in its place, or None.
-
-    Returns:
-      float.
-    """
+    """The figure itself, or the mean of one summarized over seeds; nan where it is undefined."""
     if isinstance(figure, Mapping):
         figure = figure["mean"]
     return math.nan if figure is None else float(figure)
@@ -64,27 +57,12 @@ def percent(
 
 
 def number(value: float | None, form: str) -> str:
-    """A number as text; ``"–"`` for None, nan and infinities.
-
-    Args:
-      value: The number.
-      form: Format, such as ``".4g"``.
-
-    Returns:
-      The text.
-    """
+    """A number in a format such as ``".4g"``; ``"–"`` for None, nan and infinities."""
     return "–" if value is None or not math.isfinite(value) else format(value, form)
 
 
 def highest(figures: list[Any]) -> set[int]:
-    """Positions of the largest figure as it is printed; none where there is nothing to compare.
-
-    Args:
-      figures: As for :func:`value_of`.
-
-    Returns:
-      Positions, several where figures print alike.
-    """
+    """Positions of the largest figures as they print; none where there is nothing to compare."""
     values = [round(value_of(figure), 4) for figure in figures]
     defined = [value for value in values if not math.isnan(value)]
     if len(defined) < 2:
@@ -141,12 +119,7 @@ def print_table(results: Mapping[str, Any], *, console: Console | None = None) -
 
 
 def print_sections(results: Mapping[str, Any], *, console: Console | None = None) -> None:
-    """Prints one system's figures, in percent, for every machine type and section.
-
-    Args:
-      results: Figures as :func:`asdproto.scoring.metrics.evaluate` gives them.
-      console: Where to print; the standard output by default.
-    """
+    """Prints one system's figures, in percent, for every machine type and section."""
     from rich.console import Console
     from rich.text import Text
 

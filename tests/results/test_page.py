@@ -205,7 +205,7 @@ def test_labeled_recordings_have_the_challenges_figures(finished, finished_page)
     assert "recordings known to be" not in finished_page
     fan = [clip for clip in run.systems["finetune"].clips if clip.machine_type == "fan"]
     noticed = sum(clip.decision for clip in fan if clip.state == "anomaly")
-    assert f"{noticed} of 16 known anomalies ({100 * noticed / 16:.0f} %) were noticed" in (
+    assert f"{noticed} of 16 known anomalies ({100 * noticed / 16:.0f} %) raised an alarm" in (
         finished_page
     )
 
@@ -427,7 +427,8 @@ def test_a_run_that_was_interrupted_can_be_looked_at(workdir):
     (workdir / "metrics.jsonl").write_text("\n".join([*lines[:3], again, bad, lines[4][:20]]))
     run = read_run(workdir)
     assert [row["loss"] for row in run.training["pretrain"]] == [2.0, 1.0, 0.125]
-    assert run.notes == ["Line 6 of metrics.jsonl is cut short and left out."]
+    cut = "1 of 6 lines of metrics.jsonl, the first of them line 6,"
+    assert run.notes == [f"{cut} are no lines of metrics and left out."]
     # Without results.json the figures come from the scores.
     assert list(run.systems) == ["pretrain", "finetune"]
     assert run.recordings == [workdir / "data"]
