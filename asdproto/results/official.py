@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import unicodedata
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from asdproto.data.dcase import Clip, parse_name
+from asdproto.data.dcase import Clip, parse_name, same_text
 from asdproto.errors import DataError, plain_cell, some, spreadsheet_cell
 from asdproto.files import csv_text, read_csv, write_atomically
 from asdproto.scoring.backends import rows_by
@@ -163,7 +162,7 @@ def _score_files(folder: Path) -> dict[tuple[str, str], Path]:
             raise DataError(path, found, _SCORE_NAME, "Rename the file or move it.")
         if match["split"] == "_train":
             continue
-        key = _same(match["machine"]), _same(match["section"])
+        key = same_text(match["machine"]), same_text(match["section"])
         if key in paths:
             found = f"scores of {key[0]} section {key[1]} here and in {paths[key].name}"
             raise DataError(path, found, "one file per section", "Remove one of the two.")
@@ -221,11 +220,6 @@ def _read_section(
     )
 
 
-def _same(name: str) -> str:
-    """A name in the one spelling that is compared: macOS decomposes letters, others do not."""
-    return unicodedata.normalize("NFC", name)
-
-
 def _read_pairs(path: Path, value: str) -> dict[str, tuple[int, str]]:
     """File -> (line number, cell) of a headerless two-column csv."""
     if path.exists() and not path.is_file():  # a pipe would be waited for
@@ -236,7 +230,7 @@ def _read_pairs(path: Path, value: str) -> dict[str, tuple[int, str]]:
         if len(cells) != 2 or not cells[0]:
             found = f"{len(cells)} columns in {','.join(cells)[:80]!r}"
             raise DataError(where, found, f"two: file name and {value}", "Correct the line.")
-        name = _same(plain_cell(cells[0]))
+        name = same_text(plain_cell(cells[0]))
         if name in rows:
             found = f"{name} for the second time (first on line {rows[name][0]})"
             raise DataError(where, found, "every clip once", "Remove one of the two lines.")
@@ -274,7 +268,8 @@ def _truth_of_name(where: str, section: str, name: str) -> tuple[bool, str]:
     try:
         parsed = parse_name(name)
     except DataError as error:
-        raise error.at(where) from None
+        found = f"{name}, {error.found}"
+        raise DataError(where, found, error.expected, error.remedy) from None
     if not parsed.state:
         found = f"{name}, whose name does not say whether it is normal"
         remedy = "Give the ground truth: a folder of official files, or the collection's csv."
@@ -291,12 +286,12 @@ def _truths_of_clips(clips: Sequence[Clip]) -> _Truths:
     for (machine, section), rows in rows_by([(c.machine_type, c.section) for c in tested]).items():
         members = [tested[row] for row in rows]
         known = {
-            _same(name): (clip.state == "anomaly", clip.domain)
+            same_text(name): (clip.state == "anomaly", clip.domain)
             for name, clip in zip(clip_files(members), members, strict=True)
             if clip.state
         }
         if known:
-            truths[_same(machine), _same(section)] = known
+            truths[same_text(machine), same_text(section)] = known
     return truths
 
 
@@ -326,7 +321,9 @@ def _official_truths(folder: Path) -> _Truths:
 
 def _ground_truth_column(folder: Path, expected: str) -> dict[tuple[str, str], dict[str, bool]]:
     column = {
-        (_same(match["machine"]), _same(match["section"])): _read_flags(path, "0 or 1", expected)
+        (same_text(match["machine"]), same_text(match["section"])): _read_flags(
+            path, "0 or 1", expected
+        )
         for path in sorted(folder.glob("ground_truth_*.csv"))
         if (match := _TRUTH_FILE.fullmatch(path.name))
     }
