@@ -8,13 +8,19 @@ from typing import Any
 import numpy as np
 
 from asdproto.config import ConfigError
-from asdproto.data.dataset import Dataset
+from asdproto.data.dataset import ClipArrays, Dataset, section_keys
 from asdproto.results.tables import HEADLINE, TITLES
+from asdproto.scoring.metrics import evaluate, group_scores
 from asdproto.scoring.thresholds import ThresholdWarning
 from asdproto.systems import prototype
 from asdproto.systems.prototype import PrototypeSystem
 from asdproto.systems.run import score_fitted
 from asdproto.training.state import TrainState
+
+_NO_LABELS = (
+    "--data: the test clips carry no labels; expected normal and anomalous ones, or there is "
+    "nothing to compare"
+)
 
 
 def score_run(folder: Path, system: PrototypeSystem, data: Dataset, state: TrainState) -> None:
@@ -29,10 +35,50 @@ def score_run(folder: Path, system: PrototypeSystem, data: Dataset, state: Train
         fitted = prototype.fit(system, data, state)
         figures, _ = score_fitted(folder, system, data, [fitted], [0])
     if figures is None:
-        raise ConfigError(
-            "--data: the test clips carry no labels; expected normal and anomalous ones, or there "
-            "is nothing to compare"
-        )
+        raise ConfigError(_NO_LABELS)
+
+
+def figures_of(system: PrototypeSystem, data: Dataset, state: TrainState) -> dict[str, float]:
+    """Headline figures of a trained encoder with a system's back-end, in [0, 1].
+
+    Raises:
+      ConfigError: The test clips carry no labels.
+    """
+    if not data.test_clips or any(not clip.state for clip in data.test_clips):
+        raise ConfigError(_NO_LABELS)
+    member = prototype.fit(system, data, state).member
+    scores = member.compare(data.test, section_keys(data.test_clips)).scores
+    figures = evaluate(group_scores(data.test_clips, scores))
+    return {name: round(float(figures[name]), 6) for name in HEADLINE}
+
+
+def score_of_kept_out(
+    system: PrototypeSystem,
+    data: Dataset,
+    state: TrainState,
+    clips: ClipArrays,
+    labels: np.ndarray,
+) -> float:
+    """How well an encoder keeps new normal clips with their own class; lower is better.
+
+    Args:
+      system: Says how clips are embedded.
+      data: What the encoder was trained on.
+      state: The encoder.
+      clips: Normal clips that it has not heard.
+      labels: Their classes.
+
+    Returns:
+      Mean over clips of the distance to the nearest training clip of their class, over that to the
+      nearest one of another class.
+    """
+    member: Any = prototype.fit(system, data, state).member
+    train, new = member.embed(data.train), member.embed(clips)
+    squares = np.square(new).sum(axis=1)[:, None] + np.square(train).sum(axis=1)
+    distances = np.sqrt(np.maximum(squares - 2 * new @ train.T, 0))
+    own = labels[:, None] == data.labels
+    nearest = [np.where(mask, distances, np.inf).min(axis=1) for mask in (own, ~own)]
+    return float(np.mean(nearest[0] / np.maximum(nearest[1], 1e-6)))
 
 
 def plot_rows(

@@ -1,17 +1,16 @@
-"""The quality part of the loss benchmark: one encoder, one schedule, one data set, every loss.
+"""The quality part of the loss benchmark: one encoder, one schedule, every loss, paired by seed.
 
-A loss of one's own joins with a function from the stage's numbers to an
-:class:`asdproto.training.objectives.Objective`, and an argument::
-
-    from experiments.benchmarks import losses
-
-    losses.main(["--part", "quality", "--data", "ROOT"], own={"mine": my_objective})
+A cell is a loss at a temperature, with a seed, on a data set: it is trained, scored with both
+back-ends, and kept as one json file in ``WORKDIR/cells``. A call makes the cells that its options
+ask for and that are missing, so the comparison may be made in pieces, by several processes; what it
+reports is everything that is there.
 """
 
 import argparse
 import dataclasses
 import json
 import time
+import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,32 +21,65 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from asdproto.config import override, to_dict
+from asdproto.config import ConfigError, override, to_dict
 from asdproto.data.dataset import Dataset, prepare
-from asdproto.results.run_folder import read_figures, write_config
-from asdproto.results.tables import HEADLINE, TITLES, percent
+from asdproto.prototypes import l2_normalize
+from asdproto.results.run_folder import write_config
+from asdproto.results.tables import HEADLINE
+from asdproto.scoring.backends import SHRINKAGE
 from asdproto.systems import prototype
 from asdproto.systems.members import RunOptions
-from asdproto.systems.prototype import PrototypeSystem, ScoreConfig
+from asdproto.systems.prototype import PrototypeSystem
 from asdproto.systems.run import check_same_run, features_of
-from asdproto.training.devices import use_compilation_cache, use_devices
+from asdproto.training.devices import Devices, use_compilation_cache, use_devices
 from asdproto.training.objectives import Objective, mpe_objective
 from asdproto.training.stage import EpisodePrototypes, Episodes, EpochPrototypes, Stage
 from asdproto.training.state import TrainState
 from experiments import two_stage
 from experiments.common import write_json
-from experiments.comparison import plot_rows, score_run
+from experiments.comparison import figures_of, score_of_kept_out
 
-# The quickstart's machines: a DCASE-layout set that everybody can make.
-SYNTHETIC: dict[str, Any] = {
-    "machines": ("fan", "gearbox"),
-    "sections": ("00", "01"),
-    "clips": 50,
-    "target_clips": 10,
-    "test_clips": 15,
-    "seconds": 6.0,
-    "seed": 0,
+MakeObjective = Callable[[Any], Objective]
+BASE = "softmax"  # what the others are compared with
+# Temperatures as published, the inverse of a scale; None where a loss sets its own or has none.
+# A loss that is not listed has the paper's.
+PUBLISHED: Mapping[str, float | None] = {
+    "softmax": 0.05,
+    "softmax_center": 0.05,
+    "arcface": 1 / 64,
+    "sub_center_arcface": 1 / 64,
+    "cosface": 1 / 64,
+    "sphereface": 1 / 64,
+    "adaface": 1 / 64,
+    "circle": 1 / 80,
+    "proxy_anchor": 1 / 32,
+    "proxy_nca": 1 / 9,
+    "soft_triple": 1 / 20,
+    "supervised_contrastive": 0.1,
+    "nt_xent": 0.1,
+    "n_pair": 1.0,
+    "focal": 0.05,
+    "logit_adjusted": 0.05,
+    "prototypical_network": 1.0,
+    **dict.fromkeys(
+        (
+            "adacos",
+            "sub_cluster_adacos",
+            "adaproj",
+            "vicreg",
+            "barlow_twins",
+            "triplet",
+            "triplet_all",
+            "triplet_hard",
+            "multi_similarity",
+            "angular_prototypical",
+        )
+    ),
 }
+PAPER = 0.07
+TRIED = (0.5, 1.0, 2.0)  # times the published temperature
+CHOICE_SEED, FOLDS = 0, 4
+BACKENDS = ("nearest", "prototypes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,14 +94,23 @@ def get_config(preset: str) -> PrototypeSystem:
     32 clips are the batch of the paper's pre-training.
     """
     system = two_stage.get_config(preset)
-    stage = LossStage(epochs=system.pretrain.epochs, ways=8, shots=4)
-    # Windows and running statistics: nothing between the loss and its scores but the covariance.
-    return PrototypeSystem(
-        **{**vars(system), "pretrain": stage, "score": ScoreConfig(shrinkage=0.03)}
+    schedule = {
+        field.name: getattr(system.pretrain, field.name) for field in dataclasses.fields(Stage)
+    }
+    stage: Any = LossStage(**schedule, ways=8, shots=4)
+    return dataclasses.replace(system, pretrain=stage)
+
+
+def backends(system: PrototypeSystem) -> dict[str, PrototypeSystem]:
+    """A system that compares with the nearest training clips, and with prototypes as the paper."""
+    paper = dataclasses.replace(
+        system.score,
+        kind="mahalanobis",
+        shrinkage=SHRINKAGE,
+        density_neighbors=0,
+        all_stages=False,
     )
-
-
-MakeObjective = Callable[[Any], Objective]
+    return {"nearest": system, "prototypes": dataclasses.replace(system, score=paper)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,121 +134,344 @@ def train(
     make_objective: MakeObjective,
     seeds: Sequence[int],
     data: Dataset,
-    options: RunOptions,
+    devices: Devices,
     together: bool,
 ) -> list[TrainState]:
     """Final states of several seeds; as one program (``together``) or one after the other."""
     fields = {**vars(system), "stages": ("pretrain",), "make_objective": make_objective}
-    one = OneStage(**fields)
-    if together:
-        finals = prototype.train(one, data, options, seeds)
-    else:
-        finals = [
-            prototype.train(one, data, options, [seed], label=f"-{seed}")[0] for seed in seeds
-        ]
+    one, options = OneStage(**fields), RunOptions(None, devices)
+    groups = [list(seeds)] if together else [[seed] for seed in seeds]
+    finals = [final for group in groups for final in prototype.train(one, data, options, group)]
     return [final["pretrain"] for final in finals]
+
+
+@dataclasses.dataclass
+class Comparison:
+    """Cells of one data set.
+
+    Attributes:
+      name: Of the data set.
+      folder: Of the cells.
+      system: At the temperature of no loss.
+      data: The data set.
+      devices: Where to train.
+      together: Whether the seeds of a loss are one program.
+    """
+
+    name: str
+    folder: Path
+    system: PrototypeSystem
+    data: Dataset
+    devices: Devices
+    together: bool
+
+    def at(self, temperature: float | None) -> PrototypeSystem:
+        """The system at a temperature."""
+        if temperature is None:
+            return self.system
+        stage = dataclasses.replace(self.system.pretrain, temperature=temperature)
+        return dataclasses.replace(self.system, pretrain=stage)
+
+    def fill(
+        self, loss: str, make: MakeObjective, temperature: float | None, seeds: Sequence[int]
+    ) -> None:
+        """Trains and scores a loss with the seeds that are missing."""
+        paths = {seed: self.folder / cell_name(loss, temperature, seed) for seed in seeds}
+        missing = [seed for seed in seeds if not paths[seed].exists()]
+        system = self.at(temperature)
+        for group in [missing] if self.together and missing else [[seed] for seed in missing]:
+            began = time.monotonic()
+            states = train(system, make, group, self.data, self.devices, self.together)
+            seconds = round((time.monotonic() - began) / len(group), 1)
+            for seed, state in zip(group, states, strict=True):
+                figures = {
+                    name: figures_of(one, self.data, state)
+                    for name, one in backends(system).items()
+                }
+                cell = {
+                    "loss": loss,
+                    "temperature": temperature,
+                    "seed": seed,
+                    "train_seconds": seconds,
+                    **figures,
+                }
+                write_json(paths[seed], cell)
+
+    def best(self, loss: str, make: MakeObjective, published: float) -> float:
+        """The temperature of three that keeps new normal clips closest to their own class.
+
+        Normal training clips of one fold of every class are kept out; see
+        :func:`experiments.comparison.score_of_kept_out`.
+        """
+        kept_out = fold_of(self.data.labels)
+        fewer = subset(self.data, ~kept_out)
+        ratios = {}
+        for temperature in [published * factor for factor in TRIED]:
+            path = self.folder / "choice" / cell_name(loss, temperature, CHOICE_SEED)
+            if not path.exists():
+                system = self.at(temperature)
+                (state,) = train(system, make, [CHOICE_SEED], fewer, self.devices, False)
+                clips = self.data.train.take(np.flatnonzero(kept_out))
+                ratio = score_of_kept_out(
+                    backends(system)["prototypes"], fewer, state, clips, self.data.labels[kept_out]
+                )
+                write_json(
+                    path, {"loss": loss, "temperature": temperature, "ratio": round(ratio, 5)}
+                )
+            ratios[temperature] = json.loads(path.read_text())["ratio"]
+        return min(ratios, key=lambda temperature: ratios[temperature])
+
+
+def cell_name(loss: str, temperature: float | None, seed: int) -> str:
+    at = "" if temperature is None else f"@{temperature:.4g}"
+    return f"{loss}{at}-{seed}.json"
+
+
+def fold_of(labels: np.ndarray) -> np.ndarray:
+    """Clips that are kept out: the first of every :data:`FOLDS` of a class, boolean ``[clips]``.
+
+    Classes of one or two clips keep theirs.
+
+    Raises:
+      ConfigError: All classes are as small as that.
+    """
+    kept_out = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        if len(rows) > 2:
+            kept_out[rows[::FOLDS]] = True
+    if not kept_out.any():
+        raise ConfigError(
+            "--data: found no class of 3 training clips, of which one could be kept out to choose "
+            "a temperature by; give --as-published"
+        )
+    return kept_out
+
+
+def subset(data: Dataset, chosen: np.ndarray) -> Dataset:
+    """A data set of some of its training clips, which all classes have one of."""
+    rows = np.flatnonzero(chosen)
+    return dataclasses.replace(
+        data,
+        train=data.train.take(rows),
+        train_clips=[data.train_clips[row] for row in rows],
+        labels=data.labels[rows],
+    )
 
 
 def measure(
     args: argparse.Namespace, objectives: Mapping[str, MakeObjective], console: Console
 ) -> dict[str, Any]:
-    """Trains, scores and evaluates losses with every seed; finished runs are read back."""
+    """Makes the cells that are missing, and collects all that are there."""
     use_compilation_cache()
     devices = use_devices()
     system = override(get_config(args.preset), args.overrides)
-    folder = args.workdir
-    # Losses and seeds may be added to a work folder; whatever else differs is another folder's.
-    about = {"system": to_dict(system), "machines": None}
-    check_same_run(folder, about)
-    data_root = args.data
-    if data_root is None:
-        from experiments.synthetic import synthesize  # needs an audio library
-
-        data_root = synthesize(folder / "data", **SYNTHETIC)
-    store = features_of(data_root, args.features or folder / "features", system.features, console)
-    data = prepare(store, system.encoder.crop)
-    write_config(folder, about)
+    check_same_run(args.workdir, {"system": to_dict(system)})
+    write_config(args.workdir, {"system": to_dict(system)})
     together = devices.local[0].platform != "cpu" if args.together is None else args.together
+    for root in args.data:
+        folder = args.workdir / "cells" / root.name
+        features = (args.features or args.workdir / "features") / root.name
+        store = features_of(root, features, system.features, console)
+        data = prepare(store, system.encoder.crop)
+        one = Comparison(root.name, folder, system, data, devices, together)
+        for loss in args.loss or objectives:
+            published = PUBLISHED.get(loss, PAPER)
+            one.fill(loss, objectives[loss], published, args.seeds)
+            if published is not None and not args.as_published:
+                best = one.best(loss, objectives[loss], published)
+                one.fill(loss, objectives[loss], best, args.seeds)
+            console.print(f"{root.name}: {loss} is there", highlight=False)
+            if args.out is not None:  # what is measured stays, whatever comes
+                write_json(args.out, collect(args.workdir, args.preset))
+    return collect(args.workdir, args.preset)
+
+
+def collect(workdir: Path, preset: str) -> dict[str, Any]:
+    """Every cell of a work folder, by data set, loss and setting (``published``, ``best``).
+
+    ``best`` is left out where its temperature was not chosen. Of seeds, each figure has its values,
+    mean and standard deviation; beside them stand the paired differences to attribute softmax over
+    the seeds that both have, with their standard error.
+    """
     result: dict[str, Any] = {
         "part": "quality",
-        "data": "synthetic" if args.data is None else args.data.parent.name + "/" + args.data.name,
-        "clips": {"train": len(data.train_clips), "test": len(data.test_clips)},
-        "classes": len(data.classes),
-        "preset": args.preset,
-        "overrides": args.overrides,
-        "seeds": args.seeds,
+        "preset": preset,
         "device": jax.devices()[0].device_kind,
-        "losses": {},
+        "sets": {},
     }
-    for loss in args.loss or objectives:
-        scores = {seed: folder / "scores" / f"{loss}-{seed}" for seed in args.seeds}
-        missing = [seed for seed in args.seeds if not (scores[seed] / "seconds.json").exists()]
-        if missing:
-            began = time.monotonic()
-            # A folder for these seeds of this loss: more of them are another program.
-            run = folder / "runs" / "-".join([loss, *map(str, missing)])
-            run.mkdir(parents=True, exist_ok=True)
-            options = RunOptions(run, devices, console)
-            states = train(system, objectives[loss], missing, data, options, together)
-            seconds = (time.monotonic() - began) / len(missing)
-            for seed, state in zip(missing, states, strict=True):
-                score_run(scores[seed], system, data, state)
-                write_json(scores[seed] / "seconds.json", round(seconds, 1))
-        one = result["losses"][loss] = summary(list(scores.values()))
-        console.print(
-            f"{loss}: " + "  ".join(f"{n} {percent(one[n], 1)}" for n in HEADLINE),
-            soft_wrap=True,
-            highlight=False,
-        )
-        if args.out is not None:  # what is measured stays, whatever comes
-            write_json(args.out, result)
+    for folder in sorted((workdir / "cells").iterdir()):
+        cells = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+        choices = [json.loads(path.read_text()) for path in sorted(folder.glob("choice/*.json"))]
+        settings: dict[str, dict[str, Any]] = {"published": {}, "best": {}}
+        for loss in dict.fromkeys(cell["loss"] for cell in cells):
+            published = PUBLISHED.get(loss, PAPER)
+            ratios = {c["temperature"]: c["ratio"] for c in choices if c["loss"] == loss}
+            chosen = {"published": published}
+            if len(ratios) == len(TRIED):
+                chosen["best"] = min(ratios, key=lambda temperature: ratios[temperature])
+            elif published is None:
+                chosen["best"] = None
+            for setting, temperature in chosen.items():
+                own = [c for c in cells if (c["loss"], c["temperature"]) == (loss, temperature)]
+                if own:
+                    settings[setting][loss] = summary(own)
+        for losses in settings.values():
+            for one in losses.values():
+                compare(one, losses.get(BASE))
+        result["sets"][folder.name] = {**settings, "kept_out": choices}
     return result
 
 
-def summary(folders: Sequence[Path]) -> dict[str, Any]:
-    """What a loss reaches over seeds, and the mean seconds of a training.
+def summary(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a loss reaches over seeds, in [0, 1], and the mean seconds of a training."""
+    cells = sorted(cells, key=lambda cell: cell["seed"])
+    found: dict[str, Any] = {
+        "temperature": cells[0]["temperature"],
+        "seeds": [cell["seed"] for cell in cells],
+        "train_seconds": round(float(np.mean([cell["train_seconds"] for cell in cells])), 1),
+    }
+    for backend in BACKENDS:
+        found[backend] = {}
+        for name in HEADLINE:
+            values = np.array([cell[backend][name] for cell in cells])
+            found[backend][name] = {
+                "values": values.round(4).tolist(),
+                "mean": round(float(values.mean()), 4),
+                "std": round(float(values.std(ddof=1)), 4) if len(values) > 1 else 0.0,
+            }
+    return found
+
+
+def compare(one: dict[str, Any], base: Mapping[str, Any] | None) -> None:
+    """Enters the paired differences of overall figures to those of softmax."""
+    for backend in BACKENDS:
+        if base is None:
+            continue
+        theirs = dict(zip(base["seeds"], base[backend]["overall"]["values"], strict=True))
+        ours = zip(one["seeds"], one[backend]["overall"]["values"], strict=True)
+        paired = np.array([value - theirs[seed] for seed, value in ours if seed in theirs])
+        if len(paired):
+            error = paired.std(ddof=1) / np.sqrt(len(paired)) if len(paired) > 1 else 0.0
+            one[backend]["to_softmax"] = {
+                "mean": round(float(paired.mean()), 4),
+                "standard_error": round(float(error), 4),
+                "seeds": len(paired),
+            }
+
+
+def _ranked(losses: Mapping[str, Any]) -> dict[str, Any]:
+    """Losses, best overall figure first."""
+    return dict(sorted(losses.items(), key=lambda item: -item[1]["nearest"]["overall"]["mean"]))
+
+
+def report(result: Mapping[str, Any], console: Console) -> None:
+    """Prints a table for each data set and setting, of 80 columns at most."""
+    for name, settings in result["sets"].items():
+        for setting, how in (("published", "as published"), ("best", "best of three")):
+            if not settings[setting]:
+                continue
+            title = f"{name}, preset {result['preset']}, temperatures {how}: overall, %"
+            table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title=title)
+            table.add_column("loss", overflow="fold", max_width=22)
+            columns = ("nearest clips", "to softmax", "prototypes", "to softmax")
+            for column in columns:
+                table.add_column(column, justify="right", no_wrap=True)
+            for loss, one in _ranked(settings[setting]).items():
+                cells = [_cell(one[backend]) for backend in BACKENDS]
+                table.add_row(loss, *(text for pair in cells for text in pair))
+            console.print(table, highlight=False)
+
+
+def _cell(figures: Mapping[str, Any]) -> tuple[str, str]:
+    """Mean and standard deviation, and the difference to softmax with its standard error."""
+    overall = figures["overall"]
+    text = f"{100 * overall['mean']:.1f}±{100 * overall['std']:.1f}"
+    if "to_softmax" not in figures:
+        return text, ""
+    difference = figures["to_softmax"]
+    error = 100 * difference["standard_error"]
+    return text, f"{100 * difference['mean']:+.1f}±{error:.1f}"
+
+
+def plot(result: Mapping[str, Any], path: Path) -> None:
+    """Draws differences to softmax with their standard errors, a panel a data set and back-end."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    panels = [(name, backend) for name in result["sets"] for backend in BACKENDS]
+    names = list(_ranked(next(iter(result["sets"].values()))["published"]))
+    figure, axes = pyplot.subplots(
+        1,
+        len(panels),
+        figsize=(3.2 * len(panels) + 2, 0.3 * len(names) + 1.5),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for axis, (data, backend) in zip(axes[0], panels, strict=True):
+        for setting, mark in (("published", "o"), ("best", "x")):
+            losses = result["sets"][data][setting]
+            found = {n: losses[n][backend] for n in names if n in losses}
+            rows = [names.index(n) for n, one in found.items() if "to_softmax" in one]
+            differences = [one["to_softmax"] for one in found.values() if "to_softmax" in one]
+            axis.errorbar(
+                [100 * one["mean"] for one in differences],
+                rows,
+                xerr=[100 * one["standard_error"] for one in differences],
+                fmt=mark,
+                capsize=3,
+                label=setting,
+            )
+        axis.axvline(0, color="black", linewidth=0.8)
+        axis.set_title(f"{data}, {backend}", fontsize=9)
+        axis.set_xlabel("points to softmax")
+        axis.grid(axis="x", alpha=0.3)
+    axes[0][0].set_yticks(range(len(names)), names)
+    axes[0][0].invert_yaxis()
+    axes[0][0].legend()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def as_function(
+    make: MakeObjective, classes: int, dim: int
+) -> tuple[Callable[..., jax.Array], dict[str, np.ndarray]]:
+    """A loss of training as the speed part takes it: ``(embeddings, *parameters, labels)``.
 
     Args:
-      folders: Where :func:`measure` keeps the scores of each seed.
+      make: The loss.
+      classes: Number of classes.
+      dim: Of embeddings.
 
     Returns:
-      ``{figure: {"values", "mean", "std"}}`` of the headline figures, in [0, 1], with the sample
-      standard deviation (0 for one seed), and ``"train_seconds"``.
+      The function, which brings embeddings to unit length first, and its parameters by name.
     """
-    runs = [read_figures(folder / "results.json") for folder in folders]
-    found: dict[str, Any] = {}
-    for name in HEADLINE:
-        values = [run[name] for run in runs]
-        spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
-        found[name] = {
-            "values": [round(float(value), 4) for value in values],
-            "mean": round(float(np.mean(values)), 4),
-            "std": round(float(spread), 4),
-        }
-    seconds = [json.loads((folder / "seconds.json").read_text()) for folder in folders]
-    return {**found, "train_seconds": round(float(np.mean(seconds)), 1)}
+    stage = get_config("small").pretrain
+    objective = make(stage)
+    params: Any = {}
+    carried: Any = {}
+    if objective.init is not None:
+        params, carried = objective.init(jax.random.key(0), classes, dim)
+    leaves, tree = jax.tree.flatten(params)
+    vectors = np.random.default_rng(2).standard_normal((classes, 1 + objective.sub_prototypes, dim))
+    vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
+    state = types.SimpleNamespace(loss_state=carried, prototypes=vectors.astype(np.float32))
 
+    def loss(embeddings: jax.Array, *rest: Any) -> jax.Array:
+        *own, labels = rest
+        batch = types.SimpleNamespace(labels=labels, where=None)
+        return objective.loss(
+            jax.tree.unflatten(tree, own),
+            state,
+            l2_normalize(embeddings),
+            batch,
+            key=jax.random.key(1),
+            hyper=stage.hyper(),
+            num_classes=classes,
+            axis_name=None,
+        )[0]
 
-def _ranked(result: dict[str, Any]) -> dict[str, Any]:
-    """Losses, best overall figure first."""
-    return dict(sorted(result["losses"].items(), key=lambda item: -item[1]["overall"]["mean"]))
-
-
-def report(result: dict[str, Any], console: Console) -> None:
-    """Prints the table, best overall figure first."""
-    seeds = len(result["seeds"])
-    title = f"{result['data']}, preset {result['preset']}, {seeds} seeds, mean ± std, %"
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title=title)
-    table.add_column("loss", overflow="fold")
-    for name in (*(TITLES[figure] for figure in HEADLINE), "train s"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for loss, one in _ranked(result).items():
-        figures = [percent(one[figure], 1) for figure in HEADLINE]
-        table.add_row(loss, *figures, f"{one['train_seconds']:.0f}")
-    console.print(table)
-
-
-def plot(result: dict[str, Any], path: Path) -> None:
-    """Draws every seed's figures, losses in the order of their mean overall figure."""
-    title = f"{result['data']}, preset {result['preset']}: points are seeds, bars mean ± std"
-    plot_rows(path, title, _ranked(result), paper={})
+    return loss, {f"parameter {i}": np.asarray(leaf) for i, leaf in enumerate(leaves)}

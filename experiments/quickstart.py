@@ -1,25 +1,17 @@
-"""From nothing to a DCASE table: synthesize machines, train both stages, score, report.
+"""From nothing to a DCASE table: make machines' sounds, train, score, report.
 
     python -m experiments.quickstart --workdir runs/quickstart
 
-Everything is the real thing, only small: wav files of a fan and a gearbox in the DCASE 2022 layout,
-features by librosa, a network of width 16, and the official metrics. Four systems stand side by
-side: the AutoEncoder-style detector that the challenge's baseline is, a Gaussian mixture (GMM), the
-pre-trained network, and the fine-tuned one. Takes under 3 minutes on 2 CPU cores.
+Everything is the real thing, only small: wav files of a bearing and a gearbox in the DCASE 2022
+layout, features by librosa, a network of width 16, and the official metrics. The AutoEncoder-style
+detector that the challenge's baseline is stands beside the pre-trained network, the fine-tuned one,
+and what every run fits beside it. Takes about 3 minutes on 2 CPU cores.
 
-This is a demonstration and no benchmark: faults are raised by SEVERITY dB, which makes them plainly
-audible. That figure was fixed by the AutoEncoder alone, as the least multiple of 2 dB at which it
-has 75 overall. Seed 0 gives, in 69 s on 2 cores (on one core sums are taken in another order, and
-the networks have 71.8 and 72.3 overall):
-
-===========  ==========  ==========  ====  =======
-system       source AUC  target AUC  pAUC  overall
-===========  ==========  ==========  ====  =======
-autoencoder        93.2        72.2  71.1     77.6
-gmm                83.9        65.3  59.4     68.0
-pretrain           72.1        72.3  63.9     69.2
-finetune           70.2        63.0  61.1     64.5
-===========  ==========  ==========  ====  =======
+This is a demonstration and no benchmark: the machines are made so that what the method is for can
+be seen. Their surroundings differ more from clip to clip than a fault changes the machine, they
+work under many conditions with audible differences, and faults are small changes of the machine
+itself; see :mod:`experiments.synthetic`. On recordings of real machines other systems may be
+better; ``docs/experiments.md`` has figures.
 """
 
 import dataclasses
@@ -38,10 +30,13 @@ from asdproto.systems.run import asked, check_same_run, features_of, train_besid
 from experiments import common, two_stage
 from experiments.synthetic import synthesize
 
-MACHINES = ("fan", "gearbox")
+MACHINES = ("bearing", "gearbox")
 SECTIONS = ("00", "01")
 CLIPS, TARGET_CLIPS, TEST_CLIPS, SECONDS = 50, 10, 15, 6.0
-SEVERITY = 10.0  # dB
+ABOUT = (
+    "These machines are made so that what the method is for can be seen: their surroundings differ "
+    "more from clip to clip than a fault changes the machine, and they work under many conditions."
+)
 
 
 def get_config() -> PrototypeSystem:
@@ -84,13 +79,9 @@ def main(argv: list[str] | None = None) -> None:
         target_clips=TARGET_CLIPS,
         test_clips=TEST_CLIPS,
         seconds=SECONDS,
-        severity=SEVERITY,
         seed=args.seed,
     )
-    console.print(
-        f"Faults are {SEVERITY:g} dB stronger than in the benchmark set: plainly audible.",
-        highlight=False,
-    )
+    console.print(ABOUT, highlight=False)
     console.rule("2  Features: inverted log-mel for the prototypes, log-mel for the autoencoder")
     store = features_of(data, args.workdir / "features", system.features, console)
     baseline = autoencoder.PRESETS["quick"]
@@ -100,9 +91,7 @@ def main(argv: list[str] | None = None) -> None:
     results = train_run(system, store, options, seeds=[args.seed])
     console.rule("4  AutoEncoder-style detector")
     systems = train_beside(baseline, plain, options, seeds=[args.seed])
-    systems |= results["systems"]
-    shown = (*baseline.names, "gmm", *system.names)
-    results["systems"] = {name: systems[name] for name in shown}
+    results["systems"] = {**systems, **results["systems"]}
     results["seconds"]["all"] = round(time.monotonic() - started, 1)
     console.rule("5  Results")
     train.finish(args.workdir, results, console)

@@ -7,8 +7,8 @@ to unit length themselves where the loss wants it, so that the same work is time
 """
 
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -38,6 +38,7 @@ class Entry:
         with embeddings and labels (or the second view); None if it has none.
       group: Examples that share a label, for losses within a batch; 0 for random classes.
       chunk: Whether it can be computed by pieces.
+      more: Further differentiable arguments, by name.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Entry:
     closed: Callable[..., jax.Array] | None = None
     group: int = 0
     chunk: bool = True
+    more: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def labels(self, batch: int, classes: int) -> np.ndarray:
         """Labels that every implementation is given."""
@@ -64,7 +66,8 @@ class Entry:
             "prototypes": (classes, dim),
             "several": (classes, SUB_PROTOTYPES, dim),
         }
-        return {n: rng.standard_normal(shapes[n], np.float32) for n in self.arrays}
+        made = {n: rng.standard_normal(shapes[n], np.float32) for n in self.arrays}
+        return {**made, **self.more}
 
 
 def pick(log_probabilities: jax.Array, y: jax.Array) -> jax.Array:

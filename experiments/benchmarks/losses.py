@@ -2,10 +2,10 @@ r"""The losses: speed and memory, and what each of them learns.
 
     python -m experiments.benchmarks.losses --out experiments/results/losses_speed_cpu.json
     python -m experiments.benchmarks.losses --loss arcface --sizes 512x1024x256 --rounds 50
-    python -m experiments.benchmarks.losses --part quality --workdir runs/losses
-    python -m experiments.benchmarks.losses --part quality --data DCASE_ROOT --workdir runs/losses \
-        --seeds 0 1 2 --out quality.json --plot quality.png
+    python -m experiments.benchmarks.losses --part quality --data ROOT OTHER_ROOT \
+        --workdir runs/losses --seeds 0 1 2 3 4 --out quality.json --plot quality.png
     python -m experiments.benchmarks.losses --plot-from quality.json --plot quality.png
+    python -m experiments.benchmarks.losses --own mine:objective --loss mine:objective softmax
 
 **Speed.** For every loss and size (batch x classes x dimensions), the time of a value and its
 gradients in all vector arguments: ours, ours by pieces of 2,048 classes (or of 512 anchors), the
@@ -17,20 +17,27 @@ of CPU time; on one core (``--cores 1``) the latter is hardly disturbed by other
 what the compiled program takes beside its arguments and results, as the compiler says; what would
 not fit into ``--memory`` is compiled, reported and not run.
 
-**Quality.** One encoder, schedule, sampler, back-end and data set; only the loss differs. All train
-for the epochs of the preset's pre-training on balanced episodes of 8 classes x 4 clips, from the
-same seeds, at the same temperature (margin losses take its inverse as scale); what else a loss has
-is its default. Nothing is tuned to any of them. Without ``--data`` the machines are synthetic. On
-accelerators the seeds of a loss train as one program. A second call reads finished runs back.
+**Quality.** One encoder, schedule, sampler and data set; only the loss differs. All train for the
+epochs of the preset's pre-training on balanced episodes of 8 classes x 4 clips, from the same
+seeds, at the temperature that their authors publish, and at the best of three (half of it, it,
+twice it) by normal training clips that are kept out. Each encoder is scored twice: by the nearest
+training clips with the maps of all stages, as the small preset does, and by prototypes with the
+last stage, as the paper does. Differences to attribute softmax are paired by seed. The comparison
+may be made in pieces: what a work folder holds is read back, see :mod:`experiments.loss_quality`.
 
-Measured: see ``losses_speed_cpu.json`` and ``losses_quality_*.json`` in ``experiments/results/``.
+**A loss of your own** joins both parts: ``--own package.module:function``, importable from the
+working directory, where ``function(stage)`` returns an
+:class:`asdproto.training.objectives.Objective`. ``--loss`` then takes its path as a name.
+``experiments`` is no part of the installed package: run this from a checkout.
+
+Measured: see ``losses_speed_cpu.json`` in ``experiments/results/``.
 """
 
 import argparse
 import json
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +48,8 @@ from rich.console import Console
 from rich.table import Table
 
 from asdproto.arguments import Parser, within
-from asdproto.config import at_least
-from asdproto.systems import PRESETS
+from asdproto.config import at_least, nearest
+from asdproto.systems import PRESETS, load_path
 from asdproto.training.objectives import OBJECTIVES
 from experiments import common, loss_quality
 from experiments.benchmarks.loss_rivals import ENTRIES, Entry
@@ -54,6 +61,7 @@ SEVERAL_SIZES = ((128, 147, 512), (512, 1024, 256), (1024, 2500, 512), (4096, 25
 IN_BATCH_SIZES = ((512, 0, 256), (1024, 0, 512), (4096, 0, 512))
 PIECES = {"classes": 2048, "anchors": 512}
 GIB = 2**30
+OwnLosses = Mapping[str, loss_quality.MakeObjective]
 LABELS = {
     "ours": "ours",
     "pieces": "ours, chunked",
@@ -213,25 +221,36 @@ def device() -> dict[str, Any]:
     return facts
 
 
-def speed(args: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Times every loss at every size."""
+def speed(args: argparse.Namespace, own: OwnLosses, console: Console) -> dict[str, Any]:
+    """Times every loss at every size, those of one's own last."""
     result: dict[str, Any] = {"part": "speed", **device(), "memory_gib": args.memory}
     args.torch = "torch" in result["versions"]
     console.print(f"{result['device']}, {result['cores']} cores, load {result['load_before']}")
     result["rows"] = []
+    for entry, size in entries(args, own):
+        with console.status(f"{entry.name} {show_size(size)}"):
+            row = {"loss": entry.name, "size": size, **measure(entry, size, args)}
+        result["rows"].append(row)
+        console.print(one_line(row), soft_wrap=True)
+        if args.out is not None:  # what is measured stays, whatever comes
+            common.write_json(args.out, result)
+    return result
+
+
+def entries(
+    args: argparse.Namespace, own: OwnLosses
+) -> Iterator[tuple[Entry, tuple[int, int, int]]]:
+    """What is to be timed, at which size."""
     for entry in ENTRIES:
-        if args.loss and entry.name not in args.loss:
-            continue
         sizes = SEVERAL_SIZES if "several" in entry.arrays else SIZES
         for size in args.sizes or (IN_BATCH_SIZES if entry.group else sizes):
-            size = (size[0], 0, size[2]) if entry.group else size
-            with console.status(f"{entry.name} {show_size(size)}"):
-                row = {"loss": entry.name, "size": size, **measure(entry, size, args)}
-            result["rows"].append(row)
-            console.print(one_line(row), soft_wrap=True)
-            if args.out is not None:  # what is measured stays, whatever comes
-                common.write_json(args.out, result)
-    return result
+            if not args.loss or entry.name in args.loss:
+                yield entry, (size[0], 0 if entry.group else size[1], size[2])
+    for name, make in own.items():
+        for size in args.sizes or SIZES:
+            if not args.loss or name in args.loss:
+                loss, parameters = loss_quality.as_function(make, *size[1:])
+                yield Entry(name, ("embeddings",), loss, chunk=False, more=parameters), size
 
 
 def show_size(size: Sequence[int]) -> str:
@@ -313,32 +332,42 @@ def parse_size(text: str) -> tuple[int, int, int]:
     return int(parts[0]), int(parts[1]), int(parts[2])
 
 
-def main(
-    arguments: Sequence[str] | None = None,
-    own: Mapping[str, loss_quality.MakeObjective] | None = None,
-) -> dict[str, Any]:
-    """The command line.
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """The command line; ``arguments`` are those of the process if ``None``."""
+    args, own = parse(arguments)
+    console = Console()
+    if args.plot_from is not None:
+        result = json.loads(args.plot_from.read_text(encoding="utf-8"))
+    elif args.part == "speed":
+        result = speed(args, own, console)
+    else:
+        result = loss_quality.measure(args, {**OBJECTIVES, **own}, console)
+    speedy = result["part"] == "speed"
+    (report if speedy else loss_quality.report)(result, console)
+    if args.plot is not None:
+        (plot if speedy else loss_quality.plot)(result, args.plot)
+    return result
 
-    Args:
-      arguments: Those of the process if None.
-      own: Further losses for ``--part quality``, by name; see :mod:`experiments.loss_quality`.
-    """
-    objectives = {**OBJECTIVES, **(own or {})}
+
+def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, OwnLosses]:
+    """The command line's options, and the losses of one's own."""
     parser = Parser(prog="python -m experiments.benchmarks.losses", description=__doc__)
-    names = {"speed": [entry.name for entry in ENTRIES], "quality": list(objectives)}
+    speeds = [entry.name for entry in ENTRIES]
+    known = f"speed: {', '.join(speeds)}; quality: {', '.join(OBJECTIVES)}"
     add = parser.add_argument
-    add("--part", choices=tuple(names), default="speed", help="what to measure")
-    known = "; ".join(f"{part}: {', '.join(known)}" for part, known in names.items())
-    add("--loss", nargs="+", metavar="NAME", help=known)
+    add("--part", choices=("speed", "quality"), default="speed", help="what to measure")
+    add("--loss", nargs="+", metavar="NAME", help=f"some losses only. {known}")
+    add("--own", nargs="+", default=[], metavar="MODULE:FUNCTION", help="losses of your own")
     add("--out", type=Path, metavar="JSON", help="write the results there too")
     add("--plot", type=Path, metavar="PNG", help="draw them")
     add("--plot-from", type=Path, metavar="JSON", help="measure nothing, draw these")
     add = parser.add_argument_group("quality").add_argument
-    add("--data", type=Path, help="collection, or feature store")
-    add("--workdir", type=Path, default=Path("runs/losses"), help="for its runs")
+    add("--data", type=Path, nargs="+", help="collections, or feature stores")
+    add("--workdir", type=Path, default=Path("runs/losses"), help="for its cells")
     add("--features", type=Path, help="where features go; WORKDIR/features")
     add("--preset", choices=PRESETS, default="small")
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], metavar="SEED")
+    add("--as-published", action="store_true", help="look for no better temperatures")
     add(
         "--together",
         action=argparse.BooleanOptionalAction,
@@ -359,30 +388,23 @@ def main(
     add("--memory", type=float, default=6.0, metavar="GIB", help="not to exceed")
     add("--cores", type=int, metavar="N", help="use N cores only")
     args = parser.parse_args(arguments)
+    own = {path: load_path(path) for path in args.own}
+    names = [*(speeds if args.part == "speed" else OBJECTIVES), *own]
     for name in args.loss or ():
-        if name not in names[args.part]:
-            parser.error(f"--loss {name}: --part {args.part} knows {', '.join(names[args.part])}")
+        if name not in names:
+            parser.error(
+                f"--loss: --part {args.part} knows no {name!r}{nearest(name, names) or '.'} "
+                f"Expected some of {', '.join(names)}"
+            )
+    if args.part == "quality" and args.data is None and args.plot_from is None:
+        parser.error("--part quality needs --data")
     if args.cores is not None:
         if not hasattr(os, "sched_setaffinity"):
             parser.error("--cores needs a system that binds processes to cores")
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-args.cores :])
     if args.plot_from is not None and args.plot is None:
         parser.error("--plot-from needs --plot")
-    console = Console()
-    if args.plot_from is not None:
-        result = json.loads(args.plot_from.read_text(encoding="utf-8"))
-    else:
-        if args.out is not None:
-            args.out.parent.mkdir(parents=True, exist_ok=True)
-        if args.part == "speed":
-            result = speed(args, console)
-        else:
-            result = loss_quality.measure(args, objectives, console)
-    speedy = result["part"] == "speed"
-    (report if speedy else loss_quality.report)(result, console)
-    if args.plot is not None:
-        (plot if speedy else loss_quality.plot)(result, args.plot)
-    return result
+    return args, own
 
 
 if __name__ == "__main__":

@@ -4,6 +4,12 @@ Read off the 4,200 file names of the development test set. Source and target sha
 section, as there.
 """
 
+import functools
+
+import numpy as np
+
+from asdproto.data.attributes import attribute_pairs
+
 SECTIONS = ("00", "01", "02")
 DOMAINS = ("source", "target")
 
@@ -81,6 +87,24 @@ def attribute_strings(machine: str, section: str, domain: str) -> tuple[str, ...
       The strings as they stand in file names, in a fixed order.
     """
     return tuple(_expand(_PATTERNS[machine][section, domain]))
+
+
+@functools.cache
+def values_of(machine: str, key: str) -> tuple[str, ...]:
+    """Every value of an attribute of a machine type, numbers in order and then texts."""
+    found = {
+        pair[1]
+        for (section, domain) in _PATTERNS[machine]
+        for text in attribute_strings(machine, section, domain)
+        for pair in attribute_pairs(text)
+        if pair[0] == key
+    }
+
+    def number(value: str) -> tuple[float, str]:
+        digits = value.rstrip("V")
+        return (float(digits), "") if digits.replace(".", "").isdigit() else (np.inf, value)
+
+    return tuple(sorted(found, key=number))
 
 
 def _expand(pattern: str) -> list[str]:

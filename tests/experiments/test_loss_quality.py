@@ -1,16 +1,14 @@
-"""The quality part of the loss benchmark: a run a seed, repeats read back, one program or many."""
+"""The quality part of the loss benchmark: cells, choices, paired differences, own losses."""
 
 import json
 import re
 from pathlib import Path
 
 import numpy as np
-import optax
 import pytest
 
-from asdproto.losses import proxy_softmax_logits
-from asdproto.prototypes import l2_normalize
-from asdproto.training.objectives import Objective, make_objective
+from asdproto.config import ConfigError
+from experiments import loss_quality
 from experiments.benchmarks import losses as bench_losses
 from tests.experiments.collection import write_collection
 
@@ -23,104 +21,102 @@ SMALL = (
     "pretrain.ways=4",
     "pretrain.shots=2",
 )
-LOSSES = ("sub_cluster_adacos", "multi_prototype")
+
+
+def _documented():
+    """The example of CONTRIBUTING.md."""
+    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"<!-- example: own-loss -->\s*```python\n(.*?)```", text, re.DOTALL)
+    return code
 
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
     root = tmp_path_factory.mktemp("quality")
-    write_collection(root / "clips")
+    write_collection(root / "pumps")
     return root
 
 
-def _run(places, *more, workdir="one", losses=LOSSES, own=None):
-    return bench_losses.main(
-        [
-            *("--part", "quality", "--data", str(places / "clips"), "--preset", "quick"),
-            *("--features", str(places / "features"), "--workdir", str(places / workdir)),
-            *("--loss", *losses, *more, "--set", *SMALL),
-        ],
-        own=own,
-    )
+def _run(places, *more, workdir="one"):
+    options = ("--part", "quality", "--data", str(places / "pumps"), "--preset", "quick")
+    folders = ("--features", str(places / "features"), "--workdir", str(places / workdir))
+    return bench_losses.main([*options, *folders, *more, "--set", *SMALL])
 
 
-def test_losses_are_trained_and_compared(places, capsys):
+def test_losses_are_compared_cell_by_cell(places, capsys):
     out, picture = places / "quality.json", places / "quality.png"
-    result = _run(places, "--seeds", "0", "1", "--out", str(out), "--plot", str(picture))
+    losses = ("--loss", "softmax", "vicreg")
+    result = _run(places, *losses, "--seeds", "0", "1", "--out", str(out), "--plot", str(picture))
     assert json.loads(out.read_text()) == result
-    assert list(result["losses"]) == list(LOSSES)
-    for loss, found in result["losses"].items():
-        for name in ("source_auc", "target_auc", "pauc", "overall"):
-            values = found[name]["values"]
-            assert len(values) == 2
-            assert found[name]["mean"] == pytest.approx(np.mean(values), abs=1e-4)
-            assert found[name]["std"] == pytest.approx(np.std(values, ddof=1), abs=1e-4)
-        own = json.loads((places / "one" / "scores" / f"{loss}-1" / "results.json").read_text())
-        assert own["overall"] == pytest.approx(found["overall"]["values"][1], abs=1e-4)
     assert picture.stat().st_size > 10_000
-    capsys.readouterr()
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+    pumps = result["sets"]["pumps"]
+    published, best = pumps["published"], pumps["best"]
+    assert list(published) == list(best) == ["softmax", "vicreg"]
+    assert published["softmax"]["temperature"] == 0.05
+    # Three temperatures were tried; a loss without one has nothing to choose.
+    tried = {cell["temperature"]: cell["ratio"] for cell in pumps["kept_out"]}
+    assert sorted(tried) == [0.025, 0.05, 0.1]
+    assert best["softmax"]["temperature"] == min(tried, key=tried.get)
+    assert best["vicreg"]["nearest"]["overall"] == published["vicreg"]["nearest"]["overall"]
+    for backend in ("nearest", "prototypes"):
+        ours, base = (published[loss][backend] for loss in ("vicreg", "softmax"))
+        differences = np.subtract(ours["overall"]["values"], base["overall"]["values"])
+        to_softmax = ours["to_softmax"]
+        assert to_softmax["mean"] == pytest.approx(differences.mean(), abs=2e-4)
+        error = differences.std(ddof=1) / np.sqrt(2)
+        assert to_softmax["standard_error"] == pytest.approx(error, abs=2e-4)
 
-    # A third seed and a repeat: only what is missing is trained.
-    before = set((places / "one" / "runs").iterdir())
-    more = _run(places, "--seeds", "0", "1", "2", losses=LOSSES[1:])
-    (added,) = set((places / "one" / "runs").iterdir()) - before
-    assert added.name == "multi_prototype-2"
-    figures = more["losses"]["multi_prototype"]["overall"]["values"]
-    assert figures[:2] == result["losses"]["multi_prototype"]["overall"]["values"]
-    assert "multi_prototype" in capsys.readouterr().out
+    # A third seed of one loss: only its cells are made, and the report holds all.
+    cells = places / "one" / "cells" / "pumps"
+    before = {path: path.stat().st_mtime_ns for path in cells.glob("**/*.json")}
+    more = _run(places, "--loss", "vicreg", "--seeds", "2")["sets"]["pumps"]["published"]
+    assert list(more) == ["softmax", "vicreg"]
+    assert more["vicreg"]["seeds"] == [0, 1, 2]
+    assert more["vicreg"]["nearest"]["to_softmax"]["seeds"] == 2
+    added = {p.name for p in cells.glob("**/*.json")} - {p.name for p in before}
+    assert added == {"vicreg-2.json"}
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
     bench_losses.main(["--plot-from", str(out), "--plot", str(picture)])
 
 
-def _documented():
-    """What the example of CONTRIBUTING.md defines."""
-    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"<!-- example: own-loss -->\s*```python\n(.*?)```", text, re.DOTALL)
-    space = {"__name__": "example"}
-    exec(compile(code, "CONTRIBUTING.md: own-loss", "exec"), space)
-    return space
+def test_seeds_as_one_program_give_the_same_figures(places):
+    options = ("--loss", "softmax", "--seeds", "3", "4", "--as-published")
+    apart = _run(places, *options, "--no-together", workdir="apart")
+    together = _run(places, *options, "--together", workdir="together")
+    for one, other in zip(*(r["sets"]["pumps"]["published"].values() for r in (apart, together)),
+                          strict=True):  # fmt: skip
+        assert one["prototypes"]["overall"] == other["prototypes"]["overall"]
 
 
-def test_a_loss_of_ones_own_is_a_function_and_an_argument(places):
-    def my_objective(stage):
-        """Softmax over learned prototypes, of our logits and optax's cross entropy."""
-        theirs = make_objective("softmax", stage)
-
-        def loss(params, state, embeddings, batch, *, hyper, **_):
-            prototypes = l2_normalize(params["prototypes"])
-            logits = proxy_softmax_logits(embeddings, prototypes, temperature=hyper.temperature)
-            entropy = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
-            return entropy, state.loss_state
-
-        return Objective("mine", loss, init=theirs.init)
-
-    own = {"mine": my_objective, "pull": _documented()["objective"]}
-    names = ("softmax", *own)
-    result = _run(places, "--seeds", "0", workdir="own", losses=names, own=own)
-    assert list(result["losses"]) == list(names)
-    softmax, mine = (
-        [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
-        for run in (places / "own" / "runs" / f"{name}-0" for name in ("softmax", "mine"))
-    )
-    np.testing.assert_allclose(mine, softmax, rtol=1e-3)  # rounding grows over two epochs
+def test_clips_are_kept_out_of_every_large_class():
+    labels = np.array([0] * 8 + [1] * 2 + [2] * 3)
+    np.testing.assert_array_equal(np.flatnonzero(loss_quality.fold_of(labels)), [0, 4, 10])
+    with pytest.raises(ConfigError, match="no class of 3 training clips"):
+        loss_quality.fold_of(labels[8:10])
 
 
-def test_seeds_as_one_program_give_the_same_losses(places):
-    _run(places, "--seeds", "3", "4", "--no-together", workdir="apart", losses=LOSSES[:1])
-    _run(places, "--seeds", "3", "4", "--together", workdir="together", losses=LOSSES[:1])
+def test_an_own_loss_of_the_working_directory_joins_both_parts(places, monkeypatch, tmp_path):
+    (tmp_path / "my_loss.py").write_text(_documented())
+    monkeypatch.chdir(tmp_path)
+    path = "my_loss:objective"
+    own = ("--own", path, "--loss", path)
+    result = _run(places, *own, "softmax", "--seeds", "0", "--as-published", workdir="own")
+    published = result["sets"]["pumps"]["published"]
+    assert published[path]["temperature"] == 0.07  # the paper's
+    assert "to_softmax" in published[path]["nearest"]
+    timed = bench_losses.main([*own, "--sizes", "16x6x8", "--rounds", "2"])
+    (row,) = timed["rows"]
+    assert row["loss"] == path
+    assert row["ours"]["ms"]["median"] > 0
 
-    def lines(workdir):
-        (run,) = (places / workdir / "runs").iterdir()
-        return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
-    apart = np.array([line["loss"] for line in lines("apart")]).reshape(2, 2)
-    together = np.array([line["losses"] for line in lines("together")]).T
-    np.testing.assert_allclose(together, apart, rtol=1e-3)
-
-
-def test_refusals(places, capsys):
-    with pytest.raises(SystemExit):
-        bench_losses.main(["--part", "quality", "--loss", "center"])
-    assert "softmax_center" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        bench_losses.main(["--loss", "mpe_npe"])
-    assert "--part speed knows" in capsys.readouterr().err
+def test_refusals(capsys):
+    for arguments, message in (
+        (["--part", "quality", "--loss", "arcfase"], "did you mean arcface?"),
+        (["--loss", "softmax_center"], "--part speed knows no 'softmax_center'"),
+        (["--part", "quality"], "needs --data"),
+    ):
+        with pytest.raises(SystemExit):
+            bench_losses.main(arguments)
+        assert message in capsys.readouterr().err
