@@ -33,13 +33,11 @@ from asdproto.data.dcase import Clip
 from asdproto.data.identity import identity_of
 from asdproto.errors import StoreError, some
 from asdproto.files import (
-    beside,
     checksum,
     csv_text,
     json_checksum,
     read_json,
     replacing,
-    sync_folder,
     write_atomically,
     write_json,
 )
@@ -189,13 +187,10 @@ def write_store(
     check_dtype(dtype)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise StoreError(path, "something there already", "a new folder", "Choose another folder.")
-    if len(features) != len(clips) or (frames is not None and len(frames) != len(clips)):
-        found = f"{len(features)} arrays and {len(clips)} clips"
-        expected = "one array, and one count of frames, for each clip"
-        raise StoreError(path, found, expected, "Pass lists of equal length.")
-    if not len(clips):
-        raise StoreError(path, "no clips", "at least one", "Pass some.")
     counts = [len(array) for array in features] if frames is None else [int(n) for n in frames]
+    if not len(features) == len(clips) == len(counts) > 0:
+        found = f"{len(features)} arrays, {len(clips)} clips and {len(counts)} counts of frames"
+        raise StoreError(path, found, "as many of each, at least one", "Correct them.")
     mels = np.shape(features[0])[-1]
     rows, blocks = [], []
     for clip, array, count in zip(clips, features, counts, strict=True):
@@ -212,16 +207,12 @@ def write_store(
             raise StoreError(clip.path, found, "finite values", remedy)
         rows.append(Row(clip, count, checksum(block)))
         blocks.append(block)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    work = beside(path)
-    work.mkdir()
+    path.mkdir(parents=True, exist_ok=True)
     try:
-        save_store(work, rows, blocks, settings=as_settings(settings), columns=mels, dtype=dtype)
-        os.replace(work, path)
+        save_store(path, rows, blocks, settings=as_settings(settings), columns=mels, dtype=dtype)
     except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(path, ignore_errors=True)
         raise
-    sync_folder(path.parent)
     return open_store(path)
 
 

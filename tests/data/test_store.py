@@ -74,8 +74,8 @@ def test_what_recordings_were_is_kept(tmp_path):
 @pytest.mark.parametrize(
     ("features", "number", "more", "words"),
     [
-        (arrays(), 2, {}, "3 arrays and 2 clips"),
-        ([], 0, {}, "no clips"),
+        (arrays(), 2, {}, "3 arrays, 2 clips"),
+        ([], 0, {}, "0 arrays, 0 clips and 0 counts"),
         ([np.zeros((4, 8)), np.zeros((4, 7))], 2, {}, r"shape \(4, 7\)"),
         ([np.zeros((4, 8))], 1, {"frames": [5]}, "of which 5 frames count"),
         ([np.zeros((4, 8))], 1, {"frames": [0]}, "of which 0 frames count"),
