@@ -4,13 +4,14 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 SEED   ?= 0
 
-.PHONY: help setup quickstart test test-fast lint types format bench-setup bench-cpu bench-gpu clean
+.PHONY: help setup quickstart test test-fast lint types format bench-setup bench-cpu bench-gpu bench-gpu-short clean
 
 help:
 	@echo "make quickstart   synthesize a small set, train both stages, score, print the table"
 	@echo "make test         every test (test-fast: without the slow ones)"
 	@echo "make lint types   ruff, mypy"
 	@echo "make bench-cpu    throughput of this machine against PyTorch, side by side"
+	@echo "make bench-gpu-short  the figures of a GPU that matter most, in 6 minutes"
 	@echo "make bench-gpu    every figure that needs an accelerator, as json in experiments/results"
 
 # The stamp is newer than the files that say what to install, or everything is installed again.
@@ -70,6 +71,9 @@ bench-gpu: $(BENCH_SETUP)
 	-$(BENCH_PYTHON) $(BENCH) $(BENCH_GPU) --parts steps loops --tag no_graphs --xla-flags="--xla_gpu_enable_command_buffer="
 	-$(BENCH_PYTHON) $(BENCH) $(BENCH_GPU) --parts steps loops --tag small_graphs --xla-flags="--xla_gpu_graph_min_graph_size=1"
 	-$(BENCH_PYTHON) $(BENCH) $(BENCH_GPU) --parts steps loops --tag loop_graphs --xla-flags="--xla_gpu_enable_command_buffer=+WHILE --xla_gpu_graph_min_graph_size=1"
+
+bench-gpu-short: $(BENCH_SETUP)
+	$(BENCH_PYTHON) -m experiments.benchmarks.short --expect gpu --out experiments/results/
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

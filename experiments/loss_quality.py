@@ -8,6 +8,7 @@ reports is everything that is there.
 
 import argparse
 import dataclasses
+import inspect
 import json
 import time
 import types
@@ -21,6 +22,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from asdproto import losses
 from asdproto.config import ConfigError, override, to_dict
 from asdproto.data.dataset import Dataset, prepare
 from asdproto.prototypes import l2_normalize
@@ -41,42 +43,15 @@ from experiments.comparison import figures_of, score_of_kept_out
 
 MakeObjective = Callable[[Any], Objective]
 BASE = "softmax"  # what the others are compared with
-# Temperatures as published, the inverse of a scale; None where a loss sets its own or has none.
-# A loss that is not listed has the paper's.
-PUBLISHED: Mapping[str, float | None] = {
-    "softmax": 0.05,
-    "softmax_center": 0.05,
-    "arcface": 1 / 64,
-    "sub_center_arcface": 1 / 64,
-    "cosface": 1 / 64,
-    "sphereface": 1 / 64,
-    "adaface": 1 / 64,
-    "circle": 1 / 80,
-    "proxy_anchor": 1 / 32,
-    "proxy_nca": 1 / 9,
-    "soft_triple": 1 / 20,
-    "supervised_contrastive": 0.1,
-    "nt_xent": 0.1,
-    "n_pair": 1.0,
-    "focal": 0.05,
-    "logit_adjusted": 0.05,
-    "prototypical_network": 1.0,
-    **dict.fromkeys(
-        (
-            "adacos",
-            "sub_cluster_adacos",
-            "adaproj",
-            "vicreg",
-            "barlow_twins",
-            "triplet",
-            "triplet_all",
-            "triplet_hard",
-            "multi_similarity",
-            "angular_prototypical",
-        )
-    ),
+PAPER = 0.07  # temperature of a loss that is not the library's
+# Objectives whose function has another name.
+FUNCTIONS = {
+    "softmax": "proxy_softmax",
+    "softmax_center": "proxy_softmax",
+    "negative_prototype_unit": "negative_prototype",
+    "mpe_npe": "multi_negative_prototype",
+    "triplet_hard": "triplet",
 }
-PAPER = 0.07
 TRIED = (0.5, 1.0, 2.0)  # times the published temperature
 CHOICE_SEED, FOLDS = 0, 4
 BACKENDS = ("nearest", "prototypes")
@@ -222,6 +197,23 @@ class Comparison:
         return min(ratios, key=lambda temperature: ratios[temperature])
 
 
+def published_temperature(loss: str) -> float | None:
+    """The default of a loss, which is its authors'; ``None`` where it has no temperature.
+
+    A loss of the library is asked by the name of its objective; others get the paper's.
+    """
+    function = getattr(losses, f"{FUNCTIONS.get(loss, loss)}_loss", None)
+    if function is None:
+        return PAPER
+    parameters = inspect.signature(function).parameters
+    if "scale" in parameters:
+        return 1 / parameters["scale"].default
+    if "temperature" not in parameters:
+        return None
+    # Training gives distances twice the temperature.
+    return parameters["temperature"].default / (2 if loss == "prototypical_network" else 1)
+
+
 def cell_name(loss: str, temperature: float | None, seed: int) -> str:
     at = "" if temperature is None else f"@{temperature:.4g}"
     return f"{loss}{at}-{seed}.json"
@@ -276,7 +268,7 @@ def measure(
         data = prepare(store, system.encoder.crop)
         one = Comparison(root.name, folder, system, data, devices, together)
         for loss in args.loss or objectives:
-            published = PUBLISHED.get(loss, PAPER)
+            published = published_temperature(loss)
             one.fill(loss, objectives[loss], published, args.seeds)
             if published is not None and not args.as_published:
                 best = one.best(loss, objectives[loss], published)
@@ -305,7 +297,7 @@ def collect(workdir: Path, preset: str) -> dict[str, Any]:
         choices = [json.loads(path.read_text()) for path in sorted(folder.glob("choice/*.json"))]
         settings: dict[str, dict[str, Any]] = {"published": {}, "best": {}}
         for loss in dict.fromkeys(cell["loss"] for cell in cells):
-            published = PUBLISHED.get(loss, PAPER)
+            published = published_temperature(loss)
             ratios = {c["temperature"]: c["ratio"] for c in choices if c["loss"] == loss}
             chosen = {"published": published}
             if len(ratios) == len(TRIED):
@@ -316,9 +308,9 @@ def collect(workdir: Path, preset: str) -> dict[str, Any]:
                 own = [c for c in cells if (c["loss"], c["temperature"]) == (loss, temperature)]
                 if own:
                     settings[setting][loss] = summary(own)
-        for losses in settings.values():
-            for one in losses.values():
-                compare(one, losses.get(BASE))
+        for by_loss in settings.values():
+            for one in by_loss.values():
+                compare(one, by_loss.get(BASE))
         result["sets"][folder.name] = {**settings, "kept_out": choices}
     return result
 
@@ -360,9 +352,9 @@ def compare(one: dict[str, Any], base: Mapping[str, Any] | None) -> None:
             }
 
 
-def _ranked(losses: Mapping[str, Any]) -> dict[str, Any]:
+def _ranked(by_loss: Mapping[str, Any]) -> dict[str, Any]:
     """Losses, best overall figure first."""
-    return dict(sorted(losses.items(), key=lambda item: -item[1]["nearest"]["overall"]["mean"]))
+    return dict(sorted(by_loss.items(), key=lambda item: -item[1]["nearest"]["overall"]["mean"]))
 
 
 def report(result: Mapping[str, Any], console: Console) -> None:
@@ -413,8 +405,8 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
     )
     for axis, (data, backend) in zip(axes[0], panels, strict=True):
         for setting, mark in (("published", "o"), ("best", "x")):
-            losses = result["sets"][data][setting]
-            found = {n: losses[n][backend] for n in names if n in losses}
+            by_loss = result["sets"][data][setting]
+            found = {n: by_loss[n][backend] for n in names if n in by_loss}
             rows = [names.index(n) for n, one in found.items() if "to_softmax" in one]
             differences = [one["to_softmax"] for one in found.values() if "to_softmax" in one]
             axis.errorbar(

@@ -221,8 +221,8 @@ def measure_lowering(bench: Bench) -> dict[str, Any]:
     return figures
 
 
-def measure_sweep(bench: Bench) -> dict[str, Any]:
-    """Several runs as one program against as many in a row."""
+def measure_sweep(bench: Bench, lowerings: Sequence[str] = ()) -> dict[str, Any]:
+    """Several runs as one program against as many in a row; at all lowerings that are worth it."""
     runs, (data, index) = bench.args.runs, bench.short()
     key = jax.random.key(2)
     task = bench.task("pretrain", bench.loop, data=data)
@@ -233,8 +233,8 @@ def measure_sweep(bench: Bench) -> dict[str, Any]:
     )
     compiling = {}
     # Grouped convolutions in a loop take a CPU minutes.
-    lowerings = () if bench.platform == "cpu" else ("native", "native_if_fits")
-    for name in (*lowerings, "patches"):
+    worth = ("patches",) if bench.platform == "cpu" else ("native", "native_if_fits", "patches")
+    for name in lowerings or worth:
         varied = bench.task("pretrain", "scan", data=data, lowering=name)
         held = [stack_runs([bench.state(varied)] * runs)]
         program = Compiled.of(
