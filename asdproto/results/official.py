@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from asdproto.data.dcase import Clip, parse_name, same_text
+from asdproto.data.dcase import Clip, name_fault, parse_name, same_text
 from asdproto.errors import DataError, plain_cell, some, spreadsheet_cell
 from asdproto.files import csv_text, read_csv, write_atomically
 from asdproto.scoring.backends import rows_by
@@ -72,10 +72,9 @@ def write_official(folder: Path, clips: Sequence[Any]) -> None:
     """
     sections = rows_by([(clip.machine_type, clip.section) for clip in clips])
     for name in {name for key in sections for name in key}:
-        if not name or "/" in name or os.sep in name or name.startswith("."):
-            found = f"the machine type or section {name!r}"
-            remedy = "Rename it in the collection's csv."
-            raise DataError(folder, found, "a name that can be part of a file name", remedy)
+        if expected := name_fault(name):
+            found, remedy = f"the machine type or section {name!r}", "Rename it in the csv."
+            raise DataError(folder, found, expected, remedy)
     for prefix in ("anomaly_score", "decision_result"):
         for path in folder.glob(f"{prefix}_*.csv"):
             path.unlink()
@@ -206,13 +205,9 @@ def _read_section(
     decisions = None
     decision_path = _decision_file(path)
     if decision_path.exists():
-        verdicts = _read_flags(decision_path, "decision", "the decision 0 (normal) or 1 (anomaly)")
+        verdicts = _read_flags(decision_path, "the decision 0 (normal) or 1 (anomaly)")
         _require_all(decision_path, rows, verdicts, what="decision")
-        extra = sorted(set(verdicts) - set(rows))
-        if extra:
-            found = f"decisions of {len(extra)} clips without a score, the first of {extra[0]}"
-            remedy = "Score and decide again together."
-            raise DataError(decision_path, found, f"the clips of {path.name}", remedy)
+        _require_all(path, verdicts, rows, what="score")
         decisions = np.array([verdicts[name] for name in rows])
     anomaly, domains = map(np.array, zip(*(known[name] for name in rows), strict=True))
     return SectionScores(
@@ -240,10 +235,10 @@ def _read_pairs(path: Path, value: str) -> dict[str, tuple[int, str]]:
     return rows
 
 
-def _read_flags(path: Path, value: str, expected: str) -> dict[str, bool]:
+def _read_flags(path: Path, expected: str) -> dict[str, bool]:
     """File -> whether its cell is 1; any other than 0 is refused."""
     flags = {}
-    for name, (line, cell) in _read_pairs(path, value).items():
+    for name, (line, cell) in _read_pairs(path, expected).items():
         if cell not in ("0", "1"):
             raise DataError(f"{path}, line {line}", repr(cell), expected, "Correct the line.")
         flags[name] = cell == "1"
@@ -260,7 +255,7 @@ def _require_all(path: Path, expected: Iterable[str], present: Iterable[str], *,
     missing = sorted(expected.difference(present))
     if missing:
         found = f"no {what} for {len(missing)} of {len(expected)} clips, the first {missing[0]}"
-        remedy = "Score them, or the figures would hold for another test set."
+        remedy = "Add them, or the figures would hold for another test set."
         raise DataError(path, found, f"a {what} for every clip of the section", remedy)
 
 
@@ -298,32 +293,22 @@ def _truths_of_clips(clips: Sequence[Clip]) -> _Truths:
 def _official_truths(folder: Path) -> _Truths:
     if folder.name in ("ground_truth_data", "ground_truth_domain"):
         folder = folder.parent
-    states = _ground_truth_column(folder / "ground_truth_data", "0 (normal) or 1 (anomaly)")
-    domains = _ground_truth_column(folder / "ground_truth_domain", "0 (source) or 1 (target)")
+    states = _truth_column(folder / "ground_truth_data", "0 (normal) or 1 (anomaly)")
+    domains = _truth_column(folder / "ground_truth_domain", "0 (source) or 1 (target)")
     truths: _Truths = {}
-    for key, flags in states.items():
+    for key, anomalies in states.items():
         targets = domains.get(key, {})
-        lacking = sorted(flags.keys() - targets.keys())
-        if lacking:
-            found = (
-                f"no domain for {len(lacking)} clips of {key[0]} section {key[1]}, the first "
-                f"{lacking[0]}"
-            )
-            expected = "a domain for every clip of ground_truth_data"
-            remedy = "Fetch the official ground truth again."
-            raise DataError(folder / "ground_truth_domain", found, expected, remedy)
+        _require_all(folder / "ground_truth_domain", anomalies, targets, what="domain")
         truths[key] = {
-            name: (anomaly, "target" if targets[name] else "source")
-            for name, anomaly in flags.items()
+            name: (is_anomaly, "target" if targets[name] else "source")
+            for name, is_anomaly in anomalies.items()
         }
     return truths
 
 
-def _ground_truth_column(folder: Path, expected: str) -> dict[tuple[str, str], dict[str, bool]]:
+def _truth_column(folder: Path, expected: str) -> dict[tuple[str, str], dict[str, bool]]:
     column = {
-        (same_text(match["machine"]), same_text(match["section"])): _read_flags(
-            path, "0 or 1", expected
-        )
+        (same_text(match["machine"]), same_text(match["section"])): _read_flags(path, expected)
         for path in sorted(folder.glob("ground_truth_*.csv"))
         if (match := _TRUTH_FILE.fullmatch(path.name))
     }

@@ -280,7 +280,4 @@ def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
             for pair in _flat(item, f"{prefix}.{key}" if prefix else str(key))
         ]
     text = value if isinstance(value, str) else json.dumps(value, default=str)
-    if len(text) > 400:
-        entries = f" ({len(value)} entries)" if isinstance(value, list) else ""
-        text = f"{text[:400]} ...{entries}"
-    return [(prefix, text)]
+    return [(prefix, text if len(text) <= 400 else f"{text[:400]} ...")]

@@ -7,6 +7,7 @@ is drawn.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import io
 import os
@@ -96,19 +97,16 @@ class Sounds:
         self._spectra: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
 
     def recording(self, file: str) -> Path | None:
-        """The file of a clip; never one outside the run's collection."""
+        """The file of a clip, None where it is not at hand."""
         if self.from_files:
             return Path(file) if Path(file).is_file() else None
-        if not file or ".." in Path(file).parts or Path(file).is_absolute():
-            return None
-        paths = (folder / file for folder in self.run.recordings)
-        return next((path for path in paths if path.is_file()), None)
+        return self._collected(file)
 
     def sound(self, file: str) -> Sound | None:
         """What is known of a recording, None where there is nothing to show."""
-        recording = self.recording(file)
-        if self.run.store is not None and file in self.rows and not self.from_files:
+        if file in self.rows and not self.from_files:
             return self._stored(self.rows[file])
+        recording = self.recording(file)
         if recording is None:
             return None
         try:
@@ -116,12 +114,17 @@ class Sounds:
         except DataError:
             return None
 
+    def _collected(self, file: str) -> Path | None:
+        """A file of the run's collection, never one outside of it."""
+        if not file or ".." in Path(file).parts or Path(file).is_absolute():
+            return None
+        paths = (folder / file for folder in self.run.recordings)
+        return next((path for path in paths if path.is_file()), None)
+
     def _stored(self, row: int) -> Sound:
         assert self.run.store is not None
         file = self.clips[row].path
-        paths = (folder / file for folder in self.run.recordings)
-        recording = next((path for path in paths if path.is_file()), None)
-        return self._sound(file, self.run.store.read(row), recording)
+        return self._sound(file, self.run.store.read(row), self._collected(file))
 
     def _sound(self, file: str, features: np.ndarray, recording: Path | None) -> Sound:
         seconds = len(features) * self.settings.hop_length / self.settings.sample_rate
@@ -155,11 +158,9 @@ def _even_levels(features: np.ndarray, settings: FeatureSettings) -> np.ndarray:
     centers = bank @ bins / bank.sum(axis=1)
     wanted = (np.arange(_BANDS) + 0.5) * settings.top / _BANDS
     # Filters have unit area, so that their levels are densities, which may be interpolated.
-    right = np.clip(np.searchsorted(centers, wanted), 1, len(centers) - 1)
-    share = (wanted - centers[right - 1]) / (centers[right] - centers[right - 1])
-    share = np.clip(share, 0.0, 1.0).astype(np.float32)
+    weights = np.stack([np.interp(wanted, centers, one) for one in np.eye(len(centers))])
     levels = np.asarray(features[:, : settings.n_mels], np.float32) * (2.0 / settings.power)
-    return levels[:, right - 1] * (1 - share) + levels[:, right] * share
+    return levels @ weights.astype(np.float32)
 
 
 def difference_in_words(sound: Sound, normal: Sound) -> str:
@@ -210,28 +211,24 @@ def excerpts(sound: Sound, normal: Sound | None) -> list[tuple[float, bytes] | N
     for one, other in ((sound, normal), (normal, None)):
         piece = None
         if one is not None and one.recording is not None:
-            try:
-                begin = _most_different(one, other)
+            with contextlib.suppress(DataError, OSError):
                 audio, _ = read_audio(one.recording, SAMPLE_RATE)
                 samples = round(EXCERPT * SAMPLE_RATE)
-                first = max(0, min(round(begin * SAMPLE_RATE), len(audio) - samples))
-                piece = first / SAMPLE_RATE, audio[first : first + samples]
-            except (DataError, OSError):
-                piece = None
+                begin = round(_most_different(one, other) * SAMPLE_RATE)
+                begin = max(0, min(begin, len(audio) - samples))
+                piece = begin / SAMPLE_RATE, audio[begin : begin + samples]
         pieces.append(piece)
     heard = [piece[1] for piece in pieces if piece is not None]
-    loudest = max((float(np.sqrt(np.mean(np.square(audio)))) for audio in heard), default=0.0)
-    peak = max((float(np.abs(audio).max()) for audio in heard), default=0.0)
-    gain = min(_RMS / max(loudest, 1e-9), _PEAK / max(peak, 1e-9))
-    files: list[tuple[float, bytes] | None] = []
-    for piece in pieces:
-        if piece is None:
-            files.append(None)
-            continue
+    loudest = max((np.sqrt(np.mean(np.square(audio))) for audio in heard), default=0.0)
+    peak = max((np.abs(audio).max() for audio in heard), default=0.0)
+    gain = float(min(_RMS / max(loudest, 1e-9), _PEAK / max(peak, 1e-9)))
+
+    def flac(audio: np.ndarray) -> bytes:
         buffer = io.BytesIO()
-        soundfile.write(buffer, piece[1] * gain, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-        files.append((piece[0], buffer.getvalue()))
-    return files
+        soundfile.write(buffer, audio * gain, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+        return buffer.getvalue()
+
+    return [piece and (piece[0], flac(piece[1])) for piece in pieces]
 
 
 def _most_different(sound: Sound, other: Sound | None) -> float:

@@ -24,7 +24,6 @@ import io
 import json
 import math
 import os
-import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -47,7 +46,6 @@ from asdproto.results.official import write_official, write_result_csv
 from asdproto.scoring.metrics import (
     AUC_METRICS,
     SectionScores,
-    UndefinedMetricWarning,
     evaluate,
     group_scores,
 )
@@ -385,7 +383,7 @@ def read_run(run: str | os.PathLike) -> Run:
     """Reads a run folder.
 
     Whatever is missing or damaged is left out and noted, so that a run can be looked at while it
-    trains. Figures that ``results.json`` lacks are made again from the scores.
+    trains.
 
     Raises:
       DataError: The folder does not exist or holds nothing of a run that can be read.
@@ -415,7 +413,7 @@ def read_run(run: str | os.PathLike) -> Run:
     unordered = sorted(folders.keys() - set(order))
     for name in dict.fromkeys([*order, *unordered]):
         system = _read_system(folders[name], found.notes) if name in folders else ScoredSystem()
-        system.figures = figures.get(name) or _figures_of(system.clips)
+        system.figures = figures.get(name) or system.figures
         if system.figures or system.clips or system.held_out:
             found.systems[name] = system
     if not (found.config or found.training or found.systems):
@@ -438,19 +436,11 @@ def _read_system(folder: Path, notes: list[str]) -> ScoredSystem:
     if (folder / SCORES).exists():
         with _noting(notes, f"{folder.name}: scores"):
             system.clips = read_scores(folder)
+            system.figures = read_figures(folder / RESULTS)
     if held_out.exists():
         with _noting(notes, f"{folder.name}: training scores"):
             system.held_out = _read_held_out(held_out)
     return system
-
-
-def _figures_of(clips: Sequence[ScoredClip]) -> dict[str, Any]:
-    if not clips or not all(clip.state for clip in clips):
-        return {}
-    with warnings.catch_warnings():
-        # What is undefined is among the notes.
-        warnings.simplefilter("ignore", UndefinedMetricWarning)
-        return evaluate(tables_of(clips))
 
 
 def _read_held_out(path: Path) -> dict[str, np.ndarray]:

@@ -187,7 +187,7 @@ def test_score_folders_are_checked(tmp_path):
     for text, message in (
         (f"{GOOD},2\n", r"line 1: found '2'; expected the decision 0 \(normal\)"),
         ("section_00_source_test_normal_0001.wav,1\n", "no decision for 1 of 1 clips"),
-        (f"{GOOD},1\nmore.wav,1\n", "decisions of 1 clips without a score"),
+        (f"{GOOD},1\nmore.wav,1\n", "no score for 1 of 2 clips"),
     ):
         decisions.write_text(text)
         with pytest.raises(DataError, match=message):
