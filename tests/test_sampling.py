@@ -130,3 +130,14 @@ def test_classes_of_an_episode_draw_their_members_apart():
     clips, _ = sampling.episode(jax.random.key(0), members, 2, 10)
     first, second = (set((row % 20).tolist()) for row in np.asarray(clips))
     assert first != second
+
+
+def test_a_plan_of_stacks_has_every_crop_of_every_clip():
+    frames = np.array([5, 3, 9])
+    plan = sampling.plan_stacks(jax.random.key(0), frames, 11, 4, 3)
+    assert plan.clips.shape == (3, 4)
+    pairs = list(zip(np.ravel(plan.clips).tolist(), np.ravel(plan.starts).tolist(), strict=True))
+    every = [(clip, start) for clip, count in enumerate(frames) for start in range(count - 2)]
+    assert sorted(set(pairs)) == every
+    assert pairs[11:] == pairs[:1]  # the last batch is completed from the first
+    assert pairs[:11] != every

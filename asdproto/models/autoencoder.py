@@ -29,27 +29,31 @@ class AutoEncoder(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, vectors: jax.Array, *, train: bool) -> jax.Array:
-        """Reconstructs vectors.
+    def __call__(
+        self, stacks: jax.Array, *, train: bool, where: jax.Array | None = None
+    ) -> jax.Array:
+        """Reconstructs stacks of frames.
 
         Args:
-          vectors: Floating, shape ``[batch, size]``.
+          stacks: Floating, shape ``[batch, ...]``; all but the first axis are one vector.
           train: Normalize by the statistics of this batch (and update the running ones, in the
             collection ``batch_stats``), or by the running ones.
+          where: Boolean, shape ``[batch]``; others are padding and do not enter the statistics.
 
         Returns:
-          float32, shape ``[batch, size]``.
+          float32, of the same shape.
         """
         widths = (*self.hidden, self.bottleneck, *reversed(self.hidden))
+        vectors = stacks.reshape(len(stacks), -1)
         x = vectors.astype(self.dtype)
         for number, width in enumerate(widths, start=1):
             x = self._dense(width, f"dense{number}")(x)
             norm = BatchNorm(
                 train, dtype=self.dtype, momentum=0.99, epsilon=1e-3, name=f"norm{number}"
             )
-            x = nn.relu(norm(x))
+            x = nn.relu(norm(x, where))
         x = self._dense(vectors.shape[-1], f"dense{len(widths) + 1}")(x)
-        return x.astype(jnp.float32)
+        return x.astype(jnp.float32).reshape(stacks.shape)
 
     def _dense(self, width: int, name: str) -> nn.Dense:
         # The baseline's framework draws weights from Glorot's uniform distribution.

@@ -28,8 +28,7 @@ from asdproto.data.dcase import Clip
 from asdproto.errors import DataError
 from asdproto.features import FeatureSettings
 from asdproto.models.convolution import default_lowering
-from asdproto.models.pooling import Attention
-from asdproto.models.resnet import Init, ResNet
+from asdproto.models.resnet import Attention, Init, ResNet
 from asdproto.scoring.backends import (
     SHRINKAGE,
     Center,

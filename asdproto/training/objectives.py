@@ -4,11 +4,13 @@
 
 The stage's temperature stands for all: margin losses take its inverse as their scale, distances
 twice it (between unit vectors, half the squared distance is one minus the cosine). Adaptive losses
-set their own. Learned prototypes begin as random unit vectors and are brought to unit length at
-every step; prototypes of the paper's losses are means of embeddings.
+set their own, and losses of pairs keep their authors' constants. Learned prototypes begin as random
+unit vectors and are brought to unit length at every step; prototypes of the paper's losses are
+means of embeddings. MagFace is not among them: it wants the length that unit embeddings lack.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -24,6 +26,7 @@ from asdproto.training.state import Batch, device_rows
 # Sub-clusters and subspace dimensions a class, as their authors use them.
 SUB_CLUSTERS = 16
 SUBSPACE = 16
+SUB_CENTERS = 3
 # Center loss only pulls; on unit vectors its gradient is of the order of the softmax's at 1.
 CENTER_WEIGHT = 0.1
 
@@ -241,6 +244,15 @@ def _scale(hyper: Hyper) -> dict[str, Any]:
     return {"scale": 1 / hyper.temperature}
 
 
+def _distance(hyper: Hyper) -> dict[str, Any]:
+    return {"temperature": 2 * hyper.temperature}
+
+
+def _none(hyper: Hyper) -> dict[str, Any]:
+    del hyper
+    return {}
+
+
 def _learned(function: Callable[..., jax.Array], options: Callable[[Hyper], dict], *per_class: int):
     """Against learned prototypes, ``per_class`` of each class, at one scale."""
 
@@ -275,21 +287,99 @@ def _adaptive(function: Callable[..., Any], *per_class: int, clusters: int = 1) 
     return lambda stage: Objective("", loss, init)
 
 
-def _in_batch(function: Callable[..., jax.Array]) -> Make:
+def _in_batch(function: Callable[..., jax.Array], options: Callable[[Hyper], dict]) -> Make:
     """Examples of a class are each other's positives."""
 
     def loss(params, state, embeddings, batch, *, hyper, axis_name, **_):
         del params
         values = function(
-            embeddings,
-            batch.labels,
-            temperature=hyper.temperature,
-            where=batch.where,
-            axis_name=axis_name,
+            embeddings, batch.labels, where=batch.where, axis_name=axis_name, **options(hyper)
         )
         return values, state.loss_state
 
     return lambda stage: Objective("", loss)
+
+
+def _gather(axis_name: str | None, embeddings: jax.Array, batch: Batch) -> tuple[jax.Array, ...]:
+    """Embeddings, labels and mask of the global batch, for losses that know no devices."""
+    where = jnp.ones(batch.labels.shape, bool) if batch.where is None else batch.where
+    arrays = embeddings, batch.labels, where
+    return arrays if axis_name is None else lax.all_gather(arrays, axis_name, tiled=True)
+
+
+def _proxy_anchor(stage: Stage) -> Objective:
+    """One number a class of the global batch; every example is given their mean."""
+    del stage
+
+    def init(key, num_classes, dim):
+        return {"prototypes": _random_units(key, num_classes, dim)}, {}
+
+    def loss(params, state, embeddings, batch, *, hyper, axis_name, **_):
+        prototypes = proto.l2_normalize(params["prototypes"])
+        z, labels, where = _gather(axis_name, embeddings, batch)
+        values = losses.proxy_anchor_loss(z, prototypes, labels, where=where, **_scale(hyper))
+        return jnp.full(batch.labels.shape, jnp.mean(values)), state.loss_state
+
+    return Objective("", loss, init)
+
+
+def _n_pair(stage: Any) -> Objective:
+    """The first two clips of every class of an episode; every example is given the mean."""
+    ways, shots = _with(stage, Episodes).ways, stage.shots
+    if shots < 2:
+        raise ValueError(f"n_pair takes two clips of a class: shots={shots}; set 2 or more")
+
+    def loss(params, state, embeddings, batch, *, hyper, axis_name, **_):
+        del params
+        z = _gather(axis_name, embeddings, batch)[0][: ways * shots]
+        pairs = (z / jnp.sqrt(hyper.temperature)).reshape(ways, shots, -1)
+        values = losses.n_pair_loss(pairs[:, 0], pairs[:, 1])
+        return jnp.full(batch.labels.shape, jnp.mean(values)), state.loss_state
+
+    return Objective("", loss)
+
+
+def _logit_adjusted(stage: Stage) -> Objective:
+    """Softmax, adjusted to the classes' shares of what was met so far."""
+    del stage
+
+    def init(key, num_classes, dim):
+        params = {"prototypes": _random_units(key, num_classes, dim)}
+        return params, {"counts": jnp.ones(num_classes)}
+
+    def loss(params, state, embeddings, batch, *, hyper, num_classes, axis_name, **_):
+        labels, where = _gather(axis_name, embeddings, batch)[1:]
+        met = jax.nn.one_hot(labels, num_classes) * where[:, None]
+        counts = state.loss_state["counts"] + met.sum(axis=0)
+        prototypes = proto.l2_normalize(params["prototypes"])
+        values = losses.logit_adjusted_loss(
+            embeddings, prototypes, batch.labels, counts, temperature=hyper.temperature
+        )
+        return values, {"counts": counts}
+
+    return Objective("", loss, init)
+
+
+def _angular_prototypical(stage: Stage) -> Objective:
+    """Softmax of cosines to the batch's class means, without the anchor in its own."""
+    options = _with(stage, EpisodePrototypes)
+
+    def loss(params, state, embeddings, batch, *, hyper, num_classes, axis_name, **_):
+        del params
+        targets, sums, counts = batch_sums(options, embeddings, batch, num_classes, axis_name)
+        own, exists = proto.leave_one_out_prototypes(embeddings, targets, sums, counts)
+        values = losses.angular_prototypical_loss(
+            embeddings,
+            proto.class_means(sums, counts),
+            targets,
+            own_prototypes=own,
+            where=exists,
+            class_where=counts > 0,
+            **_scale(hyper),
+        )
+        return values, state.loss_state
+
+    return Objective("", loss)
 
 
 def _expanded_negatives(stage: Stage) -> Objective:
@@ -360,30 +450,37 @@ def _softmax_center(stage: Stage) -> Objective:
     return Objective("", loss, init)
 
 
-def _vicreg(stage: Any) -> Objective:
+def _views(name: str, function: Callable[..., jax.Array]) -> Make:
     """Neighbors in an episode, clips of one class, are the two views of each other.
 
     Unit vectors of D dimensions have components of the size of D^-1/2; they are scaled to 1, which
-    is the deviation that the variance term asks for.
+    is the deviation that the variance term of VICReg asks for.
     """
-    if _with(stage, Episodes).shots % 2:
-        raise ValueError(f"vicreg pairs neighbors: shots={stage.shots}; set an even number")
 
     def loss(params, state, embeddings, batch, *, axis_name, **_):
         del params
         size, dim = embeddings.shape
         if size % 2:
             raise ValueError(
-                f"vicreg takes pairs, found {size} examples a device; choose numbers of devices "
+                f"{name} takes pairs, found {size} examples a device; choose numbers of devices "
                 "and shots that leave an even number on each"
             )
         pairs = (embeddings * dim**0.5).reshape(size // 2, 2, dim)
         where = None if batch.where is None else batch.where.reshape(-1, 2).all(axis=1)
-        terms = losses.vicreg_loss(pairs[:, 0], pairs[:, 1], where=where, axis_name=axis_name)
-        values = terms.invariance + terms.variance + terms.covariance
-        return jnp.repeat(values, 2), state.loss_state
+        values = function(pairs[:, 0], pairs[:, 1], where=where, axis_name=axis_name)
+        return jnp.repeat(jnp.broadcast_to(values, size // 2), 2), state.loss_state
 
-    return Objective("", loss)
+    def make(stage: Any) -> Objective:
+        if _with(stage, Episodes).shots % 2:
+            raise ValueError(f"{name} pairs neighbors: shots={stage.shots}; set an even number")
+        return Objective("", loss)
+
+    return make
+
+
+def _vicreg_sum(first: jax.Array, second: jax.Array, **options: Any) -> jax.Array:
+    terms = losses.vicreg_loss(first, second, **options)
+    return terms.invariance + terms.variance + terms.covariance
 
 
 def _multi_prototype(stage: Stage) -> Objective:
@@ -394,23 +491,40 @@ def _multi_prototype(stage: Stage) -> Objective:
 
 
 OBJECTIVES: dict[str, Make] = {
+    # The paper's.
+    "prototypical": lambda stage: mpe_objective(_with(stage, EpochPrototypes, sub_prototypes=0)),
+    "multi_prototype": _multi_prototype,
+    "negative_prototype": lambda stage: npe_objective(_mixing(stage, normalize_mixed=False)),
+    "negative_prototype_unit": lambda stage: npe_objective(_mixing(stage, normalize_mixed=True)),
+    "mpe_npe": _expanded_negatives,
+    # Means of the batch.
+    "prototypical_network": _prototypical_network,
+    "angular_prototypical": _angular_prototypical,
+    # Learned prototypes.
     "softmax": _learned(losses.proxy_softmax_loss, _temperature),
+    "softmax_center": _softmax_center,
+    "logit_adjusted": _logit_adjusted,
+    "focal": _learned(losses.focal_loss, _temperature),
+    "proxy_nca": _learned(losses.proxy_nca_loss, _distance),
+    "soft_triple": _learned(losses.soft_triple_loss, _scale, SUB_CENTERS),
+    "proxy_anchor": _proxy_anchor,
     "arcface": _learned(losses.arcface_loss, _scale),
+    "sub_center_arcface": _learned(losses.sub_center_arcface_loss, _scale, SUB_CENTERS),
     "cosface": _learned(losses.cosface_loss, _scale),
+    "sphereface": _learned(losses.sphereface_loss, _scale),
     "adacos": _adaptive(losses.adacos_loss),
     "sub_cluster_adacos": _adaptive(
         losses.sub_cluster_adacos_loss, SUB_CLUSTERS, clusters=SUB_CLUSTERS
     ),
     # Its scale goes by classes, however many vectors span a class's subspace.
     "adaproj": _adaptive(losses.adaproj_loss, SUBSPACE),
-    "softmax_center": _softmax_center,
-    "supervised_contrastive": _in_batch(losses.supervised_contrastive_loss),
-    "nt_xent": _in_batch(losses.nt_xent_loss),
-    "vicreg": _vicreg,
-    "prototypical_network": _prototypical_network,
-    "prototypical": lambda stage: mpe_objective(_with(stage, EpochPrototypes, sub_prototypes=0)),
-    "multi_prototype": _multi_prototype,
-    "negative_prototype": lambda stage: npe_objective(_mixing(stage, normalize_mixed=False)),
-    "negative_prototype_unit": lambda stage: npe_objective(_mixing(stage, normalize_mixed=True)),
-    "mpe_npe": _expanded_negatives,
+    # Examples of the batch.
+    "supervised_contrastive": _in_batch(losses.supervised_contrastive_loss, _temperature),
+    "nt_xent": _in_batch(losses.nt_xent_loss, _temperature),
+    "multi_similarity": _in_batch(losses.multi_similarity_loss, _none),
+    "circle": _in_batch(losses.circle_loss, _none),
+    "triplet": _in_batch(functools.partial(losses.triplet_loss, hard=True), _none),
+    "n_pair": _n_pair,
+    "vicreg": _views("vicreg", _vicreg_sum),
+    "barlow_twins": _views("barlow_twins", losses.barlow_twins_loss),
 }
