@@ -4,11 +4,13 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 SEED   ?= 0
 
-.PHONY: help setup quickstart test test-fast lint types format bench-setup bench-cpu bench-gpu bench-gpu-short clean
+.PHONY: help setup quickstart test test-fast test-losses-oldest lint types format bench-setup bench-cpu \
+	bench-gpu bench-gpu-short clean
 
 help:
 	@echo "make quickstart   synthesize a small set, train both stages, score, print the table"
 	@echo "make test         every test (test-fast: without the slow ones)"
+	@echo "make test-losses-oldest  the losses with the oldest jax, in a venv of their own"
 	@echo "make lint types   ruff, mypy"
 	@echo "make bench-cpu    throughput of this machine against PyTorch, side by side"
 	@echo "make bench-gpu-short  the figures of a GPU that matter most, in 6 minutes"
@@ -20,7 +22,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 	@echo "Setting up $(VENV) (once, about a minute)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,test]'
 	@touch $@
 
 setup: $(VENV)/.installed
@@ -37,6 +39,14 @@ test: setup
 
 test-fast: setup
 	$(PYTEST) -m "not slow"
+
+# The base install beside a pinned old jax, which must bring nothing else; then what it must do.
+OLDEST := .venv-oldest
+test-losses-oldest:
+	@$(PYTHON) -m venv --clear $(OLDEST)
+	@$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check . 'jax==0.4.38'
+	@$(OLDEST)/bin/python -P -c 'import asdproto.losses; print(asdproto.losses.__file__)'
+	$(OLDEST)/bin/python -m tests.losses.oldest
 
 lint: setup
 	$(BIN)/ruff check .
@@ -57,7 +67,7 @@ BENCH_SETUP  := $(if $(filter $(BIN)/python,$(BENCH_PYTHON)),bench-setup)
 
 # For a GPU: make bench-setup BENCH_EXTRAS=bench,cuda12
 bench-setup: setup
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(BENCH_EXTRAS)]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,$(BENCH_EXTRAS)]'
 
 bench-cpu: $(BENCH_SETUP)
 	$(BENCH_PYTHON) $(BENCH) --preset small --expect cpu --widths 16 32 64 --out experiments/results/train_cpu.json
@@ -76,4 +86,4 @@ bench-gpu-short: $(BENCH_SETUP)
 	$(BENCH_PYTHON) -m experiments.benchmarks.short --expect gpu --out experiments/results/
 
 clean:
-	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(OLDEST) runs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -242,7 +242,7 @@ def test_a_missing_library_is_named(run, scores, monkeypatch):
     code, _, err = run("evaluate", scores[0])
     assert code == 1
     assert err == (
-        "error: this command needs sklearn, which is not installed: pip install scikit-learn\n"
+        "error: this command needs sklearn, which is not installed: pip install 'asdproto[train]'\n"
     )
 
 

@@ -49,8 +49,8 @@ def message(error: Exception) -> str:
     """What an error says to somebody who does not know the code."""
     if isinstance(error, ModuleNotFoundError) and error.name:
         library = error.name.partition(".")[0]
-        package = {"sklearn": "scikit-learn"}.get(library, library)
-        text = f"this command needs {library}, which is not installed: pip install {package}"
+        remedy = "pip install 'asdproto[train]'"
+        text = f"this command needs {library}, which is not installed: {remedy}"
     elif isinstance(error, MemoryError):
         text = "not enough memory; use fewer --seeds, a smaller --preset or shorter recordings"
     elif isinstance(error, OSError) and error.filename is not None:

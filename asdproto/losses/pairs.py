@@ -349,8 +349,11 @@ def _in_batch(
         embeddings = keep(embeddings, counted)
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, found {chunk_size}")
-    # Beside zeros that are spread over devices as the labels are.
-    place = jnp.arange(examples, dtype=jnp.int32) + jnp.zeros_like(labels, jnp.int32)
+    # A sum with zeros that are spread over devices as the embeddings are is spread so, too.
+    zeros = jnp.zeros_like(embeddings[:, 0], bool)
+    place = jnp.arange(examples, dtype=jnp.int32) + zeros.astype(jnp.int32)
+    labels = replicated(labels) + zeros.astype(labels.dtype)
+    counted = replicated(counted) | zeros
     if axis_name is not None:
         place += lax.axis_index(axis_name) * examples
     anchors = labels, counted, place
