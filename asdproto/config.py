@@ -150,7 +150,8 @@ def override(config: T, assignments: Sequence[str]) -> T:
     Args:
       config: A dataclass instance, perhaps of nested dataclasses.
       assignments: Such as ``"pretrain.epochs=10"`` or ``"finetune.mix_range=(0.25, 0.5)"``. Values
-        are Python literals; what is none is taken as text.
+        are Python literals; what is none is taken as text. Of a field that holds several
+        dataclasses, all are changed.
 
     Returns:
       New configuration.
@@ -178,7 +179,8 @@ def _changed(config: Any, changes: Mapping[str, Any], where: str) -> Any:
     for dotted in changes:
         name, dot, _ = dotted.partition(".")
         field, place = _field(type(config), name, where), f"{where}{name}"
-        nested = dataclasses.is_dataclass(getattr(config, name))
+        before = getattr(config, name)
+        nested = dataclasses.is_dataclass(before) or _holds_several(before)
         if dot and not nested:
             raise ConfigError(f"{place} is a value and has no fields; assign it as a whole")
         if nested and not dot:
@@ -191,13 +193,20 @@ def _changed(config: Any, changes: Mapping[str, Any], where: str) -> Any:
                 for one, value in changes.items()
                 if one.startswith(f"{name}.")
             }
-            values[name] = _changed(getattr(config, name), below, f"{place}.")
+            ones = before if isinstance(before, tuple) else (before,)
+            changed = tuple(_changed(one, below, f"{place}.") for one in ones)
+            values[name] = changed if isinstance(before, tuple) else changed[0]
         else:
             values[name] = _convert(hints[name], changes[dotted], place)
     try:
         return dataclasses.replace(config, **values)
     except ValueError as error:
         raise ConfigError(f"{where}{error}") from error
+
+
+def _holds_several(value: Any) -> bool:
+    """Whether a value is a tuple of dataclasses."""
+    return isinstance(value, tuple) and bool(value) and dataclasses.is_dataclass(value[0])
 
 
 def _literal(text: str) -> Any:
@@ -228,6 +237,7 @@ def describe_fields(config: Any, prefix: str = "") -> str:
         value = getattr(config, field.name)
         if field.metadata.get("by_value"):
             continue
+        value = value[0] if _holds_several(value) else value
         if dataclasses.is_dataclass(value):
             texts.append(describe_fields(value, f"{prefix}{field.name}."))
         else:
@@ -265,6 +275,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     """``value`` as ``hint`` wants it, or an error that says what was wanted."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
+        if isinstance(value, typing.cast(type, hint)):
+            return value
         if isinstance(value, Mapping):
             return from_dict(typing.cast(type, hint), value, f"{where}.")
         raise _wrong(where, value, hint)

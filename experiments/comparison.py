@@ -1,6 +1,5 @@
 """Runs to compare: their figures, and how these are drawn."""
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,10 @@ from asdproto.config import ConfigError
 from asdproto.data.dataset import ClipArrays, Dataset, section_keys
 from asdproto.results.tables import HEADLINE, TITLES
 from asdproto.scoring.metrics import evaluate, group_scores
-from asdproto.scoring.thresholds import ThresholdWarning
 from asdproto.systems import prototype
+from asdproto.systems.detector import Detector
 from asdproto.systems.prototype import PrototypeSystem
-from asdproto.systems.run import score_fitted
+from asdproto.systems.run import score_detector
 from asdproto.training.state import TrainState
 
 _NO_LABELS = (
@@ -29,11 +28,9 @@ def score_run(folder: Path, system: PrototypeSystem, data: Dataset, state: Train
     Raises:
       ConfigError: The test clips carry no labels.
     """
-    with warnings.catch_warnings():
-        # Decisions are not what is compared here.
-        warnings.simplefilter("ignore", ThresholdWarning)
-        fitted = prototype.fit(system, data, state)
-        figures, _ = score_fitted(folder, system, data, [fitted], [0])
+    member = prototype.fit(system, data, state, seed=0)
+    detector = Detector.trained(folder.name, system, data, [member])
+    figures, _ = score_detector(folder, detector, data)
     if figures is None:
         raise ConfigError(_NO_LABELS)
 
@@ -46,8 +43,8 @@ def figures_of(system: PrototypeSystem, data: Dataset, state: TrainState) -> dic
     """
     if not data.test_clips or any(not clip.state for clip in data.test_clips):
         raise ConfigError(_NO_LABELS)
-    member = prototype.fit(system, data, state).member
-    scores = member.compare(data.test, section_keys(data.test_clips)).scores
+    model = prototype.fit(system, data, state, seed=0).model
+    scores = model.compare(data.test, section_keys(data.test_clips)).scores
     figures = evaluate(group_scores(data.test_clips, scores))
     return {name: round(float(figures[name]), 6) for name in HEADLINE}
 
@@ -72,8 +69,8 @@ def score_of_kept_out(
       Mean over clips of the distance to the nearest training clip of their class, over that to the
       nearest one of another class.
     """
-    member: Any = prototype.fit(system, data, state).member
-    train, new = member.embed(data.train), member.embed(clips)
+    model: Any = prototype.fit(system, data, state, seed=0).model
+    train, new = model.embed(data.train), model.embed(clips)
     squares = np.square(new).sum(axis=1)[:, None] + np.square(train).sum(axis=1)
     distances = np.sqrt(np.maximum(squares - 2 * new @ train.T, 0))
     own = labels[:, None] == data.labels

@@ -28,11 +28,10 @@ from asdproto.data.dataset import Dataset, prepare
 from asdproto.prototypes import l2_normalize
 from asdproto.results.run_folder import write_config
 from asdproto.results.tables import HEADLINE
-from asdproto.scoring.backends import SHRINKAGE
 from asdproto.systems import prototype
-from asdproto.systems.members import RunOptions
 from asdproto.systems.prototype import PrototypeSystem
 from asdproto.systems.run import check_same_run, features_of
+from asdproto.systems.system import RunOptions
 from asdproto.training.devices import Devices, use_compilation_cache, use_devices
 from asdproto.training.objectives import Objective, mpe_objective
 from asdproto.training.stage import EpisodePrototypes, Episodes, EpochPrototypes, Stage
@@ -81,7 +80,7 @@ def backends(system: PrototypeSystem) -> dict[str, PrototypeSystem]:
     paper = dataclasses.replace(
         system.score,
         kind="mahalanobis",
-        shrinkage=SHRINKAGE,
+        shrinkage=0.001,
         density_neighbors=0,
         all_stages=False,
     )

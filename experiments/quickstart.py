@@ -24,9 +24,16 @@ from asdproto.arguments import Parser
 from asdproto.commands import train
 from asdproto.config import describe_fields, override
 from asdproto.systems import autoencoder
-from asdproto.systems.members import RunOptions
 from asdproto.systems.prototype import PrototypeSystem
-from asdproto.systems.run import asked, check_same_run, features_of, train_beside, train_run
+from asdproto.systems.run import (
+    asked,
+    check_same_run,
+    features_of,
+    train_beside,
+    train_run,
+    train_yardsticks,
+)
+from asdproto.systems.system import RunOptions
 from experiments import common, two_stage
 from experiments.synthetic import synthesize
 
@@ -91,7 +98,8 @@ def main(argv: list[str] | None = None) -> None:
     results = train_run(system, store, options, seeds=[args.seed])
     console.rule("4  AutoEncoder-style detector")
     systems = train_beside(baseline, plain, options, seeds=[args.seed])
-    results["systems"] = {**systems, **results["systems"]}
+    yardsticks = train_yardsticks(system, store, options)
+    results["systems"] = {**systems, **yardsticks, **results["systems"]}
     results["seconds"]["all"] = round(time.monotonic() - started, 1)
     console.rule("5  Results")
     train.finish(args.workdir, results, console)

@@ -17,8 +17,8 @@ from rich.console import Console
 
 from asdproto.data.dataset import Dataset
 from asdproto.systems import prototype
-from asdproto.systems.members import open_checkpoints
 from asdproto.systems.prototype import PrototypeSystem
+from asdproto.systems.system import open_checkpoints
 from asdproto.training.devices import Devices, use_devices
 from asdproto.training.epoch import Loop, default_loop
 from asdproto.training.loop import StageRun, train

@@ -32,7 +32,7 @@ FLOORS = {
     "asdproto.audio_info": (0, NUMPY),
     "asdproto.audio": (0, NUMPY | {"librosa", "soundfile"}),
     "asdproto.features": (0, NUMPY | {"librosa", "scipy"}),
-    "asdproto.scoring": (0, NUMPY | {"sklearn", "scipy"}),
+    "asdproto.scoring": (0, NUMPY | {"sklearn", "scipy", "threadpoolctl"}),
     "asdproto.models": (1, {"jax", "flax"}),
     "asdproto.data": (1, NUMPY),
     "asdproto.data.download": (1, {"pooch", "requests", "rich"}),

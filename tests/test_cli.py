@@ -19,6 +19,7 @@ from asdproto.errors import DataError
 from asdproto.features import FeatureSettings
 from asdproto.results.official import write_official
 from asdproto.results.run_folder import (
+    ScoredClip,
     read_figures,
     read_results,
     write_config,
@@ -355,8 +356,8 @@ class Detector:
     def __init__(self):
         self.calls = {}
 
-    def thresholds(self, quantile=None):
-        self.calls["quantile"] = quantile
+    def thresholds(self, contamination=None):
+        self.calls["contamination"] = contamination
         return {"fan": 0.5}
 
     def read(self, path, machine_type=None, section=None):
@@ -366,22 +367,25 @@ class Detector:
         key = (machine_type or "fan", section or "00")
         return types.SimpleNamespace(file=path, section=key, features=[range(8)])
 
-    def score(self, recordings, thresholds):
+    def score_recordings(self, recordings, thresholds):
         rows = []
         for recording in recordings:
             path, (machine, section) = recording.file, recording.section
-            value = (4 - self.calls["paths"].index(path)) / 3.0
+            value, limit = (4 - self.calls["paths"].index(path)) / 3.0, thresholds["fan"]
             rows.append(
-                {
-                    "file": str(path),
-                    "machine_type": machine,
-                    "section": section,
-                    "score": value,
-                    "threshold": thresholds["fan"],
-                    "decision": int(value > thresholds["fan"]),
-                    "margin": value - thresholds["fan"],
-                    "nearest_class": ("fan", "00", "source", "[m-n]_W"),
-                }
+                ScoredClip(
+                    file=str(path),
+                    machine_type=machine,
+                    section=section,
+                    domain="",
+                    state="",
+                    score=value,
+                    percentile=50.0,
+                    threshold=limit,
+                    decision=int(value > limit),
+                    nearest_class="fan 00 source [m-n]_W",
+                    note="",
+                )
             )
         return rows
 
@@ -394,9 +398,9 @@ def trained(monkeypatch, tmp_path):
         detector.calls.update(workdir=workdir, name=name)
         return detector
 
-    module = types.ModuleType("asdproto.systems.trained")
-    module.load_run = load_run
-    monkeypatch.setitem(sys.modules, "asdproto.systems.trained", module)
+    module = types.ModuleType("asdproto.systems.detector")
+    module.Detector = types.SimpleNamespace(load=load_run)
+    monkeypatch.setitem(sys.modules, "asdproto.systems.detector", module)
     (tmp_path / "run").mkdir()
     return detector.calls
 
@@ -439,7 +443,7 @@ def test_score_in_other_words(run, trained, tmp_path):
     _, out, _ = run("score", tmp_path / "run", root, "--threshold", "0.9", "--format", "csv")
     assert [row["decision"] for row in csv.DictReader(out.splitlines())] == ["1", "1", "0", "0"]
     run("score", tmp_path / "run", root, "--contamination", "0.3", "--detector", "knn")
-    assert (trained["quantile"], trained["name"]) == (pytest.approx(0.7), "knn")
+    assert (trained["contamination"], trained["name"]) == (0.3, "knn")
 
 
 def test_score_fits_a_terminal(trained):
@@ -447,7 +451,7 @@ def test_score_fits_a_terminal(trained):
 
     row = {"file": "x" * 70 + "/0001.wav", "machine_type": "gearbox", "section": "00"}
     row |= {"score": -12.3456, "threshold": 1e-5, "decision": 1, "margin": -12.3456}
-    row |= {"nearest_class": ("gearbox", "00", "source", "volt_1.0_wt_50")}
+    row |= {"nearest_class": "gearbox 00 source volt_1.0_wt_50"}
     for width in (80, 120):
         lines = table_lines([row], width, color=True)
         assert [len(line) for line in lines] <= [width, width + len("\x1b[1;31m\x1b[0m")]

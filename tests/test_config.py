@@ -187,7 +187,7 @@ def test_unknown_names_and_the_nearest():
         ("nowhere.py:System()", "is no path; expected package.module:name"),
         ("json:dumps", "found no dataclass"),
         ("asdproto.systems.prototype:EncoderConfig", "found its kind to be None"),
-        ("asdproto.systems.gmm:GmmSystem", "found its kind to be 'gmm'"),
+        ("asdproto.systems.autoencoder:AutoEncoderSystem", "found its kind to be 'autoencoder'"),
     ],
 )
 def test_a_path_to_no_system_is_one_clear_line(path, message):

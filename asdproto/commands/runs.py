@@ -38,7 +38,7 @@ def rescore(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from asdproto.commands.train import finish
-    from asdproto.systems.after import rescore
+    from asdproto.systems.run import rescore
 
     results = rescore(arguments.workdir, arguments.overrides, arguments.out)
     finish(arguments.out or arguments.workdir, results, Console())
@@ -78,7 +78,7 @@ def fuse(arguments: argparse.Namespace) -> int:
 
     from asdproto.commands.train import finish
     from asdproto.errors import DataError
-    from asdproto.systems.after import fuse
+    from asdproto.systems.run import fuse
 
     if (arguments.out / "config.json").exists():
         raise DataError(arguments.out, "a run there already", "a new folder", "Choose another.")
@@ -112,10 +112,9 @@ def add_export(subparsers: Any) -> None:
 
 def export(arguments: argparse.Namespace) -> int:
     """Exports a detector."""
-    from asdproto.systems.export import export_detector
-    from asdproto.systems.trained import load_run
+    from asdproto.systems.detector import Detector
 
-    export_detector(load_run(arguments.workdir, arguments.detector), arguments.out)
+    Detector.load(arguments.workdir, arguments.detector).export(arguments.out)
     size = (arguments.out / "model.jax").stat().st_size
     print(f"written: {arguments.out}, {size / 1e6:.1f} MB; score with {arguments.out}/score.py")
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import json
 import math
 import os
@@ -18,10 +19,10 @@ from asdproto.arguments import within
 from asdproto.commands import add_command, add_options, count
 from asdproto.config import at_least, strictly_between
 from asdproto.errors import DataError, printable, spreadsheet_cell
-from asdproto.results import class_name
 
 if TYPE_CHECKING:
-    from asdproto.systems.trained import TrainedDetector
+    from asdproto.results.run_folder import ScoredClip
+    from asdproto.systems.detector import Detector
 
 COLUMNS = (
     "file",
@@ -124,9 +125,9 @@ def score(arguments: argparse.Namespace) -> int:
     from asdproto.training.devices import use_compilation_cache
 
     use_compilation_cache()
-    from asdproto.systems.trained import load_run
+    from asdproto.systems.detector import Detector
 
-    detector = load_run(workdir, arguments.detector)
+    detector = Detector.load(workdir, arguments.detector)
     thresholds = _thresholds(detector, arguments)
     if arguments.watch is not None:
         return _watch(detector, thresholds, arguments)
@@ -145,13 +146,13 @@ def score(arguments: argparse.Namespace) -> int:
     if arguments.report is not None and rows:
         from asdproto.commands.scored_page import write_scored_page
 
-        write_scored_page(arguments.report, workdir, detector.name, rows)
+        write_scored_page(arguments.report, workdir, detector.name_, rows)
         _say(f"written: {arguments.report}", arguments.format)
     return 1 if failed else 0
 
 
 def score_paths(
-    detector: TrainedDetector,
+    detector: Detector,
     paths: Sequence[Path],
     thresholds: Mapping[str, float],
     arguments: argparse.Namespace,
@@ -172,17 +173,21 @@ def score_paths(
         frames = max(len(array) for array in recording.features)
         longest = max(longest, frames)
         if len(read) == _PIECE or longest * (len(read) + 1) > _FRAMES:
-            rows += detector.score(read, thresholds)
+            rows += map(_as_row, detector.score_recordings(read, thresholds))
             read, longest = [], frames
         read.append(recording)
-    return rows + detector.score(read, thresholds), errors
+    rows += map(_as_row, detector.score_recordings(read, thresholds))
+    return rows, errors
 
 
-def _thresholds(detector: TrainedDetector, arguments: argparse.Namespace) -> dict[str, float]:
+def _as_row(clip: ScoredClip) -> dict[str, Any]:
+    return {**dataclasses.asdict(clip), "margin": clip.score - clip.threshold}
+
+
+def _thresholds(detector: Detector, arguments: argparse.Namespace) -> dict[str, float]:
     if arguments.threshold is not None:
         return {machine: arguments.threshold for machine, _ in detector.sections}
-    quantile = None if arguments.contamination is None else 1.0 - arguments.contamination
-    return detector.thresholds(quantile)
+    return detector.thresholds(arguments.contamination)
 
 
 def _recordings(paths: Sequence[Path]) -> tuple[list[Path], list[Exception]]:
@@ -236,7 +241,7 @@ def arrivals(folder: Path, interval: float = _INTERVAL) -> Iterator[list[Path]]:
 
 
 def _watch(
-    detector: TrainedDetector, thresholds: Mapping[str, float], arguments: argparse.Namespace
+    detector: Detector, thresholds: Mapping[str, float], arguments: argparse.Namespace
 ) -> int:
     rows: list[dict[str, Any]] = []
     failures = 0
@@ -266,7 +271,7 @@ def print_rows(rows: Sequence[Mapping[str, Any]], format_: str, *, head: bool = 
     """Prints scored recordings in a ``--format``, one line each, below the titles if ``head``."""
     if format_ == "jsonl":
         for row in rows:
-            print(json.dumps({**row, "nearest_class": class_name(row["nearest_class"]) or None}))
+            print(json.dumps({**row, "nearest_class": row["nearest_class"] or None}))
     elif format_ == "csv":
         csv.writer(sys.stdout, lineterminator="\n").writerows(_csv_rows(rows, head=head))
     else:
@@ -321,9 +326,7 @@ def table_lines(
 
 def _beyond_section(row: Mapping[str, Any]) -> str:
     """A row's nearest class without the machine type and section that stand in the row."""
-    key = row["nearest_class"]
-    own = isinstance(key, tuple) and key[:2] == (row["machine_type"], row["section"])
-    return class_name(key[2:] if own else key)
+    return (row["nearest_class"] or "").removeprefix(f"{row['machine_type']} {row['section']} ")
 
 
 def _shortened(text: str, size: int) -> str:
@@ -355,7 +358,7 @@ def _csv_rows(rows: Sequence[Mapping[str, Any]], *, head: bool = True) -> Iterat
     if head:
         yield COLUMNS
     for row in rows:
-        cells = {**row, "nearest_class": class_name(row["nearest_class"])}
+        cells = dict(row)
         for name in ("file", "machine_type", "section", "nearest_class"):
             cells[name] = spreadsheet_cell(cells[name])
         for name in ("score", "threshold", "margin"):

@@ -167,8 +167,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
     from asdproto.config import ConfigError, override
     from asdproto.systems import preset
-    from asdproto.systems.members import RunOptions
-    from asdproto.systems.run import asked, features_of, train_run
+    from asdproto.systems.run import asked, features_of, train_run, train_yardsticks
+    from asdproto.systems.system import RunOptions
     from asdproto.training.processes import agree_on, alone, is_main
 
     console, devices = Console(quiet=not is_main()), None
@@ -206,7 +206,13 @@ def _run(arguments: argparse.Namespace) -> int:
     root = _root(data)
     results = train_run(system, store, options, seeds=seeds, machines=machines, root=root)
     if is_main():
-        finish(workdir, {**results, "preset": name}, console)
+        results = {**results, "preset": name}
+        finish(workdir, results, console)
+        yardsticks = train_yardsticks(system, store, options, machines=machines)
+        if yardsticks:
+            console.out("To compare with, without training:", highlight=False)
+            results["systems"] = {**results["systems"], **yardsticks}
+            finish(workdir, results, console)
     return 0
 
 
@@ -223,13 +229,12 @@ def _is_finished(workdir: Path, command: dict[str, Any], system: Any, console: C
 
 def _check_clips(clips: Sequence[Clip], system: Any) -> None:
     """Refuses clips that the system cannot be trained on."""
-    if hasattr(system, "check_clips"):
-        system.check_clips([clip for clip in clips if clip.split == "train"])
+    system.check_clips([clip for clip in clips if clip.split == "train"])
 
 
 def _rescore(workdir: Path, system: Any, console: Console) -> None:
     """Fits another back-end to a finished run."""
-    from asdproto.systems.after import rescore
+    from asdproto.systems.run import rescore
 
     console.out(
         f"{workdir} is trained; this fits the new back-end and scores again", highlight=False

@@ -26,7 +26,6 @@ import numpy as np
 from asdproto.data.dcase import Clip, name_fault, parse_name, same_text
 from asdproto.errors import DataError, plain_cell, some, spreadsheet_cell
 from asdproto.files import csv_text, read_csv, write_atomically
-from asdproto.scoring.backends import rows_by
 from asdproto.scoring.metrics import (
     AUC_METRICS,
     DECISION_METRICS,
@@ -34,6 +33,7 @@ from asdproto.scoring.metrics import (
     clip_files,
     harmonic_mean,
 )
+from asdproto.scoring.rows import rows_by
 
 _NUMBER = re.compile(r"[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|inf|nan)", re.IGNORECASE)
 _SCORE_FILE = re.compile(

@@ -14,7 +14,6 @@ import importlib.resources
 import json
 import math
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ from asdproto.results.pictures import Sound, Sounds
 from asdproto.results.run_folder import Run, ScoredClip, ScoredSystem, read_run, tables_of
 from asdproto.results.tables import HEADLINE, TITLES, highest, number, percent
 from asdproto.scoring.metrics import AUC_METRICS, DECISION_METRICS
-from asdproto.scoring.thresholds import ThresholdWarning, gamma_threshold
+from asdproto.scoring.thresholds import gamma_threshold
 
 MOST_SHOWN = 10
 QUANTILES = (0.8, 0.9, 0.95, 0.99)
@@ -192,10 +191,7 @@ def threshold_effects(system: ScoredSystem) -> list[ThresholdEffect]:
             for state, kind in (("normal", "normal"), ("anomaly", "anomalous")):
                 groups[kind] = np.array([clip.score for clip in clips if clip.state == state])
         for quantile in QUANTILES:
-            with warnings.catch_warnings():
-                # The threshold in use is what people are warned of.
-                warnings.simplefilter("ignore", ThresholdWarning)
-                threshold = gamma_threshold(held_out, quantile=quantile)
+            threshold = gamma_threshold(held_out, quantile=quantile)
             counts = {kind: (int((x > threshold).sum()), len(x)) for kind, x in groups.items()}
             effects.append(ThresholdEffect(machine, quantile, threshold, counts))
     return effects

@@ -10,10 +10,30 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-from asdproto.scoring.backends import rows_by
+from asdproto.scoring.rows import rows_by
 
 # A copy of a training clip is at distance 0, and its logarithm would outweigh all other members.
 FLOOR = 1e-3
+
+
+def zero_and_unit(reference: np.ndarray) -> tuple[float, float]:
+    """Where a detector's scores begin, and their unit: see :func:`log_normalized`.
+
+    Args:
+      reference: Floating, shape ``[m]``, finite, at least one.
+
+    Raises:
+      ValueError: The median is the zero itself.
+    """
+    zero = min(float(reference.min()), 0.0)
+    unit = float(np.median(reference)) - zero
+    if not unit > 0.0:
+        raise ValueError(
+            f"the median of {reference.size} held-out scores is {np.median(reference)}, the "
+            "smallest that a score can be, so there is no unit to measure in; remove copies of "
+            "training clips, or combine other members"
+        )
+    return zero, unit
 
 
 def log_normalized(scores: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -39,17 +59,13 @@ def log_normalized(scores: np.ndarray, reference: np.ndarray) -> np.ndarray:
     Raises:
       ValueError: No reference, scores that are not finite, or a median that is the zero itself.
     """
-    scores, reference = _finite(scores, "scores"), _finite(reference, "reference")
-    if not reference.size:
-        raise ValueError("reference is empty, expected scores of held-out training clips")
-    zero = min(reference.min(), 0.0)
-    unit = np.median(reference) - zero
-    if not unit > 0.0:
+    scores, reference = np.asarray(scores, np.float64), np.asarray(reference, np.float64)
+    if not reference.size or not (np.isfinite(scores).all() and np.isfinite(reference).all()):
         raise ValueError(
-            f"the median of {reference.size} held-out scores is {np.median(reference)}, the "
-            "smallest that a score can be, so there is no unit to measure in; remove copies of "
-            "training clips, or combine other members"
+            f"found {reference.size} reference scores, or scores that are not finite; expected "
+            "finite scores, and some of held-out training clips"
         )
+    zero, unit = zero_and_unit(reference)
     return np.log(np.maximum((scores - zero) / unit, FLOOR))
 
 
@@ -78,19 +94,31 @@ def combine(
       ValueError: Lengths differ, a weight is negative or all are 0, a section has no held-out
         clips, or as :func:`log_normalized`.
     """
-    weights = [1.0] * len(scores) if weights is None else weights
-    if not len(scores) or not len(scores) == len(references) == len(weights):
+    shares = np.asarray([1.0] * len(scores) if weights is None else weights, np.float64)
+    if not len(scores) or not len(scores) == len(references) == len(shares):
         raise ValueError(
             f"found scores of {len(scores)} members, references of {len(references)} and "
-            f"{len(weights)} weights, expected as many of each, at least one"
+            f"{len(shares)} weights, expected as many of each, at least one"
         )
-    shares = np.asarray(weights, np.float64)
     if not np.isfinite(shares).all() or shares.min() < 0.0 or not shares.sum() > 0.0:
-        raise ValueError(f"weights are {list(weights)}, expected none negative, and one above 0")
-    normalized = [
-        _by_section(own, reference, sections, reference_sections)
-        for own, reference in zip(scores, references, strict=True)
-    ]
+        raise ValueError(f"weights are {shares.tolist()}, expected none negative, and one above 0")
+    rows, known = rows_by(sections), rows_by(reference_sections)
+    unknown = [key for key in rows if key not in known]
+    if unknown:
+        raise ValueError(
+            f"section {unknown[0]!r} has no held-out training clips to measure its scores by; "
+            f"known sections: {', '.join(map(str, known))}"
+        )
+    normalized = np.empty((len(scores), len(sections)))
+    for row, *values in zip(normalized, scores, references, strict=True):
+        own, reference = map(np.asarray, values)
+        if len(own) != len(sections) or len(reference) != len(reference_sections):
+            raise ValueError(
+                f"a member has {len(own)} scores of {len(sections)} clips and {len(reference)} "
+                f"reference scores of {len(reference_sections)}, expected one per clip"
+            )
+        for key, chosen in rows.items():
+            row[chosen] = log_normalized(own[chosen], reference[known[key]])
     return np.average(normalized, axis=0, weights=shares)
 
 
@@ -115,40 +143,6 @@ def balancing_weights(normalized: Sequence[np.ndarray]) -> np.ndarray:
     if not spreads.size or not spreads.min() > 0.0:
         raise ValueError(
             f"interquartile ranges of held-out scores are {spreads.tolist()}, expected all above "
-            "0; give --weights, or leave a run out"
+            "0; give weights, or leave a detector out"
         )
     return (1.0 / spreads) / (1.0 / spreads).sum()
-
-
-def _by_section(
-    scores: np.ndarray,
-    reference: np.ndarray,
-    sections: Sequence[Hashable],
-    reference_sections: Sequence[Hashable],
-) -> np.ndarray:
-    scores, reference = _finite(scores, "scores"), _finite(reference, "reference")
-    if len(scores) != len(sections) or len(reference) != len(reference_sections):
-        raise ValueError(
-            f"a member has {len(scores)} scores of {len(sections)} clips and {len(reference)} "
-            f"reference scores of {len(reference_sections)}, expected one per clip"
-        )
-    known = rows_by(reference_sections)
-    normalized = np.empty(len(scores))
-    for key, rows in rows_by(sections).items():
-        if key not in known:
-            raise ValueError(
-                f"section {key!r} has no held-out training clips to measure its scores by; known "
-                f"sections: {', '.join(map(str, known))}"
-            )
-        normalized[rows] = log_normalized(scores[rows], reference[known[key]])
-    return normalized
-
-
-def _finite(scores: np.ndarray, name: str) -> np.ndarray:
-    scores = np.asarray(scores, np.float64)
-    if scores.ndim != 1 or not np.isfinite(scores).all():
-        raise ValueError(
-            f"{name} has shape {scores.shape} and {int(np.sum(~np.isfinite(scores)))} values that "
-            "are not finite, expected finite scores of shape [n]"
-        )
-    return scores

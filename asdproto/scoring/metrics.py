@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from asdproto.scoring.backends import rows_by
+from asdproto.scoring.rows import rows_by
 
 AUC_METRICS = ("source_auc", "target_auc", "pauc")
 DECISION_METRICS = (

@@ -1,14 +1,52 @@
-"""Decision thresholds from the scores of training clips, and the decisions."""
+"""Decision thresholds from the scores of held-out training clips, and the decisions."""
 
 from __future__ import annotations
 
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 
+FEW = 10  # clips below which a threshold is a guess
+
 
 class ThresholdWarning(UserWarning):
-    """A gamma distribution does not describe the training scores; their quantile is used."""
+    """A decision threshold rests on little."""
+
+
+class Limit(NamedTuple):
+    """A decision threshold and what it rests on.
+
+    Attributes:
+      threshold: Scores above it are anomalies.
+      above: Share of the held-out normal clips above it.
+      clips: How many of them there are.
+      caution: What to know before trusting it; ``""`` where there is nothing.
+    """
+
+    threshold: float
+    above: float
+    clips: int
+    caution: str
+
+
+def limit(scores: np.ndarray, *, quantile: float = 0.9) -> Limit:
+    """The threshold of :func:`gamma_threshold`, with what it rests on.
+
+    Args:
+      scores: Floating, shape ``[n]``, finite: scores of normal clips that were held out.
+      quantile: In (0, 1).
+    """
+    threshold = gamma_threshold(scores, quantile=quantile)
+    clips, share = len(scores), 1.0 - quantile
+    caution = ""
+    if clips == 1:
+        caution = "it rests on one recording, which does not show how normal recordings differ"
+    elif clips < FEW:
+        caution = f"it rests on {clips} clips only"
+    elif share * clips < 1.0 - 1e-9:
+        caution = f"{clips} clips cannot set a share of {share:.2g}; about {1 / clips:.2g} is least"
+    return Limit(threshold, float(np.mean(np.asarray(scores) > threshold)), clips, caution)
 
 
 def gamma_threshold(scores: np.ndarray, *, quantile: float = 0.9) -> float:
@@ -19,8 +57,8 @@ def gamma_threshold(scores: np.ndarray, *, quantile: float = 0.9) -> float:
     test clip has a say.
 
     A fit can fail: scores without spread, too few of them, or a likelihood that climbs to a
-    degenerate corner. The fit is then replaced by the quantile of the scores themselves, and a
-    warning says so.
+    degenerate corner, where the share of scores above the threshold is less than a quarter or more
+    than three times what was asked for. The quantile of the scores themselves is then taken.
 
     Args:
       scores: Floating, shape ``[n]``, finite, of any sign; at least one.
@@ -31,44 +69,33 @@ def gamma_threshold(scores: np.ndarray, *, quantile: float = 0.9) -> float:
 
     Raises:
       ValueError: No scores, scores that are not finite, or a quantile outside (0, 1).
-
-    Warns:
-      ThresholdWarning: The quantile of the scores is used instead of a gamma distribution.
     """
     from scipy import stats
 
     scores = np.asarray(scores, np.float64).ravel()
     if not scores.size or not np.all(np.isfinite(scores)):
         raise ValueError(
-            f"scores holds {scores.size} values, {int(np.sum(~np.isfinite(scores)))} of them not "
-            "finite; expected finite anomaly scores of training clips"
+            f"found {scores.size} scores, {int(np.sum(~np.isfinite(scores)))} of them not finite; "
+            "expected finite anomaly scores of training clips"
         )
     if not 0.0 < quantile < 1.0:
         raise ValueError(f"quantile is {quantile}, expected a number between 0 and 1")
     empirical = float(np.quantile(scores, quantile))
-    if np.ptp(scores) <= 1e-12 * max(1.0, float(np.abs(scores).max())):
-        reason = "they are all the same"
-    else:
-        # A fit knows no unit: scores of 1e-6 would stop its search before it began.
-        center, scale = scores.min(), np.ptp(scores)
-        try:
-            with np.errstate(all="ignore"), warnings.catch_warnings():
-                warnings.simplefilter("ignore", RuntimeWarning)
-                parameters = stats.gamma.fit((scores - center) / scale)
-                threshold = float(center + scale * stats.gamma.ppf(quantile, *parameters))
-        except (RuntimeError, ValueError, FloatingPointError, stats.FitError) as error:
-            reason = f"the fit failed ({error})"
-        else:
-            reason = _implausible(scores, threshold, quantile)
-            if not reason:
-                return threshold
-    warnings.warn(
-        f"no gamma distribution describes the {scores.size} training scores: {reason}; their "
-        f"own {quantile:.0%} quantile, {empirical:.6g}, is the threshold",
-        ThresholdWarning,
-        stacklevel=2,
-    )
-    return empirical
+    # A fit knows no unit: scores of 1e-6 would stop its search before it began.
+    center, scale = scores.min(), np.ptp(scores)
+    if scale <= 1e-12 * max(1.0, float(np.abs(scores).max())):
+        return empirical
+    try:
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            parameters = stats.gamma.fit((scores - center) / scale)
+            threshold = float(center + scale * stats.gamma.ppf(quantile, *parameters))
+    except (RuntimeError, ValueError, FloatingPointError, stats.FitError):
+        return empirical
+    # A share a few times too large or too small, by more than one clip, is no loose fit.
+    above, expected, clip = float(np.mean(scores > threshold)), 1.0 - quantile, 1.0 / scores.size
+    plausible = expected / 4.0 - clip <= above <= 3.0 * expected + clip
+    return threshold if np.isfinite(threshold) and plausible else empirical
 
 
 def decide(scores: np.ndarray, threshold: float | np.ndarray) -> np.ndarray:
@@ -82,16 +109,3 @@ def decide(scores: np.ndarray, threshold: float | np.ndarray) -> np.ndarray:
       int64, shape ``[n]``.
     """
     return (np.asarray(scores, np.float64) > threshold).astype(np.int64)
-
-
-def _implausible(scores: np.ndarray, threshold: float, quantile: float) -> str:
-    """Says why a fitted threshold cannot be the scores' quantile, or ''."""
-    if not np.isfinite(threshold):
-        return f"the fitted threshold is {threshold}"
-    above = float(np.mean(scores > threshold))
-    # A share a few times too large or too small, by more than one clip, is no loose fit: the search
-    # ended in a corner of the likelihood.
-    expected, clip = 1.0 - quantile, 1.0 / scores.size
-    if not expected / 4.0 - clip <= above <= 3.0 * expected + clip:
-        return f"{above:.1%} of them exceed the fitted {quantile:.0%} quantile {threshold:.6g}"
-    return ""

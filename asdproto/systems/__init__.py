@@ -1,19 +1,10 @@
 """Systems: features, model, training and score, said in one place each.
 
-A system is a frozen dataclass of numbers with
-
-* ``kind``, its name in :data:`KINDS` or its path, as ``config.json`` keeps it; ``names`` of the
-  detectors that it makes, the result last; ``features``, its feature settings; ``quantile`` for
-  decisions;
-* ``crop``, the shortest clip it takes, in frames (shorter ones are repeated);
-* ``plan(clips)``, what training does, in a few words;
-* ``train(data, options, seeds) -> {name: [Fitted, one a seed]}``;
-* ``restore(arrays, classes) -> Member``, the reverse of ``Member.to_arrays``.
-
-:mod:`asdproto.systems.trained` makes detectors of what they train, :mod:`asdproto.systems.run`
-keeps them in run folders. A new system is a module with the dataclass and its ``PRESETS``, anywhere
-that Python imports from: wherever a kind is taken, ``package.module:Class`` is, too. Loading a run
-imports that module, so load runs of modules that you trust.
+:class:`asdproto.systems.system.System` says what one must offer. :mod:`asdproto.systems.detector`
+makes detectors of what they train, :mod:`asdproto.systems.run` keeps them in run folders. A new
+system is a module with the dataclass and its ``PRESETS``, anywhere that Python imports from:
+wherever a kind is taken, ``package.module:Class`` is, too. Loading a run imports that module, so
+load runs of modules that you trust.
 """
 
 import dataclasses
@@ -34,10 +25,10 @@ KINDS = {
     "prototype": "asdproto.systems.prototype:PrototypeSystem",
     "autoencoder": "asdproto.systems.autoencoder:AutoEncoderSystem",
     "baseline": "asdproto.systems.baseline:BaselineSystem",
-    "gmm": "asdproto.systems.gmm:GmmSystem",
-    "spectral-knn": "asdproto.systems.spectral_knn:SpectralKnnSystem",
+    "gmm": "asdproto.systems.spectral:SpectralSystem",
+    "spectral-knn": "asdproto.systems.spectral:SpectralSystem",
 }
-# Fitted in the time it takes to read the features; always shown beside.
+# Fitted without training, to compare with.
 YARDSTICKS = ("spectral-knn", "gmm")
 PRESETS = ("quick", "small", "paper")
 # From so many clips and classes on, prototypes are learned where no system is asked for.
@@ -113,6 +104,7 @@ def preset(kind: str, name: str) -> Any:
     presets = getattr(module, "PRESETS", None)
     if presets is None:
         raise ConfigError(f"system {kind!r}: found no PRESETS in {module.__name__}")
+    presets = presets.get(kind, presets)  # a module may hold several kinds
     if name not in presets:
         raise ConfigError(_unknown("preset", name, presets))
     return presets[name]

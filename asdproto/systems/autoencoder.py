@@ -13,16 +13,17 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from asdproto.config import ConfigError, between, check_fields, strictly_between
-from asdproto.data.dataset import ClipArrays, Dataset
+from asdproto.data.dataset import Classes, ClipArrays, Dataset
+from asdproto.data.dcase import Clip
 from asdproto.features import FeatureSettings
 from asdproto.files import append
-from asdproto.systems.members import Comparison, Fitted, RunOptions, Section
 from asdproto.systems.reconstruction import (
     Network,
     ReconstructionConfig,
     fit_machines,
     score_clips,
 )
+from asdproto.systems.system import Comparison, Member, RunOptions, Section
 from asdproto.training.loop import truncate_metrics
 
 
@@ -45,6 +46,8 @@ class AutoEncoderSystem(ReconstructionConfig):
     quantile: float = 0.9
 
     kind: ClassVar[str] = "autoencoder"
+    reads_waveforms: ClassVar[bool] = False
+    classes: ClassVar[Classes] = "attributes"
     names: ClassVar[tuple[str, ...]] = ("autoencoder",)
 
     def __post_init__(self) -> None:
@@ -65,7 +68,7 @@ class AutoEncoderSystem(ReconstructionConfig):
 
     def train(
         self, data: Dataset, options: RunOptions, seeds: Sequence[int]
-    ) -> dict[str, list[Fitted]]:
+    ) -> dict[str, list[Member]]:
         """Trains a network for every machine type and seed; see :func:`fit_machines`."""
         if not options.devices.is_main:
             return {}
@@ -91,18 +94,23 @@ class AutoEncoderSystem(ReconstructionConfig):
                 held_out[rows] = score_clips(fitted[name], self, everything[rows], frames[rows])
             kept = {name: one for name, one in fitted.items() if "/" not in name}
             _write_curves(options, self, kept, seed if len(seeds) > 1 else None)
-            members.append(Fitted(AutoEncoderMember(self, kept), held_out))
+            members.append(Member(AutoEncoderModel(self, kept), seed, data.classes, held_out))
         return {"autoencoder": members}
 
-    def restore(
-        self, arrays: Mapping[str, np.ndarray], classes: Sequence[tuple]
-    ) -> "AutoEncoderMember":
-        """The member that :meth:`AutoEncoderMember.to_arrays` described."""
+    def check_clips(self, clips: Sequence[Clip]) -> None:
+        """Any clips will do."""
+
+    def refit(self, member: Member, data: Dataset) -> Member:
+        """There is no back-end."""
+        raise ConfigError("a run of the autoencoder has no back-end to fit again")
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> "AutoEncoderModel":
+        """The model that :meth:`AutoEncoderModel.to_arrays` described."""
         networks = {}
         for machine, one in unflatten_dict(dict(arrays), sep="/").items():
             variables = {"params": one["params"], "batch_stats": one["batch_stats"]}
             networks[machine] = Network(variables, one["mean"], one["std"])
-        return AutoEncoderMember(self, networks)
+        return AutoEncoderModel(self, networks)
 
 
 # quick and small are for a few hundred clips, in seconds on a CPU.
@@ -115,7 +123,7 @@ PRESETS = {
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class AutoEncoderMember:
+class AutoEncoderModel:
     """Trained networks, one a machine type.
 
     Attributes:
@@ -127,7 +135,7 @@ class AutoEncoderMember:
     networks: Mapping[str, Network]
 
     def compare(self, clips: ClipArrays, sections: Sequence[Section]) -> Comparison:
-        """See :class:`asdproto.systems.members.Member`."""
+        """See :class:`asdproto.systems.system.Model`."""
         scores = np.zeros(len(clips))
         features, frames = clips.load(), clips.usable_frames
         machines = np.array([machine for machine, _ in sections])
@@ -138,7 +146,7 @@ class AutoEncoderMember:
         return Comparison(scores)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """See :class:`asdproto.systems.members.Member`."""
+        """See :class:`asdproto.systems.system.Model`."""
         tree = {
             machine: {**one.variables, "mean": one.mean, "std": one.std}
             for machine, one in self.networks.items()

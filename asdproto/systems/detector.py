@@ -1,57 +1,99 @@
-"""A detector in the habits of scikit-learn and PyOD: fit, decision_function, predict, save."""
+"""The one fitted thing: members that score clips as one, in the habits of scikit-learn and PyOD."""
 
 import contextlib
+import dataclasses
 import inspect
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from asdproto.config import ConfigError, override
+from asdproto.config import ConfigError, override, to_dict
+from asdproto.data.dataset import ClipArrays, Dataset, section_keys
 from asdproto.data.dcase import Clip, parse_name
-from asdproto.data.store import FeatureStore, Row
 from asdproto.errors import DataError
-from asdproto.features import FeatureSettings, audio_features, file_features
-from asdproto.results.run_folder import write_config
-from asdproto.scoring.thresholds import decide
+from asdproto.features import FeatureSettings, file_features
+from asdproto.files import new_folder
+from asdproto.results import class_name
+from asdproto.results.run_folder import ScoredClip, percentiles, write_config
+from asdproto.scoring.fusion import balancing_weights, combine
+from asdproto.scoring.thresholds import Limit, ThresholdWarning, decide, limit
 from asdproto.systems import choose, preset
-from asdproto.systems.members import RunOptions, prepare_for
-from asdproto.systems.run import asked, detector_of
-from asdproto.systems.trained import TrainedDetector, load_run, stack
+from asdproto.systems.detector_files import claim_workdir, read_detector, write_detector
+from asdproto.systems.inputs import (
+    Clips,
+    PerClip,
+    check_rate,
+    features_of,
+    labels_of,
+    memory_store,
+    name_of,
+    per_clip,
+    sources_of,
+    stack,
+    stamp,
+    training_clips,
+)
+from asdproto.systems.system import Comparison, Member, RunOptions, Section, System, prepare_for
 
-Clips = str | os.PathLike | Sequence[str | os.PathLike | np.ndarray] | np.ndarray
-# One for all clips, one a clip, or unknown.
-PerClip = str | Sequence[str] | None
+
+class EqualEmbeddingsWarning(UserWarning):
+    """An encoder tells no two clips apart."""
+
+
+class Recording(NamedTuple):
+    """A recording that waits to be scored.
+
+    Attributes:
+      clip: Its name and what is known about it.
+      features: One array for each of :attr:`Detector.settings`, of shape ``[frames, columns]``.
+      note: What is odd about it; ``""`` mostly.
+    """
+
+    clip: Clip
+    features: tuple[np.ndarray, ...]
+    note: str = ""
 
 
 class Detector:
     """Learns what normal clips sound like, and scores how far others are from it.
 
-    Higher scores are more anomalous, and ``predict`` gives 1 for an anomaly, as in PyOD. Parameters
-    are kept as given; ``get_params``, ``set_params`` and ``sklearn.base.clone`` work. What training
-    found has names that end in an underscore.
+    Higher scores are more anomalous, and :meth:`predict` gives 1 for an anomaly, as in PyOD.
+    Parameters are kept as given and checked by :meth:`fit`; pipelines, ``clone``, cross-validation
+    and grids of scikit-learn work. What training found has names that end in an underscore.
 
     Args:
-      system: ``"prototype"``, ``"autoencoder"``, ``"spectral-knn"``, ``"gmm"``; a system as a
-        value, such as ``PrototypeSystem(encoder=EncoderConfig(module=MyEncoder()))``; or
-        ``"auto"``: what :func:`asdproto.systems.choose` takes for the clips.
+      system: ``"prototype"``, ``"autoencoder"``, ``"spectral-knn"``, ``"gmm"``; the path of a class
+        of your own, ``"package.module:Class"``; a system as a value, such as
+        ``PrototypeSystem(encoder=EncoderConfig(module=MyEncoder()))``; or ``"auto"``: what
+        :func:`asdproto.systems.choose` takes for the clips.
       preset: ``"quick"``, ``"small"`` or ``"paper"``.
       seed: Of everything random; several make one detector of as many members.
       contamination: Share of normal clips that may be called anomalies, in (0, 1).
+      sample_rate: Of waveforms, hertz, where no call says it.
       workdir: Folder for checkpoints and metrics, from which an interrupted ``fit`` continues;
         ``None`` keeps nothing.
       verbose: Whether progress is printed.
       **overrides: Numbers of the system: ``pretrain__epochs=10``, or ``**{"pretrain.epochs": 10}``.
 
     Attributes:
-      threshold_: Scores above it are anomalies; a dictionary by machine type where there are
-        several.
-      decision_scores_: float64, shape ``[clips]``: scores of the training clips, each as if it were
-        new as far as the system can tell.
-      trained_: The :class:`asdproto.systems.trained.TrainedDetector`.
+      members_: One :class:`asdproto.systems.system.Member` a seed, fused detector or spectrum.
+      kind_: Of the system that it is of, or ``"fused"``.
+      settings_: Numbers of that system, as ``config.json`` has them.
+      name_: Of the detector in a run.
+      train_clips_: Path, machine type and section of each training clip.
+      dtype_: Of stored features; recordings are rounded to it before they are scored.
     """
+
+    members_: list[Member]
+    kind_: str
+    settings_: dict[str, Any]
+    name_: str
+    train_clips_: list[tuple[str, str, str]]
+    dtype_: str
 
     def __init__(
         self,
@@ -60,6 +102,7 @@ class Detector:
         preset: str = "small",
         seed: int | Sequence[int] = 0,
         contamination: float = 0.1,
+        sample_rate: int | None = None,
         workdir: str | os.PathLike | None = None,
         verbose: bool = False,
         **overrides: Any,
@@ -68,14 +111,17 @@ class Detector:
         self.preset = preset
         self.seed = seed
         self.contamination = contamination
+        self.sample_rate = sample_rate
         self.workdir = workdir
         self.verbose = verbose
         self.overrides = overrides
 
+    # --- training
+
     def fit(
         self,
         X: Clips,
-        y: None = None,
+        y: Any = None,
         *,
         sample_rate: int | None = None,
         attributes: PerClip = None,
@@ -87,10 +133,10 @@ class Detector:
 
         Args:
           X: Audio files; waveforms, floating, each of shape ``[samples]``; or one path of a
-            collection (a folder laid out as DCASE Task 2, or a csv), whose training clips are
-            taken.
-          y: Ignored; here for pipelines.
-          sample_rate: Of the waveforms, hertz.
+            collection (a folder of recordings, or a csv), whose training clips are taken.
+          y: 0 for normal clips and 1 for anomalies, which are left out; all are normal when
+            ``None``.
+          sample_rate: Of the waveforms, hertz; the parameter when ``None``.
           attributes: Operating condition of each clip, such as ``"speed_1"``. Clips of one machine
             type, section, domain and attributes are an attribute class. Read off names where they
             follow DCASE Task 2, as are the next three.
@@ -102,59 +148,119 @@ class Detector:
           The detector itself.
 
         Raises:
-          DataError: A clip cannot be read, is an anomaly by its name, or the system needs more.
+          DataError: A clip cannot be used, is an anomaly by its name, or the system needs more; or
+            ``workdir`` holds the training of other clips or settings.
           ConfigError: A parameter has a value that it cannot have.
         """
-        self._quantile()  # refused before training, not after
-        given = {
-            "attributes": attributes,
+        self._quantile()
+        seeds, rate = self._seeds(), self._rate(sample_rate)
+        columns = {
             "section": sections,
             "machine_type": machine_types,
             "domain": domains,
+            "attributes": attributes,
         }
-        clips, sources = _clips_of(X, given)
+        clips, sources = training_clips(X, y, columns)
         system = self._system(clips)
-        features = [_features(source, sample_rate, system.features) for source in sources]
-        store = memory_store(clips, features, system.features)
+        system.check_clips(clips)
+        options = self._options(system, clips, sources, seeds)
+        store = memory_store(
+            clips,
+            lambda index: features_of(sources[index], index, rate, system.features)[0],
+            system.features,
+        )
         data = prepare_for(system, store)
-        seeds = self._seeds()
         name = system.names[-1]
-        fitted = system.train(data, self._options(), seeds)[name]
-        self.trained_ = detector_of(name, system, data, fitted, seeds)
-        self._system_ = system
+        self._take(name, system, data, system.train(data, options, seeds)[name])
+        self.warn_of_limits()
         return self
 
-    def decision_function(
+    @classmethod
+    def trained(
+        cls, name: str, system: System, data: Dataset, members: Sequence[Member]
+    ) -> "Detector":
+        """The detector that members trained on a data set make.
+
+        Warns:
+          EqualEmbeddingsWarning: A member gives all training clips one embedding.
+        """
+        contamination = round(1 - system.quantile, 12)
+        detector = cls(system=system, seed=_seed(members), contamination=contamination)
+        detector._take(name, system, data, members)
+        return detector
+
+    def _take(self, name: str, system: System, data: Dataset, members: Sequence[Member]) -> None:
+        for member in members:
+            if member.embeddings is not None and _collapsed(member.embeddings):
+                warnings.warn(
+                    f"{name}, seed {member.seed}: all {len(member.embeddings)} training clips have "
+                    "one embedding, so the scores mean nothing. Look for features that are "
+                    "constant, or lower the learning rate",
+                    EqualEmbeddingsWarning,
+                    stacklevel=3,
+                )
+        self.restore(
+            kind=system.kind,
+            settings=to_dict(system),
+            name=name,
+            members=members,
+            train_clips=facts_of(data.train_clips),
+            dtype=str(data.train.features.dtype),
+        )
+
+    def restore(
         self,
-        X: Clips,
         *,
-        sample_rate: int | None = None,
-        sections: PerClip = None,
-        machine_types: PerClip = None,
-    ) -> np.ndarray:
+        kind: str,
+        settings: Mapping[str, Any],
+        name: str,
+        members: Sequence[Member],
+        train_clips: Sequence[tuple[str, str, str]],
+        dtype: str,
+        limits: Mapping[str, Limit] | None = None,
+    ) -> None:
+        """Takes what was fitted before; ``limits`` are those of the parameter contamination."""
+        self.kind_, self.settings_ = kind, dict(settings)
+        self.name_, self.members_, self.dtype_ = name, list(members), dtype
+        self.train_clips_ = list(train_clips)
+        self._decision_scores: np.ndarray | None = None
+        self._limits = {} if limits is None else {self._quantile(): dict(limits)}
+
+    def fit_predict(self, X: Clips, y: Any = None, **known: Any) -> np.ndarray:
+        """:meth:`fit`, and :attr:`labels_` of the training clips, int64 ``[clips]``."""
+        return self.fit(X, y, **known).labels_
+
+    # --- scoring
+
+    def decision_function(self, X: Clips, **known: Any) -> np.ndarray:
         """Anomaly scores, float64, shape ``[clips]``; higher is more anomalous.
 
         Args:
           X: Audio files, waveforms, or a folder of recordings.
-          sample_rate: Of the waveforms, hertz.
-          sections: Section of each clip, where names do not tell and there are several.
-          machine_types: Machine type of each clip, likewise.
+          **known: As for :meth:`details`.
         """
-        rows = self.details(
-            X, sample_rate=sample_rate, sections=sections, machine_types=machine_types
-        )
-        return np.array([row["score"] for row in rows], np.float64)
+        return np.array([row.score for row in self.details(X, **known)], np.float64)
 
-    def predict(self, X: Clips, **where: Any) -> np.ndarray:
-        """Decisions, int64, shape ``[clips]``: 1 for an anomaly, 0 for normal.
+    def predict(self, X: Clips, **known: Any) -> np.ndarray:
+        """Decisions, int64, shape ``[clips]``: 1 for an anomaly, 0 for normal; see `details`."""
+        return np.array([row.decision for row in self.details(X, **known)], np.int64)
 
-        Args:
-          X: As for :meth:`decision_function`.
-          **where: As for :meth:`decision_function`.
+    def predict_proba(self, X: Clips, **known: Any) -> np.ndarray:
+        """Normal and anomalous share, float64 ``[clips, 2]``, linear as PyOD's.
+
+        A score as low as the lowest held-out one has (1, 0), one as high as the highest (0, 1).
         """
-        rows = self.details(X, **where)
-        limits = np.array([row["threshold"] for row in rows])
-        return decide(np.array([row["score"] for row in rows]), limits)
+        low, high = self.decision_scores_.min(), self.decision_scores_.max()
+        span = max(high - low, np.finfo(np.float64).tiny)
+        anomalous = np.clip((self.decision_function(X, **known) - low) / span, 0.0, 1.0)
+        return np.stack([1.0 - anomalous, anomalous], axis=1)
+
+    def score(self, X: Clips, y: Any, **known: Any) -> float:
+        """Area under the ROC curve in [0, 1], of clips with ``y`` 0 for normal, 1 for anomaly."""
+        from asdproto.scoring.metrics import auc
+
+        scores = self.decision_function(X, **known)
+        return auc(scores, labels_of(y, len(scores)) == 1)
 
     def details(
         self,
@@ -163,74 +269,410 @@ class Detector:
         sample_rate: int | None = None,
         sections: PerClip = None,
         machine_types: PerClip = None,
-    ) -> list[dict[str, Any]]:
+    ) -> list[ScoredClip]:
         """Everything that is known of each clip.
 
-        See :meth:`asdproto.systems.trained.TrainedDetector.score`.
+        Args:
+          X: Audio files, waveforms, or a folder of recordings.
+          sample_rate: Of the waveforms, hertz; the parameter when ``None``.
+          sections: Section of each clip, where names do not tell and there are several.
+          machine_types: Machine type of each clip, likewise.
         """
-        trained = self._fitted()
-        sources = _sources(X)
-        sections = _per_clip(sections, len(sources), "sections")
-        machine_types = _per_clip(machine_types, len(sources), "machine_types")
+        self._check_fitted()
+        rate, sources = self._rate(sample_rate), sources_of(X)
+        machines = per_clip(machine_types, len(sources), "machine_types")
+        numbers = per_clip(sections, len(sources), "sections")
         recordings = []
         for index, source in enumerate(sources):
-            name = f"waveform {index}" if isinstance(source, np.ndarray) else str(source)
-            section = trained.section_of(Path(name), machine_types[index], sections[index])
-            arrays = [_features(source, sample_rate, one) for one in trained.settings]
-            recordings.append(trained.recording(name, section, arrays))
-        return trained.score(recordings, self._thresholds())
+            clip = self.clip_of(name_of(source, index), machines[index], numbers[index])
+            found = [features_of(source, index, rate, one) for one in self.settings]
+            recordings.append(Recording(clip, tuple(one for one, _ in found), found[0][1]))
+        return self.score_recordings(recordings)
+
+    def read(
+        self, path: Path | str, *, machine_type: str | None = None, section: str | None = None
+    ) -> Recording:
+        """Reads an audio file.
+
+        Args:
+          path: The file.
+          machine_type: That of the nearest known folder above when ``None``, or the detector's
+            only one.
+          section: Taken from the name when ``None``, or the detector's only one.
+
+        Raises:
+          DataError: It cannot be read, or it is not known which section it belongs to.
+        """
+        clip = self.clip_of(str(path), machine_type, section)
+        found = [file_features(path, settings) for settings in self.settings]
+        note = "; ".join(found[0][1].notes(self.settings[0].sample_rate))
+        return Recording(clip, tuple(one for one, _ in found), note)
+
+    def score_recordings(
+        self, recordings: Sequence[Recording], thresholds: Mapping[str, float] | None = None
+    ) -> list[ScoredClip]:
+        """Scores clips exactly as the run scored its test clips.
+
+        Args:
+          recordings: The clips.
+          thresholds: By machine type; the detector's when ``None``.
+        """
+        if not recordings:
+            return []
+        # Rounded as in the store: a file must score to the same bits as it does from there.
+        arrays = [
+            stack([recording.features[index].astype(self.dtype_) for recording in recordings])
+            for index in range(len(self.settings))
+        ]
+        clips = [recording.clip for recording in recordings]
+        found = self.compare(arrays, section_keys(clips))
+        notes = [recording.note for recording in recordings]
+        return self.rows(clips, found, thresholds=thresholds, notes=notes)
+
+    def compare(self, clips: Sequence[ClipArrays], sections: Sequence[Section]) -> list[Comparison]:
+        """What each member finds.
+
+        Args:
+          clips: Features, one for each of :attr:`settings`.
+          sections: Machine type and section of each clip.
+        """
+        by_settings = dict(zip(self.settings, clips, strict=True))
+        return [
+            member.model.compare(
+                dataclasses.replace(by_settings[system.features], crop=system.crop), sections
+            )
+            for member in self.members_
+            for system in [member.model.system]
+        ]
+
+    def rows(
+        self,
+        clips: Sequence[Clip],
+        found: Sequence[Comparison],
+        *,
+        thresholds: Mapping[str, float] | None = None,
+        notes: Sequence[str] | None = None,
+    ) -> list[ScoredClip]:
+        """Scores, limits and decisions of clips, from what each member finds in them."""
+        sections = section_keys(clips)
+        scores = self.combine([one.scores for one in found], sections)
+        if thresholds is None:
+            thresholds = self.thresholds()
+        machines = [machine for machine, _ in sections]
+        limits = np.array([thresholds[machine] for machine in machines])
+        shares = percentiles(scores, machines, self.decision_scores_, self._train_machines())
+        nearest = self._nearest(found, len(clips))
+        decisions = decide(scores, limits).tolist()
+        return [
+            ScoredClip(
+                file=clip.path,
+                machine_type=clip.machine_type,
+                section=clip.section,
+                domain=clip.domain,
+                state=clip.state,
+                score=score,
+                percentile=share,
+                threshold=threshold,
+                decision=decision,
+                nearest_class=name,
+                note=note,
+            )
+            for clip, score, share, threshold, decision, name, note in zip(
+                clips,
+                scores.tolist(),
+                shares.tolist(),
+                limits.tolist(),
+                decisions,
+                nearest,
+                notes or [""] * len(clips),
+                strict=True,
+            )
+        ]
+
+    def _nearest(self, found: Sequence[Comparison], clips: int) -> list[str]:
+        for one, member in zip(found, self.members_, strict=True):
+            if one.nearest is not None:
+                return [class_name(member.classes[label]) for label in one.nearest]
+        return [""] * clips
+
+    def combine(
+        self, scores: Sequence[np.ndarray] | np.ndarray, sections: Sequence[Section]
+    ) -> np.ndarray:
+        """One score a clip from the members' scores, float64 ``[clips]``.
+
+        A lone member's scores stay as they are.
+        """
+        if len(scores) == 1:
+            return np.asarray(scores[0], np.float64)
+        held_out = [member.held_out for member in self.members_]
+        weights = [member.weight for member in self.members_]
+        return combine(list(scores), held_out, sections, self._train_sections(), weights=weights)
+
+    def clip_of(
+        self, name: str, machine_type: str | None = None, section: str | None = None
+    ) -> Clip:
+        """What is known of a recording by its name; see :meth:`read`."""
+        known, path = self.sections, Path(name)
+        domain, state = "", ""
+        with contextlib.suppress(DataError):
+            parsed = parse_name(path)
+            section, domain, state = section or parsed.section, parsed.domain, parsed.state
+        machines = {machine for machine, _ in known}
+        if machine_type is None:
+            above = (folder.name for folder in path.absolute().parents)
+            only = next(iter(machines)) if len(machines) == 1 else None
+            machine_type = next((folder for folder in above if folder in machines), only)
+        sections = [number for machine, number in known if machine == machine_type]
+        if section is None and len(sections) == 1:
+            section = sections[0]
+        if machine_type is None or section is None or (machine_type, section) not in known:
+            raise DataError(
+                name,
+                f"machine type {machine_type or 'unknown'}, section {section or 'unknown'}",
+                "one of " + ", ".join(f"{machine} {number}" for machine, number in known),
+                "Say which one with --machine-type and --section.",
+            )
+        return Clip(name, machine_type, section, domain, "test", state, "")
+
+    # --- limits
 
     @property
     def threshold_(self) -> float | dict[str, float]:
-        """Scores above it are anomalies."""
-        thresholds = self._thresholds()
+        """Scores above it are anomalies; by machine type where there are several."""
+        thresholds = self.thresholds()
         return next(iter(thresholds.values())) if len(thresholds) == 1 else thresholds
 
     @property
     def decision_scores_(self) -> np.ndarray:
-        """Held-out scores of the training clips."""
-        return self._fitted().train_scores
+        """Held-out scores of the training clips, float64 ``[clips]``: as if each were new."""
+        self._check_fitted()
+        if self._decision_scores is None:
+            held_out = [member.held_out for member in self.members_]
+            self._decision_scores = self.combine(held_out, self._train_sections())
+        return self._decision_scores
+
+    @property
+    def labels_(self) -> np.ndarray:
+        """Decisions on the training clips by their held-out scores, int64 ``[clips]``."""
+        thresholds = self.thresholds()
+        limits = np.array([thresholds[machine] for machine in self._train_machines()])
+        return decide(self.decision_scores_, limits)
+
+    def limits(self, contamination: float | None = None) -> dict[str, Limit]:
+        """Decision threshold of each machine type, and what it rests on.
+
+        Args:
+          contamination: Share of normal clips that may be called anomalies; the parameter when
+            ``None``.
+        """
+        self._check_fitted()
+        quantile = self._quantile(contamination)
+        if quantile not in self._limits:
+            machines = np.array(self._train_machines())
+            self._limits[quantile] = {
+                str(machine): limit(self.decision_scores_[machines == machine], quantile=quantile)
+                for machine in np.unique(machines)
+            }
+        return self._limits[quantile]
+
+    def thresholds(self, contamination: float | None = None) -> dict[str, float]:
+        """Decision threshold of each machine type; see :meth:`limits`."""
+        return {machine: one.threshold for machine, one in self.limits(contamination).items()}
+
+    def warn_of_limits(self) -> None:
+        """Warns once of thresholds that rest on little."""
+        cautions = [f"{key}: {one.caution}" for key, one in self.limits().items() if one.caution]
+        if cautions:
+            shown = "; ".join(cautions[:3]) + ("; ..." if len(cautions) > 3 else "")
+            text = f"{self.name_}: trust the threshold with care: {shown}"
+            warnings.warn(text, ThresholdWarning, stacklevel=3)
+
+    # --- what it holds
+
+    @property
+    def sections(self) -> list[Section]:
+        """What the detector can score, sorted."""
+        return sorted(set(self._train_sections()))
+
+    @property
+    def settings(self) -> list[FeatureSettings]:
+        """Feature settings of the members, each once."""
+        return list(dict.fromkeys(member.model.system.features for member in self.members_))
+
+    def _train_sections(self) -> list[Section]:
+        return [(machine, section) for _, machine, section in self.train_clips_]
+
+    def _train_machines(self) -> list[str]:
+        return [machine for _, machine, _ in self.train_clips_]
+
+    # --- made of detectors
+
+    @classmethod
+    def fuse(
+        cls, detectors: Sequence["Detector"], weights: Sequence[float] | None = None
+    ) -> "Detector":
+        """One detector of several that were trained on the same clips.
+
+        Args:
+          detectors: Two or more.
+          weights: One each, not negative. When ``None``, the inverse of how far the log-normalized
+            scores of held-out normal clips spread (interquartile range), so that all have an equal
+            say; see :mod:`asdproto.scoring.fusion`.
+
+        Raises:
+          DataError: They were trained on other clips or features.
+          ConfigError: Weights that do not fit, or fewer than two different detectors.
+        """
+        if len(detectors) < 2:
+            raise ConfigError("one detector is nothing to fuse; give two or more")
+        first = detectors[0]
+        for number, one in enumerate(detectors):
+            if (one.train_clips_, one.dtype_) != (first.train_clips_, first.dtype_):
+                raise DataError(
+                    one.name_,
+                    f"a detector of other training clips or features than {first.name_}",
+                    "detectors trained on the same clips, in the same order",
+                    "Train them on one collection.",
+                )
+            if any(_same(one, other) for other in detectors[:number]):
+                raise ConfigError(f"{one.name_} is given twice; give different detectors")
+        if weights is None:
+            try:
+                scores = [_normalized(one) for one in detectors]
+                weights = balancing_weights(scores).tolist()
+            except ValueError as error:
+                raise ConfigError(str(error)) from None
+        shares = np.array(weights, np.float64)
+        bad = not np.isfinite(shares).all() or shares.min() < 0
+        if shares.shape != (len(detectors),) or bad or not shares.sum() > 0:
+            expected = f"{len(detectors)} finite ones, none below 0, one above"
+            raise ConfigError(f"weights are {list(weights)}; expected {expected}")
+        members = []
+        for share, one in zip(shares / shares.sum(), detectors, strict=True):
+            total = sum(member.weight for member in one.members_)
+            for member in one.members_:
+                weight = float(share * member.weight / total)
+                members.append(dataclasses.replace(member, weight=weight))
+        fused = cls(system="fused", contamination=first.contamination)
+        fused.restore(
+            kind="fused",
+            settings={"weights": shares.tolist()},
+            name="fused",
+            members=members,
+            train_clips=first.train_clips_,
+            dtype=first.dtype_,
+        )
+        return fused
+
+    def part(self, chosen: Sequence[int]) -> "Detector":
+        """The detector of some of its members, by their number."""
+        part = Detector(system=self.system, contamination=self.contamination)
+        part.restore(
+            kind=self.kind_,
+            settings=self.settings_,
+            name=self.name_,
+            members=[self.members_[number] for number in chosen],
+            train_clips=self.train_clips_,
+            dtype=self.dtype_,
+        )
+        return part
+
+    def refitted(self, system: System, data: Dataset) -> "Detector":
+        """The detector with the back-end of a system, on what the members were trained to.
+
+        Args:
+          system: A system of the members' kind that differs in the back-end.
+          data: The clips that they were trained on.
+        """
+        members = [system.refit(member, data) for member in self.members_]
+        return Detector.trained(self.name_, system, data, members)
+
+    def export(self, folder: str | os.PathLike) -> Path:
+        """Writes it as a file that jax alone can run; see :mod:`asdproto.systems.export`."""
+        from asdproto.systems.export import export_members
+
+        thresholds = self.thresholds()
+        sections = self._train_sections()
+        return export_members(self.members_, sections, thresholds, self.dtype_, Path(folder))
 
     def save(self, run: str | os.PathLike) -> Path:
-        """Writes a run folder, which :meth:`load` and ``python -m asdproto score`` read."""
-        trained, folder = self._fitted(), Path(run)
-        folder.mkdir(parents=True, exist_ok=True)
-        trained.save(folder / "scores" / trained.name)
-        about = {
-            **asked(self._system_, trained.seeds, None),
-            "names": [trained.name],
-            "classes": [list(name) for name in trained.classes[0]],
+        """Writes a run folder, which :meth:`load` and ``python -m asdproto score`` read.
+
+        Raises:
+          DataError: The folder is there and holds something else.
+        """
+        self._check_fitted()
+        with new_folder(Path(run), "run", "config.json") as work:
+            self.write(work / "scores" / self.name_)
+            config = {
+                "kind": self.kind_,
+                "system": self.settings_,
+                "seeds": sorted({member.seed for member in self.members_}),
+                "names": [self.name_],
+                "classes": [list(name) for name in self.members_[0].classes],
+            }
+            write_config(work, config)
+        return Path(run)
+
+    def write(
+        self,
+        folder: Path,
+        rows: Sequence[ScoredClip] = (),
+        arrays: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+    ) -> dict[str, Any] | None:
+        """Writes its folder of a run; see `detector_files.write_detector`."""
+        files, machines, sections = zip(*self.train_clips_, strict=True)
+        training = {
+            "files": np.array(files),
+            "machine_types": np.array(machines),
+            "sections": np.array(sections),
+            "scores": self.decision_scores_,
         }
-        write_config(folder, about)
-        return folder
+        about = {
+            "kind": self.kind_,
+            "system": self.settings_,
+            "name": self.name_,
+            "dtype": self.dtype_,
+            "contamination": self.contamination,
+            "limits": {machine: list(one) for machine, one in self.limits().items()},
+        }
+        return write_detector(folder, self.members_, training, about, rows, arrays)
 
     @classmethod
     def load(
-        cls, run: str | os.PathLike, name: str | None = None, *, encoder: Any = None
+        cls, folder: str | os.PathLike, name: str | None = None, *, encoder: Any = None
     ) -> "Detector":
-        """Reads a detector of a run folder, made by :meth:`save` or by training.
+        """Reads a detector made by :meth:`save` or by training.
 
         Args:
-          run: The folder.
-          name: Which of its detectors; the run's result when ``None``.
+          folder: A run, or the folder of a detector in it, ``RUN/scores/NAME``.
+          name: Which of a run's detectors; its result when ``None``.
           encoder: The flax module that it was trained with, where it was one of your own: a run
             keeps an encoder's parameters, not its code.
+
+        Raises:
+          DataError: There is no such detector, or it is damaged.
         """
-        trained = load_run(Path(run), name, encoder=encoder)
-        seeds = list(trained.seeds)
-        system = trained.members[0].system
-        detector = cls(
-            system=system,
-            seed=seeds[0] if len(seeds) == 1 else seeds,
-            contamination=round(1 - trained.quantile, 12),
+        about, members, train_clips = read_detector(Path(folder), name, encoder)
+        system = about.get("value", about["kind"])
+        detector = cls(system=system, seed=_seed(members), contamination=about["contamination"])
+        detector.restore(
+            kind=about["kind"],
+            settings=about["system"],
+            name=about["name"],
+            members=members,
+            train_clips=train_clips,
+            dtype=about["dtype"],
+            limits=about["limits"],
         )
-        detector.trained_, detector._system_ = trained, system
         return detector
+
+    # --- parameters
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Parameters as given, overrides among them."""
         del deep
-        return {name: getattr(self, name) for name in _DEFAULTS} | self.overrides
+        return {name: vars(self)[name] for name in _DEFAULTS} | self.overrides
 
     def set_params(self, **params: Any) -> "Detector":
         """Changes parameters; what was fitted stays until the next :meth:`fit`."""
@@ -244,45 +686,74 @@ class Detector:
     def __repr__(self) -> str:
         parts = []
         for name, value in self.get_params().items():
-            if value != _DEFAULTS.get(name):
-                text = value.kind if hasattr(value, "kind") else value
+            if name not in _DEFAULTS or value is not _DEFAULTS[name]:
+                text = value if isinstance(value, str) or name != "system" else value.kind
                 parts.append(f"{name}={text!r}")
         return f"Detector({', '.join(parts)})"
 
-    def _fitted(self) -> TrainedDetector:
-        if not hasattr(self, "trained_"):
+    def __sklearn_tags__(self) -> Any:
+        from sklearn.utils import InputTags, Tags, TargetTags
+
+        return Tags(
+            estimator_type="outlier_detector",
+            target_tags=TargetTags(required=False),
+            input_tags=InputTags(two_d_array=False, string=True),
+        )
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return "members_" in vars(self)
+
+    def _check_fitted(self) -> None:
+        if not self.__sklearn_is_fitted__():
             from sklearn.exceptions import NotFittedError
 
             raise NotFittedError("this Detector is not fitted; call fit, or Detector.load(run)")
-        return self.trained_
 
-    def _quantile(self) -> float:
-        if not 0 < self.contamination < 1:
-            setting = f"contamination={self.contamination!r}"
-            raise ConfigError(f"{setting}: expected a share of normal clips in (0, 1)")
-        return 1 - self.contamination
-
-    def _thresholds(self) -> dict[str, float]:
-        return self._fitted().thresholds(self._quantile())
+    def _quantile(self, contamination: float | None = None) -> float:
+        value = self.contamination if contamination is None else contamination
+        number = isinstance(value, float | int | np.number) and not isinstance(value, bool)
+        if not number or not 0 < value < 1:
+            raise ConfigError(
+                f"contamination={value!r}: expected a share of normal clips in (0, 1)"
+            )
+        return round(1 - float(value), 12)
 
     def _seeds(self) -> list[int]:
-        return [self.seed] if isinstance(self.seed, int | np.integer) else list(self.seed)
+        seeds: Any = self.seed if isinstance(self.seed, Sequence) else [self.seed]
+        whole = all(isinstance(s, int | np.integer) and not isinstance(s, bool) for s in seeds)
+        if (
+            not whole
+            or not seeds
+            or len(set(seeds)) < len(seeds)
+            or min(seeds) < 0
+            or max(seeds) >= 2**32
+        ):
+            raise ConfigError(
+                f"seed={self.seed!r}: expected a whole number in [0, 4294967295], or different ones"
+            )
+        return [int(seed) for seed in seeds]
 
-    def _system(self, clips: Sequence[Clip]) -> Any:
+    def _rate(self, sample_rate: int | None) -> int | None:
+        rate = self.sample_rate if sample_rate is None else sample_rate
+        return None if rate is None else check_rate(rate)
+
+    def _system(self, clips: Sequence[Clip]) -> System:
         system = self.system
         if isinstance(system, str):
             system = preset(choose(clips)[0] if system == "auto" else system, self.preset)
         overrides = [f"{name.replace('__', '.')}={value}" for name, value in self.overrides.items()]
         return override(system, overrides)
 
-    def _options(self) -> RunOptions:
+    def _options(
+        self, system: System, clips: Sequence[Clip], sources: Sequence[Any], seeds: Sequence[int]
+    ) -> RunOptions:
         from rich.console import Console
 
         from asdproto.training.devices import use_devices
 
         workdir = None if self.workdir is None else Path(self.workdir)
         if workdir is not None:
-            workdir.mkdir(parents=True, exist_ok=True)
+            claim_workdir(workdir, system, seeds, clips, [stamp(one) for one in sources])
         return RunOptions(workdir, use_devices(), Console() if self.verbose else None)
 
 
@@ -294,76 +765,36 @@ _DEFAULTS = {
 }
 
 
-def _clips_of(X: Clips, given: dict[str, PerClip]) -> tuple[list[Clip], list[Any]]:
-    """Training clips, and the file or waveform of each."""
-    if isinstance(X, str | os.PathLike):
-        from asdproto.data.collection import read_collection
-
-        collection = read_collection(X)
-        collection.check()
-        clips = [clip for clip in collection.clips if clip.split == "train"]
-        return clips, [collection.root / clip.path for clip in clips]
-    sources = _sources(X)
-    if not sources:
-        raise DataError("X", "no clips", "normal clips", "Give recordings or waveforms.")
-    columns = {name: _per_clip(value, len(sources), name) for name, value in given.items()}
-    clips = []
-    for index, source in enumerate(sources):
-        known = {"section": "00", "machine_type": "machine", "domain": "", "attributes": ""}
-        path, state = f"waveform {index}", "normal"
-        if not isinstance(source, np.ndarray):
-            path = str(source)
-            with contextlib.suppress(DataError):  # any name will do
-                parsed = parse_name(source)
-                known |= {name: text for name in known if (text := getattr(parsed, name))}
-                state = parsed.state or state
-        known |= {name: column[index] for name, column in columns.items() if column[index]}
-        clips.append(Clip(path=path, split="train", state=state, **known))
-    return clips, sources
+def _seed(members: Sequence[Member]) -> int | list[int]:
+    """The seed of members, or their seeds."""
+    seeds = list(dict.fromkeys(member.seed for member in members))
+    return seeds[0] if len(seeds) == 1 else seeds
 
 
-def _sources(X: Clips) -> list[Any]:
-    """Paths and waveforms."""
-    if isinstance(X, str | os.PathLike):
-        from asdproto.data.collection import audio_files
-
-        folder = Path(X)
-        return [folder / name for name in audio_files(folder)] if folder.is_dir() else [folder]
-    return [source if isinstance(source, str | os.PathLike) else np.asarray(source) for source in X]
+def facts_of(clips: Sequence[Clip]) -> list[tuple[str, str, str]]:
+    """Path, machine type and section of clips."""
+    return [(clip.path, clip.machine_type, clip.section) for clip in clips]
 
 
-def _per_clip(value: PerClip, clips: int, name: str) -> list[Any]:
-    if value is None or isinstance(value, str):
-        return [value] * clips
-    if len(value) != clips:
-        raise DataError(name, f"{len(value)} for {clips} clips", "one a clip", "Check its length.")
-    return list(value)
+def _collapsed(embeddings: np.ndarray) -> bool:
+    """Whether what differs between embeddings is rounding: a millionth of their length."""
+    x = np.asarray(embeddings, np.float64)
+    return bool(np.square(x - x.mean(axis=0)).mean() <= 1e-12 * np.square(x).mean())
 
 
-def _features(source: Any, sample_rate: int | None, settings: FeatureSettings) -> np.ndarray:
-    if not isinstance(source, np.ndarray):
-        return file_features(source, settings)[0]
-    if sample_rate is None:
-        raise ConfigError("waveforms need their sample_rate, in hertz")
-    if source.ndim != 1 or not np.issubdtype(source.dtype, np.floating):
-        raise DataError(
-            "X",
-            f"a waveform of shape {list(source.shape)} and dtype {source.dtype}",
-            "floating samples of full scale 1, shape [samples]",
-            "Take one channel, and divide integers by their full scale.",
-        )
-    return audio_features(source, sample_rate, settings)
+def _normalized(detector: Detector) -> np.ndarray:
+    """Log-normalized held-out scores of a detector of one member or several."""
+    held_out = [member.held_out for member in detector.members_]
+    weights = [member.weight for member in detector.members_]
+    sections = detector._train_sections()
+    return combine(held_out, held_out, sections, sections, weights=weights)
 
 
-def memory_store(
-    clips: list[Clip], features: Sequence[np.ndarray], settings: FeatureSettings
-) -> FeatureStore:
-    """A feature store in memory."""
-    stacked = stack([array.astype(np.float16) for array in features])
-    return FeatureStore(
-        root=Path("X"),
-        features=stacked.features,
-        rows=[Row(clip, int(n), 0) for clip, n in zip(clips, stacked.frames, strict=True)],
-        settings=settings.as_dict(),
-        manifest={},
+def _same(one: Detector, other: Detector) -> bool:
+    """Whether two detectors have the same members."""
+    pairs = list(zip(one.members_, other.members_, strict=False))
+    return len(one.members_) == len(other.members_) and all(
+        (a.seed, a.model.system) == (b.seed, b.model.system)
+        and np.array_equal(a.held_out, b.held_out)
+        for a, b in pairs
     )

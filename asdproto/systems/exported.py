@@ -1,13 +1,16 @@
 """Scores recordings with an exported detector. Needs what ``pip install jax flatbuffers`` brings.
 
-    python score.py recording.wav ...        # beside model.jax, arrays.npz and about.json
+    python score.py [--machine-type NAME] [--section NN] recording.wav ...
 
-or, in a program: ``Exported(folder).score(samples)``, samples at the detector's sample rate.
+beside model.jax, arrays.npz and about.json; or, in a program: ``Exported(folder).score(samples)``,
+samples at the detector's sample rate.
 """
 
+import argparse
 import json
 import sys
 import wave
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +23,24 @@ class Exported:
 
     Args:
       folder: What ``python -m asdproto export`` wrote.
+
+    Raises:
+      ValueError: A file is missing, damaged, or of another export.
     """
 
     def __init__(self, folder):
         folder = Path(folder)
-        self.about = json.loads((folder / "about.json").read_text())
-        with np.load(folder / "arrays.npz") as arrays:
+        try:
+            self.about = json.loads((folder / "about.json").read_text())
+            content = {name: (folder / name).read_bytes() for name in self.about["checksums"]}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{folder}: found no whole export ({error!r}); export again") from None
+        for name, crc32 in self.about["checksums"].items():
+            if zlib.crc32(content[name]) != crc32:
+                raise ValueError(f"{folder / name}: found another export's; export again")
+        with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
             self.window, self.filters = arrays["window"], arrays["filters"]
-        self.call = export.deserialize(bytearray((folder / "model.jax").read_bytes())).call
+        self.call = export.deserialize(bytearray(content["model.jax"])).call
 
     def features(self, samples):
         """Log-mel spectrogram in dB, ``[frames, mels]``, of samples in [-1, 1]."""
@@ -51,11 +64,28 @@ class Exported:
         return np.stack([features[start : start + crop] for start in starts])
 
     def score(self, samples, machine_type=None, section=None):
-        """Score, threshold and decision of one clip; higher scores are more anomalous."""
+        """Score, threshold and decision of one clip; higher scores are more anomalous.
+
+        Args:
+          samples: Floating, full scale 1, finite, shape ``[samples]``, at least one window.
+          machine_type: Where the detector knows several.
+          section: Likewise.
+
+        Raises:
+          ValueError: Samples that are something else, or several sections that fit.
+        """
+        samples, least = np.asarray(samples), self.about["features"]["n_fft"]
+        if samples.ndim != 1 or not np.issubdtype(samples.dtype, np.floating):
+            kind = f"shape {list(samples.shape)} and dtype {samples.dtype}"
+            raise ValueError(f"found {kind}; expected floating samples [samples] of full scale 1")
+        if len(samples) < least or not np.abs(samples).max() < 2.0**32:  # also where it is nan
+            found = f"{len(samples)} samples" if len(samples) < least else "samples out of range"
+            raise ValueError(f"found {found}; expected at least {least} finite ones")
         known = self.about["sections"]
         fits = [key for key in known if (machine_type or key[0], section or key[1]) == tuple(key)]
         if len(fits) != 1:
-            raise ValueError(f"say which machine type and section it is: {known}")
+            expected = ", ".join(" ".join(key) for key in known)
+            raise ValueError(f"say which machine type and section it is: {expected}")
         windows = self.windows(self.features(samples))[None]
         score, nearest = self.call(windows, np.array([known.index(fits[0])], np.int32))
         score, threshold = float(score[0]), self.about["thresholds"][fits[0][0]]
@@ -68,13 +98,42 @@ class Exported:
         }
 
 
-if __name__ == "__main__":
-    detector = Exported(Path(__file__).parent)
-    rate = detector.about["features"]["sample_rate"]
-    for path in sys.argv[1:]:
-        with wave.open(path) as file:
+def read(path, rate):
+    """Samples of the first channel of a 16-bit wav file, float32."""
+    try:
+        with wave.open(str(path)) as file:
             if (file.getframerate(), file.getsampwidth()) != (rate, 2):
-                sys.exit(f"{path}: expected a 16-bit wav file of {rate} Hz; convert it first")
+                found = f"{file.getframerate()} Hz and {8 * file.getsampwidth()} bits"
+                raise ValueError(f"found {found}; expected 16 bits and {rate} Hz, convert it first")
             data = np.frombuffer(file.readframes(file.getnframes()), np.int16)
-            data = data[:: file.getnchannels()]
-        print(path, json.dumps(detector.score(data / np.float32(32768))))
+            return data[:: file.getnchannels()] / np.float32(32768)
+    except (OSError, EOFError, wave.Error) as error:
+        raise ValueError(f"found no 16-bit wav file ({error or 'it is cut'})") from None
+
+
+def main():
+    """Prints a row of json for each recording; 1 where one cannot be scored."""
+    parser = argparse.ArgumentParser(description="Scores recordings with an exported detector.")
+    parser.add_argument("paths", nargs="+", metavar="recording.wav")
+    parser.add_argument("--machine-type", metavar="NAME", help="where it knows several")
+    parser.add_argument("--section", metavar="NN", help="where it knows several")
+    arguments = parser.parse_args()
+    try:
+        detector = Exported(Path(__file__).parent)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    failed = 0
+    for path in arguments.paths:
+        try:
+            samples = read(path, detector.about["features"]["sample_rate"])
+            row = detector.score(samples, arguments.machine_type, arguments.section)
+            print(json.dumps({"file": path, **row}))
+        except ValueError as error:
+            print(f"error: {path!a}: {error}", file=sys.stderr)
+            failed = 1
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -29,21 +29,14 @@ from asdproto.errors import DataError
 from asdproto.features import FeatureSettings
 from asdproto.models.convolution import default_lowering
 from asdproto.models.resnet import Attention, Init, ResNet
-from asdproto.scoring.backends import (
-    SHRINKAGE,
-    Center,
-    Covariance,
-    Kind,
-    Scorer,
-    fit_scorer,
-    held_out_scores,
-)
+from asdproto.scoring.backends import BackendConfig, Scorer, fit_scorer, held_out_scores
 from asdproto.systems.embedding import embed_clips, training_batch_stats
-from asdproto.systems.members import (
+from asdproto.systems.system import (
     Comparison,
-    Fitted,
+    Member,
     RunOptions,
     Section,
+    backend_labels,
     open_checkpoints,
 )
 from asdproto.training import loop as training
@@ -128,19 +121,10 @@ class EncoderConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class ScoreConfig:
-    """The back-end; see :func:`asdproto.scoring.backends.fit_scorer`.
+class ScoreConfig(BackendConfig):
+    """How clips are embedded for scoring, and the back-end.
 
     Attributes:
-      kind: ``"mahalanobis"``, the paper's, and ``"cosine"`` measure the distance to the nearest
-        prototype; ``"mahalanobis-knn"`` and ``"knn"`` that to the nearest training clips.
-      covariance: Estimator of the Mahalanobis back-ends.
-      center: What the covariance is taken about.
-      shrinkage: Its weight, for ``"shrinkage"``.
-      neighbors: Training clips that the k-NN back-ends average over.
-      density_neighbors: Their distances are divided by how far each training clip lies from so many
-        of its own neighbors, so that the few clips of the target domain count like the many of the
-        source; 0 leaves them as they are.
       all_stages: Whether clips are compared by the maps of all stages of the ResNet, see
         :class:`asdproto.models.resnet.ResNet`, or by the embedding that is trained.
       hop: Largest distance between the windows of a clip, in frames.
@@ -153,12 +137,6 @@ class ScoreConfig:
         that were fitted without them.
     """
 
-    kind: Kind = "mahalanobis"
-    covariance: Covariance = "shrinkage"
-    center: Center = "global"
-    shrinkage: float = SHRINKAGE
-    neighbors: int = 1
-    density_neighbors: int = 0
     all_stages: bool = False
     hop: int = 32
     full_clip: bool = False
@@ -167,19 +145,14 @@ class ScoreConfig:
     quantile: float = 0.9
 
     def __post_init__(self) -> None:
-        check_fields(
-            self,
-            shrinkage=between(0, 1),
-            neighbors=between(1, 1000000),
-            density_neighbors=between(0, 1000000),
-            hop=between(1, 100000),
-            quantile=strictly_between(0, 1),
-        )
+        super().__post_init__()
+        check_fields(self, hop=between(1, 100000), quantile=strictly_between(0, 1))
 
-    def backend(self) -> dict[str, Any]:
-        """Options of :func:`asdproto.scoring.backends.fit_scorer`."""
-        names = "kind", "covariance", "center", "shrinkage", "neighbors", "density_neighbors"
-        return {name: getattr(self, name) for name in names}
+    @property
+    def backend(self) -> BackendConfig:
+        """The back-end alone."""
+        fields = dataclasses.fields(BackendConfig)
+        return BackendConfig(**{field.name: getattr(self, field.name) for field in fields})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,6 +179,7 @@ class PrototypeSystem:
     stages: tuple[Literal["pretrain", "finetune"], ...] = STAGES  # type: ignore[assignment]
 
     kind: ClassVar[str] = "prototype"
+    reads_waveforms: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -244,7 +218,7 @@ class PrototypeSystem:
         return ", ".join(parts)
 
     def check_clips(self, clips: Sequence[Clip]) -> None:
-        """Refuses training clips of one class only; :meth:`train` does so too, but later."""
+        """Refuses training clips of one class only."""
         classes = {CLASS_KEYS[self.classes](clip) for clip in clips}
         if len(classes) < 2:
             raise DataError(
@@ -257,7 +231,7 @@ class PrototypeSystem:
 
     def train(
         self, data: Dataset, options: RunOptions, seeds: Sequence[int]
-    ) -> dict[str, list[Fitted]]:
+    ) -> dict[str, list[Member]]:
         """Trains the stages and fits the back-end on their embeddings.
 
         Args:
@@ -284,20 +258,23 @@ class PrototypeSystem:
         if not options.devices.is_main:
             return {}
         return {
-            name: [fit(self, data, state[stage]) for state in states]
+            name: [
+                fit(self, data, state[stage], seed)
+                for state, seed in zip(states, seeds, strict=True)
+            ]
             for name, stage in zip(self.names, self.stages, strict=True)
         }
 
-    def refit(self, member: "PrototypeMember", data: Dataset) -> Fitted:
+    def refit(self, member: Member, data: Dataset) -> Member:
         """The back-end of this system on a trained member's encoder, without training."""
-        return fit_backend(self, data, member.variables, member.mean, member.scale)
+        model = member.model
+        assert isinstance(model, PrototypeModel)
+        return fit_backend(self, data, model.variables, model.mean, model.scale, member.seed)
 
-    def restore(
-        self, arrays: Mapping[str, np.ndarray], classes: Sequence[tuple]
-    ) -> "PrototypeMember":
-        """The member that :meth:`PrototypeMember.to_arrays` described."""
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> "PrototypeModel":
+        """The model that :meth:`PrototypeModel.to_arrays` described."""
         tree = unflatten_dict(dict(arrays), sep="/")
-        return PrototypeMember(
+        return PrototypeModel(
             system=self,
             variables={"params": tree["params"], "batch_stats": tree.get("batch_stats", {})},
             batch_stats=tree.get("scoring_stats"),
@@ -435,7 +412,7 @@ def stage_run(name: str, options: RunOptions) -> Iterator[StageRun]:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class PrototypeMember:
+class PrototypeModel:
     """A trained encoder and its back-end.
 
     Attributes:
@@ -455,10 +432,9 @@ class PrototypeMember:
     scorer: Scorer
 
     def compare(self, clips: ClipArrays, sections: Sequence[Section]) -> Comparison:
-        """See :class:`asdproto.systems.members.Member`."""
+        """See :class:`asdproto.systems.system.Model`."""
         embeddings = self.embed(clips)
-        scores = self.scorer.score(embeddings, sections)
-        return Comparison(scores, self.scorer.nearest(embeddings, sections), embeddings)
+        return Comparison(*self.scorer.compare(embeddings, sections), embeddings)
 
     @property
     def scoring_variables(self) -> dict[str, Any]:
@@ -481,7 +457,7 @@ class PrototypeMember:
         )
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """See :class:`asdproto.systems.members.Member`."""
+        """See :class:`asdproto.systems.system.Model`."""
         tree = {**self.variables, "scorer": self.scorer.to_arrays()}
         if self.batch_stats is not None:
             tree["scoring_stats"] = self.batch_stats
@@ -489,10 +465,11 @@ class PrototypeMember:
         return {**jax.tree.map(np.asarray, flat), "mean": self.mean, "scale": self.scale}
 
 
-def fit(system: PrototypeSystem, data: Dataset, state: TrainState) -> Fitted:
+def fit(system: PrototypeSystem, data: Dataset, state: TrainState, seed: int) -> Member:
     """Fits the back-end on the training clips' embeddings by a trained encoder."""
     variables = {"params": state.params["encoder"], "batch_stats": state.batch_stats}
-    return fit_backend(system, data, variables, *data.moments(system.encoder.standardization))
+    moments = data.moments(system.encoder.standardization)
+    return fit_backend(system, data, variables, *moments, seed)
 
 
 def fit_backend(
@@ -501,24 +478,20 @@ def fit_backend(
     variables: dict[str, Any],
     mean: np.ndarray,
     scale: np.ndarray,
-) -> Fitted:
+    seed: int,
+) -> Member:
     """As :func:`fit`, from the encoder's variables and what its input was standardized by."""
-    batch_stats = None
+    batch_stats, config = None, system.score.backend
     if system.score.batch_stats == "training":
         model = evaluation_model(system)
         batch_stats = training_batch_stats(model, variables, data.train, mean=mean, scale=scale)
     mean, scale = np.asarray(mean, np.float32), np.asarray(scale, np.float32)
-    empty = Scorer(system.score.kind, 1, {})
-    member = PrototypeMember(system, variables, batch_stats, mean, scale, empty)
-    return fit_embeddings(member, data, member.embed(data.train))
-
-
-def fit_embeddings(member: PrototypeMember, data: Dataset, embeddings: np.ndarray) -> Fitted:
-    """Fits a member's back-end on its embeddings of the training clips."""
-    fitted = embeddings, data.labels, section_keys(data.train_clips)
-    options = member.system.score.backend()
-    member = dataclasses.replace(member, scorer=fit_scorer(*fitted, **options))
-    return Fitted(member, held_out_scores(*fitted, **options), embeddings)
+    unfitted = PrototypeModel(system, variables, batch_stats, mean, scale, Scorer(config, {}))
+    embeddings = unfitted.embed(data.train)
+    training = embeddings, backend_labels(data, config), section_keys(data.train_clips), config
+    fitted = dataclasses.replace(unfitted, scorer=fit_scorer(*training, seed=seed))
+    held_out = held_out_scores(*training, seed=seed)
+    return Member(fitted, seed, data.classes, held_out, embeddings=embeddings)
 
 
 def evaluation_model(system: PrototypeSystem) -> nn.Module:

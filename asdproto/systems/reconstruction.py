@@ -22,7 +22,7 @@ from asdproto import signals
 from asdproto.config import at_least, between, check_fields, positive
 from asdproto.data.dataset import ClipArrays
 from asdproto.models.autoencoder import AutoEncoder
-from asdproto.systems.members import RunOptions, open_checkpoints
+from asdproto.systems.system import RunOptions, open_checkpoints
 from asdproto.training.loop import Meter
 
 _MODEL = AutoEncoder()

@@ -5,12 +5,13 @@
     WORKDIR/
       config.json                what was asked for
       checkpoints/  metrics.jsonl
-      scores/NAME/               a detector (systems/trained.py) and its scores of test clips
+      scores/NAME/               a detector (systems/detector_files.py) and its scores of test clips
       results.json               figures by name, where the test clips carry labels
 """
 
 import contextlib
 import dataclasses
+import shutil
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,50 +21,50 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from asdproto.config import to_dict
-from asdproto.data.collection import Collection
+from asdproto.config import ConfigError, from_dict, override, to_dict
+from asdproto.data.collection import Collection, read_collection
 from asdproto.data.dataset import Dataset, section_keys
 from asdproto.data.dcase import Clip
-from asdproto.data.store import FeatureStore
+from asdproto.data.store import MANIFEST as STORE_MANIFEST
+from asdproto.data.store import FeatureStore, is_store, open_store
 from asdproto.errors import DataError
-from asdproto.files import json_checksum, locked, remove_abandoned, write_arrays
-from asdproto.results import class_name
+from asdproto.files import json_checksum, locked, new_folder, read_arrays, remove_abandoned
 from asdproto.results.run_folder import (
-    ScoredClip,
-    percentiles,
+    AGAIN,
     read_config,
+    read_figures,
+    read_results,
     write_config,
-    write_scores,
 )
 from asdproto.results.tables import HEADLINE
-from asdproto.scoring.metrics import evaluate, group_scores
-from asdproto.scoring.thresholds import decide
-from asdproto.systems import YARDSTICKS, preset
-from asdproto.systems.members import Fitted, RunOptions, prepare_for
-from asdproto.systems.trained import TrainedDetector
+from asdproto.scoring.metrics import UndefinedMetricWarning, evaluate, group_scores
+from asdproto.systems import YARDSTICKS, preset, system_class
+from asdproto.systems.detector import Detector, facts_of
+from asdproto.systems.detector_files import (
+    MANIFEST,
+    MEMBER_SCORES,
+    chosen_detector,
+    replaced,
+)
+from asdproto.systems.system import Comparison, Member, RunOptions, System, prepare_for
 from asdproto.training.processes import agree_on, alone, differences
 
 LOCK = ".lock"  # of a work folder
-# Scores of the test clips by every member: what fusing takes.
-MEMBER_SCORES = "member_scores.npz"
-
-
-class EqualEmbeddingsWarning(UserWarning):
-    """An encoder tells no two clips apart."""
+# Training clips of a mixture that is only fitted to compare with: its search takes minutes of more.
+_MOST_CLIPS = 1000
 
 
 def train_run(
-    system: Any,
+    system: System,
     store: FeatureStore,
     options: RunOptions,
     *,
     seeds: Sequence[int] = (0,),
     machines: Sequence[str] | None = None,
     root: Path | None = None,
+    collection: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Trains a system on a feature store, scores its test clips and keeps everything.
-
-    The yardsticks, which take no time, are fitted beside it.
 
     Args:
       system: The system.
@@ -72,6 +73,7 @@ def train_run(
       seeds: One, or several that make one detector.
       machines: Machine types to keep; all when ``None``.
       root: Folder that the clips' paths are relative to, where it is known: reports read it.
+      collection: What tells the collection from another, kept in ``config.json``.
 
     Returns:
       What belongs into ``results.json``: seeds, figures by name, figures of each seed, and the
@@ -85,6 +87,7 @@ def train_run(
     with _alone(options):
         started = time.monotonic()
         data = prepare_for(system, store, machines)
+        system.check_clips(data.train_clips)
         announce(system, data, options, seeds)
         if options.devices.is_main:
             about = {
@@ -93,39 +96,67 @@ def train_run(
                 "classes": [list(name) for name in data.classes],
                 "features": str(store.root.resolve()),
                 "data": None if root is None else str(root.resolve()),
+                "collection": collection,
             }
             write_config(options.workdir, about)
-        fitted = system.train(data, options, seeds)
+        members = system.train(data, options, seeds)
         trained = time.monotonic()
-        figures, members = score_all(options.workdir, system, data, seeds, fitted)
-        if options.devices.is_main:
-            figures |= fit_yardsticks(system, data, options)
+        figures, each = score_all(options.workdir, system, data, members)
         seconds = {
             "train": round(trained - started, 2),
             "score": round(time.monotonic() - trained, 2),
         }
     results = {"seeds": list(seeds), "systems": figures, "seconds": seconds}
-    return {**results, "members": members} if members else results
+    return {**results, "members": each} if each else results
 
 
-def fit_yardsticks(system: Any, data: Dataset, options: RunOptions) -> dict[str, Any]:
-    """Fits what takes no training beside a system, on its features; returns figures by name."""
+def train_yardsticks(
+    system: System,
+    store: FeatureStore,
+    options: RunOptions,
+    *,
+    machines: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Fits what takes no training beside a finished run, on its features.
+
+    Args:
+      system: The run's own; it is not fitted again.
+      store: Its features.
+      options: How the run went.
+      machines: Its machine types.
+
+    Returns:
+      Figures by name.
+
+    Warns:
+      UserWarning: One of them cannot be fitted; the message says which, and why.
+    """
     figures: dict[str, Any] = {}
-    for kind in YARDSTICKS:
-        if kind == system.kind or system.features.waveform:
-            continue
-        other = dataclasses.replace(preset(kind, "small"), features=system.features)
-        try:
-            fitted = other.train(data, options, [0])
-        except DataError as error:
-            warnings.warn(f"no {kind} beside: {error}", stacklevel=2)
-            continue
-        figures |= score_all(options.workdir, other, data, [0], fitted)[0]
+    if system.features.waveform or not options.devices.is_main:
+        return figures
+    with _alone(options):
+        for kind in YARDSTICKS:
+            if kind == system.kind:
+                continue
+            other = dataclasses.replace(preset(kind, "small"), features=system.features)
+            data = prepare_for(other, store, machines)
+            if kind == "gmm":
+                data = _some(data, _MOST_CLIPS)
+            with warnings.catch_warnings(record=True) as caught:
+                # Those of the run's own detectors are the same.
+                warnings.simplefilter("ignore", UndefinedMetricWarning)
+                try:
+                    members = other.train(data, options, [0])
+                    figures |= score_all(options.workdir, other, data, members)[0]
+                except DataError as error:
+                    warnings.warn(f"not fitted: {error}", stacklevel=1)
+            for one in caught:
+                warnings.warn(f"yardstick {kind}: {one.message}", one.category, stacklevel=2)
     return figures
 
 
 def train_beside(
-    system: Any,
+    system: System,
     store: FeatureStore,
     options: RunOptions,
     *,
@@ -135,8 +166,23 @@ def train_beside(
     """Trains another system into a run folder that exists; returns its figures by name."""
     with _alone(options):
         data = prepare_for(system, store, machines)
-        fitted = system.train(data, options, seeds)
-        return score_all(options.workdir, system, data, seeds, fitted)[0]
+        members = system.train(data, options, seeds)
+        return score_all(options.workdir, system, data, members)[0]
+
+
+def _some(data: Dataset, most: int) -> Dataset:
+    """A data set of at most so many training clips, evenly spread over its sections' clips."""
+    count = len(data.train_clips)
+    if count <= most:
+        return data
+    ordered = sorted(range(count), key=lambda row: (section_keys([data.train_clips[row]]), row))
+    rows = np.sort(np.array(ordered)[np.linspace(0, count - 1, most).astype(int)])
+    return dataclasses.replace(
+        data,
+        train=data.train.take(rows),
+        train_clips=[data.train_clips[row] for row in rows],
+        labels=data.labels[rows],
+    )
 
 
 @contextlib.contextmanager
@@ -148,32 +194,207 @@ def _alone(options: RunOptions) -> Iterator[None]:
         return
     options.workdir.mkdir(parents=True, exist_ok=True)
     with locked(options.workdir, LOCK):
-        for folder in (options.workdir, *options.workdir.glob("scores/*/")):
-            remove_abandoned(folder)
+        remove_abandoned(options.workdir)
         yield
 
 
 def score_all(
     workdir: Path | None,
-    system: Any,
+    system: System,
     data: Dataset,
-    seeds: Sequence[int],
-    fitted: Mapping[str, Sequence[Fitted]],
+    members: Mapping[str, Sequence[Member]],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Scores what was trained: figures by name, and those of each seed where there are several."""
     assert workdir is not None
-    figures, members = {}, {}
-    for name, by_seed in fitted.items():
-        folder = workdir / "scores" / name
-        together, each = score_fitted(folder, system, data, by_seed, seeds)
+    figures, each = {}, {}
+    for name, own in members.items():
+        detector = Detector.trained(name, system, data, own)
+        if name == system.names[-1] and system.kind not in YARDSTICKS:
+            detector.warn_of_limits()
+        together, by_seed = score_detector(workdir / "scores" / name, detector, data)
         if together is not None:
             figures[name] = together
-        if each:
-            members[name] = each
-    return figures, members
+        if by_seed:
+            each[name] = by_seed
+    return figures, each
 
 
-def asked(system: Any, seeds: Sequence[int], machines: Sequence[str] | None) -> dict[str, Any]:
+def score_detector(
+    folder: Path, detector: Detector, data: Dataset
+) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+    """Scores the test clips, saves the detector and its scores, and evaluates.
+
+    Args:
+      folder: ``WORKDIR/scores/NAME``.
+      detector: Of one feature setting.
+      data: Its data set.
+
+    Returns:
+      The figures of :func:`asdproto.scoring.metrics.evaluate`, ``None`` where the test clips carry
+      no labels; and the headline figures of every seed where there are several.
+    """
+    clips, sections = data.test_clips, section_keys(data.test_clips)
+    found = detector.compare([data.test], sections) if clips else []
+    figures = save_scores(folder, detector, clips, found)
+    seeds = list(dict.fromkeys(member.seed for member in detector.members_))
+    if figures is None or len(seeds) == 1:
+        return figures, []
+    each = []
+    for seed in seeds:
+        chosen = [row for row, member in enumerate(detector.members_) if member.seed == seed]
+        alone = detector.part(chosen).combine([found[row].scores for row in chosen], sections)
+        own = evaluate(group_scores(clips, alone))
+        each.append({"seed": seed, **{key: own[key] for key in HEADLINE}})
+    return figures, each
+
+
+def save_scores(
+    folder: Path,
+    detector: Detector,
+    clips: Sequence[Clip],
+    found: Sequence[Comparison],
+) -> dict[str, Any] | None:
+    """Writes a detector and what its members find in test clips; figures where there are labels."""
+    if not clips:
+        return detector.write(folder)
+    files = np.array([clip.path for clip in clips])
+    arrays = {MEMBER_SCORES: {"files": files, "scores": np.stack([one.scores for one in found])}}
+    return detector.write(folder, detector.rows(clips, found), arrays)
+
+
+# --- without training
+
+
+def rescore(run: Path, overrides: Sequence[str], out: Path | None = None) -> dict[str, Any]:
+    """Fits the back-end of a finished run again, on the encoders that it has trained.
+
+    All of its detectors change together, or none.
+
+    Args:
+      run: The run folder; its features must still be where they were.
+      overrides: Assignments to ``score``, such as ``"score.kind=knn"``.
+      out: New run folder for the result; the run itself when ``None``.
+
+    Returns:
+      What belongs into ``results.json``.
+
+    Raises:
+      ConfigError: Something else than ``score`` is assigned, or the system has no back-end.
+      DataError: The run is not finished, or its features are gone.
+    """
+    config, results = read_config(run), read_results(run)
+    path = run / "config.json"
+    for text in overrides:
+        if not text.startswith("score."):
+            raise ConfigError(f"{text} asks for training; only score.* changes without")
+    if not isinstance(config["features"], str):
+        found, expected = "no feature store", "that of a run that trained on one"
+        raise DataError(path, found, expected, "Train on a collection or a store.")
+    try:
+        system = override(from_dict(system_class(config["kind"]), config["system"]), overrides)
+    except ConfigError as error:
+        if config["kind"] != "fused" and overrides:
+            raise
+        raise DataError(path, str(error), "the settings of a run", AGAIN) from None
+    data = prepare_for(system, open_store(config["features"]), config["machines"])
+    systems, members = dict(results["systems"]), dict(results.get("members", {}))
+    config = {**config, "system": to_dict(system)}
+    folder = new_folder(out, "run", "config.json") if out is not None else locked(run, LOCK)
+    with folder as made:
+        target = run if made is None else made
+        with replaced(target / "scores") as scores:
+            if out is None:
+                shutil.copytree(target / "scores", scores, dirs_exist_ok=True)
+            for name in config["names"]:
+                detector = Detector.load(run, name)
+                if detector.train_clips_ != facts_of(data.train_clips):
+                    found = "features of other clips than it was trained on"
+                    raise DataError(config["features"], found, "those of the run", AGAIN)
+                figures, each = score_detector(scores / name, detector.refitted(system, data), data)
+                systems |= {} if figures is None else {name: figures}
+                members |= {name: each} if each else {}
+        write_config(target, config)
+    if out is not None:
+        systems = {name: systems[name] for name in systems if name in config["names"]}
+    return {**results, "systems": systems, **({"members": members} if members else {})}
+
+
+def fuse(
+    out: Path, sources: Sequence[Path], weights: Sequence[float] | None = None
+) -> dict[str, Any]:
+    """Makes one detector of several, as a run folder.
+
+    Args:
+      out: The run folder to make.
+      sources: Run folders, whose results are taken, or folders of detectors,
+        ``RUN/scores/NAME``. All trained on the same clips.
+      weights: As for :meth:`asdproto.systems.detector.Detector.fuse`.
+
+    Returns:
+      What belongs into ``results.json``: figures of the fused detector and of its parts.
+
+    Raises:
+      DataError: A source is no finished detector, or the sources were trained on other clips.
+      ConfigError: Weights that do not fit.
+    """
+    folders = [
+        source if (source / MANIFEST).is_file() else source / "scores" / chosen_detector(source)
+        for source in sources
+    ]
+    detectors = [Detector.load(folder) for folder in folders]
+    fused = Detector.fuse(detectors, weights)
+    config = read_config(folders[0].parents[1])
+    systems: dict[str, Any] = {}
+    for folder in folders:
+        if (folder / "scores.csv").is_file() and (own := read_figures(folder / "results.json")):
+            systems[f"{folder.parents[1].name}/{folder.name}"] = own
+    clips, found = _test_scores(folders, config)
+    about = {
+        "kind": fused.kind_,
+        "system": {**fused.settings_, "sources": [str(folder) for folder in folders]},
+        "seeds": sorted({member.seed for member in fused.members_}),
+        "names": [fused.name_],
+        **{name: config[name] for name in ("machines", "classes", "features", "data")},
+    }
+    with new_folder(out, "run", "config.json") as work:
+        figures = save_scores(work / "scores" / fused.name_, fused, clips, found)
+        write_config(work, about)
+    if figures is not None:
+        systems[fused.name_] = figures
+    return {"seeds": about["seeds"], "systems": systems, **fused.settings_}
+
+
+def _test_scores(
+    folders: Sequence[Path], config: Mapping[str, Any]
+) -> tuple[list[Clip], list[Comparison]]:
+    """The test clips that all sources have scored, and every member's scores of them."""
+    paths = [folder / MEMBER_SCORES for folder in folders]
+    if not all(path.is_file() for path in paths) or not config["features"]:
+        return [], []
+    arrays = [read_arrays(path, ("files", "scores"), remedy="Score again.") for path in paths]
+    machines = config["machines"]
+    clips = [
+        clip
+        for clip in open_store(config["features"]).clips
+        if clip.split == "test" and (machines is None or clip.machine_type in machines)
+    ]
+    files, found = [clip.path for clip in clips], []
+    for source in arrays:
+        rows = {str(name): row for row, name in enumerate(source["files"])}
+        if not set(files) <= set(rows):
+            warnings.warn(
+                "the runs have scored other test clips; the fused run has none", stacklevel=3
+            )
+            return [], []
+        chosen = [rows[name] for name in files]
+        found += [Comparison(scores[chosen]) for scores in source["scores"]]
+    return clips, found
+
+
+# --- what was asked for
+
+
+def asked(system: System, seeds: Sequence[int], machines: Sequence[str] | None) -> dict[str, Any]:
     """What ``config.json`` says of a run, as far as the command decides it."""
     return {
         "kind": system.kind,
@@ -183,7 +404,7 @@ def asked(system: Any, seeds: Sequence[int], machines: Sequence[str] | None) -> 
     }
 
 
-def announce(system: Any, data: Dataset, options: RunOptions, seeds: Sequence[int]) -> None:
+def announce(system: System, data: Dataset, options: RunOptions, seeds: Sequence[int]) -> None:
     """Says what is about to be trained, on what."""
     if options.console is None:
         return
@@ -200,121 +421,14 @@ def announce(system: Any, data: Dataset, options: RunOptions, seeds: Sequence[in
     )
 
 
-def detector_of(
-    name: str, system: Any, data: Dataset, fitted: Sequence[Fitted], seeds: Sequence[int]
-) -> TrainedDetector:
-    """The detector that members trained on a data set make.
-
-    Warns:
-      EqualEmbeddingsWarning: A member gives all training clips one embedding.
-    """
-    for one, seed in zip(fitted, seeds, strict=True):
-        if one.embeddings is not None and _collapsed(one.embeddings):
-            warnings.warn(
-                f"{name}, seed {seed}: all {len(one.embeddings)} training clips have one "
-                "embedding, so the scores mean nothing. Look for features that are constant, or "
-                "lower the learning rate",
-                EqualEmbeddingsWarning,
-                stacklevel=2,
-            )
-    return TrainedDetector(
-        name=name,
-        members=[one.member for one in fitted],
-        seeds=list(seeds),
-        classes=[data.classes] * len(fitted),
-        weights=[1.0] * len(fitted),
-        held_out=np.stack([one.held_out for one in fitted]),
-        train_sections=section_keys(data.train_clips),
-        train_files=[clip.path for clip in data.train_clips],
-        quantile=system.quantile,
-        dtype=str(data.train.features.dtype),
-    )
-
-
-def _collapsed(embeddings: np.ndarray) -> bool:
-    """Whether what differs between embeddings is rounding: a millionth of their length."""
-    x = np.asarray(embeddings, np.float64)
-    return bool(np.square(x - x.mean(axis=0)).mean() <= 1e-12 * np.square(x).mean())
-
-
-def score_fitted(
-    folder: Path, system: Any, data: Dataset, fitted: Sequence[Fitted], seeds: Sequence[int]
-) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
-    """Scores the test clips, saves the detector and its scores, and evaluates.
-
-    Args:
-      folder: ``WORKDIR/scores/NAME``.
-      system: The system.
-      data: The data set.
-      fitted: The members, one a seed.
-      seeds: Their seeds.
-
-    Returns:
-      The figures of :func:`asdproto.scoring.metrics.evaluate`, ``None`` where the test clips carry
-      no labels; and the headline figures of every seed where there are several.
-    """
-    detector = detector_of(folder.name, system, data, fitted, seeds)
-    comparisons = []
-    if data.test_clips:
-        comparisons = detector.compare([data.test], section_keys(data.test_clips))
-    detector.save(folder)
-    scores = [one.scores for one in comparisons]
-    labels = next((one.nearest for one in comparisons if one.nearest is not None), None)
-    nearest = None if labels is None else [class_name(data.classes[label]) for label in labels]
-    figures = save_scores(folder, data.test_clips, detector, scores, nearest)
-    if figures is None or len(comparisons) == 1:
-        return figures, []
-    each = []
-    for seed, one in zip(seeds, scores, strict=True):
-        alone = evaluate(group_scores(data.test_clips, one))
-        each.append({"seed": seed, **{key: alone[key] for key in HEADLINE}})
-    return figures, each
-
-
-def save_scores(
-    folder: Path,
-    clips: Sequence[Clip],
-    detector: TrainedDetector,
-    scores: Sequence[np.ndarray],
-    nearest: Sequence[str] | None = None,
-) -> dict[str, Any] | None:
-    """Writes the members' scores of the test clips as one; evaluates where there are labels."""
-    if not clips:
-        return None
-    files = np.array([clip.path for clip in clips])
-    write_arrays(folder / MEMBER_SCORES, {"files": files, "scores": np.stack(scores)})
-    combined = detector.combine(scores, section_keys(clips))
-    thresholds = detector.thresholds()
-    limits = np.array([thresholds[clip.machine_type] for clip in clips])
-    decisions = decide(combined, limits)
-    train_machines = [machine for machine, _ in detector.train_sections]
-    machines = [clip.machine_type for clip in clips]
-    shares = percentiles(combined, machines, detector.train_scores, train_machines)
-    rows = [
-        ScoredClip(
-            file=clip.path,
-            machine_type=clip.machine_type,
-            section=clip.section,
-            domain=clip.domain,
-            state=clip.state,
-            score=float(combined[row]),
-            percentile=float(shares[row]),
-            threshold=float(limits[row]),
-            decision=int(decisions[row]),
-            nearest_class=nearest[row] if nearest else "",
-            note="",
-        )
-        for row, clip in enumerate(clips)
-    ]
-    return write_scores(folder, rows)
-
-
-def check_same_run(workdir: Path, asked: dict[str, Any], *, but: tuple[str, ...] = ()) -> list[str]:
+def check_same_run(
+    workdir: Path, command: dict[str, Any], *, but: tuple[str, ...] = ()
+) -> list[str]:
     """Refuses a work folder that belongs to other settings.
 
     Args:
       workdir: The folder.
-      asked: What :func:`asked` says of the command.
+      command: What :func:`asked` says of the command.
       but: Beginnings of dotted fields that may differ.
 
     Returns:
@@ -327,11 +441,11 @@ def check_same_run(workdir: Path, asked: dict[str, Any], *, but: tuple[str, ...]
     if not path.exists():
         return []
     config = read_config(workdir)
-    differing = list(differences(asked, {name: config.get(name) for name in asked}))
+    differing = list(differences(command, {name: config.get(name) for name in command}))
     allowed = [name for name, _, _ in differing if name.startswith(but)]
     different = [
-        f"{name} is {there!r} there, {here!r} here"
-        for name, here, there in differing
+        f"{name} is {before!r} there, {now!r} here"
+        for name, now, before in differing
         if name not in allowed
     ]
     if different:
@@ -363,15 +477,12 @@ def features_of(
       console: Where progress goes.
       on_error: As for :func:`asdproto.data.extract.build_store`.
     """
-    from asdproto.data.store import MANIFEST, is_store, open_store
-
     extracted = []
 
     def extract() -> bool:
         """Whether the store is given, and nothing is to be extracted."""
         if isinstance(data, Path) and is_store(data):
             return True
-        from asdproto.data.collection import read_collection
         from asdproto.data.extract import build_store
 
         collection = read_collection(data) if isinstance(data, Path) else data
@@ -383,6 +494,6 @@ def features_of(
 
     path = data if alone(extract) and isinstance(data, Path) else folder
     store = extracted[0] if extracted else open_store(path, expect=settings)
-    checksum = json_checksum((path / MANIFEST).read_text())
+    checksum = json_checksum((path / STORE_MANIFEST).read_text())
     agree_on({"feature store": {"clips": len(store.clips), "checksum": checksum}})
     return store

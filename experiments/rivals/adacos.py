@@ -18,9 +18,10 @@ from asdproto.data.dataset import ClipArrays, Dataset, section_keys
 from asdproto.losses import adacos_init, sub_cluster_adacos_loss
 from asdproto.models.resnet import ResNet
 from asdproto.prototypes import l2_normalize
-from asdproto.scoring.backends import Scorer, fit_scorer, rows_by
+from asdproto.scoring.backends import BackendConfig, Scorer, fit_scorer
+from asdproto.scoring.rows import rows_by
 from asdproto.systems.embedding import unit_rows
-from asdproto.systems.members import Comparison, RunOptions, Section
+from asdproto.systems.system import Comparison, RunOptions, Section
 from asdproto.training.objectives import Objective, draw_mix
 from experiments.rivals.rival import (
     Network,
@@ -154,7 +155,7 @@ def fit_references(
     }
     vectors = np.concatenate(list(references.values()))
     keys = [key for key, own in references.items() for _ in own]
-    scorer = fit_scorer(vectors, np.zeros(len(keys), int), keys, kind="knn", neighbors=1)
+    scorer = fit_scorer(vectors, np.zeros(len(keys), int), keys, BackendConfig("knn"))
     held_out = _cosine_distance(scorer.score(embeddings, sections))
     # A target clip is a reference itself, at distance 0: it is compared with the others.
     others = _cosine_distance(scorer.score(vectors, keys, training=True))

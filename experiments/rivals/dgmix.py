@@ -18,7 +18,7 @@ from asdproto.features import FeatureSettings
 from asdproto.losses import proxy_softmax_loss, vicreg_loss
 from asdproto.models.normalization import BatchNorm
 from asdproto.scoring.backends import Scorer
-from asdproto.systems.members import Comparison, RunOptions, Section
+from asdproto.systems.system import Comparison, RunOptions, Section
 from asdproto.training.objectives import Objective, draw_mix
 from experiments.rivals.mobilenet_v2 import MobileNetV2
 from experiments.rivals.rival import (

@@ -20,7 +20,7 @@ from asdproto.losses import proxy_softmax_loss
 from asdproto.models.resnet import ResNet
 from asdproto.scoring.backends import Scorer
 from asdproto.systems.embedding import unit_rows
-from asdproto.systems.members import Comparison, RunOptions, Section
+from asdproto.systems.system import Comparison, RunOptions, Section
 from asdproto.training.objectives import Objective
 from experiments.rivals.rival import (
     Network,

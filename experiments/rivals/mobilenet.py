@@ -14,7 +14,7 @@ from asdproto.config import at_least, between, check_fields, positive
 from asdproto.data.dataset import ClipArrays, Dataset
 from asdproto.features import FeatureSettings
 from asdproto.losses import proxy_softmax_loss
-from asdproto.systems.members import Comparison, RunOptions, Section
+from asdproto.systems.system import Comparison, RunOptions, Section
 from asdproto.training.objectives import Objective
 from experiments.rivals.mobilenet_v2 import MobileNetV2
 from experiments.rivals.rival import (

@@ -16,16 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from asdproto.config import between, check_fields, strictly_between
-from asdproto.data.dataset import ClipArrays, Dataset, section_keys
+from asdproto.config import ConfigError, between, check_fields, strictly_between
+from asdproto.data.dataset import Classes, ClipArrays, Dataset, section_keys
 from asdproto.data.dcase import Clip, assign_classes, class_key
 from asdproto.errors import DataError
 from asdproto.features import FeatureSettings
 from asdproto.models.convolution import default_lowering
-from asdproto.scoring.backends import fit_scorer, held_out_scores
+from asdproto.scoring.backends import BackendConfig, fit_scorer, held_out_scores
 from asdproto.systems.embedding import embed_clips, window_means
-from asdproto.systems.members import Comparison, Fitted, RunOptions, Section
 from asdproto.systems.prototype import stage_run
+from asdproto.systems.system import Comparison, Member, RunOptions, Section
 from asdproto.training.devices import AXIS
 from asdproto.training.epoch import default_loop
 from asdproto.training.loop import train
@@ -58,7 +58,7 @@ class NetworkFit(NamedTuple):
 
     Attributes:
       network: The network with its back-end.
-      held_out: float64, shape ``[training clips]``; see :class:`asdproto.systems.members.Fitted`.
+      held_out: float64, shape ``[training clips]``; see :class:`asdproto.systems.system.Member`.
       embeddings: float32, shape ``[training clips, dim]``, or ``None``.
     """
 
@@ -96,6 +96,8 @@ class Rival:
 
     kind: ClassVar[str]
     name: ClassVar[str]
+    classes: ClassVar[Classes] = "attributes"
+    reads_waveforms: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_fields(
@@ -153,24 +155,27 @@ class Rival:
 
     def train(
         self, data: Dataset, options: RunOptions, seeds: Sequence[int]
-    ) -> dict[str, list[Fitted]]:
+    ) -> dict[str, list[Member]]:
         """Trains the networks of every seed, one after the other; see :mod:`asdproto.systems`."""
         self.check_clips(data.train_clips)
         members = [_fit_networks(self, data, options, seed) for seed in seeds]
         return {self.name: members} if options.devices.is_main else {}
 
-    def restore(self, arrays: Mapping[str, np.ndarray], classes: Sequence[tuple]) -> "RivalMember":
-        """The member that :meth:`RivalMember.to_arrays` described."""
-        del classes
+    def refit(self, member: Member, data: Dataset) -> Member:
+        """A rival's back-end belongs to it."""
+        raise ConfigError(f"a run of the system {self.kind} has no back-end to fit again")
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> "RivalModel":
+        """The model that :meth:`RivalModel.to_arrays` described."""
         networks = {}
         for name, one in unflatten_dict(dict(arrays), sep="//").items():
             variables = {"params": one["params"], "batch_stats": one.get("batch_stats", {})}
             networks[name] = Network(variables, one["mean"], one["scale"], one["backend"])
-        return RivalMember(self, networks)
+        return RivalModel(self, networks)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class RivalMember:
+class RivalModel:
     """Trained networks of a rival.
 
     Attributes:
@@ -182,7 +187,7 @@ class RivalMember:
     networks: Mapping[str, Network]
 
     def compare(self, clips: ClipArrays, sections: Sequence[Section]) -> Comparison:
-        """See :class:`asdproto.systems.members.Member`."""
+        """See :class:`asdproto.systems.system.Model`."""
         names = np.array([s[0] if self.system.per_machine else ALL for s in sections])
         scores, embeddings = np.zeros(len(sections)), None
         for name in np.unique(names):
@@ -194,7 +199,7 @@ class RivalMember:
         return Comparison(scores, None, embeddings)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """See :class:`asdproto.systems.members.Member`."""
+        """See :class:`asdproto.systems.system.Model`."""
         tree = {}
         for name, network in self.networks.items():
             rest = {"mean": network.mean, "scale": network.scale, "backend": dict(network.backend)}
@@ -224,7 +229,7 @@ def relabeled(system: Rival, data: Dataset, rows: np.ndarray) -> Dataset:
     )
 
 
-def _fit_networks(system: Rival, data: Dataset, options: RunOptions, seed: int) -> Fitted:
+def _fit_networks(system: Rival, data: Dataset, options: RunOptions, seed: int) -> Member:
     held_out, embeddings = np.zeros(len(data.labels)), None
     networks = {}
     for name, rows in rows_of_networks(system, data.train_clips).items():
@@ -233,7 +238,8 @@ def _fit_networks(system: Rival, data: Dataset, options: RunOptions, seed: int) 
             relabeled(system, data, rows), options, seed, run
         )
         embeddings = _placed(embeddings, rows, own, len(held_out))
-    return Fitted(RivalMember(system, networks), held_out, embeddings)
+    model = RivalModel(system, networks)
+    return Member(model, seed, data.classes, held_out, embeddings=embeddings)
 
 
 def _placed(
@@ -360,9 +366,9 @@ def fit_nearest(vectors: np.ndarray, data: Dataset) -> tuple[dict[str, np.ndarra
     Returns:
       The back-end's arrays, and the held-out scores of the training clips, float64 ``[clips]``.
     """
-    fitted = vectors, np.zeros(len(vectors), int), section_keys(data.train_clips)
-    scorer = fit_scorer(*fitted, kind="knn", neighbors=1)
-    return scorer.to_arrays(), held_out_scores(*fitted, kind="knn", neighbors=1)
+    keys, config = section_keys(data.train_clips), BackendConfig("knn")
+    fitted = vectors, np.zeros(len(vectors), int), keys, config
+    return fit_scorer(*fitted).to_arrays(), held_out_scores(*fitted)
 
 
 class Evidence(nn.Module):

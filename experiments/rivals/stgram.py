@@ -18,7 +18,7 @@ from asdproto.data.dataset import ClipArrays, Dataset
 from asdproto.features import FeatureSettings
 from asdproto.losses import arcface_loss
 from asdproto.prototypes import l2_normalize
-from asdproto.systems.members import Comparison, RunOptions, Section
+from asdproto.systems.system import Comparison, RunOptions, Section
 from asdproto.training.objectives import Objective
 from experiments.rivals.mobilefacenet import STAGES, STgramMFN
 from experiments.rivals.rival import (

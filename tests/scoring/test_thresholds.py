@@ -27,21 +27,38 @@ def test_gamma_threshold_knows_no_units(scale, shift):
     assert thresholds.gamma_threshold(scale * scores + shift) == pytest.approx(expected, rel=1e-3)
 
 
-def test_gamma_threshold_falls_back_and_says_so():
-    with pytest.warns(thresholds.ThresholdWarning, match="they are all the same"):
-        assert thresholds.gamma_threshold(np.full(50, -2.5)) == -2.5
-    with pytest.warns(thresholds.ThresholdWarning, match="all the same"):
-        assert thresholds.gamma_threshold(np.array([3.0])) == 3.0
+def test_gamma_threshold_falls_back_in_silence():
+    assert thresholds.gamma_threshold(np.full(50, -2.5)) == -2.5
+    assert thresholds.gamma_threshold(np.array([3.0])) == 3.0
     # The mirror image of a gamma distribution drives the fit into a corner.
     mirrored = -np.random.default_rng(0).gamma(2.0, 1.0, size=3000)
-    with pytest.warns(thresholds.ThresholdWarning, match="exceed the fitted 90% quantile"):
-        assert thresholds.gamma_threshold(mirrored) == np.quantile(mirrored, 0.9)
+    assert thresholds.gamma_threshold(mirrored) == np.quantile(mirrored, 0.9)
     with pytest.raises(ValueError, match="1 of them not finite"):
         thresholds.gamma_threshold(np.array([1.0, np.nan]))
-    with pytest.raises(ValueError, match="holds 0 values"):
+    with pytest.raises(ValueError, match="found 0 scores"):
         thresholds.gamma_threshold(np.array([]))
     with pytest.raises(ValueError, match=r"quantile is 1\.0"):
         thresholds.gamma_threshold(np.ones(3), quantile=1.0)
+
+
+@pytest.mark.parametrize(
+    ("clips", "quantile", "caution"),
+    [
+        (1, 0.9, "rests on one recording"),
+        (9, 0.9, "rests on 9 clips only"),
+        (10, 0.9, ""),
+        (20, 0.99, "20 clips cannot set a share of 0.01; about 0.05 is least"),
+        (100, 0.99, ""),
+    ],
+)
+def test_a_limit_says_what_it_rests_on(clips, quantile, caution):
+    scores = np.random.default_rng(0).gamma(4.0, 0.5, size=clips)
+    found = thresholds.limit(scores, quantile=quantile)
+    assert found.threshold == thresholds.gamma_threshold(scores, quantile=quantile)
+    assert found.above == np.mean(scores > found.threshold)
+    assert found.clips == clips
+    assert caution in found.caution
+    assert bool(found.caution) == bool(caution)
 
 
 def test_decide():

@@ -14,8 +14,8 @@ from asdproto.data.store import write_store
 from asdproto.models.autoencoder import AutoEncoder
 from asdproto.systems import reconstruction
 from asdproto.systems.autoencoder import PRESETS, AutoEncoderSystem
-from asdproto.systems.members import RunOptions
 from asdproto.systems.reconstruction import fit_machines, score_clips
+from asdproto.systems.system import RunOptions
 from asdproto.training.devices import use_devices
 
 MELS, CONTEXT = 8, 5
@@ -351,14 +351,14 @@ def test_held_out_scores_come_from_networks_that_did_not_hear_the_clip(data, tmp
     assert np.mean(new.held_out) > np.mean(heard.held_out)
     # The network that scores is the same, and its own errors are what it had without folds.
     sections = [(clip.machine_type, clip.section) for clip in data.train_clips]
-    np.testing.assert_array_equal(new.member.compare(data.train, sections).scores, heard.held_out)
+    np.testing.assert_array_equal(new.model.compare(data.train, sections).scores, heard.held_out)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["stage"] for line in lines] == ["autoencoder fan"] * 20 + ["autoencoder pump"] * 20
 
 
 def test_a_member_comes_back_from_its_arrays(data):
     system = dataclasses.replace(PRESETS["quick"], batch=64)
-    member = system.train(data, RunOptions(None, use_devices(1)), [0])["autoencoder"][0].member
-    again = system.restore(member.to_arrays(), data.classes)
+    member = system.train(data, RunOptions(None, use_devices(1)), [0])["autoencoder"][0].model
+    again = system.restore(member.to_arrays())
     scores = member.compare(data.test, [("fan", "00")]).scores
     np.testing.assert_array_equal(again.compare(data.test, [("fan", "00")]).scores, scores)

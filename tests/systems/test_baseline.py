@@ -11,8 +11,8 @@ from asdproto.config import from_dict, to_dict
 from asdproto.data.dataset import section_keys
 from asdproto.data.dcase import Clip
 from asdproto.systems import baseline
-from asdproto.systems.members import RunOptions
 from asdproto.systems.prototype import EncoderConfig
+from asdproto.systems.system import RunOptions
 from asdproto.training.devices import use_devices
 from asdproto.training.stage import Hyper, Pretraining
 from tests.training import tiny
@@ -104,13 +104,13 @@ def test_both_stages_run_and_score(tmp_path):
     found = system.train(data, RunOptions(tmp_path, use_devices(1)), [0])
     assert tuple(found) == system.names == ("baseline", "finetune")
     keys = section_keys(data.train_clips)
-    first, second = (fitted[0].member.compare(data.train, keys).scores for fitted in found.values())
+    first, second = (fitted[0].model.compare(data.train, keys).scores for fitted in found.values())
     assert np.isfinite(first).all()
     assert np.abs(first - second).max() > 1e-3
-    arrays = found["baseline"][0].member.to_arrays()
+    arrays = found["baseline"][0].model.to_arrays()
     again = from_dict(baseline.BaselineSystem, to_dict(system))
     again = dataclasses.replace(again, encoder=system.encoder)
-    restored = again.restore(arrays, data.classes)
+    restored = again.restore(arrays)
     np.testing.assert_array_equal(restored.compare(data.train, keys).scores, first)
 
 

@@ -1,19 +1,21 @@
 """The Detector: sklearn's and PyOD's habits, an encoder of one's own, several seeds."""
 
 import functools
-import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 import soundfile
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+from sklearn.utils.validation import check_is_fitted
 
 from asdproto import Detector, cli
 from asdproto.config import ConfigError, override
@@ -21,12 +23,11 @@ from asdproto.data.dataset import prepare
 from asdproto.data.dcase import Clip
 from asdproto.errors import DataError
 from asdproto.features import audio_features
-from asdproto.systems.detector import memory_store
-from asdproto.systems.export import export_detector
+from asdproto.scoring.thresholds import ThresholdWarning
 from asdproto.systems.exported import Exported
-from asdproto.systems.members import RunOptions
+from asdproto.systems.inputs import memory_store
 from asdproto.systems.prototype import EncoderConfig, PrototypeSystem, train
-from asdproto.systems.trained import load_run
+from asdproto.systems.system import RunOptions
 from asdproto.training.devices import use_devices
 from tests.training import tiny
 
@@ -71,8 +72,10 @@ def test_it_tells_other_sounds_from_normal_ones(knn, folder):
     # A folder is its files; a clip scores alike alone.
     np.testing.assert_array_equal(knn.decision_function(folder / "new"), scores)
     np.testing.assert_array_equal(knn.decision_function([files[2]]), scores[2:3])
-    assert knn.details(files)[3]["margin"] == scores[3] - knn.threshold_
+    row = knn.details(files)[3]
+    assert (row.file, row.threshold, row.percentile) == (str(files[3]), knn.threshold_, 100.0)
     assert knn.decision_scores_.shape == (12,)
+    np.testing.assert_array_equal(knn.labels_, knn.decision_scores_ > knn.threshold_)
 
 
 def test_waveforms_score_like_the_files_they_came_from(knn, folder):
@@ -99,12 +102,25 @@ def test_a_saved_detector_is_a_run(knn, folder, tmp_path):
     expected = knn.decision_function(folder / "new")
     np.testing.assert_array_equal(again.decision_function(folder / "new"), expected)
     assert again.threshold_ == knn.threshold_
-    from asdproto import cli
-
-    assert cli.main(["score", str(run), str(folder / "new"), "--csv", str(tmp_path / "x.csv")]) == 0
-    rows = (tmp_path / "x.csv").read_text().splitlines()[1:]
-    assert sorted(float(row.split(",")[3]) for row in rows) == sorted(expected)
+    table = tmp_path / "x.csv"
+    assert cli.main(["score", str(run), str(folder / "new"), "--csv", str(table)]) == 0
+    rows = table.read_text().splitlines()
+    column = rows[0].split(",").index("score")
+    assert sorted(float(row.split(",")[column]) for row in rows[1:]) == sorted(expected)
     assert cli.main(["report", str(run)]) == 0
+
+
+def test_a_detector_is_saved_where_nothing_is(knn, tmp_path):
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "a.wav").write_bytes(b"mine")
+    with pytest.raises(DataError, match="a folder with other things in it"):
+        knn.save(tmp_path / "clips")
+    assert [path.name for path in (tmp_path / "clips").iterdir()] == ["a.wav"]
+    run = knn.save(tmp_path / "run")
+    assert knn.save(run) == run  # the same one again
+    other = Detector(system="gmm").fit(NORMAL, sample_rate=RATE)
+    with pytest.raises(DataError, match="found another run"):
+        other.save(run)
 
 
 def test_the_example_of_the_readme_runs(folder, tmp_path, monkeypatch, capsys):
@@ -115,7 +131,7 @@ def test_the_example_of_the_readme_runs(folder, tmp_path, monkeypatch, capsys):
     exec(compile(code, "README.md: detector", "exec"), {})
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines] == ["normal", "normal", "anomaly", "anomaly"]
-    assert Detector.load("runs/knn").trained_.name == "spectral-knn"
+    assert Detector.load("runs/knn").name_ == "spectral-knn"
 
 
 def test_contamination_sets_the_threshold(knn, folder):
@@ -126,43 +142,105 @@ def test_contamination_sets_the_threshold(knn, folder):
 
 
 def test_parameters_are_sklearns():
-    detector = Detector(system="gmm", seed=3, regularization=2.0)
-    assert repr(detector) == "Detector(system='gmm', seed=3, regularization=2.0)"
-    assert detector.get_params()["regularization"] == 2.0
+    detector = Detector(system="gmm", seed=3, parts__r=0.9)
+    assert repr(detector) == "Detector(system='gmm', seed=3, parts__r=0.9)"
+    assert detector.get_params()["parts__r"] == 0.9
     other = clone(detector)
     assert other is not detector
     assert other.get_params() == detector.get_params()
-    assert repr(detector.set_params(seed=0, r=0.5)) == (
-        "Detector(system='gmm', regularization=2.0, r=0.5)"
+    assert repr(detector.set_params(seed=0, quantile=0.8)) == (
+        "Detector(system='gmm', parts__r=0.9, quantile=0.8)"
     )
     with pytest.raises(NotFittedError, match="not fitted"):
         detector.predict(["a.wav"])
+    with pytest.raises(NotFittedError):
+        check_is_fitted(detector)
 
 
-@pytest.mark.parametrize(
-    ("parameters", "clips", "options", "message"),
-    [
-        ({"system": "toaster"}, NORMAL, {"sample_rate": RATE}, "'toaster' is unknown"),
-        (
-            {"contamination": 1.0},
-            NORMAL,
-            {"sample_rate": RATE},
-            "contamination=1.0: expected",
-        ),
-        ({"preset": "huge"}, NORMAL, {"sample_rate": RATE}, "'huge' is unknown"),
-        ({"system": "gmm", "componets": 3}, NORMAL, {"sample_rate": RATE}, "did you mean compon"),
-        ({}, NORMAL, {}, "sample_rate"),
-        ({}, [], {}, "no clips"),
-        ({}, NORMAL, {"sample_rate": RATE, "attributes": ["a"]}, "1 for 12 clips"),
-        ({}, ["section_00_source_train_anomaly_0000.wav"], {}, "no readable file"),
-        ({}, [np.zeros((2, RATE), np.float32)], {"sample_rate": RATE}, r"shape \[2, 16000\]"),
-        ({}, [np.zeros(RATE, np.int16)], {"sample_rate": RATE}, "divide integers"),
-        ({"system": "prototype"}, NORMAL, {"sample_rate": RATE}, "1 attribute class among 12"),
-    ],
-)
+def test_scikit_learn_works_with_it(knn):
+    check_is_fitted(knn)
+    pipeline = make_pipeline(
+        FunctionTransformer(), Detector(system="spectral-knn", sample_rate=RATE)
+    )
+    pipeline.fit(np.stack(NORMAL))
+    np.testing.assert_array_equal(pipeline.predict(np.stack(NEW)), [0, 0, 1, 1])
+    more = [hum(pitch, seed) for seed, pitch in enumerate([200, 300] * 6, 30)]
+    clips = np.stack([*NORMAL, NEW[2], *more, NEW[3]])
+    labels = np.isin(np.arange(26), (12, 25)).astype(int)
+    detector = Detector(system="spectral-knn", sample_rate=RATE)
+    scores = cross_val_score(detector, clips, labels, cv=2)  # anomalies are never fitted on
+    np.testing.assert_array_equal(scores, [1.0, 1.0])
+    grid = GridSearchCV(detector, {"parts__score__neighbors": [1, 2]}, cv=2).fit(clips, labels)
+    assert set(grid.best_params_) == {"parts__score__neighbors"}
+    fitted = Detector(system="spectral-knn", sample_rate=RATE)
+    np.testing.assert_array_equal(fitted.fit_predict(NORMAL), fitted.labels_)
+    assert fitted.score(NEW, [0, 0, 1, 1]) == 1.0
+    shares = fitted.predict_proba([*NORMAL[:1], *NEW])
+    np.testing.assert_allclose(shares.sum(axis=1), 1.0)
+    assert (shares[0, 1], shares[3:, 1].tolist()) == (0.0, [1.0, 1.0])  # its own clip, and hums
+
+
+def test_few_clips_are_said_once():
+    with pytest.warns(ThresholdWarning, match="spectral-knn: .* care: machine: it rests on 8 cl"):
+        detector = Detector(system="spectral-knn").fit(NORMAL[:8], sample_rate=RATE)
+    detector.predict(NEW, sample_rate=RATE)  # no warning
+    (limit,) = detector.limits().values()
+    assert (limit.clips, limit.above) == (8, np.mean(detector.decision_scores_ > limit.threshold))
+
+
+def test_a_workdir_belongs_to_one_fit(tmp_path):
+    options = {"sample_rate": RATE, "workdir": tmp_path / "w"}
+    Detector(system="spectral-knn", **options).fit(NORMAL)
+    Detector(system="spectral-knn", **options).fit(NORMAL)
+    added = r"1 file added \(waveform 12\).*Give another workdir"
+    with pytest.raises(DataError, match=added):
+        Detector(system="spectral-knn", **options).fit([*NORMAL, NEW[0]])
+    with pytest.raises(DataError, match=r"1 file changed \(waveform 3\)"):
+        Detector(system="spectral-knn", **options).fit([*NORMAL[:3], NEW[0], *NORMAL[4:]])
+    with pytest.raises(DataError, match="another seeds"):
+        Detector(system="spectral-knn", seed=1, **options).fit(NORMAL)
+
+
+NAN = np.where(np.arange(RATE) == 7, np.nan, NORMAL[0])
+BAD_FITS = [
+    ({"system": "toaster"}, NORMAL, {}, "'toaster' is unknown"),
+    ({"contamination": 1.0}, NORMAL, {}, "contamination=1.0: expected"),
+    ({"contamination": "few"}, NORMAL, {}, "contamination='few': expected"),
+    ({"preset": "huge"}, NORMAL, {}, "'huge' is unknown"),
+    ({"seed": -1}, NORMAL, {}, "seed=-1: expected"),
+    ({"seed": [0, 0]}, NORMAL, {}, r"seed=\[0, 0\]: expected"),
+    ({"seed": 0.5}, NORMAL, {}, r"seed=0\.5: expected"),
+    ({"system": "gmm", "prats__r": 3}, NORMAL, {}, "did you mean parts"),
+    ({"sample_rate": None}, NORMAL, {}, "sample_rate"),
+    ({"sample_rate": float("inf")}, NORMAL, {}, "sample_rate=inf: expected a whole number"),
+    ({"sample_rate": True}, NORMAL, {}, "sample_rate=True: expected a whole number"),
+    ({}, [], {}, "no clips"),
+    ({}, 7, {}, "X is a int"),
+    ({}, NORMAL, {"attributes": ["a"]}, "attributes has 1 values for 12 clips"),
+    ({}, NORMAL, {"domains": [*["source"] * 11, "sorce"]}, "domain of clip 11 is 'sorce'"),
+    ({}, NORMAL, {"sections": [1] * 12}, "section of clip 0 is 1: expected a text"),
+    ({}, NORMAL, {"y": [0, 2] * 6}, r"y has shape \[12\]: expected 0 or 1"),
+    ({}, ["section_00_source_train_anomaly_0000.wav"] * 2, {}, "no readable file"),
+    ({}, [NORMAL[0], np.zeros((2, RATE))], {}, r"waveform 1: found shape \[2, 16000\]"),
+    ({}, [NORMAL[0], np.zeros(RATE, np.int16)], {}, "waveform 1: .* divide integers"),
+    ({}, [NORMAL[0], NAN], {}, "waveform 1: found samples that are not finite"),
+    ({}, [NORMAL[0], np.zeros(9)], {}, "waveform 1: found 9 samples"),
+    ({"system": "prototype"}, NORMAL, {}, "1 attribute class among 12"),
+]
+
+
+@pytest.mark.parametrize(("parameters", "clips", "options", "message"), BAD_FITS)
 def test_what_cannot_be_fitted_is_said(parameters, clips, options, message):
-    with pytest.raises(ValueError, match=message):
-        Detector(**parameters).fit(clips, **options)
+    detector = Detector(**{"system": "spectral-knn", "sample_rate": RATE, **parameters})
+    with pytest.raises(ValueError, match=message) as caught:
+        detector.fit(clips, options.pop("y", None), **options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("rate", [1, float("inf"), 0, -16000, "16000", 16000.5])
+def test_rates_that_are_none_are_refused_at_once(knn, rate):
+    with pytest.raises(ConfigError, match="sample_rate="):
+        knn.decision_function(NEW, sample_rate=rate)
 
 
 def test_sections_and_machine_types(folder):
@@ -172,9 +250,10 @@ def test_sections_and_machine_types(folder):
         detector.predict(NEW, sample_rate=RATE)
     scores = detector.decision_function(NEW[:1] * 2, sample_rate=RATE, sections=["00", "01"])
     assert scores[1] > 2 * scores[0]
-    machines = Detector(system="spectral-knn").fit(
-        NORMAL, sample_rate=RATE, machine_types=["fan", "pump"] * 6
-    )
+    with pytest.warns(ThresholdWarning, match="fan: it rests on 6 clips only; pump: it rests"):
+        machines = Detector(system="spectral-knn").fit(
+            NORMAL, sample_rate=RATE, machine_types=["fan", "pump"] * 6
+        )
     assert set(machines.threshold_) == {"fan", "pump"}
 
 
@@ -193,18 +272,14 @@ def test_an_encoder_of_ones_own(tmp_path):
     detector.fit(NORMAL, sample_rate=RATE, attributes=SPEEDS)
     scores = detector.decision_function(NEW, sample_rate=RATE)
     assert np.isfinite(scores).all()
-    assert detector.details(NEW[:1], sample_rate=RATE)[0]["nearest_class"][3] in set(SPEEDS)
+    (row,) = detector.details(NEW[:1], sample_rate=RATE)
+    assert row.nearest_class.split()[-1] in set(SPEEDS)
     run = detector.save(tmp_path / "run")
-    assert "embedding_dim = 6" in json.loads((run / "config.json").read_text())["system"][
-        "encoder"
-    ]["module"].replace("embedding_dim=6", "embedding_dim = 6")
     loaded = Detector.load(run, encoder=tiny.Encoder(embedding_dim=6))
     np.testing.assert_array_equal(loaded.decision_function(NEW, sample_rate=RATE), scores)
     for wrong in (None, tiny.Encoder(embedding_dim=7)):
         with pytest.raises(DataError, match=r"encoder of its own.*embedding_dim = 6"):  # one line
-            load_run(run, encoder=wrong)
-    with pytest.raises(ConfigError, match="module=Dense: expected an attribute embedding_dim"):
-        EncoderConfig(module=nn.Dense(6))
+            Detector.load(run, encoder=wrong)
 
 
 def test_recordings_are_scored_onto_a_page(folder, tmp_path, capsys):
@@ -217,7 +292,7 @@ def test_recordings_are_scored_onto_a_page(folder, tmp_path, capsys):
     assert f"written: {page}" in capsys.readouterr().out
     text = page.read_text()
     rows = detector.details(folder / "new")
-    places = [text.index(f"{row['file']}</h3>") for row in sorted(rows, key=lambda r: -r["score"])]
+    places = [text.index(f"{row.file}</h3>") for row in sorted(rows, key=lambda r: -r.score)]
     assert places == sorted(places)  # the most anomalous first
     assert text.count("<audio") == 4
     assert text.count("limit 0.001") == 1 + 4
@@ -238,7 +313,7 @@ def test_several_seeds_are_one_detector(tmp_path):
     logs = [np.log(scores / median) for scores, median in (found["0"], found["1"])]
     # One section: the mean over seeds of log(score / median held-out training score).
     np.testing.assert_allclose(found["[0, 1]"][0], np.mean(logs, axis=0), rtol=1e-12)
-    exported = Exported(export_detector(detector.trained_, tmp_path / "out"))
+    exported = Exported(detector.export(tmp_path / "out"))
     for audio, expected in zip(NEW, found["[0, 1]"][0], strict=True):
         # Logarithms: the relative error of float32 distances is an absolute one here.
         assert exported.score(audio)["score"] == pytest.approx(expected, abs=1e-5)
@@ -263,8 +338,10 @@ def test_seeds_trained_as_one_program_are_those_trained_alone():
         Clip(f"{index}.wav", "fan", "00", "", "train", "normal", speed)
         for index, speed in enumerate(SPEEDS)
     ]
-    features = [audio_features(audio, RATE, system.features) for audio in NORMAL]
-    data = prepare(memory_store(clips, features, system.features), system.crop)
+    store = memory_store(
+        clips, lambda index: audio_features(NORMAL[index], RATE, system.features), system.features
+    )
+    data = prepare(store, system.crop)
     options = RunOptions(None, use_devices(2))
     together = train(system, data, options, [0, 1, 2])
     for seed, states in zip([0, 1, 2], together, strict=True):

@@ -16,9 +16,10 @@ from asdproto.errors import DataError
 from asdproto.features import FeatureSettings
 from asdproto.results.run_folder import SCORES, read_figures, read_scores
 from asdproto.results.tables import print_table
-from asdproto.systems.members import RunOptions
+from asdproto.systems.detector import EqualEmbeddingsWarning
 from asdproto.systems.prototype import EncoderConfig, PrototypeSystem, ScoreConfig
-from asdproto.systems.run import EqualEmbeddingsWarning, train_run
+from asdproto.systems.run import train_run, train_yardsticks
+from asdproto.systems.system import RunOptions
 from asdproto.training.devices import use_devices
 from asdproto.training.loop import CollapseWarning
 from tests.training import tiny
@@ -91,7 +92,9 @@ def run(folder, clips, features=None, made=None):
     store = write_store(folder / "s", features, clips, settings=FEATURES, dtype="float32")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        results = train_run(made, store, RunOptions(folder / "run", use_devices(1)), seeds=[0])
+        options = RunOptions(folder / "run", use_devices(1))
+        results = train_run(made, store, options, seeds=[0])
+        results["systems"] |= train_yardsticks(made, store, options)
     scores = {
         path.name: [row.score for row in read_scores(path)] if (path / SCORES).exists() else []
         for path in (folder / "run" / "scores").iterdir()

@@ -11,7 +11,7 @@ import pytest
 from asdproto import cli
 from asdproto.commands import score
 from asdproto.commands.score import table_lines
-from asdproto.systems.trained import TrainedDetector
+from asdproto.systems.detector import Detector
 from tests.data.conftest import nobody, open_folder  # noqa: F401
 from tests.test_robustness.test_input_collections import add, template  # noqa: F401
 
@@ -100,13 +100,13 @@ def test_long_recordings_are_scored_apart(scored, tmp_path, monkeypatch):
     whole = scored(tmp_path, "--format", "csv")
     pieces = []
     monkeypatch.setattr(score, "_FRAMES", 400)
-    original = TrainedDetector.score
+    original = Detector.score_recordings
 
     def count(self, recordings, thresholds=None):
         pieces.append(len(recordings))
         return original(self, recordings, thresholds)
 
-    monkeypatch.setattr(TrainedDetector, "score", count)
+    monkeypatch.setattr(Detector, "score_recordings", count)
     assert scored(tmp_path, "--format", "csv") == whole
     assert pieces == [1, 1, 2]
 

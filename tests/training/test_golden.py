@@ -6,8 +6,8 @@ import json
 import numpy as np
 
 from asdproto.config import override
-from asdproto.systems.members import RunOptions
 from asdproto.systems.prototype import PrototypeSystem, train
+from asdproto.systems.system import RunOptions
 from asdproto.training.devices import use_devices
 from tests.training import tiny
 

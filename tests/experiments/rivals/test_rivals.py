@@ -14,10 +14,10 @@ from asdproto.data.dataset import ClipArrays, prepare, section_keys
 from asdproto.errors import DataError
 from asdproto.scoring.metrics import evaluate, group_scores
 from asdproto.systems import preset
+from asdproto.systems.detector import Detector
 from asdproto.systems.embedding import window_starts
-from asdproto.systems.members import RunOptions, prepare_for
 from asdproto.systems.run import train_run
-from asdproto.systems.trained import load_run
+from asdproto.systems.system import RunOptions, prepare_for
 from asdproto.training.devices import use_devices
 from experiments.rivals import adacos, disentangled, rival, stgram
 from experiments.rivals.rival import ALL, Network
@@ -52,9 +52,9 @@ def test_a_run_trains_scores_and_loads(name, store, waveforms, tmp_path):
     assert len({line["stage"] for line in lines}) == networks * (2 if name == "dgmix" else 1)
 
     data = prepare(store, system.crop)
-    detector = load_run(tmp_path)
-    assert detector.members[0].system == system
-    member, keys = detector.members[0], section_keys(data.test_clips)
+    detector = Detector.load(tmp_path)
+    assert detector.members_[0].model.system == system
+    member, keys = detector.members_[0].model, section_keys(data.test_clips)
     found = member.compare(data.test, keys)
     figures = evaluate(group_scores(data.test_clips, found.scores))
     assert figures["overall"] == pytest.approx(results["systems"][name]["overall"], rel=1e-12)
@@ -67,7 +67,7 @@ def test_a_run_trains_scores_and_loads(name, store, waveforms, tmp_path):
     metrics = (tmp_path / "metrics.jsonl").read_text()
     (once_more,) = system.train(data, _options(tmp_path), [3])[name]
     assert (tmp_path / "metrics.jsonl").read_text() == metrics  # nothing was trained again
-    repeated = once_more.member.compare(data.test, keys)
+    repeated = once_more.model.compare(data.test, keys)
     np.testing.assert_array_equal(repeated.scores, found.scores)
     assert np.isfinite(once_more.held_out).all()
 
@@ -76,10 +76,10 @@ def test_a_run_trains_scores_and_loads(name, store, waveforms, tmp_path):
 def test_machine_types_have_networks_of_their_own_by_a_flag(store):
     data = prepare(store, 16)
     (found,) = tiny.system("mobilenet", per_machine=False).train(data, _options(None), [0]).values()
-    assert list(found[0].member.networks) == [ALL]
+    assert list(found[0].model.networks) == [ALL]
     apart = tiny.system("mobilenet")
     ((both,),) = apart.train(data, _options(None), [0]).values()
-    assert list(both.member.networks) == ["fan", "valve"]
+    assert list(both.model.networks) == ["fan", "valve"]
     # A machine type's network does not know of the others.
     ((one,),) = apart.train(prepare(store, 16, ["valve"]), _options(None), [0]).values()
     valves = [clip.machine_type == "valve" for clip in data.train_clips]

@@ -1,0 +1,231 @@
+"""The files of a :class:`asdproto.systems.detector.Detector`: one folder of a run, ``scores/NAME``.
+
+::
+
+    detector.json          names, sizes and checksums of the files below; systems, seeds, classes
+    member_0.npz ...       what each member was trained to
+    training_scores.npz    held-out scores of the training clips by every member
+    scores.csv ...         what it says of test clips, where there are any
+
+A detector needs nothing outside of its folder, which is made whole beside its place and moved
+there.
+"""
+
+import contextlib
+import dataclasses
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from asdproto.config import from_dict, to_dict
+from asdproto.data.dcase import Clip
+from asdproto.data.identity import changes, identity_of
+from asdproto.errors import DataError
+from asdproto.files import (
+    check_manifest,
+    read_arrays,
+    read_json,
+    write_arrays,
+    write_json,
+    write_manifest,
+)
+from asdproto.results.run_folder import ScoredClip, read_config, write_scores
+from asdproto.scoring.thresholds import Limit
+from asdproto.systems import system_class
+from asdproto.systems.system import Member, System
+
+MANIFEST = "detector.json"
+# Scores of the test clips by every member: what fusing takes.
+MEMBER_SCORES = "member_scores.npz"
+_FORMAT = 2
+_AGAIN = (
+    "Delete the run's results.json and repeat its command: it is made again from the checkpoints."
+)
+_CLAIM = "fit.json"
+
+
+def write_detector(
+    folder: Path,
+    members: Sequence[Member],
+    training: Mapping[str, np.ndarray],
+    about: Mapping[str, Any],
+    rows: Sequence[ScoredClip] = (),
+    arrays: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+) -> dict[str, Any] | None:
+    """Writes a detector, and what it says of test clips, in the place of what was there.
+
+    Args:
+      folder: ``RUN/scores/NAME``.
+      members: Its members.
+      training: What is known of the training clips: ``files``, ``machine_types``, ``sections`` and
+        combined held-out ``scores``, each of shape ``[clips]``.
+      about: What the manifest says of it.
+      rows: The test clips; none writes no scores.
+      arrays: More files: name -> arrays.
+
+    Returns:
+      Figures, where all test clips carry labels; see
+      :func:`asdproto.results.run_folder.write_scores`.
+    """
+    held_out = np.stack([member.held_out for member in members])
+    files = {"training_scores.npz": {**training, "held_out": held_out}, **(arrays or {})}
+    listed = []
+    for index, member in enumerate(members):
+        system = member.model.system
+        files[f"member_{index}.npz"] = member.model.to_arrays()
+        listed.append(
+            {
+                "kind": system.kind,
+                "system": to_dict(system),
+                "seed": member.seed,
+                "weight": member.weight,
+                "classes": [list(name) for name in member.classes],
+            }
+        )
+    figures = None
+    with replaced(folder) as work:
+        for name, content in files.items():
+            write_arrays(work / name, content)
+        if rows:
+            figures = write_scores(work, rows)
+        names = sorted(path.name for path in work.iterdir())
+        write_manifest(work / MANIFEST, names, {"format": _FORMAT, **about, "members": listed})
+    return figures
+
+
+def read_detector(
+    folder: Path, name: str | None, encoder: Any
+) -> tuple[dict[str, Any], list[Member], list[tuple[str, str, str]]]:
+    """What :func:`write_detector` wrote; see :meth:`asdproto.systems.detector.Detector.load`.
+
+    Returns:
+      What the manifest says, with ``system`` as a value where it is no fused detector; the
+      members; path, machine type and section of each training clip.
+    """
+    if name is not None or not (folder / MANIFEST).is_file():
+        folder = folder / "scores" / chosen_detector(folder, name)
+    about = check_manifest(folder / MANIFEST, remedy=_AGAIN)
+    training = read_arrays(folder / "training_scores.npz", remedy=_AGAIN)
+    try:
+        if about["format"] != _FORMAT:
+            raise ValueError(f"format {about['format']}, expected {_FORMAT}")
+        members = []
+        for index, entry in enumerate(about["members"]):
+            system = _system(entry["kind"], entry["system"], encoder, folder)
+            arrays = read_arrays(folder / f"member_{index}.npz", remedy=_AGAIN)
+            classes = [tuple(fields) for fields in entry["classes"]]
+            held_out, weight = training["held_out"][index], entry["weight"]
+            member = Member(system.restore(arrays), entry["seed"], classes, held_out, weight)
+            members.append(member)
+        if about["kind"] != "fused":
+            about["value"] = _system(about["kind"], about["system"], encoder, folder)
+        columns = (training[name].tolist() for name in ("files", "machine_types", "sections"))
+        about["limits"] = {machine: Limit(*one) for machine, one in about["limits"].items()}
+        return about, members, list(zip(*columns, strict=True))
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        if isinstance(error, DataError):
+            raise
+        found = f"no field {error}" if isinstance(error, KeyError) else str(error)
+        raise DataError(folder / MANIFEST, found, "a whole detector", _AGAIN) from error
+
+
+def chosen_detector(run: Path, name: str | None = None) -> str:
+    """Name of a detector of a run: its result when ``name`` is ``None``.
+
+    Raises:
+      DataError: There is no such detector.
+    """
+    finished = sorted(path.parent.name for path in (run / "scores").glob(f"*/{MANIFEST}"))
+    wanted: list[str] = []
+    if name is not None:
+        wanted = [name]
+    elif (run / "config.json").exists():
+        wanted = read_config(run)["names"][::-1]  # the result is the last one
+    chosen = next((one for one in wanted if one in finished), None)
+    if chosen is None:
+        found = f"no finished detector {' or '.join(wanted)}".rstrip()
+        remedy = "Let the run end first: the command that started it continues where it stopped."
+        if finished:
+            found, remedy = f"{found}; there are {', '.join(finished)}", "Choose one of them."
+        elif (run / "results.json").exists():
+            remedy = _AGAIN
+        raise DataError(run, found, "the folder of a finished run", remedy)
+    return chosen
+
+
+def _system(kind: str, values: Mapping[str, Any], encoder: Any, folder: Path) -> Any:
+    """A system from its numbers, with the encoder that it was trained with."""
+    system = from_dict(system_class(kind), values)
+    described = values.get("encoder", {}).get("module")
+    if described is None:
+        return system
+    if encoder is None or repr(encoder) != described:
+        raise DataError(
+            folder,
+            f"a detector with an encoder of its own: {' '.join(described.split())}",
+            "that module" if encoder is None else f"it, found {' '.join(repr(encoder).split())}",
+            "A run keeps an encoder's parameters, not its code: load it in Python and pass the "
+            "module it was trained with, Detector.load(run, encoder=...).",
+        )
+    return dataclasses.replace(system, encoder=dataclasses.replace(system.encoder, module=encoder))
+
+
+def claim_workdir(
+    workdir: Path,
+    system: System,
+    seeds: Sequence[int],
+    clips: Sequence[Clip],
+    stamps: Sequence[tuple[int, int]],
+) -> None:
+    """Makes a folder for the checkpoints of a fit, or refuses that of another one.
+
+    Raises:
+      DataError: It holds the training of other clips or settings; the message says what changed.
+    """
+    now: dict[str, Any] = {
+        "kind": system.kind,
+        "system": to_dict(system),
+        "seeds": list(seeds),
+        "clips": identity_of(clips, stamps),
+    }
+    path = workdir / _CLAIM
+    if path.exists():
+        before = read_json(path, remedy="Delete the folder, or choose another workdir.")
+        names = ("kind", "system", "seeds")
+        changed = [f"another {name}" for name in names if before.get(name) != now[name]]
+        told = changes(before.get("clips", {}), now["clips"])
+        if changed or told:
+            found = "a fit with " + ", ".join(changed + [f"other clips ({told})"] * bool(told))
+            remedy = "Give another workdir, or delete this one to train anew."
+            raise DataError(workdir, found, "the clips and settings of this fit", remedy)
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(path, now)
+
+
+@contextlib.contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """A new folder that takes the place of another one when the block ends without an error.
+
+    Killed in between, the old one stays, or is put back by the next call.
+
+    Args:
+      folder: The place.
+
+    Yields:
+      The new folder, empty.
+    """
+    work, before = (folder.with_name(f".{folder.name}.{name}") for name in ("new", "old"))
+    if before.exists() and not folder.exists():
+        os.rename(before, folder)
+    for leftover in (work, before):
+        shutil.rmtree(leftover, ignore_errors=True)
+    work.mkdir(parents=True)
+    yield work
+    if folder.exists():
+        os.rename(folder, before)
+    os.rename(work, folder)
+    shutil.rmtree(before, ignore_errors=True)

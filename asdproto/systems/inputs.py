@@ -1,0 +1,196 @@
+"""What a :class:`asdproto.systems.detector.Detector` is given: files, waveforms, what is known."""
+
+import contextlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from asdproto.config import ConfigError
+from asdproto.data.collection import audio_files, read_collection
+from asdproto.data.dataset import ClipArrays
+from asdproto.data.dcase import Clip, parse_name
+from asdproto.data.identity import stamp_of
+from asdproto.data.store import FeatureStore, Row
+from asdproto.errors import DataError
+from asdproto.features import FeatureSettings, audio_features, file_features
+from asdproto.files import checksum
+
+Clips = str | os.PathLike | Sequence[str | os.PathLike | np.ndarray] | np.ndarray
+# One for all clips, one a clip, or unknown.
+PerClip = str | Sequence[str] | None
+DOMAINS = ("source", "target", "")
+_RATES = 1_000, 384_000  # hertz
+_LOUDEST = 2.0**32  # beyond every sample format
+_KNOWN = {"section": "00", "machine_type": "machine", "domain": "", "attributes": ""}
+
+
+def check_rate(sample_rate: Any) -> int:
+    """A sample rate, hertz.
+
+    Raises:
+      ConfigError: It is none.
+    """
+    whole = isinstance(sample_rate, int | float | np.number) and not isinstance(sample_rate, bool)
+    if not whole or not _RATES[0] <= sample_rate <= _RATES[1] or sample_rate % 1:
+        expected = f"a whole number of hertz in [{_RATES[0]}, {_RATES[1]}]"
+        raise ConfigError(f"sample_rate={sample_rate!r}: expected {expected}")
+    return int(sample_rate)
+
+
+def sources_of(clips: Clips) -> list[Any]:
+    """The path or the waveform of each clip; the recordings of a folder."""
+    if isinstance(clips, str | os.PathLike):
+        folder = Path(clips)
+        return [folder / name for name in audio_files(folder)] if folder.is_dir() else [folder]
+    if not isinstance(clips, Sequence | np.ndarray):
+        raise ConfigError(f"X is a {type(clips).__name__}: expected paths or waveforms")
+    return [one if isinstance(one, str | os.PathLike) else np.asarray(one) for one in clips]
+
+
+def name_of(source: Any, index: int) -> str:
+    """What a clip is called in tables and messages."""
+    return f"waveform {index}" if isinstance(source, np.ndarray) else str(source)
+
+
+def features_of(
+    source: Any, index: int, sample_rate: int | None, settings: FeatureSettings
+) -> tuple[np.ndarray, str]:
+    """Features of a file or a waveform, float32, and what is odd about it, ``""`` mostly.
+
+    Raises:
+      DataError: It cannot be used; the message names the file or the waveform's index.
+      ConfigError: A waveform comes without a sample rate.
+    """
+    if not isinstance(source, np.ndarray):
+        features, audio = file_features(source, settings)
+        return features, "; ".join(audio.notes(settings.sample_rate))
+    if sample_rate is None:
+        raise ConfigError("waveforms need their sample_rate, in hertz")
+    name = name_of(source, index)
+    if source.ndim != 1 or not np.issubdtype(source.dtype, np.floating):
+        raise DataError(
+            name,
+            f"shape {list(source.shape)} and dtype {source.dtype}",
+            "floating samples of full scale 1, shape [samples]",
+            "Take one channel, and divide integers by their full scale.",
+        )
+    if not np.abs(source).max(initial=0.0) < _LOUDEST:  # also where it is not a number
+        found = "samples that are not finite, or far beyond full scale"
+        raise DataError(name, found, "finite samples", "Replace or scale the waveform.")
+    return audio_features(source, sample_rate, settings, name=name), ""
+
+
+def per_clip(value: Any, clips: int, name: str, known: Sequence[str] = ()) -> list[str | None]:
+    """One value a clip, ``None`` where it is not said.
+
+    Raises:
+      ConfigError: Another number of values, or one that is no text or not among those known.
+    """
+    if value is None or isinstance(value, str):
+        value = [value] * clips
+    values = list(value)
+    if len(values) != clips:
+        raise ConfigError(f"{name} has {len(values)} values for {clips} clips: expected one a clip")
+    for index, one in enumerate(values):
+        if one is not None and (not isinstance(one, str) or (known and one not in known)):
+            expected = f"one of {', '.join(map(repr, known))}" if known else "a text"
+            raise ConfigError(f"{name} of clip {index} is {one!r}: expected {expected}")
+    return values
+
+
+def training_clips(
+    clips: Clips, labels: Any, columns: Mapping[str, PerClip]
+) -> tuple[list[Clip], list[Any]]:
+    """Training clips, and the file or the waveform of each.
+
+    Args:
+      clips: Files, waveforms, or the path of a collection, whose training clips are taken.
+      labels: 0 for normal clips, 1 for anomalies, which are left out; all are normal when ``None``.
+      columns: Field of :class:`asdproto.data.dcase.Clip` -> its values.
+    """
+    if isinstance(clips, str | os.PathLike):
+        if labels is not None or any(value is not None for value in columns.values()):
+            raise ConfigError("a collection says itself what its clips are: expected X alone")
+        collection = read_collection(clips)
+        collection.check()
+        chosen = [clip for clip in collection.clips if clip.split == "train"]
+        return chosen, [collection.root / clip.path for clip in chosen]
+    sources = sources_of(clips)
+    if not sources:
+        raise DataError("X", "no clips", "normal clips", "Give recordings or waveforms.")
+    domains = {"domain": DOMAINS}
+    values = {
+        name: per_clip(value, len(sources), name, domains.get(name, ()))
+        for name, value in columns.items()
+    }
+    normal = np.ones(len(sources), bool)
+    if labels is not None:
+        normal = labels_of(labels, len(sources)) == 0
+    made, kept = [], []
+    for index in np.flatnonzero(normal):
+        source, known = sources[index], dict(_KNOWN)
+        state = "normal"
+        if not isinstance(source, np.ndarray):
+            with contextlib.suppress(DataError):  # any name will do
+                parsed = parse_name(source)
+                told = (parsed.section, parsed.machine_type, parsed.domain, parsed.attributes)
+                known |= {name: text for name, text in zip(known, told, strict=True) if text}
+                state = parsed.state or state
+        known |= {name: str(own[index]) for name, own in values.items() if own[index]}
+        path = name_of(source, int(index))
+        made.append(Clip(path=path, split="train", state=state, **known))
+        kept.append(source)
+    return made, kept
+
+
+def labels_of(labels: Any, clips: int) -> np.ndarray:
+    """Labels of clips, int64 ``[clips]``: 0 for normal, 1 for anomalies.
+
+    Raises:
+      ConfigError: They are something else.
+    """
+    labels = np.asarray(labels)
+    if labels.shape != (clips,) or not np.isin(labels, (0, 1)).all():
+        raise ConfigError(f"y has shape {list(labels.shape)}: expected 0 or 1 for {clips} clips")
+    return labels.astype(np.int64)
+
+
+def stamp(source: Any) -> tuple[int, int]:
+    """What tells that a file or a waveform has changed."""
+    if isinstance(source, np.ndarray):
+        return len(source), checksum(source)
+    return stamp_of(Path(source))
+
+
+def memory_store(
+    clips: Sequence[Clip],
+    features: Callable[[int], np.ndarray],
+    settings: FeatureSettings,
+) -> FeatureStore:
+    """A feature store in memory, of the precision of one on disk.
+
+    Args:
+      clips: The clips.
+      features: The features of a clip, float32 ``[frames, columns]``, by its number.
+      settings: Feature settings.
+    """
+    stacked = stack([features(index).astype(np.float16) for index in range(len(clips))])
+    return FeatureStore(
+        root=Path("X"),
+        features=stacked.features,
+        rows=[Row(clip, int(n), 0) for clip, n in zip(clips, stacked.frames, strict=True)],
+        settings=settings.as_dict(),
+        manifest={},
+    )
+
+
+def stack(arrays: Sequence[np.ndarray]) -> ClipArrays:
+    """Clips of several lengths as one array, zeros after a clip's end."""
+    frames = np.array([len(array) for array in arrays])
+    features = np.zeros((len(arrays), frames.max(), arrays[0].shape[1]), arrays[0].dtype)
+    for row, array in zip(features, arrays, strict=True):
+        row[: len(array)] = array
+    return ClipArrays(features, np.arange(len(arrays)), frames, 1)

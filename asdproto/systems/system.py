@@ -1,0 +1,192 @@
+"""What a system is, and what its training leaves: the words that all systems share."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import numpy as np
+from rich.console import Console
+
+from asdproto.data.dataset import CLASS_KEYS, ClipArrays, Dataset, prepare
+from asdproto.data.dcase import Clip
+from asdproto.data.store import FeatureStore
+from asdproto.errors import DataError
+from asdproto.features import FeatureSettings
+from asdproto.scoring.backends import BackendConfig
+from asdproto.training.devices import Devices
+from asdproto.training.epoch import Loop
+
+Section = tuple[str, str]  # machine type, section
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """How a run goes, apart from what it computes.
+
+    Attributes:
+      workdir: Folder for checkpoints, metrics and scores; ``None`` keeps nothing.
+      devices: Where to train.
+      console: Where progress goes; ``None`` for silence.
+      loop: Shape of the training loop; what suits the backend when ``None``.
+      resident: Whether features live on the devices; by their memory when ``None``.
+      save_seconds: Time between checkpoints.
+    """
+
+    workdir: Path | None
+    devices: Devices
+    console: Console | None = None
+    loop: Loop | None = None
+    resident: bool | None = None
+    save_seconds: float = 60.0
+
+
+class Comparison(NamedTuple):
+    """What a model finds in clips.
+
+    Attributes:
+      scores: float64, shape ``[clips]``; higher is more anomalous.
+      nearest: int64, shape ``[clips]``, nearest attribute class; ``None`` for systems without.
+      embeddings: Floating, shape ``[clips, dim]``; ``None`` for systems without.
+    """
+
+    scores: np.ndarray
+    nearest: np.ndarray | None = None
+    embeddings: np.ndarray | None = None
+
+
+class Model(Protocol):
+    """Something fitted that scores clips: an embedding and a back-end, or a reconstruction."""
+
+    @property
+    def system(self) -> Any:
+        """The :class:`System` that it was trained as."""
+
+    def compare(self, clips: ClipArrays, sections: Sequence[Section]) -> Comparison:
+        """Compares clips with the normal ones of their sections.
+
+        A clip's score must not depend, to the last bit, on the clips that it is scored with.
+
+        Args:
+          clips: Features of ``system.features``, of at least ``system.crop`` usable frames.
+          sections: Machine type and section of each clip, all met in training.
+        """
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Everything that ``system.restore`` needs, by name; numbers and strings only."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Member:
+    """A model of a detector, and what it found in its own training clips.
+
+    Attributes:
+      model: The model.
+      seed: That it was trained with.
+      classes: Attribute classes that its ``nearest`` counts.
+      held_out: float64, shape ``[training clips]``: their scores, each as if the clip were new as
+        far as the system can tell. Thresholds and the combination of members rest on them.
+      weight: Its weight where several score as one.
+      embeddings: Floating, shape ``[training clips, dim]``, where there are any; not saved with it.
+    """
+
+    model: Model
+    seed: int
+    classes: Sequence[tuple]
+    held_out: np.ndarray
+    weight: float = 1.0
+    embeddings: np.ndarray | None = None
+
+
+class System(Protocol):
+    """Features, model, training and score: a frozen dataclass of numbers.
+
+    Attributes:
+      kind: Its name in :data:`asdproto.systems.KINDS` and in ``config.json``.
+      features: Its feature settings.
+      reads_waveforms: Whether it can read features with waveforms.
+      classes: What its labels tell apart, a key of :data:`asdproto.data.dataset.CLASS_KEYS`.
+      names: Of the detectors that it makes, the result last.
+      crop: The shortest clip that it takes, in frames; shorter ones are repeated.
+      quantile: Of held-out scores, for decisions.
+    """
+
+    reads_waveforms: ClassVar[bool]
+
+    @property
+    def kind(self) -> str: ...  # noqa: D102
+
+    @property
+    def features(self) -> FeatureSettings: ...  # noqa: D102
+
+    @property
+    def classes(self) -> str: ...  # noqa: D102
+
+    @property
+    def names(self) -> tuple[str, ...]: ...  # noqa: D102
+
+    @property
+    def crop(self) -> int: ...  # noqa: D102
+
+    @property
+    def quantile(self) -> float: ...  # noqa: D102
+
+    def plan(self, clips: int) -> str:
+        """What training on so many clips does, in a few words."""
+
+    def check_clips(self, clips: Sequence[Clip]) -> None:
+        """Refuses training clips that it cannot learn from, before features are extracted.
+
+        Raises:
+          DataError: Says what is missing.
+        """
+
+    def train(
+        self, data: Dataset, options: RunOptions, seeds: Sequence[int]
+    ) -> dict[str, list[Member]]:
+        """Trains with every seed: members by detector, in all processes but the first none."""
+
+    def refit(self, member: Member, data: Dataset) -> Member:
+        """This system's back-end on what another one of its kind was trained to.
+
+        Raises:
+          ConfigError: It has no back-end that could be fitted without training.
+        """
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> Model:
+        """The model that :meth:`Model.to_arrays` described."""
+
+
+def prepare_for(
+    system: System, store: FeatureStore, machines: Sequence[str] | None = None
+) -> Dataset:
+    """A store as a system sees it: clips as long as its crop, labeled by the classes it learns."""
+    if system.features.waveform and not system.reads_waveforms:
+        raise DataError(
+            store.root,
+            "features with waveforms",
+            f"log-mel features, which is all that {system.kind} reads",
+            "Leave features.waveform=True out.",
+        )
+    return prepare(store, system.crop, machines, key=CLASS_KEYS[system.classes])
+
+
+def backend_labels(data: Dataset, config: BackendConfig) -> np.ndarray:
+    """What :func:`asdproto.scoring.backends.fit_scorer` takes as labels of the training clips."""
+    if config.kind == "mixture":
+        return np.array([clip.domain == "target" for clip in data.train_clips], np.int64)
+    return data.labels
+
+
+@contextlib.contextmanager
+def open_checkpoints(workdir: Path | None, stage: str) -> Iterator[Any]:
+    """Checkpoints of a stage in a work folder, closed in the end; ``None`` without a folder."""
+    if workdir is None:
+        yield None
+        return
+    # A library of its own, which scoring never needs.
+    from asdproto.training.checkpoint import Checkpoints
+
+    with contextlib.closing(Checkpoints(workdir / "checkpoints" / stage)) as checkpoints:
+        yield checkpoints

@@ -1,0 +1,332 @@
+"""A run on a few wav files: scores of single recordings, other back-ends, fusing, export."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+
+from asdproto import cli
+from asdproto.config import ConfigError, override
+from asdproto.data.collection import read_collection
+from asdproto.data.extract import build_store
+from asdproto.errors import DataError
+from asdproto.results.run_folder import read_scores, write_results
+from asdproto.systems import run
+from asdproto.systems.detector import Detector
+from asdproto.systems.prototype import PrototypeSystem
+from asdproto.systems.system import RunOptions
+from asdproto.training.devices import use_devices
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:undefined figures",  # there is no target domain
+    "ignore::asdproto.scoring.thresholds.ThresholdWarning",  # of eight clips
+)
+
+
+def make_collection(root):
+    rng = np.random.default_rng(0)
+    for section in ("00", "01"):
+        for number, (split, speed) in enumerate(
+            [("train", 1), ("train", 1), ("train", 2), ("train", 2), ("test", 1), ("test", 2)]
+        ):
+            state = "anomaly" if (split, speed) == ("test", 2) else "normal"
+            name = f"section_{section}_source_{split}_{state}_{number:04d}_n_{speed}.wav"
+            path = f"fan/{split}/{name}"
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            hum = np.sin(np.arange(16000) * 0.1 * speed * (1 + int(section)))
+            soundfile.write(root / path, 0.1 * (hum + rng.standard_normal(16000)), 16000)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A tiny run on twelve recordings of two fans, with yardsticks, and its results."""
+    root = tmp_path_factory.mktemp("collection")
+    make_collection(root)
+    store = build_store(read_collection(root), root / "features", progress=False)
+    # Four attribute classes: fewer than the ten that an episode of the paper takes.
+    system = override(
+        PrototypeSystem(),
+        [
+            "encoder.width=4",
+            "encoder.crop=16",
+            "pretrain.epochs=1",
+            "pretrain.batch_size=4",
+            "finetune.epochs=1",
+            "finetune.shots=2",
+            "score.hop=8",
+        ],
+    )
+    workdir = tmp_path_factory.mktemp("run")
+    options = RunOptions(workdir, use_devices(1))
+    with pytest.warns(UserWarning, match="finetune: trust the threshold with care: fan: it rests"):
+        results = run.train_run(system, store, options, seeds=[0])
+    assert set(results["systems"]) == {"pretrain", "finetune"}
+    results["systems"] |= run.train_yardsticks(system, store, options)
+    write_results(workdir, results)
+    return root, [clip for clip in store.clips if clip.split == "test"], workdir, results
+
+
+def details(detector, root, clips):
+    return detector.score_recordings([detector.read(root / clip.path) for clip in clips])
+
+
+def test_a_recording_scores_as_it_did_in_the_run(finished):
+    root, test, workdir, results = finished
+    detector = Detector.load(workdir)
+    rows = details(detector, root, test)
+    written = read_scores(workdir / "scores" / "finetune")
+    for row, expected in zip(rows, written, strict=True):
+        assert row.file == str(root / expected.file)
+        same = ("score", "percentile", "threshold", "decision", "nearest_class", "state", "section")
+        for name in same:
+            assert getattr(row, name) == getattr(expected, name)
+        assert row.nearest_class.split()[1] == row.section
+    assert details(detector, root, test[2:3]) == rows[2:3]
+    shares = [np.mean(detector.decision_scores_ < row.score) for row in rows]
+    np.testing.assert_allclose([row.percentile for row in rows], 100 * np.array(shares))
+    assert set(results["systems"]) == {"pretrain", "finetune", "spectral-knn", "gmm"}
+    early = details(Detector.load(workdir, "pretrain"), root, test[:1])
+    assert early[0].score != rows[0].score
+
+
+def test_a_recording_of_unknown_origin_asks_for_its_section(finished, tmp_path):
+    root, test, workdir, _ = finished
+    detector = Detector.load(workdir)
+    new = tmp_path / "new.wav"
+    shutil.copy(root / test[-1].path, new)
+    with pytest.raises(DataError, match=r"section unknown.*fan 00, fan 01.*--section"):
+        detector.read(new)
+    (row,) = detector.score_recordings([detector.read(new, section="01")])
+    assert row.score == details(detector, root, test[-1:])[0].score
+    with pytest.raises(DataError, match="machine type pump"):
+        detector.read(new, machine_type="pump", section="01")
+
+
+def test_the_nearest_known_folder_is_the_machine_type(tmp_path):
+    detector = Detector()
+    detector.restore(
+        kind="gmm",
+        settings={},
+        name="gmm",
+        members=[],
+        train_clips=[("a", "fan", "00"), ("b", "pump", "00"), ("c", "valve", "00")],
+        dtype="float16",
+    )
+    for folders, machine in (("fan/dev_data/valve/test", "valve"), ("valve/monday/pump", "pump")):
+        assert detector.clip_of(str(tmp_path / folders / "x.wav")).machine_type == machine
+    with pytest.raises(DataError, match="machine type unknown"):
+        detector.clip_of(str(tmp_path / "x.wav"))
+
+
+def test_a_detector_is_its_own_files_or_none(finished, tmp_path):
+    workdir = finished[2]
+    with pytest.raises(DataError, match="no finished detector"):
+        Detector.load(tmp_path)
+    with pytest.raises(DataError, match="no finished detector nope; there are finetune, gmm"):
+        Detector.load(workdir, "nope")
+    copy = shutil.copytree(workdir, tmp_path / "copy")
+    folder = copy / "scores" / "finetune"
+    for name in ("member_0.npz", "training_scores.npz", "scores.csv"):
+        saved = (folder / name).read_bytes()
+        (folder / name).write_bytes((copy / "scores" / "pretrain" / name).read_bytes())
+        with pytest.raises(DataError, match=f"{name}: found other content"):
+            Detector.load(copy)
+        (folder / name).write_bytes(saved)
+    saved = (folder / "detector.json").read_text()
+    (folder / "detector.json").write_text(saved.replace('"width": 4', '"width": 8'))
+    with pytest.raises(DataError, match="manifest that was changed"):
+        Detector.load(copy)
+
+
+def test_another_back_end_needs_no_training(finished, tmp_path):
+    root, test, workdir, before = finished
+    out = tmp_path / "again"
+    results = run.rescore(workdir, ["score.kind=knn", "score.hop=4"], out)
+    assert set(results["systems"]) == {"pretrain", "finetune"}
+    config = json.loads((out / "config.json").read_text())
+    assert (config["system"]["score"]["kind"], config["system"]["score"]["hop"]) == ("knn", 4)
+    old, new = Detector.load(workdir), Detector.load(out)
+    assert new.members_[0].model.scorer.config.kind == "knn"
+    variables = [one.members_[0].model.variables for one in (old, new)]
+    jax.tree.map(np.testing.assert_array_equal, *variables)
+    scores = [row.score for row in details(new, root, test)]
+    assert scores == [row.score for row in read_scores(out / "scores" / "finetune")]
+    with pytest.raises(ConfigError, match=r"pretrain.epochs=3 asks for training"):
+        run.rescore(workdir, ["pretrain.epochs=3"], tmp_path / "no")
+    # The same settings give the same files as training did, also in place.
+    copy = shutil.copytree(workdir, tmp_path / "copy")
+    assert run.rescore(copy, ["score.hop=8"]) == before
+    for path in (workdir / "scores").rglob("*"):
+        if path.is_file():
+            assert (copy / path.relative_to(workdir)).read_bytes() == path.read_bytes()
+
+
+def test_rescore_changes_all_detectors_or_none(finished, tmp_path, monkeypatch):
+    copy = shutil.copytree(finished[2], tmp_path / "run")
+    names = []
+
+    def stop(folder, *arguments):
+        names.append(folder.name)
+        if folder.name == "finetune":
+            raise KeyboardInterrupt
+        return original(folder, *arguments)
+
+    original = run.score_detector
+    monkeypatch.setattr(run, "score_detector", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run.rescore(copy, ["score.kind=knn"])
+    assert names == ["pretrain", "finetune"]
+    for name in names:
+        assert Detector.load(copy, name).members_[0].model.scorer.config.kind == "mahalanobis"
+    monkeypatch.undo()
+    run.rescore(copy, ["score.kind=knn"])
+    for name in names:
+        assert Detector.load(copy, name).members_[0].model.scorer.config.kind == "knn"
+    assert not list(copy.glob(".scores*"))
+
+
+def test_fused_detectors_score_as_one(finished, tmp_path):
+    root, test, workdir, _ = finished
+    out = tmp_path / "fused"
+    knn = workdir / "scores" / "spectral-knn"
+    results = run.fuse(out, [workdir, knn], [3, 1])
+    names = {f"{workdir.name}/finetune", f"{workdir.name}/spectral-knn"}
+    assert set(results["systems"]) == {"fused", *names}
+    rows = details(Detector.load(out), root, test)
+    logs = []
+    for part in (Detector.load(workdir), Detector.load(workdir, "spectral-knn")):
+        scores = np.array([row.score for row in details(part, root, test)])
+        sections = np.array([section for _, _, section in part.train_clips_])
+        held_out = part.members_[0].held_out
+        own = [np.median(held_out[sections == clip.section]) for clip in test]
+        logs.append(np.log(scores / own))
+    # Sums of two float64 logarithms.
+    np.testing.assert_allclose(
+        [row.score for row in rows], 0.75 * logs[0] + 0.25 * logs[1], rtol=1e-9, atol=1e-12
+    )
+    written = read_scores(out / "scores" / "fused")
+    assert [row.score for row in written] == [row.score for row in rows]
+    # Again: the same result, and another one is refused.
+    assert run.fuse(out, [workdir, knn], [3, 1]) == results
+    with pytest.raises(DataError, match="found another run"):
+        run.fuse(out, [workdir, knn], [1, 3])
+    # Fused with a part of its own: the weights are shared out.
+    run.fuse(tmp_path / "twice", [out, knn], [1, 1])
+    weights = [member.weight for member in Detector.load(tmp_path / "twice").members_]
+    assert weights == pytest.approx([0.375, 0.125, 0.5])
+    assert sum(run.fuse(tmp_path / "balanced", [workdir, knn])["weights"]) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([1], "expected 2 finite ones"),
+        ([-1, 1], "none below 0"),
+        ([0, 0], "one above"),
+        ([np.inf, 1], "expected 2 finite"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(finished, tmp_path, weights, message):
+    workdir = finished[2]
+    knn = workdir / "scores" / "spectral-knn"
+    with pytest.raises(ConfigError, match=message):
+        run.fuse(tmp_path / "no", [workdir, knn], weights)
+    with pytest.raises(ConfigError, match="finetune is given twice"):
+        run.fuse(tmp_path / "no", [workdir, workdir / "scores" / "finetune"])
+    assert not (tmp_path / "no").exists()
+
+
+# --- export
+
+# scipy and flatbuffers are jax's own.
+BLOCKED = """
+import sys
+for name in ("flax", "optax", "orbax", "librosa", "sklearn", "soundfile", "asdproto"):
+    sys.modules[name] = None
+sys.argv = sys.argv[1:]
+import runpy
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def scored(out, *arguments):
+    command = [sys.executable, "-c", BLOCKED, out / "score.py", *arguments]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+    return done.returncode, [json.loads(line) for line in done.stdout.splitlines()], done.stderr
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        [],
+        ["score.kind=mahalanobis-knn", "score.shrinkage=0.1", "score.density_neighbors=2"],
+        ["score.kind=knn", "score.neighbors=2"],
+        ["score.kind=cosine", "score.full_clip=false"],
+    ],
+    ids=lambda change: "-".join(change),
+)
+def test_an_exported_detector_needs_jax_and_numpy_alone(finished, tmp_path, change):
+    root, test, workdir, _ = finished
+    if change:
+        run.rescore(workdir, change, tmp_path / "run")
+        workdir = tmp_path / "run"
+    assert cli.main(["export", str(workdir), str(tmp_path / "out")]) == 0
+    expected = details(Detector.load(workdir), root, test)
+    for section in ("00", "01"):
+        rows = [row for row in expected if row.section == section]
+        paths = [row.file for row in rows]
+        code, found, _ = scored(tmp_path / "out", "--section", section, *paths)
+        assert code == 0
+        for one, row in zip(found, rows, strict=True):
+            # float32 against float64 distances, and features from another FFT: 1e-7 of unit
+            # embeddings that lie within 1e-2 of each other.
+            assert one["score"] == pytest.approx(row.score, rel=1e-4)
+            assert (one["file"], one["threshold"]) == (row.file, row.threshold)
+            assert " ".join(one["nearest_class"]) == row.nearest_class
+
+
+def test_an_exported_detector_refuses_in_one_line(finished, tmp_path):
+    from asdproto.systems.exported import Exported
+
+    root, test, workdir, _ = finished
+    out = Detector.load(workdir).export(tmp_path / "out")
+    Detector.load(workdir, "pretrain").export(tmp_path / "other")
+    (tmp_path / "text.wav").write_text("no wav")
+    clip = root / test[0].path
+    code, rows, err = scored(out, clip)
+    assert (code, rows) == (1, [])
+    assert "say which machine type and section it is: fan 00, fan 01" in err
+    code, rows, err = scored(
+        out, "--section", "00", tmp_path / "text.wav", tmp_path / "no.wav", clip
+    )
+    assert (code, len(rows), len(err.splitlines())) == (1, 1, 2)
+    detector, samples = Exported(out), np.zeros(16000, np.float32)
+    samples[5] = np.nan
+    for wrong, message in (
+        (samples, "expected at least 1024 finite ones"),
+        (samples[:0], "found 0 samples"),
+        (np.zeros(16000, np.int16), "dtype int16; expected floating"),
+        (np.zeros((2, 16000)), r"shape \[2, 16000\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            detector.score(wrong, section="00")
+    (out / "model.jax").write_bytes((tmp_path / "other" / "model.jax").read_bytes())
+    code, _, err = scored(out, clip)
+    assert code == 1
+    assert "model.jax: found another export's" in err
+
+
+def test_only_prototypes_are_exported_and_only_into_folders_of_their_own(finished, tmp_path):
+    workdir = finished[2]
+    with pytest.raises(DataError, match="a detector of gmm; expected prototype members"):
+        Detector.load(workdir, "gmm").export(tmp_path / "out")
+    (tmp_path / "score.py").write_text("mine")
+    with pytest.raises(DataError, match="a folder with other things in it"):
+        Detector.load(workdir).export(tmp_path)
+    assert (tmp_path / "score.py").read_text() == "mine"

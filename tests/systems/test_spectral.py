@@ -1,0 +1,197 @@
+"""Spectra without training: pooling against loops, systems of one part and of several."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from asdproto.config import ConfigError, from_dict, override, to_dict
+from asdproto.data.dataset import ClipArrays, Dataset, section_keys
+from asdproto.data.dcase import Clip
+from asdproto.errors import DataError
+from asdproto.scoring.backends import BackendConfig, fit_scorer
+from asdproto.scoring.fusion import combine
+from asdproto.systems import preset
+from asdproto.systems.detector import Detector
+from asdproto.systems.run import train_run
+from asdproto.systems.spectral import KNN, SpectralSystem, Spectrum
+from asdproto.systems.system import RunOptions
+from asdproto.training.devices import use_devices
+
+MELS = 5
+OPTIONS = RunOptions(None, use_devices(1))
+
+
+def dataset(clips=14, domains=("source", "source", "target"), seed=0):
+    """Clips of one attribute class and unequal lengths; what follows a clip's end is nan."""
+    rng = np.random.default_rng(seed)
+    frames = rng.integers(3, 9, clips)
+    features = rng.normal(-40, 5, size=(clips, 8, MELS)).astype(np.float16)
+    for clip, length in zip(features, frames, strict=True):
+        clip[length:] = np.nan
+    described = [
+        Clip(f"{index}.wav", "fan", "00", domains[index % len(domains)], "train", "normal", "")
+        for index in range(clips)
+    ]
+    arrays = ClipArrays(features, np.arange(clips), frames, crop=1)
+    labels = np.zeros(clips, np.int32)
+    moments = np.zeros(MELS), np.ones(MELS)
+    return Dataset(arrays, arrays, described, described, labels, [("fan", "00")], *moments)
+
+
+def slow_ranked(frames, r):
+    spectrum = []
+    for band in range(MELS):
+        levels = sorted((float(x) for x in frames[:, band]), reverse=True)
+        weights = [r**i for i in range(len(levels))]
+        spectrum.append(sum(w * x for w, x in zip(weights, levels, strict=True)) / sum(weights))
+    return spectrum
+
+
+def slow_change(frames):
+    steps = [abs(frames[i + 1] - frames[i]) for i in range(len(frames) - 1)]
+    return sum(steps) / len(steps)
+
+
+POOLED = {
+    Spectrum("mean"): lambda x: sum(x) / len(x),
+    Spectrum("mean", remove_level=True): lambda x: sum(x) / len(x) - x.mean(),
+    Spectrum("ranked", r=0.0): lambda x: x.max(axis=0),
+    Spectrum("ranked", r=0.7): lambda x: slow_ranked(x, 0.7),
+    Spectrum("ranked", r=1.0): lambda x: x.mean(axis=0),
+    Spectrum("change"): slow_change,
+    Spectrum("deviation"): lambda x: np.sqrt(((x - x.mean(axis=0)) ** 2).mean(axis=0)),
+}
+
+
+@pytest.mark.parametrize("part", POOLED)
+def test_clips_are_pooled_over_their_own_frames(part):
+    clips = dataset().train.take(np.array([3, 0]))
+    found = part.of(clips)
+    for spectrum, row, frames in zip(found, clips.rows, clips.frames, strict=True):
+        expected = POOLED[part](clips.features[row, :frames].astype(float))
+        np.testing.assert_allclose(spectrum, expected, rtol=1e-10)
+
+
+def test_a_gain_leaves_no_trace_without_level():
+    data, options = dataset(), {"score": KNN}
+    louder = dataclasses.replace(data.train, features=data.train.features + np.float16(32))
+    keys = section_keys(data.train_clips)
+    for remove_level, least, most in ((True, 0.0, 0.05), (False, 30.0, 100.0)):
+        system = SpectralSystem(parts=(Spectrum(remove_level=remove_level, **options),))
+        (member,) = system.train(data, OPTIONS, [0])["spectral-knn"]
+        scores = member.model.compare(louder, keys).scores
+        assert least <= scores.min() <= scores.max() < most  # float16 rounds to 1/32 dB
+
+
+SYSTEMS = {
+    "knn": SpectralSystem(parts=(Spectrum(scale_bands=True),)),
+    "whitened": override(
+        SpectralSystem(), ["parts.score.kind=mahalanobis-knn", "parts.score.density_neighbors=3"]
+    ),
+    "gmm": override(preset("gmm", "small"), ["parts.r=0.9", "parts.score.target_ratio=0.5"]),
+    "several": SpectralSystem(
+        parts=(Spectrum(weight=3.0), Spectrum("change"), preset("gmm", "small").parts[0])
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_a_detector_survives_saving_and_scores_clips_alike_alone(name, tmp_path):
+    system, data, new = SYSTEMS[name], dataset(), dataset(clips=5, seed=1)
+    members = system.train(data, OPTIONS, [3])[system.kind]
+    detector = Detector.trained(system.kind, system, data, members)
+    detector.save(tmp_path / "run")
+    restored = Detector.load(tmp_path / "run")
+    keys = section_keys(new.train_clips)
+    rows = detector.rows(new.train_clips, detector.compare([new.train], keys))
+    assert np.isfinite([row.score for row in rows]).all()
+    again = restored.rows(new.train_clips, restored.compare([new.train], keys))
+    assert again == rows
+    for row in range(5):
+        alone = detector.compare([new.train.take(np.array([row]))], keys[:1])
+        assert detector.rows(new.train_clips[row : row + 1], alone) == rows[row : row + 1]
+    assert from_dict(SpectralSystem, to_dict(system)) == system
+
+
+def test_parts_are_fused_by_their_held_out_scores():
+    system, data, new = SYSTEMS["several"], dataset(), dataset(clips=5, seed=1)
+    parts = system.train(data, OPTIONS, [0])[system.kind]
+    detector = Detector.trained(system.kind, system, data, parts)
+    train, keys = section_keys(data.train_clips), section_keys(new.train_clips)
+    found = detector.compare([new.train], keys)
+    alone = [
+        dataclasses.replace(system, kind="gmm", parts=(part,)).train(data, OPTIONS, [0])["gmm"][0]
+        for part in system.parts
+    ]
+    scores = [one.model.compare(new.train, keys).scores for one in alone]
+    held_out = [one.held_out for one in alone]
+    expected = combine(scores, held_out, keys, train, weights=[3.0, 1.0, 1.0])
+    rows = detector.rows(new.train_clips, found)
+    np.testing.assert_array_equal([row.score for row in rows], expected)
+    np.testing.assert_array_equal(
+        detector.decision_scores_, combine(held_out, held_out, train, train, weights=[3, 1, 1])
+    )
+
+
+@pytest.mark.parametrize("name", ["knn", "whitened", "gmm"])
+def test_held_out_clips_had_no_part_in_their_scores(name):
+    """A clip that changes changes its own score and those of the other parts, not of its part."""
+    system = SYSTEMS[name]
+    data, other = dataset(domains=("source",)), dataset(domains=("source",))
+    other.train.features[5] *= np.linspace(1.0, 1.3, MELS)
+    before, after = (system.train(d, OPTIONS, [0])[system.kind][0].held_out for d in (data, other))
+    # Five parts of clips of one class: 0, 5 and 10 are held out together.
+    assert (before == after).tolist() == [row in (0, 10) for row in range(14)]
+
+
+def test_a_mixture_repeats_clips_of_the_target_domain():
+    system, data = preset("gmm", "small"), dataset()
+    (member,) = system.train(data, OPTIONS, [0])["gmm"]
+    target = np.array([clip.domain == "target" for clip in data.train_clips], int)
+    expected = fit_scorer(
+        Spectrum("ranked").of(data.train),
+        target,
+        section_keys(data.train_clips),
+        BackendConfig("mixture"),
+    )
+    for key, mixture in expected.sections.items():
+        np.testing.assert_array_equal(member.model.scorer.sections[key].means, mixture.means)
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(DataError, match=r"section \('fan', '00'\): found 1 training clip"):
+        SpectralSystem().train(dataset(clips=1), OPTIONS, [0])
+    for changes, message in (
+        ({"parts": ()}, r"parts=\(\): expected"),
+        ({"kind": "prototype"}, "kind='prototype': expected"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            SpectralSystem(**changes)
+    with pytest.raises(ConfigError, match=r"parts.score.kind='cosine': expected 'knn'"):
+        override(SpectralSystem(), ["parts.score.kind=cosine"])
+    with pytest.raises(ConfigError, match=r"r=1\.5: expected"):
+        Spectrum(r=1.5)
+
+
+REFERENCE = {
+    (False, False): (0.854, 0.0006),
+    (False, True): (0.723, 0.0006),
+    (True, True): (0.921, 0.0006),
+}
+
+
+@pytest.mark.slow
+def test_figures_on_real_recordings(real_data, tmp_path):
+    """Figures of an implementation of its own, rounded to as many digits as the tolerance has."""
+    from asdproto.systems.run import features_of
+
+    system = SpectralSystem()
+    folder = real_data / "uavmix" / "dev_data"
+    store = features_of(folder, tmp_path / "features", system.features, None)
+    for (remove_level, scale_bands), (overall, tolerance) in REFERENCE.items():
+        part = Spectrum(remove_level=remove_level, scale_bands=scale_bands)
+        system = SpectralSystem(parts=(part,))
+        options = RunOptions(tmp_path / f"{remove_level}{scale_bands}", use_devices(1))
+        figures = train_run(system, store, options)["systems"][system.kind]
+        assert figures["overall"] == pytest.approx(overall, abs=tolerance)
