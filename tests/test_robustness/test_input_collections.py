@@ -68,54 +68,23 @@ def table(root, rows, columns="file,machine_type,section,domain,split,state"):
 # fmt: off
 case("nothing wrong", 0)(lambda root: None)
 case("names of html", 0)(lambda root: more(root, "<b>x&y\"'", 4))
-case("a formula as a machine type", 0)(lambda root: more(root, "=1+1", 4))
-case("a comma in a machine type", 0)(lambda root: more(root, "a, b", 4))
-case("a machine type in another script", 0)(lambda root: more(root, "風é😀", 4))
 case("a machine type that is not seen", 0)(lambda root: more(root, "a\u202eb", 4))
-case("a long machine type", 0)(lambda root: more(root, "x" * 80, 4))
-case("a longer machine type", 4)(lambda root: more(root, "x" * 81, 4))
-case("a machine type of spaces", 4)(lambda root: more(root, "a ", 4))
 case("a machine type on two lines", 4)(lambda root: more(root, "a\nb", 4))
-case("a machine type that is not UTF-8", 4)(lambda root: more(root, "f\udcff", 4))
 case("another rate", 0)(lambda root: more(root, "pump", 4, rate=8000))
-case("clips of ten times the length", 0)(lambda root: more(root, "pump", 9, samples=80000))
 case("a clip of much longer", 1)(lambda root: more(root, "pump", 1, samples=16000 * 100))
-case("a clip of 1 Hz", 1)(lambda root: more(root, "pump", 1, rate=1))
 case("a section without training clips", 1)(
     lambda root: add(root, "fan/test/section_01_source_test_normal_0000_v_1.wav"))
-case("a machine without training clips", 1)(
-    lambda root: add(root, "pump/test/section_00_source_test_normal_0000_v_1.wav"))
-case("a section of one training clip", 0)(
-    lambda root: add(root, "fan/train/section_01_source_train_normal_0000_v_1.wav"))
 case("an anomaly for training", 1)(
     lambda root: add(root, "fan/train/section_00_source_train_anomaly_0009_v_1.wav"))
 case("a test clip without label", 0)(
     lambda root: add(root, "fan/test/section_00_0009.wav"))
-case("no test clips", 0)(lambda root: shutil.rmtree(root / "fan/test"))
 case("a name that says nothing", 1)(lambda root: add(root, "fan/train/x.wav"))
 case("a pipe", 1)(lambda root: os.mkfifo(root / TRAIN.replace("0000", "0009")))
-case("a circle of links", 0)(lambda root: os.symlink(".", root / "fan/train/circle"))
-case("an archive and an mp3", 0)(
-    lambda root: [(root / name).write_bytes(b"x") for name in ("a.zip", "b.mp3")])
 case("a csv", 0)(lambda root: table(root, []))
 case("a csv with a path outside", 1)(
     lambda root: table(root, ["../x.wav,fan,00,source,train,normal"]))
-case("a csv with a file twice", 1)(
-    lambda root: table(root, [f".//{TRAIN},fan,00,source,train,normal"]))
-case("a csv with a machine type of dots", 1)(
-    lambda root: table(root, [f"{TRAIN},..,00,source,train,normal"]))
-case("a csv with a cell on two lines", 1)(
-    lambda root: table(root, [f'{TRAIN},"a\nb",00,source,train,normal']))
 case("a csv with a missing file", 1)(
     lambda root: table(root, ["gone.wav,fan,00,source,train,normal"]))
-case("a csv with test clips of nobody", 1)(
-    lambda root: table(root, ["fan/test/section_00_source_test_normal_0000_v_1.wav,saw,00,,test,"]))
-case("attributes that hold html", 0)(
-    lambda root: (root / "fan/attributes_00.csv").write_text(
-        f"file_name,d1p,d1v\n{TRAIN},v,0\n"))
-case("attributes of a file outside", 1)(
-    lambda root: (root / "fan/attributes_00.csv").write_text(
-        "file_name,d1p,d1v\n../../etc/passwd.wav,v,1\n"))
 # fmt: on
 
 
@@ -176,22 +145,18 @@ def test_what_validation_passes_training_takes(template, tmp_path, capsys, name)
     assert (tmp_path / "run/results.json").exists()
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
+def test_what_cannot_be_trained_is_said_before_any_work(template, tmp_path, capsys):
+    root = tmp_path / "dev_data"
+    shutil.copytree(template, root)
+    CASES["one class"][0](root)
+    for options, said in (
         (("--system", "prototype"), "1 attribute class among 2 clips"),
-        (("--system", "mobilenet"), "one class to learn"),
         (("--machines", "fna"), "found no machine type fna; expected some of fan. Correct --mach"),
         (("--seeds", "3", "3"), "found one twice"),
         (("--system", "gmm", "features.n_mels=0"), "features.n_mels=0: expected a number in"),
         (("--system", "gmm", "features.n_mel=8"), "did you mean features.n_mels?"),
-    ],
-)
-def test_what_cannot_be_trained_is_said_before_any_work(template, tmp_path, capsys, options, said):
-    root = tmp_path / "dev_data"
-    shutil.copytree(template, root)
-    CASES["one class"][0](root)
-    code, _, err = run(capsys, "train", root, tmp_path / "run", "--preset", "quick", *options)
-    assert code == 1
-    assert said in err
-    assert not (tmp_path / "run").exists()
+    ):
+        code, _, err = run(capsys, "train", root, tmp_path / "run", "--preset", "quick", *options)
+        assert code == 1
+        assert said in err
+        assert not (tmp_path / "run").exists()
