@@ -102,7 +102,7 @@ def test_help_of_train_is_one_screen_and_fields_have_meanings(capsys):
     names = re.findall(r"^  (\S+)=.*\n(.*)", fields, re.M)
     assert "finetune.mix_range" in dict(names)
     assert [name for name, meaning in names if not re.match(r" {6}\S", meaning)] == []
-    assert "prototype" not in shown["spectral-knn"]
+    assert "prototype, preset" not in shown["spectral-knn"]
 
 
 class Parsed(BaseException):

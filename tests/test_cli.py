@@ -1,4 +1,3 @@
-import csv
 import importlib
 import json
 import os
@@ -7,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-import types
 
 import numpy as np
 import pytest
@@ -15,11 +13,9 @@ import pytest
 from asdproto import __version__, cli
 from asdproto.data.dcase import Clip
 from asdproto.data.table import write_table
-from asdproto.errors import DataError
 from asdproto.features import FeatureSettings
 from asdproto.results.official import write_official
 from asdproto.results.run_folder import (
-    ScoredClip,
     read_figures,
     read_results,
     write_config,
@@ -348,184 +344,6 @@ def test_features(run, tmp_path):
     assert re.match(r"error: hop_length.*\n$", err)
 
 
-class Detector:
-    """A stand-in for a trained detector; scoring itself is tested with the systems."""
-
-    sections = (("fan", "00"),)
-
-    def __init__(self):
-        self.calls = {}
-
-    def thresholds(self, contamination=None):
-        self.calls["contamination"] = contamination
-        return {"fan": 0.5}
-
-    def read(self, path, machine_type=None, section=None):
-        if "broken" in path.name:
-            raise DataError(path, "noise", "a recording", "Record it again.")
-        self.calls.setdefault("paths", []).append(path)
-        key = (machine_type or "fan", section or "00")
-        return types.SimpleNamespace(file=path, section=key, features=[range(8)])
-
-    def score_recordings(self, recordings, thresholds):
-        rows = []
-        for recording in recordings:
-            path, (machine, section) = recording.file, recording.section
-            value, limit = (4 - self.calls["paths"].index(path)) / 3.0, thresholds["fan"]
-            rows.append(
-                ScoredClip(
-                    file=str(path),
-                    machine_type=machine,
-                    section=section,
-                    domain="",
-                    state="",
-                    score=value,
-                    percentile=50.0,
-                    threshold=limit,
-                    decision=int(value > limit),
-                    nearest_class="fan 00 source [m-n]_W",
-                    note="",
-                )
-            )
-        return rows
-
-
-@pytest.fixture
-def trained(monkeypatch, tmp_path):
-    detector = Detector()
-
-    def load_run(workdir, name=None):
-        detector.calls.update(workdir=workdir, name=name)
-        return detector
-
-    module = types.ModuleType("asdproto.systems.detector")
-    module.Detector = types.SimpleNamespace(load=load_run)
-    monkeypatch.setitem(sys.modules, "asdproto.systems.detector", module)
-    (tmp_path / "run").mkdir()
-    return detector.calls
-
-
-def test_score_ranks_and_keeps_everything(run, trained, tmp_path):
-    root = collection(tmp_path / "data")
-    one = root / "fan" / "test" / "section_00_source_test_normal_0000_m-n_W.wav"
-    table = tmp_path / "out" / "scores.csv"
-    code, out, _ = run(
-        *("score", tmp_path / "run", one, "--top", 2, root / "fan" / "test"),
-        *("--csv", table, "--section", "07"),
-    )
-    assert code == 0
-    assert (trained["workdir"], trained["name"]) == (tmp_path / "run", None)
-    # The folder's files follow, each once.
-    assert len(trained["paths"]) == 4
-    assert trained["paths"][0] == one
-    lines = out.splitlines()
-    assert len(lines) == 1 + 2 + 1  # one line a recording, whatever the length of its name
-    assert lines[1].split() == [
-        *(str(one), "fan", "07", "1.333", "0.5", "anomaly", "+0.833", "fan", "00"),
-        *("source", "[m-n]_W"),
-    ]
-    assert lines[-1] == "3 of 4 recordings above their threshold, 2 rows not shown"
-    with open(table, newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [float(row["score"]) for row in rows] == [4 / 3, 1.0, 2 / 3, 1 / 3]
-    assert [row["decision"] for row in rows] == ["1", "1", "1", "0"]
-    assert float(rows[3]["margin"]) == 1 / 3 - 0.5
-    assert rows[0]["nearest_class"] == "fan 00 source [m-n]_W"
-
-
-def test_score_in_other_words(run, trained, tmp_path):
-    root = collection(tmp_path / "data") / "fan" / "test"
-    _, out, err = run("score", tmp_path / "run", root, "--sort", "name", "--format", "jsonl")
-    rows = [json.loads(line) for line in out.splitlines()]
-    assert [row["file"] for row in rows] == sorted(map(str, root.iterdir()))
-    assert rows[0]["nearest_class"] == "fan 00 source [m-n]_W"
-    assert "3 of 4 recordings" in err
-    _, out, _ = run("score", tmp_path / "run", root, "--threshold", "0.9", "--format", "csv")
-    assert [row["decision"] for row in csv.DictReader(out.splitlines())] == ["1", "1", "0", "0"]
-    run("score", tmp_path / "run", root, "--contamination", "0.3", "--detector", "knn")
-    assert (trained["contamination"], trained["name"]) == (0.3, "knn")
-
-
-def test_score_fits_a_terminal(trained):
-    from asdproto.commands.score import table_lines
-
-    row = {"file": "x" * 70 + "/0001.wav", "machine_type": "gearbox", "section": "00"}
-    row |= {"score": -12.3456, "threshold": 1e-5, "decision": 1, "margin": -12.3456}
-    row |= {"nearest_class": "gearbox 00 source volt_1.0_wt_50"}
-    for width in (80, 120):
-        lines = table_lines([row], width, color=True)
-        assert [len(line) for line in lines] <= [width, width + len("\x1b[1;31m\x1b[0m")]
-        assert "0001.wav" in lines[1]
-        assert lines[1].startswith("\x1b[1;31m…")
-    assert str(row["file"]) in table_lines([row], None)[1]
-    # Machine type and section stand in the row already, so a pipe has 80 columns for the rest.
-    row["file"] = "new/recording_0001.wav"
-    assert table_lines([row], None)[1].endswith("-12.3  source volt_1.0_wt_50")
-    assert len(table_lines([row], None)[1]) <= 100
-
-
-def test_score_names_what_it_cannot_read_and_scores_the_rest(run, trained, tmp_path):
-    for name in ("a.wav", "broken.wav", "b.wav"):
-        write_wav(tmp_path / name)
-    paths = [tmp_path / name for name in ("a.wav", "broken.wav", "no.wav", "b.wav")]
-    (tmp_path / "file").write_text("")
-    code, out, err = run("score", tmp_path / "run", *paths, "--csv", tmp_path / "file" / "x.csv")
-    assert code == 1
-    # Also where the csv cannot be written, the table stands on the screen.
-    assert len(out.splitlines()) == 1 + 2 + 1
-    assert "no.wav: found no such file" in err
-    assert "broken.wav: found noise" in err
-    assert "file" in err.splitlines()[-1]
-
-
-def test_score_watches_a_folder(run, trained, tmp_path, monkeypatch):
-    from asdproto.commands import score
-
-    folder = tmp_path / "in"
-    folder.mkdir()
-    write_wav(folder / "a.wav")
-    growing = (folder / "a.wav").read_bytes()
-    (folder / "b.wav").write_bytes(growing[:100])
-    looks = []
-
-    def sleep(seconds):
-        looks.append(list(trained.get("paths", [])))
-        if len(looks) == 2:  # it had not changed between two looks, but it has now
-            (folder / "b.wav").write_bytes(growing)
-        if len(looks) == 5:
-            raise KeyboardInterrupt
-
-    (folder / "b.wav").unlink()
-    monkeypatch.setattr(score.time, "sleep", sleep)
-    code, out, _ = run("score", tmp_path / "run", "--watch", folder, "--format", "csv")
-    assert code == 0
-    # Each is scored once, at the look after the one that found it unchanged.
-    assert looks == [
-        [],
-        [folder / "a.wav"],
-        [folder / "a.wav"],
-        *[[folder / "a.wav", folder / "b.wav"]] * 2,
-    ]
-    assert [row["file"] for row in csv.DictReader(out.splitlines())] == [
-        str(folder / "a.wav"),
-        str(folder / "b.wav"),
-    ]
-
-
-def test_score_checks_its_arguments(run, trained, tmp_path):
-    (tmp_path / "empty").mkdir()
-    for arguments, message in (
-        ((tmp_path / "run", tmp_path / "no.wav"), "no.wav: found no such file"),
-        ((tmp_path / "run", tmp_path / "empty"), "empty: found no .wav or .flac file"),
-        ((tmp_path / "run",), "no recording"),
-        ((tmp_path / "norun", tmp_path), "norun: found no such folder"),
-    ):
-        code, _, err = run("score", *arguments)
-        assert code == 1
-        assert message in err
-    assert trained == {}
-
-
 def test_report(run, tmp_path):
     clips = clips_of("fan") + clips_of("valve")
     values = np.random.default_rng(0).normal(size=len(clips))
@@ -554,7 +372,7 @@ def test_one_machine_without_attributes_from_recordings_to_a_report(run, tmp_pat
     assert (code, out) == (1, "")
     assert err.endswith("found no machine type fan; expected some of pump. Correct --machines.\n")
     assert not trained.exists()
-    code, out, _ = run("train", root, trained, "--preset", "quick", "neighbors=2")
+    code, out, _ = run("train", root, trained, "--preset", "quick", "parts.score.neighbors=2")
     assert code == 0
     assert "System:   spectral-knn; 4 clips in 1 attribute class" in out
     written = {}

@@ -152,8 +152,7 @@ def add_on_error(parser: argparse.ArgumentParser) -> None:
         "--on-error",
         choices=("stop", "skip"),
         default="stop",
-        help="list all recordings that cannot be used, and stop; or leave them out, counted on "
-        "screen and listed in the feature store's manifest.json",
+        help="list all recordings that cannot be used, and stop; or leave them out and say so",
     )
 
 

@@ -8,78 +8,84 @@ import dataclasses
 import json
 import math
 import os
+import shlex
 import shutil
+import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from asdproto import signals
 from asdproto.arguments import within
-from asdproto.commands import add_command, add_options, count
+from asdproto.commands import add_command, add_options, program
 from asdproto.config import at_least, strictly_between
-from asdproto.errors import DataError, printable, spreadsheet_cell
+from asdproto.errors import DataError, counted, printable, some
 
 if TYPE_CHECKING:
+    from asdproto.data.dcase import Clip
     from asdproto.results.run_folder import ScoredClip
     from asdproto.systems.detector import Detector
 
-COLUMNS = (
-    "file",
-    "machine_type",
-    "section",
-    "score",
-    "threshold",
-    "decision",
-    "margin",
-    "nearest_class",
-)
 # Recordings whose features are held at once.
 _PIECE = 256
 # And their frames, padded to the longest: half a GB at 128 mel bands.
 _FRAMES = 2**21
-# Seconds between two looks at a watched folder.
-_INTERVAL = 1.0
+# Seconds between two looks at a watched folder, and looks at which a file must be the same.
+_INTERVAL, _LOOKS = 1.0, 5
+_ALARM_SECONDS = 60  # that the command of an alarm may take
+
+# A recording and what a collection says of it, if it says anything.
+Found = tuple[Path, "Clip | None"]
 
 
-def add(subparsers: Any) -> None:
+def add(parsers: dict[str, Any]) -> None:
     """Adds the command."""
     parser = add_command(
-        subparsers,
+        parsers,
         "score",
         score,
         "score recordings with a trained run, the most anomalous first",
-        "Scores recordings with a detector of a finished run, the most anomalous first. Scores\n"
-        "are identical to those computed during training. Machine type and section are read off\n"
-        "names and folders where they follow DCASE Task 2. A recording that cannot be read is\n"
-        "named, the others are scored, and the exit code is 1.",
+        "Scores recordings with a detector of a finished run, the most anomalous first.\n"
+        "Scores are identical to those computed during training. Machine type and section\n"
+        "are those of clips.csv, or of names and the nearest known folder. A recording that\n"
+        "cannot be read is named, the others are scored, and the exit code is 1.",
+        usage=f"{program()} score RUN PATH ... [options]\n"
+        f"       {program()} score RUN --watch FOLDER [options]",
     )
     parser.add_argument("workdir", type=Path, metavar="run", help="folder of the run")
-    parser.add_argument("paths", type=Path, nargs="*", metavar="path", help="recording or folder")
+    parser.add_argument(
+        "paths", type=Path, nargs="*", metavar="path", help="recording, folder, or csv of clips"
+    )
     add_options(
         parser,
-        (
-            "--watch",
-            Path,
-            "FOLDER",
-            "score the recordings in this folder and those to come, until Ctrl-C (default: off)",
-        ),
         (
             "--detector",
             str,
             "NAME",
-            "which of the run's detectors, such as pretrain or knn (default: the run's result)",
+            "of the run, such as pretrain or knn (default: the run's result)",
         ),
-        ("--machine-type", str, "NAME", "of all recordings (default: read off names and folders)"),
-        ("--section", str, "NN", "of all recordings (default: read off names)"),
+        ("--machine-type", str, "NAME", "of all recordings (default: as described above)"),
+        ("--section", str, "NN", "of all recordings (default: as described above)"),
         ("--top", within(int, at_least(1)), "N", "print the first N rows only (default: all)"),
-        ("--csv", Path, "FILE", "write all rows, unrounded, to this file too (default: no file)"),
+        ("--csv", Path, "FILE", "write all rows, unrounded, to this file too (default: none)"),
+        ("--report", Path, "FILE", "write a web page about the recordings (default: none)"),
         (
-            "--report",
+            "--watch",
             Path,
-            "FILE",
-            "write a web page of the most anomalous recordings to this file: spectrogram, player, "
-            "where in time the score comes from (default: no page)",
+            "FOLDER",
+            "score the recordings in this folder and those to come, until Ctrl-C; rows are added "
+            "to --csv, and what is in it already is not scored again (default: off)",
+        ),
+        (
+            "--on-alarm",
+            str,
+            "COMMAND",
+            "with --watch: run COMMAND FILE for every anomaly, with the row as json on its "
+            "standard input (default: none)",
         ),
     )
     parser.add_argument(
@@ -103,24 +109,16 @@ def add(subparsers: Any) -> None:
         "--contamination",
         type=within(float, strictly_between(0, 1)),
         metavar="P",
-        help="share of normal clips that may be called anomalies, in (0, 1); sets the threshold "
-        "from the training clips' scores (default: as trained, 0.1 unless changed)",
+        help="share of normal clips that may be called anomalies (default: as trained)",
     )
 
 
 def score(arguments: argparse.Namespace) -> int:
     """Scores recordings; 1 where one could not be."""
     workdir = arguments.workdir
-    if not workdir.is_dir():
-        raise DataError(workdir, "no such folder", "the folder of a run", "Check the path.")
-    if bool(arguments.paths) == bool(arguments.watch):
-        found = "recordings and --watch" if arguments.watch else "no recording"
-        expected = "recordings or folders, or --watch FOLDER"
-        raise DataError("the command", found, expected, "Give one of the two.")
-    if arguments.watch and arguments.report:
-        raise DataError("the command", "--watch and --report", "one of them", "Leave one out.")
-    paths, failed = _recordings(arguments.paths)
-    if failed and not paths:
+    _check_usage(arguments)
+    recordings, failed = find_recordings(arguments.paths)
+    if failed and not recordings:
         raise failed[0]
     from asdproto.training.devices import use_compilation_cache
 
@@ -128,239 +126,385 @@ def score(arguments: argparse.Namespace) -> int:
     from asdproto.systems.detector import Detector
 
     detector = Detector.load(workdir, arguments.detector)
-    thresholds = _thresholds(detector, arguments)
+    scorer = _Scorer(detector, arguments)
     if arguments.watch is not None:
-        return _watch(detector, thresholds, arguments)
-    rows, errors = score_paths(detector, paths, thresholds, arguments)
+        return _watch(scorer, arguments)
+    rows, errors = scorer.score(recordings)
     failed += errors
-    rows.sort(key=lambda row: row["file"] if arguments.sort == "name" else -row["score"])
+    rows.sort(key=lambda row: row.file if arguments.sort == "name" else -row.score)
+    # Files first: whatever happens to the screen, they are written; and the screen all the same.
+    if arguments.csv is not None:
+        failed += _attempt(lambda: write_csv(arguments.csv, rows))
     shown = rows if arguments.top is None else rows[: arguments.top]
     print_rows(shown, arguments.format)
-    # The table first: whatever happens to the file, it is not lost.
-    left_out = f", {count(len(rows) - len(shown), 'row')} not shown" if shown != rows else ""
+    left_out = f", {counted(len(rows) - len(shown), 'row')} not shown" if shown != rows else ""
     _say(_summary(rows) + left_out, arguments.format)
-    for error in failed:
-        print(f"error: {error}", file=sys.stderr)
-    if arguments.csv is not None:
-        write_csv(arguments.csv, rows)
+    for line in scorer.limits({row.machine_type for row in rows}):
+        _say(line, arguments.format)
+    _print_notes(rows)
     if arguments.report is not None and rows:
         from asdproto.commands.scored_page import write_scored_page
 
-        write_scored_page(arguments.report, workdir, detector.name_, rows)
-        _say(f"written: {arguments.report}", arguments.format)
+        failed += _attempt(
+            lambda: write_scored_page(arguments.report, workdir, detector.name_, rows)
+        )
+    for error in failed:
+        _complain(error)
     return 1 if failed else 0
 
 
-def score_paths(
-    detector: Detector,
-    paths: Sequence[Path],
-    thresholds: Mapping[str, float],
-    arguments: argparse.Namespace,
-) -> tuple[list[dict[str, Any]], list[Exception]]:
-    """Rows of the recordings that can be scored, and the errors of the others."""
-    rows: list[dict[str, Any]] = []
+def _check_usage(arguments: argparse.Namespace) -> None:
+    remedy = "See score --help."
+    if not arguments.workdir.is_dir():
+        raise DataError(arguments.workdir, "no such folder", "the folder of a run", "Check it.")
+    if bool(arguments.paths) == bool(arguments.watch):
+        found = "recordings and --watch" if arguments.watch else "no recording"
+        raise DataError("the command", found, "recordings, or --watch FOLDER", remedy)
+    if arguments.watch and arguments.report:
+        raise DataError("the command", "--watch and --report", "one of them", remedy)
+    if arguments.on_alarm and not arguments.watch:
+        raise DataError("the command", "--on-alarm alone", "--watch with it", remedy)
+    if arguments.csv is not None and arguments.csv == arguments.report:
+        raise DataError("the command", "one file for --csv and --report", "two", remedy)
+
+
+def _attempt(write: Callable[[], Any]) -> list[Exception]:
+    try:
+        write()
+    except (DataError, OSError) as error:
+        return [error]
+    return []
+
+
+def _complain(error: Exception) -> None:
+    from asdproto.commands import message
+
+    print(f"error: {printable(message(error))}", file=sys.stderr)
+
+
+class _Scorer:
+    """A detector with the options of the command."""
+
+    def __init__(self, detector: Detector, arguments: argparse.Namespace):
+        self._detector, self._threshold = detector, arguments.threshold
+        self._machine_type, self._section = arguments.machine_type, arguments.section
+        self._limits = detector.limits(arguments.contamination)
+
+    def score(self, recordings: Iterable[Found]) -> tuple[list[ScoredClip], list[Exception]]:
+        """Rows of the recordings that can be scored, and the errors of the others."""
+        thresholds = {machine: one.threshold for machine, one in self._limits.items()}
+        if self._threshold is not None:
+            thresholds = dict.fromkeys(thresholds, self._threshold)
+        rows: list[ScoredClip] = []
+        errors: list[Exception] = []
+        read: list[Any] = []
+        longest = 0
+        for path, clip in recordings:
+            signals.check()
+            try:
+                recording = self._read(path, clip)
+            except DataError as error:
+                errors.append(error)
+                continue
+            frames = max(len(array) for array in recording.features)
+            longest = max(longest, frames)
+            if len(read) == _PIECE or longest * (len(read) + 1) > _FRAMES:
+                rows += self._detector.score_recordings(read, thresholds)
+                read, longest = [], frames
+            read.append(recording)
+        return rows + self._detector.score_recordings(read, thresholds), errors
+
+    def _read(self, path: Path, clip: Clip | None) -> Any:
+        """Features of a recording; what a collection says of it holds where it is known here."""
+        known = self._detector.sections
+        machine, section = self._machine_type, self._section
+        if clip is not None and machine is None and clip.machine_type in dict(known):
+            machine = clip.machine_type
+            if section is None and (machine, clip.section) in known:
+                section = clip.section
+        recording = self._detector.read(path, machine_type=machine, section=section)
+        if clip is None:
+            return recording
+        told = dataclasses.replace(recording.clip, domain=clip.domain, state=clip.state)
+        return recording._replace(clip=told)
+
+    def limits(self, machines: Iterable[str]) -> list[str]:
+        """What the limit of each machine type rests on, a line each."""
+        lines = []
+        for machine in sorted(machines):
+            limit = self._limits[machine]
+            if self._threshold is None:
+                where = f"limit {limit.threshold:.4g} of {self._detector.name_}, above it"
+                clips = counted(limit.clips, "held-out normal clip")
+                lines.append(f"{printable(machine)}: {where} {100 * limit.above:.3g} % of {clips}")
+                if limit.caution:
+                    lines[-1] += f"; caution: {limit.caution}"
+        return lines
+
+
+def find_recordings(paths: Sequence[Path]) -> tuple[list[Found], list[Exception]]:
+    """The recordings among the paths, below folders and in tables; errors of those without any."""
+    from asdproto.data.collection import read_collection
+
+    recordings: dict[Path, Clip | None] = {}
     errors: list[Exception] = []
-    read: list[Any] = []
-    longest = 0
     for path in paths:
-        try:
-            recording = detector.read(
-                path, machine_type=arguments.machine_type, section=arguments.section
-            )
-        except DataError as error:
-            errors.append(error)
-            continue
-        frames = max(len(array) for array in recording.features)
-        longest = max(longest, frames)
-        if len(read) == _PIECE or longest * (len(read) + 1) > _FRAMES:
-            rows += map(_as_row, detector.score_recordings(read, thresholds))
-            read, longest = [], frames
-        read.append(recording)
-    rows += map(_as_row, detector.score_recordings(read, thresholds))
-    return rows, errors
-
-
-def _as_row(clip: ScoredClip) -> dict[str, Any]:
-    return {**dataclasses.asdict(clip), "margin": clip.score - clip.threshold}
-
-
-def _thresholds(detector: Detector, arguments: argparse.Namespace) -> dict[str, float]:
-    if arguments.threshold is not None:
-        return {machine: arguments.threshold for machine, _ in detector.sections}
-    return detector.thresholds(arguments.contamination)
-
-
-def _recordings(paths: Sequence[Path]) -> tuple[list[Path], list[Exception]]:
-    """The files among the paths and below the folders among them; errors of paths without any."""
-    from asdproto.data.collection import walk
-
-    files: list[Path] = []
-    errors: list[Exception] = []
-    for path in paths:
-        if os.path.isdir(path):
-            audio, _, unread = walk(path)
-            below = [path / name for name in audio]
-            files += below
-            errors += [
-                DataError(path / error.file, error.found, error.expected, error.remedy)
-                for error in unread
-            ]
-            if not below and not unread:
-                errors.append(
-                    DataError(path, "no .wav or .flac file", "recordings", "Check the path.")
-                )
+        if os.path.isdir(path) or path.suffix.lower() == ".csv":
+            try:
+                collection = read_collection(path, labels=False)
+            except DataError as error:
+                errors.append(error)
+                continue
+            clips = {clip.path: clip for clip in collection.clips}
+            # Where there is no csv, any name will do.
+            names = list(clips) if collection.layout == "csv" else list(collection.stamps)
+            for name in names:
+                file = collection.root / name
+                recordings[file] = recordings.get(file) or clips.get(name)
+            errors += [error for error in collection.errors if error.file not in names]
         elif os.path.lexists(path):
-            files.append(path)
+            recordings.setdefault(path, None)
         else:
-            errors.append(
-                DataError(path, "no such file", "a recording or a folder", "Check the path.")
-            )
-    return list(dict.fromkeys(files)), errors
+            found, expected = "no such file", "a recording or a folder"
+            errors.append(DataError(path, found, expected, "Check the path."))
+    return list(recordings.items()), errors
 
 
 # --- watching
 
 
-def arrivals(folder: Path, interval: float = _INTERVAL) -> Iterator[list[Path]]:
+def arrivals(folder: Path, scored: Mapping[str, str]) -> Iterator[list[Path]]:
     """New recordings in and below a folder as they are complete, possibly none, forever.
 
-    A file is taken for complete when its size and time have stayed the same from one look to the
-    next, ``interval`` seconds later. A file that changes later comes again.
+    A file is taken for complete when its size and time have stayed the same for five looks, a
+    second apart. A file that changes later comes again.
+
+    Args:
+      folder: The folder.
+      scored: Path of what is scored already -> time of that file.
     """
     from asdproto.data.collection import walk
 
-    seen: dict[Path, tuple[int, int]] = {}
-    given: dict[Path, tuple[int, int]] = {}
+    looks: dict[Path, tuple[Any, int]] = {}  # stamp, and how many looks have seen it
     while True:
-        now = {folder / name: stamp for name, stamp in walk(folder)[0].items()}
-        ready = [p for p, state in now.items() if seen.get(p) == state and given.get(p) != state]
-        given |= {path: now[path] for path in ready}
-        seen = now
-        yield ready
-        time.sleep(interval)
+        before, looks = looks, {}
+        for name, stamp in walk(folder)[0].items():
+            path = folder / name
+            last, count = before.get(path, (None, 0))
+            looks[path] = stamp, count + 1 if stamp == last else 1
+        ready = [path for path, (_, count) in looks.items() if count == _LOOKS]
+        yield [path for path in ready if scored.get(printable(str(path))) != time_of(path)]
+        _pause()
 
 
-def _watch(
-    detector: Detector, thresholds: Mapping[str, float], arguments: argparse.Namespace
-) -> int:
-    rows: list[dict[str, Any]] = []
-    failures = 0
-    if arguments.format == "table":
-        print(f"watching {arguments.watch}; Ctrl-C ends", file=sys.stderr)
+def _pause() -> None:
+    time.sleep(_INTERVAL)
+
+
+def time_of(path: Path) -> str:
+    """When a file was written, as rows of a watched folder say it; ``""`` where it is gone."""
     try:
-        for paths in arrivals(arguments.watch):
-            new, errors = score_paths(detector, paths, thresholds, arguments)
+        seconds = path.stat().st_mtime
+    except OSError:
+        return ""
+    return datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="milliseconds")
+
+
+def _watch(scorer: _Scorer, arguments: argparse.Namespace) -> int:
+    scored = {} if arguments.csv is None else _continued(arguments.csv)
+    rows: list[ScoredClip] = []
+    if arguments.format == "table":
+        print(f"watching {printable(str(arguments.watch))}; Ctrl-C ends", file=sys.stderr)
+    try:
+        for paths in arrivals(arguments.watch, scored):
+            times = {str(path): time_of(path) for path in paths}
+            recordings, _ = find_recordings(paths)
+            new, errors = scorer.score(recordings)
             if new:
-                print_rows(new, arguments.format, head=not rows)
-                sys.stdout.flush()
-                rows += new
+                timed = [(times[row.file], row) for row in new]
                 if arguments.csv is not None:
-                    write_csv(arguments.csv, rows)
+                    _append(arguments.csv, timed)
+                print_rows(new, arguments.format, head=not rows, times=times)
+                sys.stdout.flush()
+                _print_notes(new)
+                rows += new
+                for row in new:
+                    if row.decision and arguments.on_alarm:
+                        _alarm(arguments.on_alarm, times[row.file], row)
             for error in errors:
-                print(f"error: {error}", file=sys.stderr)
-            failures += len(errors)
-    except KeyboardInterrupt:
-        _say(f"\n{_summary(rows)}", arguments.format)
-    return 1 if failures else 0
+                _complain(error)
+    except KeyboardInterrupt as stop:
+        raise signals.Stopped(signals.code(stop) - 128, _summary(rows)) from None
+    return 0
+
+
+def _continued(path: Path) -> dict[str, str]:
+    """File and time of the rows that a csv of a watched folder holds already."""
+    from asdproto.errors import plain_cell
+    from asdproto.files import csv_text, read_csv, write_atomically, write_output
+
+    columns = _columns(times=True)
+    if path.exists() and not path.is_file():  # a pipe or a device keeps nothing
+        return {}
+    if not path.exists() or not path.stat().st_size:
+        write_output(path, csv_text([columns]))
+        return {}
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if not whole.startswith(csv_text([columns]).encode()):
+        remedy = "Choose another file for --csv."
+        raise DataError(path, "other columns", "a csv that --watch has written", remedy)
+    if whole != content:  # a kill has cut the last row
+        write_atomically(path, whole)
+    return {plain_cell(cells[1]): cells[0] for _, cells in read_csv(path, escaped=False)[1:]}
+
+
+def _append(path: Path, rows: Sequence[tuple[str, ScoredClip]]) -> None:
+    from asdproto.files import append, csv_text
+    from asdproto.results.run_folder import csv_cells
+
+    append(path, csv_text([when, *csv_cells(row)] for when, row in rows))
+
+
+def _alarm(command: str, when: str, row: ScoredClip) -> None:
+    """Runs a person's command; whatever becomes of it, watching goes on."""
+    text = json.dumps({"time": when, **dataclasses.asdict(row)})
+    try:
+        words = [*shlex.split(command), row.file]
+        subprocess.run(words, input=text, text=True, timeout=_ALARM_SECONDS, check=True)
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        print(f"note: --on-alarm: {printable(str(error))}", file=sys.stderr)
 
 
 # --- writing
 
 
-def print_rows(rows: Sequence[Mapping[str, Any]], format_: str, *, head: bool = True) -> None:
-    """Prints scored recordings in a ``--format``, one line each, below the titles if ``head``."""
+def _columns(*, times: bool = False) -> list[str]:
+    from asdproto.results.run_folder import COLUMNS
+
+    return [*(["time"] if times else []), *COLUMNS]
+
+
+def write_csv(path: Path, rows: Sequence[ScoredClip]) -> None:
+    """Writes scored recordings, with all digits, to a file that a person has named."""
+    from asdproto.files import csv_text, write_output
+    from asdproto.results.run_folder import csv_cells
+
+    write_output(path, csv_text([_columns(), *map(csv_cells, rows)]))
+
+
+def print_rows(
+    rows: Sequence[ScoredClip],
+    format_: str,
+    *,
+    head: bool = True,
+    times: Mapping[str, str] | None = None,
+) -> None:
+    """Prints scored recordings in a ``--format``, one line each, below the titles if ``head``.
+
+    ``times`` says when each file was written, where that is asked for.
+    """
     if format_ == "jsonl":
         for row in rows:
-            print(json.dumps({**row, "nearest_class": row["nearest_class"] or None}))
+            when = {} if times is None else {"time": times[row.file]}
+            print(json.dumps({**when, **dataclasses.asdict(row)}))
     elif format_ == "csv":
-        csv.writer(sys.stdout, lineterminator="\n").writerows(_csv_rows(rows, head=head))
+        from asdproto.results.run_folder import csv_cells
+
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        if head:
+            writer.writerow(_columns(times=times is not None))
+        for row in rows:
+            writer.writerow([*([] if times is None else [times[row.file]]), *csv_cells(row)])
     else:
         terminal = sys.stdout.isatty()
         width = shutil.get_terminal_size().columns if terminal else None
-        for line in table_lines(rows, width, head=head, color=terminal and not _no_color()):
+        color = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        for line in table_lines(rows, width, head=head, color=color, times=times):
             print(line)
 
 
 def table_lines(
-    rows: Sequence[Mapping[str, Any]], width: int | None, *, head: bool = True, color: bool = False
+    rows: Sequence[ScoredClip],
+    width: int | None,
+    *,
+    head: bool = True,
+    color: bool = False,
+    times: Mapping[str, str] | None = None,
 ) -> list[str]:
     """A table of one line a recording, below the titles if ``head``, anomalies red if ``color``.
 
-    Long names lose their beginning to fit the width, in columns; ``None`` cuts nothing.
+    Long names lose their beginning to fit the width, in columns, as long as they can still be told
+    apart; ``None`` cuts nothing.
     """
-    titles = ("file", "machine", "sec", "score", "limit", "decision", "margin", "nearest class")
-    cells = [
-        (
-            printable(str(row["file"])),
-            row["machine_type"],
-            row["section"],
-            f"{row['score']:.4g}",
-            f"{row['threshold']:.4g}",
-            "anomaly" if row["decision"] else "normal",
-            f"{row['margin']:+.3g}",
-            _beyond_section(row),
-        )
-        for row in rows
-    ]
-    kept = [index for index in range(len(titles)) if index < 7 or any(line[7] for line in cells)]
-    sizes = [max(len(line[index]) for line in [titles, *cells]) for index in range(len(titles))]
+    columns = {
+        "time": [] if times is None else [times[row.file][:19] for row in rows],
+        "file": [printable(row.file) for row in rows],
+        "machine": [printable(row.machine_type) for row in rows],
+        "sec": [printable(row.section) for row in rows],
+        "score": [f"{row.score:.4g}" for row in rows],
+        "limit": [f"{row.threshold:.4g}" for row in rows],
+        "decision": ["anomaly" if row.decision else "normal" for row in rows],
+        "pct": [f"{row.percentile:.0f}" for row in rows],
+        "nearest class": [printable(_beyond_section(row)) for row in rows],
+    }
+    columns = {title: texts for title, texts in columns.items() if any(texts)}
+    sizes = {title: max(map(len, [title, *texts])) for title, texts in columns.items()}
     if width is not None:
-        spare = width - sum(sizes[index] for index in kept) - 2 * (len(kept) - 1)
-        for index, least in ((7, 13), (0, 16), (1, 7)):
-            if spare < 0 and index in kept:
-                cut = min(-spare, max(0, sizes[index] - least))
-                sizes[index] -= cut
-                spare += cut
+        spare = width - sum(sizes.values()) - 2 * (len(columns) - 1)
+        for title, least in (("nearest class", 13), ("file", 16), ("machine", 7)):
+            if spare < 0 and title in columns:
+                wanted = max(least, sizes[title] + spare)
+                size = next(
+                    size
+                    for size in range(min(wanted, sizes[title]), sizes[title] + 1)
+                    if _are_told_apart(columns[title], size)
+                )
+                spare += sizes[title] - size
+                sizes[title] = size
     lines = []
-    red = [False, *(color and row["decision"] for row in rows)]
-    for line, is_red in zip([titles, *cells], red, strict=True):
+    red = [False, *(color and bool(row.decision) for row in rows)]
+    for index, is_red in enumerate(red):
         parts = []
-        for index in kept:
-            text = _shortened(line[index], sizes[index])
-            right = index in (3, 4, 6)
-            parts.append(text.rjust(sizes[index]) if right else text.ljust(sizes[index]))
-        text = "  ".join(parts).rstrip()
-        lines.append(f"\x1b[1;31m{text}\x1b[0m" if is_red else text)
+        for title, texts in columns.items():
+            text = _shortened(texts[index - 1] if index else title, sizes[title])
+            right = title in ("score", "limit", "pct")
+            parts.append(text.rjust(sizes[title]) if right else text.ljust(sizes[title]))
+        line = "  ".join(parts).rstrip()
+        lines.append(f"\x1b[1;31m{line}\x1b[0m" if is_red else line)
     return lines if head else lines[1:]
 
 
-def _beyond_section(row: Mapping[str, Any]) -> str:
-    """A row's nearest class without the machine type and section that stand in the row."""
-    return (row["nearest_class"] or "").removeprefix(f"{row['machine_type']} {row['section']} ")
+def _are_told_apart(texts: Sequence[str], size: int) -> bool:
+    different = set(texts)
+    return len({_shortened(text, size) for text in different}) == len(different)
 
 
 def _shortened(text: str, size: int) -> str:
     return text if len(text) <= size else "…" + text[len(text) - size + 1 :]
 
 
-def _no_color() -> bool:
-    return bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+def _beyond_section(row: ScoredClip) -> str:
+    """A row's nearest class without the machine type and section that stand in the row."""
+    return row.nearest_class.removeprefix(f"{row.machine_type} {row.section}").strip()
 
 
-def _summary(rows: Sequence[Mapping[str, Any]]) -> str:
-    anomalies = sum(row["decision"] for row in rows)
-    return f"{anomalies} of {count(len(rows), 'recording')} above their threshold"
+def _print_notes(rows: Sequence[ScoredClip]) -> None:
+    """What is odd about recordings; what several share is one line."""
+    files = defaultdict(list)
+    for row in rows:
+        for note in filter(None, row.note.split("; ")):
+            files[note].append(row.file)
+    for note, names in files.items():
+        text = f"{counted(len(names), 'recording')}: {note} ({some(names)})"
+        print(f"note: {printable(text)}", file=sys.stderr)
+
+
+def _summary(rows: Sequence[ScoredClip]) -> str:
+    anomalies = sum(row.decision for row in rows)
+    return f"{anomalies} of {counted(len(rows), 'recording')} above their threshold"
 
 
 def _say(text: str, format_: str) -> None:
     """Prints a sentence where it does not disturb the data."""
     print(text, file=sys.stdout if format_ == "table" else sys.stderr)
-
-
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes scored recordings, with all digits, so that the file is whole or not there."""
-    from asdproto.files import csv_text, write_output
-
-    write_output(path, csv_text(_csv_rows(rows)))
-
-
-def _csv_rows(rows: Sequence[Mapping[str, Any]], *, head: bool = True) -> Iterator[Sequence[Any]]:
-    if head:
-        yield COLUMNS
-    for row in rows:
-        cells = dict(row)
-        for name in ("file", "machine_type", "section", "nearest_class"):
-            cells[name] = spreadsheet_cell(cells[name])
-        for name in ("score", "threshold", "margin"):
-            cells[name] = float(row[name])
-        yield [cells[name] for name in COLUMNS]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
+import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asdproto.arguments import Parser, within
 from asdproto.commands import add_command, add_options, program
 from asdproto.commands.data import add_on_error
-from asdproto.config import at_least, between, nearest
+from asdproto.config import at_least, between, nearest, strictly_between
 from asdproto.errors import printable
 from asdproto.systems import KINDS, PRESETS, YARDSTICKS
 
@@ -75,6 +77,25 @@ def add_arguments(parser: Parser, kind: str | None = None) -> None:
     )
     parser.add_argument(
         "--machines", nargs="+", metavar="TYPE", help="machine types to keep (default: all)"
+    )
+    parser.add_argument(
+        "--machine", metavar="NAME", help="type of all recordings (default: what folders say)"
+    )
+    parser.add_argument(
+        "--contamination",
+        type=within(float, strictly_between(0, 1)),
+        metavar="P",
+        help="share of normal clips that may be called anomalies (default: 0.1)",
+    )
+    parser.add_argument(
+        "--encoder",
+        metavar="PATH",
+        help="package.module:Class of a flax module (default: ResNet)",
+    )
+    parser.add_argument(
+        "--retrain",
+        action="store_true",
+        help="replace a run of other recordings or settings",
     )
     parser.add_argument(
         "--features",
@@ -175,17 +196,18 @@ def _run(arguments: argparse.Namespace) -> int:
     data, workdir = arguments.data, arguments.workdir
     seeds, machines = arguments.seeds, arguments.machines
     read = functools.cache(lambda: _read(arguments))  # only process 0 needs the recordings
-    kind = arguments.system or alone(lambda: _choose(read()[1], console))
+    kind = arguments.system or ("prototype" if arguments.encoder else None)
+    kind = kind or alone(lambda: _choose(read()[1], console))
     name = arguments.preset
     if name is None:
         devices = start_devices(arguments)
         name = "small" if devices.local[0].platform == "cpu" else "paper"
-    system = override(preset(kind, name), arguments.overrides)
+    system = _with_options(override(preset(kind, name), arguments.overrides), arguments)
     if len(set(seeds)) < len(seeds):
         raise ConfigError("--seeds: found one twice; expected different ones")
     command = asked(system, seeds, machines)
     agree_on(command, workdir)
-    if alone(lambda: _is_finished(workdir, command, system, console)):
+    if alone(lambda: _is_finished(arguments, command, system, read()[2], console)):
         return 0
     devices = devices or start_devices(arguments)
     chosen = "" if arguments.preset else ", chosen for this device; --preset changes it"
@@ -204,7 +226,15 @@ def _run(arguments: argparse.Namespace) -> int:
         save_seconds=arguments.save_seconds,
     )
     root = _root(data)
-    results = train_run(system, store, options, seeds=seeds, machines=machines, root=root)
+    results = train_run(
+        system,
+        store,
+        options,
+        seeds=seeds,
+        machines=machines,
+        root=root,
+        collection=read()[2] if is_main() else None,
+    )
     if is_main():
         results = {**results, "preset": name}
         finish(workdir, results, console)
@@ -216,15 +246,79 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _is_finished(workdir: Path, command: dict[str, Any], system: Any, console: Console) -> bool:
+def _with_options(system: Any, arguments: argparse.Namespace) -> Any:
+    """The system with what options of their own say of it."""
+    from asdproto.config import ConfigError, override
+    from asdproto.systems import load_path
+
+    if arguments.contamination is not None:
+        field = "score.quantile" if hasattr(system, "score") else "quantile"
+        system = override(system, [f"{field}={round(1 - arguments.contamination, 12)}"])
+    if arguments.encoder is not None:
+        if not hasattr(system, "encoder"):
+            raise ConfigError(f"--encoder: {system.kind} has none; expected --system prototype")
+        module = load_path(arguments.encoder)()
+        encoder = dataclasses.replace(system.encoder, module=module)
+        system = dataclasses.replace(system, encoder=encoder)
+    return system
+
+
+def _is_finished(
+    arguments: argparse.Namespace,
+    command: dict[str, Any],
+    system: Any,
+    identity: Mapping[str, Sequence[int]],
+    console: Console,
+) -> bool:
     """Whether the work folder holds this run, trained, which is then scored or only reported."""
+    from asdproto.errors import DataError
     from asdproto.systems.run import check_same_run
 
-    changed = check_same_run(workdir, command, but=("system.score.",))
+    workdir = arguments.workdir
+    try:
+        changed = check_same_run(workdir, command, but=("system.score.",))
+        _check_same_clips(workdir, identity)
+    except DataError:
+        if not arguments.retrain:
+            raise
+        _remove_run(workdir)
+        return False
     if changed and (workdir / "results.json").exists():
         _rescore(workdir, system, console)
         return True
     return report_if_finished(workdir, console)
+
+
+def _check_same_clips(workdir: Path, identity: Mapping[str, Sequence[int]]) -> None:
+    """Refuses a work folder whose run was trained on other recordings."""
+    from asdproto.data.identity import changes
+    from asdproto.errors import DataError
+    from asdproto.results.run_folder import read_config
+
+    before = read_config(workdir).get("collection") if (workdir / "config.json").exists() else None
+    changed = "" if before is None else changes(before, identity)
+    if changed:
+        raise DataError(
+            workdir,
+            f"a run of other recordings: {changed}",
+            "the recordings that it was trained on",
+            "Train anew with --retrain, or name another run folder.",
+        )
+
+
+def _remove_run(workdir: Path) -> None:
+    """Removes what a run has left but its features; its configuration last, which says whose."""
+    from asdproto.data.store import is_store
+    from asdproto.files import locked
+    from asdproto.systems.run import LOCK
+
+    with locked(workdir, LOCK):
+        for name in ("results.json", "report.html", "metrics.jsonl"):
+            (workdir / name).unlink(missing_ok=True)
+        for name in ("scores", "checkpoints", "features"):
+            if name != "features" or is_store(workdir / name):
+                shutil.rmtree(workdir / name, ignore_errors=True)
+        (workdir / "config.json").unlink(missing_ok=True)
 
 
 def _check_clips(clips: Sequence[Clip], system: Any) -> None:
@@ -252,22 +346,33 @@ def _choose(clips: Sequence[Clip], console: Console) -> str:
     return kind
 
 
-def _read(arguments: argparse.Namespace) -> tuple[Collection | Path, list[Clip]]:
-    """A collection, or the folder of a feature store; and its clips of the chosen machine types."""
+def _read(
+    arguments: argparse.Namespace,
+) -> tuple[Collection | Path, list[Clip], dict[str, list[int]]]:
+    """A collection, or the folder of a feature store; its clips to train on, and their identity."""
     from asdproto.data.collection import check_machines, read_collection
     from asdproto.data.store import is_store, open_store
+    from asdproto.errors import DataError
 
     data, machines = arguments.data, arguments.machines
     source: Collection | Path = data
     if is_store(data):
-        clips = open_store(data).clips
+        store = open_store(data)
+        clips, identity = store.clips, store.identity()
+    elif not data.exists() and (arguments.workdir / "config.json").exists():
+        expected = f"the recordings that {arguments.workdir} was trained on"
+        remedy = f"Correct the path; {program()} report {arguments.workdir} needs none."
+        raise DataError(data, "nothing", expected, remedy)
     else:
-        source = read_collection(data)
+        source = read_collection(data, labels=arguments.machine is None)
+        if arguments.machine is not None:
+            source = source.of_machine(arguments.machine)
         if arguments.on_error == "stop":
             source.check()
-        clips = source.usable()
+        clips, identity = source.usable(), source.identity()
     check_machines(data, clips, machines)
-    return source, [clip for clip in clips if machines is None or clip.machine_type in machines]
+    clips = [clip for clip in clips if machines is None or clip.machine_type in machines]
+    return source, clips, {clip.path: identity[clip.path] for clip in clips}
 
 
 def _root(data: Path) -> Path | None:

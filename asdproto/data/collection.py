@@ -7,7 +7,7 @@ import os
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -88,6 +88,18 @@ class Collection:
           compares two.
         """
         return identity_of(self.clips, [self.stamps[clip.path] for clip in self.clips])
+
+    def of_machine(self, machine_type: str) -> "Collection":
+        """The same recordings, all of one machine type; sections and labels are checked anew.
+
+        Raises:
+          DataError: It is no name of a machine type.
+        """
+        if fault := name_fault(machine_type):
+            raise DataError("--machine", quoted(machine_type), fault, "Choose another name.")
+        clips = [Clip(clip.path, machine_type, *facts_of(clip)[1:]) for clip in self.clips]
+        problems = [*self.problems, *label_problems(clips)]
+        return replace(self, clips=clips, problems=problems)
 
     def summary(self) -> str:
         """What the recordings were taken for, in two lines for people."""

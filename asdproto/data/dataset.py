@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -106,6 +106,8 @@ class Dataset:
       classes: The attribute classes, sorted.
       mean: float64, shape ``[mels]``, over all training frames.
       std: float64, shape ``[mels]``, their standard deviation.
+      audio: Machine type -> what its training recordings have in common, as
+        :func:`asdproto.audio_info.audio_statistics` says it; empty where nothing is known.
     """
 
     train: ClipArrays
@@ -116,6 +118,7 @@ class Dataset:
     classes: list
     mean: np.ndarray
     std: np.ndarray
+    audio: Mapping[str, Mapping[str, Sequence[float]]] = dataclasses.field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:
@@ -212,6 +215,7 @@ def prepare(
         classes=classes,
         mean=mean,
         std=std,
+        audio=store.audio_statistics(),
     )
 
 

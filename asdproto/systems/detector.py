@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from asdproto.audio_info import AudioInfo, compare_with_training
 from asdproto.config import ConfigError, override, to_dict
 from asdproto.data.dataset import ClipArrays, Dataset, section_keys
 from asdproto.data.dcase import Clip, parse_name
@@ -86,6 +87,8 @@ class Detector:
       name_: Of the detector in a run.
       train_clips_: Path, machine type and section of each training clip.
       dtype_: Of stored features; recordings are rounded to it before they are scored.
+      audio_: Machine type -> what its training recordings have in common, as
+        :func:`asdproto.audio_info.audio_statistics` says it.
     """
 
     members_: list[Member]
@@ -94,6 +97,7 @@ class Detector:
     name_: str
     train_clips_: list[tuple[str, str, str]]
     dtype_: str
+    audio_: dict[str, Any]
 
     def __init__(
         self,
@@ -166,7 +170,7 @@ class Detector:
         options = self._options(system, clips, sources, seeds)
         store = memory_store(
             clips,
-            lambda index: features_of(sources[index], index, rate, system.features)[0],
+            lambda index: features_of(sources[index], index, rate, system.features),
             system.features,
         )
         data = prepare_for(system, store)
@@ -206,6 +210,7 @@ class Detector:
             members=members,
             train_clips=facts_of(data.train_clips),
             dtype=str(data.train.features.dtype),
+            audio=data.audio,
         )
 
     def restore(
@@ -217,12 +222,13 @@ class Detector:
         members: Sequence[Member],
         train_clips: Sequence[tuple[str, str, str]],
         dtype: str,
+        audio: Mapping[str, Any],
         limits: Mapping[str, Limit] | None = None,
     ) -> None:
         """Takes what was fitted before; ``limits`` are those of the parameter contamination."""
         self.kind_, self.settings_ = kind, dict(settings)
         self.name_, self.members_, self.dtype_ = name, list(members), dtype
-        self.train_clips_ = list(train_clips)
+        self.train_clips_, self.audio_ = list(train_clips), dict(audio)
         self._decision_scores: np.ndarray | None = None
         self._limits = {} if limits is None else {self._quantile(): dict(limits)}
 
@@ -286,7 +292,7 @@ class Detector:
         for index, source in enumerate(sources):
             clip = self.clip_of(name_of(source, index), machines[index], numbers[index])
             found = [features_of(source, index, rate, one) for one in self.settings]
-            recordings.append(Recording(clip, tuple(one for one, _ in found), found[0][1]))
+            recordings.append(self._recording(clip, found))
         return self.score_recordings(recordings)
 
     def read(
@@ -304,9 +310,14 @@ class Detector:
           DataError: It cannot be read, or it is not known which section it belongs to.
         """
         clip = self.clip_of(str(path), machine_type, section)
-        found = [file_features(path, settings) for settings in self.settings]
-        note = "; ".join(found[0][1].notes(self.settings[0].sample_rate))
-        return Recording(clip, tuple(one for one, _ in found), note)
+        return self._recording(clip, [file_features(path, one) for one in self.settings])
+
+    def _recording(
+        self, clip: Clip, found: Sequence[tuple[np.ndarray, AudioInfo | None]]
+    ) -> Recording:
+        info, usual = found[0][1], self.audio_.get(clip.machine_type, {})
+        note = "" if info is None else "; ".join(compare_with_training(info, usual))
+        return Recording(clip, tuple(features for features, _ in found), note)
 
     def score_recordings(
         self, recordings: Sequence[Recording], thresholds: Mapping[str, float] | None = None
@@ -561,6 +572,7 @@ class Detector:
             members=members,
             train_clips=first.train_clips_,
             dtype=first.dtype_,
+            audio=first.audio_,
         )
         return fused
 
@@ -574,6 +586,7 @@ class Detector:
             members=[self.members_[number] for number in chosen],
             train_clips=self.train_clips_,
             dtype=self.dtype_,
+            audio=self.audio_,
         )
         return part
 
@@ -634,6 +647,7 @@ class Detector:
             "name": self.name_,
             "dtype": self.dtype_,
             "contamination": self.contamination,
+            "audio": self.audio_,
             "limits": {machine: list(one) for machine, one in self.limits().items()},
         }
         return write_detector(folder, self.members_, training, about, rows, arrays)
@@ -663,6 +677,7 @@ class Detector:
             members=members,
             train_clips=train_clips,
             dtype=about["dtype"],
+            audio=about["audio"],
             limits=about["limits"],
         )
         return detector

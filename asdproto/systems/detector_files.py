@@ -121,12 +121,14 @@ def read_detector(
             held_out, weight = training["held_out"][index], entry["weight"]
             member = Member(system.restore(arrays), entry["seed"], classes, held_out, weight)
             members.append(member)
+        if not members or about["dtype"] not in ("float16", "float32"):
+            raise ValueError(f"{len(members)} members, dtype {about['dtype']!r}")
         if about["kind"] != "fused":
             about["value"] = _system(about["kind"], about["system"], encoder, folder)
         columns = (training[name].tolist() for name in ("files", "machine_types", "sections"))
         about["limits"] = {machine: Limit(*one) for machine, one in about["limits"].items()}
         return about, members, list(zip(*columns, strict=True))
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         if isinstance(error, DataError):
             raise
         found = f"no field {error}" if isinstance(error, KeyError) else str(error)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from asdproto.audio_info import AudioInfo
 from asdproto.config import ConfigError
 from asdproto.data.collection import audio_files, read_collection
 from asdproto.data.dataset import ClipArrays
@@ -57,16 +58,15 @@ def name_of(source: Any, index: int) -> str:
 
 def features_of(
     source: Any, index: int, sample_rate: int | None, settings: FeatureSettings
-) -> tuple[np.ndarray, str]:
-    """Features of a file or a waveform, float32, and what is odd about it, ``""`` mostly.
+) -> tuple[np.ndarray, AudioInfo | None]:
+    """Features of a file or a waveform, float32, and what is known of a file's audio.
 
     Raises:
       DataError: It cannot be used; the message names the file or the waveform's index.
       ConfigError: A waveform comes without a sample rate.
     """
     if not isinstance(source, np.ndarray):
-        features, audio = file_features(source, settings)
-        return features, "; ".join(audio.notes(settings.sample_rate))
+        return file_features(source, settings)
     if sample_rate is None:
         raise ConfigError("waveforms need their sample_rate, in hertz")
     name = name_of(source, index)
@@ -80,7 +80,7 @@ def features_of(
     if not np.abs(source).max(initial=0.0) < _LOUDEST:  # also where it is not a number
         found = "samples that are not finite, or far beyond full scale"
         raise DataError(name, found, "finite samples", "Replace or scale the waveform.")
-    return audio_features(source, sample_rate, settings, name=name), ""
+    return audio_features(source, sample_rate, settings, name=name), None
 
 
 def per_clip(value: Any, clips: int, name: str, known: Sequence[str] = ()) -> list[str | None]:
@@ -167,21 +167,23 @@ def stamp(source: Any) -> tuple[int, int]:
 
 def memory_store(
     clips: Sequence[Clip],
-    features: Callable[[int], np.ndarray],
+    features: Callable[[int], tuple[np.ndarray, AudioInfo | None]],
     settings: FeatureSettings,
 ) -> FeatureStore:
     """A feature store in memory, of the precision of one on disk.
 
     Args:
       clips: The clips.
-      features: The features of a clip, float32 ``[frames, columns]``, by its number.
+      features: What :func:`features_of` says of a clip, by its number.
       settings: Feature settings.
     """
-    stacked = stack([features(index).astype(np.float16) for index in range(len(clips))])
+    found = [features(index) for index in range(len(clips))]
+    stacked = stack([array.astype(np.float16) for array, _ in found])
+    rows = zip(clips, stacked.frames, found, strict=True)
     return FeatureStore(
         root=Path("X"),
         features=stacked.features,
-        rows=[Row(clip, int(n), 0) for clip, n in zip(clips, stacked.frames, strict=True)],
+        rows=[Row(clip, int(frames), 0, audio=audio) for clip, frames, (_, audio) in rows],
         settings=settings.as_dict(),
         manifest={},
     )

@@ -453,7 +453,7 @@ def check_same_run(
             path,
             "a run of other settings: " + "; ".join(different[:5]),
             "the settings of this command",
-            "Choose another folder for the run, or repeat that run's settings.",
+            "Train anew with --retrain, or name another run folder.",
         )
     return allowed
 
