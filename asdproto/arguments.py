@@ -6,6 +6,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from asdproto.config import Interval, nearest
@@ -27,6 +28,19 @@ def within(kind: type, interval: Interval) -> Callable[[str], Any]:
     return convert
 
 
+def local_path(text: str) -> Path:
+    """A path on a file system; what every argument of type ``Path`` is read by.
+
+    Raises:
+      ArgumentTypeError: It is an address with a scheme, such as a bucket's.
+    """
+    if re.match(r"[A-Za-z][\w+.-]*://", text):
+        raise argparse.ArgumentTypeError(
+            f"{printable(text)} is not on a file system; mount it, and name the folder of the mount"
+        )
+    return Path(text)
+
+
 class Parser(argparse.ArgumentParser):
     """A parser that tells defaults and near misses, and can take overrides.
 
@@ -38,6 +52,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any):
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(*args, **kwargs)
+        self.register("type", Path, local_path)
         self.summary = ""  # in the list of commands
         self._has_overrides = False
 
