@@ -150,6 +150,13 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
         help="address of process 0, of several (default: detected on TPU pods, SLURM and GKE)",
     )
     group.add_argument(
+        "--profile",
+        type=within(int, at_least(0)),
+        default=0,
+        metavar="N",
+        help="record N steps of every stage, after those that compile, in profile/ of the run",
+    )
+    group.add_argument(
         "--host-features",
         action="store_true",
         help="keep features in host memory, even where they fit on the device",
@@ -224,6 +231,7 @@ def _run(arguments: argparse.Namespace) -> int:
         loop=arguments.loop,
         resident=False if arguments.host_features else None,
         save_seconds=arguments.save_seconds,
+        profile=arguments.profile,
     )
     root = _root(data)
     results = train_run(

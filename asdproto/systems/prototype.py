@@ -405,6 +405,7 @@ def stage_run(name: str, options: RunOptions) -> Iterator[StageRun]:
             console=options.console,
             loop=options.loop,
             resident=options.resident,
+            profile=options.profile,
         )
 
 

@@ -32,6 +32,7 @@ class RunOptions:
       loop: Shape of the training loop; what suits the backend when ``None``.
       resident: Whether features live on the devices; by their memory when ``None``.
       save_seconds: Time between checkpoints.
+      profile: Steps of every stage to record; 0 for none.
     """
 
     workdir: Path | None
@@ -40,6 +41,7 @@ class RunOptions:
     loop: Loop | None = None
     resident: bool | None = None
     save_seconds: float = 60.0
+    profile: int = 0
 
 
 class Comparison(NamedTuple):

@@ -29,6 +29,7 @@ from asdproto.training.checkpoint import Checkpoints
 from asdproto.training.devices import Devices
 from asdproto.training.epoch import Loop, Programs, default_loop
 from asdproto.training.host import fits_on, gather_crops
+from asdproto.training.profile import StepTrace
 from asdproto.training.stage import Hyper
 from asdproto.training.state import TrainState, clip_index
 from asdproto.training.task import Task
@@ -56,6 +57,7 @@ class StageRun:
       console: Where progress goes; ``None`` for silence.
       loop: ``"scan"`` or ``"dispatch"``; what suits the backend when ``None``.
       resident: Whether features live on the devices; decided by their memory when ``None``.
+      profile: Steps to record beside the metrics, after those that compile; 0 for none.
     """
 
     name: str
@@ -65,6 +67,7 @@ class StageRun:
     console: Console | None = None
     loop: Loop | None = None
     resident: bool | None = None
+    profile: int = 0
 
 
 def train(
@@ -158,7 +161,9 @@ def _train(
     signaled = (
         contextlib.nullcontext(lambda: False) if run.checkpoints is None else signals.deferred()
     )
-    with meter.running(), signaled as asked_to_stop:
+    traced = 0 if run.metrics is None or not devices.is_main else run.profile
+    trace = StepTrace((run.metrics or Path()).parent / "profile" / run.name, traced)
+    with meter.running(), signaled as asked_to_stop, contextlib.closing(trace):
         keeper = _Keeper(run, devices, programs, asked_to_stop)
         while step < epochs * per_epoch:
             epoch, done = divmod(step, per_epoch)
@@ -170,6 +175,7 @@ def _train(
                 )
                 for state, steps in walk:
                     step += steps
+                    trace.step(state, steps)
                     if step % per_epoch:
                         keeper.look(state, step, epoch, inside=True)
             losses = programs.get(state.loss_sum) / per_epoch
