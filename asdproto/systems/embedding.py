@@ -1,7 +1,9 @@
 """Embeddings of whole clips: the mean over windows that cover them; batch statistics for them."""
 
+import contextlib
 import dataclasses
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -12,6 +14,7 @@ import numpy as np
 from asdproto.data.dataset import ClipArrays
 from asdproto.models.convolution import compiler_options
 from asdproto.models.normalization import BatchNorm
+from asdproto.training.devices import Devices, first_device
 
 
 def window_starts(frames: int, crop: int, hop: int) -> np.ndarray:
@@ -50,6 +53,23 @@ def _compiled(function: Any) -> Any:
     return jax.jit(function, static_argnums=0, compiler_options=compiler_options())
 
 
+_sharing: Devices | None = None
+
+
+@contextlib.contextmanager
+def shared_by(devices: Devices) -> Iterator[None]:
+    """While inside, these devices share the windows of clips, instead of the first one alone.
+
+    Where they belong to several processes, all of these must embed the same clips.
+    """
+    global _sharing
+    before, _sharing = _sharing, devices
+    try:
+        yield
+    finally:
+        _sharing = before
+
+
 def embed_clips(model: nn.Module, variables: Any, clips: ClipArrays, **options: Any) -> np.ndarray:
     """Unit embedding of every clip: its :func:`window_means`, brought to unit length.
 
@@ -85,7 +105,7 @@ def window_means(
     """Mean of a model's results over windows that cover each clip, in evaluation mode.
 
     Windows are compared in batches of one size, the last one padded, so a clip gives the same bits
-    whichever other clips it comes with.
+    whichever other clips it comes with, and however many devices share the batches.
 
     Args:
       model: Module with the attribute ``embedding_dim``, the length of its results.
@@ -104,8 +124,10 @@ def window_means(
     dim: int = model.embedding_dim  # type: ignore[attr-defined]
     total = np.zeros((len(clips), dim), np.float64)
     count = np.zeros(len(clips), np.int64)
-    device_mean, device_scale = jnp.asarray(mean, jnp.float32), jnp.asarray(scale, jnp.float32)
-    variables, embed = jax.device_put(variables), _compiled(_embed)
+    devices = _sharing or first_device()
+    moments = np.asarray(mean, np.float32), np.asarray(scale, np.float32)
+    constants = [jax.device_put((variables, *moments), device) for device in devices.local]
+    embed = _compiled(_embed)
     for length in np.unique(usable) if full_clip else [clips.crop]:
         chosen = np.flatnonzero(usable == length) if full_clip else np.arange(len(clips))
         windows = [window_starts(int(usable[clip]), int(length), hop) for clip in chosen]
@@ -114,13 +136,26 @@ def window_means(
         starts = np.concatenate(windows) if windows else np.zeros(0, np.int32)
         source = dataclasses.replace(clips, crop=int(length))
         size = max(1, batch * clips.crop // int(length))
-        for first in range(0, len(owners), size):
-            part = slice(first, first + size)
-            crops = source.crops(owners[part], starts[part])
-            real = len(crops)
-            crops = np.pad(crops, ((0, size - real), (0, 0), (0, 0)))
-            vectors = np.asarray(embed(model, variables, crops, device_mean, device_scale))[:real]
-            np.add.at(total, owners[part], vectors)
+        # A batch a device in every round; devices work while the host reads their next batch.
+        rounds = -(-len(owners) // (size * devices.count))
+        vectors = np.zeros((rounds, len(devices.local), size, dim), np.float32)
+        running: list[tuple[int, int, jax.Array]] = []
+        for turn in range(rounds):
+            begun = []
+            for slot, (kept, *standards) in enumerate(constants):
+                first = (turn * devices.count + devices.first + slot) * size
+                part = slice(first, first + size)
+                crops = source.crops(owners[part], starts[part])
+                if len(crops):
+                    crops = np.pad(crops, ((0, size - len(crops)), (0, 0), (0, 0)))
+                    begun.append((turn, slot, embed(model, kept, crops, *standards)))
+            for when, where, result in running:
+                vectors[when, where] = result
+            running = begun
+        for when, where, result in running:
+            vectors[when, where] = result
+        in_order = devices.gather(vectors).reshape(-1, dim)[: len(owners)]
+        np.add.at(total, owners, in_order)
     return total / np.maximum(count, 1)[:, None]
 
 

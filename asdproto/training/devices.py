@@ -62,6 +62,13 @@ class Devices:
             agreed_to_stop()
         return bool(answers[0, 0]), stop
 
+    def gather(self, parts: np.ndarray) -> np.ndarray:
+        """Parts of all devices: ``[rounds, local devices, ...]`` to ``[rounds, devices, ...]``."""
+        if not self.has_peers:
+            return parts
+        every = multihost_utils.process_allgather(parts)  # a leading axis over processes
+        return np.moveaxis(every, 0, 1).reshape(len(parts), self.count, *parts.shape[2:])
+
     def compile(
         self,
         function: Callable[..., Any],
@@ -156,6 +163,11 @@ class Devices:
                 lambda x: x.addressable_shards[0].data if isinstance(x, jax.Array) else x, tree
             )
         )
+
+
+def first_device() -> Devices:
+    """The first device of this process, alone."""
+    return Devices((jax.local_devices()[0],), 1, 0)
 
 
 def use_devices(limit: int | None = None) -> Devices:
