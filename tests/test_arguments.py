@@ -152,3 +152,11 @@ def test_every_command_line_of_our_pages_is_understood(monkeypatch):
             main(arguments)
         given = [word for word in arguments if re.match(r"[a-z_.]+=", word)]
         assert getattr(caught.value.args[0], "overrides", []) == given, arguments
+
+
+def test_addresses_of_buckets_are_refused_in_one_line(capsys):
+    for command in (["train", "ROOT", "gs://bucket/run"], ["features", "s3://b/data", "store"]):
+        with pytest.raises(SystemExit):
+            cli.main(command)
+        message = capsys.readouterr().err.splitlines()[-1]
+        assert "is not on a file system; mount it, and name the folder of the mount" in message

@@ -15,7 +15,7 @@ import pytest
 from asdproto.training.checkpoint import Checkpoints, _named
 from asdproto.training.devices import use_devices
 from asdproto.training.loop import StageRun
-from tests.multiprocess.worker import SHAPES, STAGES, STOP, train
+from tests.multiprocess.worker import SHAPES, STAGES, STOP, embeddings, train
 
 pytestmark = pytest.mark.slow
 
@@ -111,6 +111,12 @@ def test_two_processes_equal_one(folder, stage, shape):
     _check(folder, stage, first)
     for name in first:  # replicas do not drift apart
         np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+
+
+def test_processes_that_share_windows_give_the_bits_of_one(folder):
+    expected = embeddings(use_devices(1))
+    for process in range(2):
+        np.testing.assert_array_equal(np.load(folder / f"embeddings.{process}.npy"), expected)
 
 
 def test_process_0_alone_writes_metrics(folder):

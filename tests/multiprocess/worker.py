@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from asdproto.signals import Stopped
+from asdproto.systems.embedding import shared_by, window_means
 from asdproto.training import loop as loops
 from asdproto.training.checkpoint import Checkpoints, _named
 from asdproto.training.devices import Devices, use_devices
@@ -38,6 +39,17 @@ def train(stage: str, devices: Devices, run: StageRun, shape: str = "dispatch"):
     task = tiny.make_task(data, stage, devices)
     state = task.init(jax.random.key(0), tiny.MELS)
     return tiny.train(task, data, devices, state, jax.random.key(KEY), run)
+
+
+def embeddings(devices: Devices) -> np.ndarray:
+    """Training clips embedded by a fresh encoder on all devices."""
+    data, model = tiny.make_data(), tiny.Encoder()
+    crops = data.train.load()[:, : tiny.CROP].astype(np.float32)
+    variables = model.init(jax.random.key(0), crops, train=True)
+    with shared_by(devices):
+        return window_means(
+            model, variables, data.train, mean=data.mean, scale=1 / data.std, hop=4, batch=5
+        )
 
 
 def train_until_preempted(stage: str, devices: Devices, run: StageRun, process: int) -> str:
@@ -107,6 +119,7 @@ def main(folder: Path, process: int) -> None:
         }
         (folder / f"{stage}-resumed.{process}.json").write_text(json.dumps(about))
 
+    np.save(folder / f"embeddings.{process}.npy", embeddings(devices))
     about = {
         "processes": jax.process_count(),
         "devices": devices.count,

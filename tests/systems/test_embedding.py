@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from asdproto.data.dataset import ClipArrays
-from asdproto.systems.embedding import training_batch_stats, window_means, window_starts
+from asdproto.systems.embedding import (
+    shared_by,
+    training_batch_stats,
+    window_means,
+    window_starts,
+)
+from asdproto.training.devices import use_devices
 from tests.training import tiny
 
 
@@ -75,6 +81,19 @@ def test_a_clip_is_the_mean_over_windows_that_cover_it(batch):
     expected = [features[clip, :count].mean(axis=0) for clip, count in enumerate(frames[:3])]
     expected = 2 * (np.array([*expected, short.mean(axis=0)]) - mean) * scale
     np.testing.assert_allclose(whole, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("full_clip", [False, True])
+def test_devices_that_share_windows_give_the_bits_of_one(full_clip):
+    data, model = tiny.make_data(), tiny.Encoder()
+    crops = data.train.load()[:, : tiny.CROP].astype(np.float32)
+    variables = model.init(jax.random.key(0), crops, train=True)
+    options = {"mean": data.mean, "scale": 1 / data.std, "hop": 4, "batch": 5}
+    one = window_means(model, variables, data.train, full_clip=full_clip, **options)
+    with shared_by(use_devices(3)):
+        three = window_means(model, variables, data.train, full_clip=full_clip, **options)
+    assert np.abs(one).min() > 0
+    np.testing.assert_array_equal(three, one)
 
 
 def test_windows_reach_from_the_first_frame_to_the_last():
