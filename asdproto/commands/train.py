@@ -154,7 +154,8 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
         type=within(int, at_least(0)),
         default=0,
         metavar="N",
-        help="record N steps of every stage, after those that compile, in profile/ of the run (default: 0)",
+        help="record N steps of every stage, after those that compile, in profile/ of the run "
+        "(default: 0)",
     )
     group.add_argument(
         "--host-features",
