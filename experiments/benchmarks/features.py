@@ -1,38 +1,24 @@
-"""Speed of feature extraction: against a plain librosa loop, over processes, against the disk.
+"""Speed of feature extraction: against a plain librosa loop, and over workers.
 
     python -m experiments.benchmarks.features --out experiments/results/features_cpu.json
     python -m experiments.benchmarks.features --data DCASE_ROOT
 
-Three measurements on the same recordings (10 s of 16-bit noise at 16 kHz, or those of ``--data``):
+Two measurements on the same recordings (10 s of 16-bit noise at 16 kHz, or those of ``--data``):
 
 - **One core.** The loop that everybody writes (``librosa.load``, ``feature.melspectrogram``,
   ``power_to_db`` for each file) and ours (``features.file_features``, stored as float16) take
   turns on the same handful of files, in one process with one thread. The values of both are
   compared before anything is timed.
-- **Processes.** ``build_store`` with one worker and with several, in turns, each over a few and
-  over many clips. The difference of the two gives the rate of the going machinery (hand-over
-  and writing count); what starting the processes costs stands beside it. A
-  control says what the machine itself gives: the bare arithmetic, no file and no hand-over, in as
-  many processes. Where that is not 1, other work shares the cores; the efficiency in CPU time
-  (what a clip costs with one worker, over what it costs with several) is free of that.
-- **Disk.** All files read as bytes, dropped from the page cache before and not.
-
-Measured (AMD EPYC, 2 cores, ``experiments/results/features_cpu.json``): 3.1 times the plain loop
-on one core (769 against 251 clips/s), in wall time as in CPU time, values within 1e-4 dB. Two
-workers reach 0.94 of twice one worker's rate (quartiles 0.89 and 0.97; 0.99 in CPU time).
+- **Stores.** ``build_store`` with one worker and with several, in turns. Where other work shares
+  the cores, look at the CPU time that the several take, too.
 """
 
-import contextlib
 import itertools
-import multiprocessing
 import os
 import platform
 import shutil
 import tempfile
-import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +35,6 @@ from experiments.benchmarks.timing import interleave, ratios, spread
 from experiments.common import processor, run_main, write_json
 
 SETTINGS = features.FeatureSettings()
-CONTROL_SECONDS = 2.0
 GENERATED = 64  # different recordings; more clips than that are links to them
 
 
@@ -122,97 +107,28 @@ def one_core(files: Sequence[Path], rounds: int, batch: int) -> dict[str, Any]:
     }
 
 
-def cpu_time() -> float:
-    """CPU seconds of this process and of all that it has started and seen end."""
-    usage = os.times()
-    return usage.user + usage.system + usage.children_user + usage.children_system
-
-
-def _spin(seconds: float) -> int:
-    """Bare arithmetic of the extraction, as often as it goes in so many seconds."""
-    from threadpoolctl import threadpool_limits
-
-    audio = np.random.default_rng(0).normal(size=160_000).astype(np.float32)
-    with threadpool_limits(limits=1):
-        features.log_mel(audio, SETTINGS)
-        number, end = 0, time.perf_counter() + seconds
-        while time.perf_counter() < end:
-            features.log_mel(audio, SETTINGS)
-            number += 1
-    return number
-
-
-def control(workers: int, seconds: float) -> tuple[float, float]:
-    """Spectrograms per second of one busy process, and of each of several at once."""
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(_spin, [0.2] * workers))  # started and warm
-        alone = pool.submit(_spin, seconds).result() / seconds
-        together = sum(pool.map(_spin, [seconds] * workers)) / seconds / workers
-    return alone, together
-
-
-def processes(
+def stores(
     files: Sequence[Path], folder: Path, *, workers: int, number: int, rounds: int
 ) -> dict[str, Any]:
-    """Extraction with one worker and with several, in turns."""
-    few = max(1, number // 4)
-    # By workers and size, one a round.
-    seconds: dict[tuple[int, int], list[float]] = defaultdict(list)
-    cpu_seconds: dict[tuple[int, int], list[float]] = defaultdict(list)
-    controls = []
-    links = {size: folder / f"links-{size}" for size in (few, number)}
-    linked = {size: repeat(files, links[size], size) for size in links}
-    for turn in range(rounds):
-        for count in (1, workers) if turn % 2 else (workers, 1):
-            for size in links:
-                store = folder / "store"
-                started, cpu_started = time.perf_counter(), cpu_time()
-                build_store(linked[size], store, SETTINGS, workers=count, progress=False)
-                seconds[count, size].append(time.perf_counter() - started)
-                cpu_seconds[count, size].append(cpu_time() - cpu_started)
-                shutil.rmtree(store)
-        controls.append(control(workers, CONTROL_SECONDS))
+    """Extraction of a whole store with one worker and with several, in turns."""
+    linked = repeat(files, folder / "links", number)
 
-    def rates(taken: dict[tuple[int, int], list[float]], count: int) -> list[float]:
-        pairs = zip(taken[count, number], taken[count, few], strict=True)
-        return [(number - few) / max(1e-9, long - short) for long, short in pairs]
+    def extraction(count: int) -> Callable[[], None]:
+        def extract() -> None:
+            build_store(linked, folder / "store", SETTINGS, workers=count, progress=False)
+            shutil.rmtree(folder / "store")
 
-    one, many = rates(seconds, 1), rates(seconds, workers)
-    starts = [t - few / rate for t, rate in zip(seconds[workers, few], many, strict=True)]
+        return extract
+
+    wall, cpu = interleave({"one": extraction(1), "several": extraction(workers)}, rounds)
     return {
         "workers": workers,
         "clips": number,
-        "clips_per_second_1": spread(one),
-        f"clips_per_second_{workers}": spread(many),
-        "efficiency": ratios(many, [rate * workers for rate in one]),
-        "efficiency_cpu_time": ratios(rates(cpu_seconds, workers), rates(cpu_seconds, 1)),
-        "efficiency_with_start": ratios(
-            seconds[1, number], [workers * taken for taken in seconds[workers, number]]
-        ),
-        "start_seconds": spread(starts),
-        "control_efficiency": spread([together / alone for alone, together in controls]),
+        "clips_per_second_one": spread([number / seconds for seconds in wall["one"]]),
+        "clips_per_second_several": spread([number / seconds for seconds in wall["several"]]),
+        "speedup": ratios(wall["one"], wall["several"]),
+        "cpu_time_to_one": ratios(cpu["several"], cpu["one"]),
     }
-
-
-def disk(files: Sequence[Path]) -> dict[str, Any]:
-    """Megabytes and files per second, read whole, cold and from the page cache."""
-    files = list(dict.fromkeys(file.resolve() for file in files))
-    result: dict[str, Any] = {}
-    cold = hasattr(os, "posix_fadvise")
-    for file in files if cold else ():
-        with open(file, "rb") as stream:
-            with contextlib.suppress(OSError):
-                os.fsync(stream.fileno())
-            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    for name in ("cold", "cached") if cold else ("cached",):
-        started = time.perf_counter()
-        size = sum(len(file.read_bytes()) for file in files)
-        taken = time.perf_counter() - started
-        result[name] = {
-            "megabytes_per_second": round(size / taken / 1e6, 1),
-            "files_per_second": round(len(files) / taken, 1),
-        }
-    return result
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -223,9 +139,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     add("--out", type=Path, metavar="JSON", help="write the results there too")
     add("--rounds", type=count, default=30, help="turns on one core")
     add("--batch", type=count, default=16, help="clips in a turn")
-    add("--clips", type=within(int, at_least(2)), default=10_000, help="clips in a store")
+    add("--clips", type=within(int, at_least(2)), default=2_000, help="clips of a store")
     add("--repeats", type=count, default=7, help="stores of each kind")
-    add("--workers", type=count, default=2, help="processes")
+    add("--workers", type=count, default=2, help="threads")
     args = parser.parse_args(arguments)
     console = Console()
     load = os.getloadavg()[0]
@@ -248,9 +164,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             "largest_difference_db": round(max(compare(file) for file in files[:5]), 5),
         }
         console.print(f"{result['processor']}, {result['cores']} cores, load {load:.2f} before")
-        result["disk"] = disk(files)
         result["one_core"] = one_core(files, args.rounds, args.batch)
-        result["processes"] = processes(
+        result["stores"] = stores(
             files, folder, workers=args.workers, number=args.clips, rounds=args.repeats
         )
     report(console, result)
@@ -267,8 +182,7 @@ def report(console: Console, result: dict[str, Any]) -> None:
         low, middle, high = (f"{value[key]:.{digits}f}" for key in ("low", "median", "high"))
         return f"{middle} ({low} to {high})"
 
-    core, many = result["one_core"], result["processes"]
-    workers = many["workers"]
+    core, store = result["one_core"], result["stores"]
     console.print("Median and quartiles over interleaved turns.", highlight=False)
     for name, text in (
         ("plain librosa loop, one core", f"{show(core['plain_clips_per_second'], 0)} clips/s"),
@@ -276,17 +190,13 @@ def report(console: Console, result: dict[str, Any]) -> None:
         ("ours / plain, wall time", show(core["speedup"])),
         ("ours / plain, CPU time", show(core["speedup_cpu_time"])),
         ("largest difference in value", f"{result['largest_difference_db']} dB"),
-        ("store, 1 worker", f"{show(many['clips_per_second_1'], 0)} clips/s"),
-        (f"store, {workers} workers", f"{show(many[f'clips_per_second_{workers}'], 0)} clips/s"),
-        (f"efficiency of {workers} workers", show(many["efficiency"])),
-        ("  in CPU time, whoever shares the cores", show(many["efficiency_cpu_time"])),
-        ("  start of the processes included", show(many["efficiency_with_start"])),
-        ("  the machine's own, bare arithmetic", show(many["control_efficiency"])),
-        ("start of the processes", f"{show(many['start_seconds'])} s"),
-        *(
-            (f"disk, {name}", f"{d['megabytes_per_second']} MB/s, {d['files_per_second']} files/s")
-            for name, d in result["disk"].items()
+        ("store, 1 worker", f"{show(store['clips_per_second_one'], 0)} clips/s"),
+        (
+            f"store, {store['workers']} workers",
+            f"{show(store['clips_per_second_several'], 0)} clips/s",
         ),
+        ("several workers / one, wall time", show(store["speedup"])),
+        ("several workers / one, CPU time taken", show(store["cpu_time_to_one"])),
     ):
         console.print(f"  {name:40} {text}", highlight=False)
 

@@ -213,10 +213,8 @@ def test_a_finished_folder_is_only_reported(finished, collection, features, monk
 @pytest.mark.parametrize(
     ("more", "field", "here"),
     [
-        (["finetune.epochs=5"], "system.finetune.epochs", "5"),
         (["--seed", "7"], "seeds", "[7]"),
         (["--stages", "finetune"], "system.stages", "['finetune']"),
-        (["--machines", "fan"], "machines", "['fan']"),
     ],
 )
 def test_other_settings_on_the_same_folder_are_refused(
@@ -232,48 +230,7 @@ def test_other_settings_on_the_same_folder_are_refused(
     assert message.count(" here") == 1  # and nothing that is the same
 
 
-@pytest.mark.parametrize(
-    ("wrong", "answer"),
-    [
-        ("finetune.epoch=5", "did you mean finetune.epochs?"),
-        ("finetun.epochs=5", "did you mean finetune?"),
-        ("finetune.epochs=many", "finetune.epochs='many': expected int, found str"),
-    ],
-)
-def test_a_misspelt_override_names_the_nearest(
-    collection, features, tmp_path, monkeypatch, capsys, wrong, answer
-):
-    workdir = tmp_path / "run"
-    given = arguments(collection, features, workdir, overrides=(*OVERRIDES, wrong))
-    assert command(monkeypatch, given) == 1
-    assert answer in capsys.readouterr().err
-    assert not workdir.exists()
-
-
 def test_the_same_seed_gives_the_same_bits(finished, collection, features, tmp_path):
     workdir = tmp_path / "run"
     run(arguments(collection, features, workdir), tmp_path / "log")
     check_same_bits(workdir, finished, features)
-
-
-def test_fine_tuning_alone_starts_from_scratch(finished, collection, features, tmp_path):
-    workdir = tmp_path / "run"
-    given = arguments(
-        collection,
-        features,
-        workdir,
-        "--stages",
-        "finetune",
-        "--seed",
-        "3",
-    )
-    run(given, tmp_path / "log")
-    assert {line["stage"] for line in metrics(workdir)} == {"finetune"}
-    results = json.loads((workdir / "results.json").read_text())
-    assert set(results["systems"]) == {"finetune", *YARDSTICKS}
-    assert results["seeds"] == [3]
-    assert not (workdir / "checkpoints" / "pretrain").exists()
-    state = final_state(workdir, features, "finetune")
-    other = final_state(finished, features, "finetune")
-    kernels = [jax.tree.leaves(found.params["encoder"])[-1] for found in (state, other)]
-    assert not np.array_equal(*kernels)

@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 
 from experiments.rivals.mobilefacenet import STgramMFN
-from experiments.rivals.mobilenet_v2 import MobileNetV2, depthwise, round_channels
+from experiments.rivals.mobilenet_v2 import MobileNetV2, depthwise
 from tests.models import oracles
 
 NET_STAGES = ((1, 16, 1, 1), (3, 24, 2, 2))
@@ -79,11 +79,6 @@ def test_layers_are_as_published(model, crop, parameters, shapes):
         assert _size(tree) == count
     met = met.get("mobilefacenet", met)
     assert {name: met[name]["__call__"][0].shape[1:] for name in shapes} == shapes
-
-
-@pytest.mark.parametrize(("channels", "expected"), [(16, 16), (12, 16), (11, 16), (48, 48), (3, 8)])
-def test_channels_are_rounded_as_published(channels, expected):
-    assert round_channels(channels) == expected
 
 
 @pytest.mark.parametrize("lowering", ["native", "patches"])
@@ -201,21 +196,3 @@ def test_stgram_equals_a_plain_forward_pass(lowering):
     assert np.abs(expected[0] - expected[1]).max() > 0.1
     # Twenty layers of float32, then a division by the length.
     np.testing.assert_allclose(found, expected, atol=1e-4)
-
-
-def test_devices_and_padding_change_nothing():
-    crops, where = _random(8, 8, 8), jnp.arange(8) < 5
-    model = MobileNetV2(**NET)
-    variables = _init(model, crops)
-    alone = jax.jit(lambda v: model.apply(v, crops[:5], train=True, mutable=["batch_stats"]))
-    expected, wanted = alone(variables)
-    spread = model.clone(axis_name="batch")
-
-    def apply(crops, where):
-        return spread.apply(variables, crops, train=True, where=where, mutable=["batch_stats"])
-
-    spoiled = jnp.where(where[:, None, None], crops, 100.0).reshape(4, 2, 8, 8)
-    found, stats = jax.pmap(apply, axis_name="batch")(spoiled, where.reshape(4, 2))
-    np.testing.assert_allclose(found.reshape(8, -1)[:5], expected, atol=2e-5)
-    for one, other in zip(jax.tree.leaves(stats), jax.tree.leaves(wanted), strict=True):
-        np.testing.assert_allclose(one[0], other, atol=2e-5)
