@@ -17,7 +17,7 @@ from asdproto.data.dataset import prepare
 from asdproto.data.store import open_store
 from asdproto.systems import YARDSTICKS, prototype
 from asdproto.training.checkpoint import Checkpoints
-from asdproto.training.devices import use_devices
+from asdproto.training.devices import stack_runs, use_devices
 from asdproto.training.state import TrainState
 from experiments import common, two_stage
 from tests.experiments.collection import TEST, write_collection
@@ -114,7 +114,9 @@ def final_state(workdir: Path, features: Path, stage: str) -> TrainState:
     checkpoints = Checkpoints(workdir / "checkpoints" / stage)
     try:
         assert checkpoints.latest() == EPOCHS[stage] * task.steps_per_epoch
-        return checkpoints.restore(task.init(jax.random.key(0), system.features.n_mels))
+        return checkpoints.restore(
+            stack_runs([task.init(jax.random.key(0), system.features.n_mels)])
+        )
     finally:
         checkpoints.close()
 
