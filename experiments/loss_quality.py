@@ -49,8 +49,9 @@ FUNCTIONS = {
     "softmax_center": "proxy_softmax",
     "negative_prototype_unit": "negative_prototype",
     "mpe_npe": "multi_negative_prototype",
-    "triplet_hard": "triplet",
 }
+FIXED = ("circle",)  # objectives that leave a scale at the function's default
+DISTANCES = ("prototypical_network", "proxy_nca")  # which training gives twice the temperature
 TRIED = (0.5, 1.0, 2.0)  # times the published temperature
 CHOICE_SEED, FOLDS = 0, 4
 BACKENDS = ("nearest", "prototypes")
@@ -201,6 +202,8 @@ def published_temperature(loss: str) -> float | None:
 
     A loss of the library is asked by the name of its objective; others get the paper's.
     """
+    if loss in FIXED:
+        return None
     function = getattr(losses, f"{FUNCTIONS.get(loss, loss)}_loss", None)
     if function is None:
         return PAPER
@@ -209,8 +212,7 @@ def published_temperature(loss: str) -> float | None:
         return 1 / parameters["scale"].default
     if "temperature" not in parameters:
         return None
-    # Training gives distances twice the temperature.
-    return parameters["temperature"].default / (2 if loss == "prototypical_network" else 1)
+    return parameters["temperature"].default / (2 if loss in DISTANCES else 1)
 
 
 def cell_name(loss: str, temperature: float | None, seed: int) -> str:
