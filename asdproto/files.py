@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -320,6 +321,7 @@ def read_json(
     """
     expected = "a json object"
     try:
+        _check_regular(path)
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as reason:
         raise error(path, _unreadable(reason), expected, remedy) from None
@@ -353,6 +355,7 @@ def read_arrays(
     """
     expected = "an npz file" + (f" of {', '.join(names)}" if names else "")
     try:
+        _check_regular(path)
         with np.load(path, allow_pickle=False) as archive:
             arrays = dict(archive)
     except OSError as reason:
@@ -385,6 +388,7 @@ def read_csv(
     """
     number, rows = 0, []
     try:
+        _check_regular(path)
         with open(path, newline="", encoding="utf-8-sig") as stream:
             reader = csv.reader(stream, strict=True)
             for cells in reader:
@@ -408,6 +412,12 @@ _CSV_FAULTS = {
     "unexpected end of data": "a quotation mark that is never closed",
     "field larger than field limit": f"a cell of more than {csv.field_size_limit():,} characters",
 }
+
+
+def _check_regular(path: str | os.PathLike) -> None:
+    """Opening a pipe would wait for a writer."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "a folder, pipe, socket or device")
 
 
 def _unreadable(reason: OSError) -> str:

@@ -18,6 +18,7 @@ from asdproto.files import (
     check_manifest,
     new_folder,
     read_arrays,
+    read_csv,
     read_json,
     write_arrays,
     write_atomically,
@@ -128,6 +129,16 @@ def test_an_output_replaces_its_own_kind_only(tmp_path):
         assert (tmp_path / "foreign").read_bytes() == foreign
     with pytest.raises(DataError, match="found a folder"):
         write_output(tmp_path, table)
+
+
+@pytest.mark.parametrize("read", [read_json, read_arrays, read_csv])
+def test_what_would_never_end_is_not_read(tmp_path, read):
+    os.mkfifo(tmp_path / "pipe")  # opening it would wait for a writer
+    os.symlink("/dev/zero", tmp_path / "zeros")
+    more = {} if read is read_csv else {"remedy": "Correct it."}
+    for name in ("pipe", "zeros"):
+        with pytest.raises(DataError, match="found a folder, pipe, socket or device"):
+            read(tmp_path / name, **more)
 
 
 def test_devices_pipes_and_links_are_written_through(tmp_path):
