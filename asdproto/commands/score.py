@@ -145,9 +145,11 @@ def score(arguments: argparse.Namespace) -> int:
     if arguments.report is not None and rows:
         from asdproto.commands.scored_page import write_scored_page
 
-        failed += _attempt(
-            lambda: write_scored_page(arguments.report, workdir, detector.name_, rows)
-        )
+        page, name = arguments.report, detector.name_
+        unwritten = _attempt(lambda: write_scored_page(page, workdir, name, rows))
+        failed += unwritten
+        if not unwritten:
+            _say(f"written: {printable(str(page))}", arguments.format)
     for error in failed:
         _complain(error)
     return 1 if failed else 0

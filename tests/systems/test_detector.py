@@ -339,7 +339,9 @@ def test_seeds_trained_as_one_program_are_those_trained_alone():
         for index, speed in enumerate(SPEEDS)
     ]
     store = memory_store(
-        clips, lambda index: audio_features(NORMAL[index], RATE, system.features), system.features
+        clips,
+        lambda index: (audio_features(NORMAL[index], RATE, system.features), None),
+        system.features,
     )
     data = prepare(store, system.crop)
     options = RunOptions(None, use_devices(2))
