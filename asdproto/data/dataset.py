@@ -74,6 +74,9 @@ class ClipArrays:
 
     def crops(self, clips: np.ndarray, starts: np.ndarray) -> np.ndarray:
         """Gathers crops, shape ``[batch, crop, mels]``."""
+        if not np.any(self.frames[clips] < self.crop):
+            within = np.asarray(starts)[:, None] + np.arange(self.crop)
+            return self.features[self.rows[clips][:, None], within]
         out = np.empty((len(clips), self.crop, self.features.shape[2]), self.features.dtype)
         for index, (clip, start) in enumerate(zip(clips, starts, strict=True)):
             frames = self.features[self.rows[clip], : self.frames[clip]]

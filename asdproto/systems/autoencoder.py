@@ -5,34 +5,54 @@ mean squared error of a clip's stacks.
 """
 
 import dataclasses
-import json
+import re
+import zlib
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from asdproto.config import ConfigError, between, check_fields, strictly_between
+from asdproto.config import ConfigError, at_least, between, check_fields, strictly_between
 from asdproto.data.dataset import Classes, ClipArrays, Dataset
 from asdproto.data.dcase import Clip
 from asdproto.features import FeatureSettings
-from asdproto.files import append
-from asdproto.systems.reconstruction import (
-    Network,
-    ReconstructionConfig,
-    fit_machines,
-    score_clips,
-)
+from asdproto.models.autoencoder import AutoEncoder
+from asdproto.systems.embedding import window_means
+from asdproto.systems.prototype import stage_run
 from asdproto.systems.system import Comparison, Member, RunOptions, Section
-from asdproto.training.loop import truncate_metrics
+from asdproto.training import loop as training
+from asdproto.training.objectives import reconstruction_objective
+from asdproto.training.stage import FrameStacks, Optimizer, Stage
+from asdproto.training.task import Task
 
 
 @dataclasses.dataclass(frozen=True)
-class AutoEncoderSystem(ReconstructionConfig):
+class Stacks(FrameStacks, Stage):
+    """Training on every stack of frames; the defaults are the official baseline's."""
+
+    epochs: int = 100
+    learning_rates: tuple[tuple[float, int], ...] = ((1e-3, 1),)
+    optimizer: Optimizer = "adam"
+    weight_decay: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoEncoderSystem:
     """The system; the defaults are the official baseline's.
 
     Attributes:
       features: Feature settings; plain log-mel.
+      stage: The training.
+      context: Frames in a stack; stacks begin at every frame.
+      held_out: Share of a machine type's training clips, the last ones, that are left out. The
+        official program takes the tail of the list sorted by path, which is section 02.
+      standardize: Give the network every mel band with zero mean and unit variance (of the trained
+        clips). The official program leaves it in dB, which takes tens of thousands of steps to
+        learn the mean. Errors are in dB^2 either way.
       folds: Parts that the training clips are dealt into for scores of clips that were held out,
         each by a network of its own; 0, as the official program, takes the network's errors of
         the clips that it was trained on, which are smaller than those of new clips.
@@ -42,17 +62,26 @@ class AutoEncoderSystem(ReconstructionConfig):
     features: FeatureSettings = dataclasses.field(
         default_factory=lambda: FeatureSettings(scale="mel")
     )
+    stage: Stacks = dataclasses.field(default_factory=Stacks)
+    context: int = 5
+    held_out: float = 0.1
+    standardize: bool = False
     folds: int = 0
     quantile: float = 0.9
 
     kind: ClassVar[str] = "autoencoder"
+    names: ClassVar[tuple[str, ...]] = ("autoencoder",)
     reads_waveforms: ClassVar[bool] = False
     classes: ClassVar[Classes] = "attributes"
-    names: ClassVar[tuple[str, ...]] = ("autoencoder",)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        check_fields(self, folds=between(0, 10000), quantile=strictly_between(0, 1))
+        check_fields(
+            self,
+            context=between(1, 10000),
+            held_out=at_least(0, below=1),
+            folds=between(0, 10000),
+            quantile=strictly_between(0, 1),
+        )
         if self.folds == 1:
             raise ConfigError("folds=1: expected 0 or at least 2")
 
@@ -64,44 +93,56 @@ class AutoEncoderSystem(ReconstructionConfig):
     def plan(self, clips: int) -> str:
         """What training does, in a few words."""
         folds = f", and {self.folds} more networks for held-out scores" if self.folds else ""
-        return f"one network a machine type, {self.epochs} epochs{folds}"
-
-    def train(
-        self, data: Dataset, options: RunOptions, seeds: Sequence[int]
-    ) -> dict[str, list[Member]]:
-        """Trains a network for every machine type and seed; see :func:`fit_machines`."""
-        if not options.devices.is_main:
-            return {}
-        machines = np.array([clip.machine_type for clip in data.train_clips])
-        everything = data.train.load()
-        parts: dict[str, np.ndarray] = {}
-        for machine in sorted(set(machines.tolist())):
-            rows = np.flatnonzero(machines == machine)
-            parts[machine] = rows
-            if len(rows) >= 2 * self.folds > 0:
-                for n in range(self.folds):
-                    parts[f"{machine}/{n}"] = np.delete(rows, np.s_[n :: self.folds])
-        frames = data.train.usable_frames
-        given = {name: (everything[rows], frames[rows]) for name, rows in parts.items()}
-        members = []
-        for seed in seeds:
-            fitted = fit_machines(given, config=self, seed=seed, options=options)
-            held_out = np.zeros(len(machines))
-            for name, rows in parts.items():
-                machine, _, fold = name.partition("/")
-                if fold:
-                    rows = parts[machine][int(fold) :: self.folds]
-                held_out[rows] = score_clips(fitted[name], self, everything[rows], frames[rows])
-            kept = {name: one for name, one in fitted.items() if "/" not in name}
-            _write_curves(options, self, kept, seed if len(seeds) > 1 else None)
-            members.append(Member(AutoEncoderModel(self, kept), seed, data.classes, held_out))
-        return {"autoencoder": members}
+        return f"one network a machine type, {self.stage.total_epochs} epochs{folds}"
 
     def check_clips(self, clips: Sequence[Clip]) -> None:
         """Any clips will do."""
 
+    def train(
+        self, data: Dataset, options: RunOptions, seeds: Sequence[int]
+    ) -> dict[str, list[Member]]:
+        """Trains a network for every machine type and seed, and for every fold."""
+        machines = np.array([clip.machine_type for clip in data.train_clips])
+        trained: dict[str, np.ndarray] = {}  # rows by name of the network
+        scored: dict[str, np.ndarray] = {}
+        for machine in np.unique(machines).tolist():
+            rows = np.flatnonzero(machines == machine)
+            trained[machine] = rows[: len(rows) - round(self.held_out * len(rows))]
+            scored[machine] = rows
+            if len(rows) >= 2 * self.folds > 0:
+                for fold in range(self.folds):
+                    trained[f"{machine}/{fold}"] = np.delete(rows, np.s_[fold :: self.folds])
+                    scored[f"{machine}/{fold}"] = rows[fold :: self.folds]
+        parts = {name: self._part(data, rows) for name, rows in trained.items()}
+        members = []
+        for seed in seeds:
+            networks = fit_networks(self, parts, options, seed)
+            held_out = np.zeros(len(machines))
+            for name, rows in scored.items():  # the folds come after their machine type
+                held_out[rows] = networks[name].errors(data.train.take(rows))
+            kept = {name: one for name, one in networks.items() if "/" not in name}
+            members.append(Member(AutoEncoderModel(self, kept), seed, data.classes, held_out))
+        return {"autoencoder": members} if options.devices.is_main else {}
+
+    def _part(self, data: Dataset, rows: np.ndarray) -> Dataset:
+        """Some of the training clips as one class, and what they are standardized by."""
+        train = data.train.take(rows)
+        mean, std = np.zeros_like(data.mean), np.ones_like(data.std)
+        if self.standardize:
+            mean, std = train.statistics()
+        return dataclasses.replace(
+            data,
+            train=train,
+            train_clips=[data.train_clips[row] for row in rows],
+            labels=np.zeros(len(rows), np.int32),
+            classes=[("",)],
+            mean=mean,
+            std=std,
+        )
+
     def refit(self, member: Member, data: Dataset) -> Member:
         """There is no back-end."""
+        del member, data
         raise ConfigError("a run of the autoencoder has no back-end to fit again")
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> "AutoEncoderModel":
@@ -109,17 +150,107 @@ class AutoEncoderSystem(ReconstructionConfig):
         networks = {}
         for machine, one in unflatten_dict(dict(arrays), sep="/").items():
             variables = {"params": one["params"], "batch_stats": one["batch_stats"]}
-            networks[machine] = Network(variables, one["mean"], one["std"])
+            networks[machine] = Network(variables, one["mean"], one["scale"])
         return AutoEncoderModel(self, networks)
 
 
 # quick and small are for a few hundred clips, in seconds on a CPU.
-_QUICK = AutoEncoderSystem(epochs=10, held_out=0.0, standardize=True)
+_QUICK = AutoEncoderSystem(stage=Stacks(epochs=10), held_out=0.0, standardize=True)
 PRESETS = {
     "quick": _QUICK,
-    "small": dataclasses.replace(_QUICK, epochs=30, folds=3),
+    "small": dataclasses.replace(_QUICK, stage=Stacks(epochs=30), folds=3),
     "paper": AutoEncoderSystem(),
 }
+
+
+class Network(NamedTuple):
+    """A trained network of one machine type, NumPy arrays.
+
+    Attributes:
+      variables: Parameters and running statistics.
+      mean: float32, shape ``[mels]``, subtracted from every frame.
+      scale: float32, shape ``[mels]``, multiplies every frame then.
+    """
+
+    variables: Any
+    mean: np.ndarray
+    scale: np.ndarray
+
+    def errors(self, clips: ClipArrays) -> np.ndarray:
+        """Mean squared error of every clip's stacks, dB^2, float64 ``[clips]``."""
+        stages = {kind: {"network": tree} for kind, tree in self.variables.items()}
+        weights = {"params": {**stages["params"], "weights": self.scale**-2.0}}
+        variables = {**stages, **weights}
+        means = window_means(
+            _Errors(), variables, clips, mean=self.mean, scale=self.scale, hop=1, batch=2048
+        )
+        return means[:, 0]
+
+
+class _Errors(nn.Module):
+    """Mean squared error of crops that an autoencoder rebuilds, weighted band by band."""
+
+    embedding_dim: int = 1
+
+    @nn.compact
+    def __call__(self, crops: jax.Array, *, train: bool) -> jax.Array:
+        """Maps float32 ``[batch, frames, mels]`` to ``[batch, 1]``."""
+        weights = self.param("weights", nn.initializers.ones, crops.shape[-1:])
+        wrong = AutoEncoder(name="network")(crops, train=train) - crops
+        return jnp.mean(jnp.square(wrong) * weights, axis=(1, 2))[:, None]
+
+
+def fit_networks(
+    system: AutoEncoderSystem, parts: Mapping[str, Dataset], options: RunOptions, seed: int
+) -> dict[str, Network]:
+    """Trains a network on each data set, those of one size side by side where one process runs.
+
+    Args:
+      system: The system.
+      parts: Machine type, or machine type and fold -> data set of one class. A network's random
+        numbers depend on the seed and its name, not on its company.
+      options: How the run goes.
+      seed: Of parameters and order.
+
+    Returns:
+      The network of each data set.
+    """
+    groups: dict[Any, list[str]] = {}
+    for name, part in parts.items():
+        frames = part.train.usable_frames
+        size = len(frames), int(frames.sum()), int(frames.max())
+        alone = name if jax.process_count() > 1 else None
+        groups.setdefault((size, alone), []).append(name)
+    networks = {}
+    for names in groups.values():
+        chosen = [parts[name] for name in names]
+        numbers = [zlib.crc32(name.encode()) >> 1 for name in names]
+        keys = [jax.random.fold_in(jax.random.key(seed), number) for number in numbers]
+        task = Task.of(
+            chosen[0],
+            model=AutoEncoder(),
+            stage=system.stage,
+            objective=reconstruction_objective(),
+            crop=system.context,
+            num_devices=options.devices.count if len(names) == 1 else 1,
+        )
+        mels = chosen[0].train.features.shape[2]
+        states = [task.init(jax.random.fold_in(key, 0), mels) for key in keys]
+        keys = [jax.random.fold_in(key, 1) for key in keys]
+        hypers = [system.stage.hyper()] * len(names)
+        with stage_run(_run_name(names, seed), options) as run:
+            final = training.train(task, chosen, options.devices, states, keys, hypers, run)
+        for name, part, state in zip(names, chosen, final, strict=True):
+            variables = {"params": state.params["encoder"], "batch_stats": state.batch_stats}
+            networks[name] = Network(variables, *part.moments())
+    return networks
+
+
+def _run_name(names: Sequence[str], seed: int) -> str:
+    """What checkpoints and metrics of networks are called: short, and different for others."""
+    words = re.sub(r"[^\w.-]+", "_", "-".join(names))
+    short = words if len(words) <= 40 else f"{words[:30]}-{zlib.crc32(words.encode()):08x}"
+    return f"autoencoder-{seed}-{short}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -137,37 +268,16 @@ class AutoEncoderModel:
     def compare(self, clips: ClipArrays, sections: Sequence[Section]) -> Comparison:
         """See :class:`asdproto.systems.system.Model`."""
         scores = np.zeros(len(clips))
-        features, frames = clips.load(), clips.usable_frames
         machines = np.array([machine for machine, _ in sections])
         for machine in np.unique(machines):
             rows = np.flatnonzero(machines == machine)
-            network = self.networks[str(machine)]
-            scores[rows] = score_clips(network, self.system, features[rows], frames[rows])
+            scores[rows] = self.networks[str(machine)].errors(clips.take(rows))
         return Comparison(scores)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """See :class:`asdproto.systems.system.Model`."""
         tree = {
-            machine: {**one.variables, "mean": one.mean, "std": one.std}
+            machine: {**one.variables, "mean": one.mean, "scale": one.scale}
             for machine, one in self.networks.items()
         }
-        return flatten_dict(tree, sep="/")
-
-
-def _write_curves(
-    options: RunOptions,
-    system: AutoEncoderSystem,
-    networks: Mapping[str, Network],
-    seed: int | None,
-) -> None:
-    """Adds the losses of every epoch to ``metrics.jsonl``; a second time they replace the first."""
-    if options.workdir is None:
-        return
-    metrics, text = options.workdir / "metrics.jsonl", ""
-    for machine, network in networks.items():
-        stage = f"autoencoder {machine}" + ("" if seed is None else f"-{seed}")
-        truncate_metrics(metrics, stage, 0)
-        for epoch, loss in enumerate(network.losses, start=1):
-            line = {"stage": stage, "epoch": epoch, "step": epoch, "loss": float(loss)}
-            text += json.dumps({**line, "learning_rate": system.learning_rate}) + "\n"
-    append(metrics, text)
+        return {name: np.asarray(leaf) for name, leaf in flatten_dict(tree, sep="/").items()}

@@ -167,7 +167,7 @@ def test_overrides_name_their_system(places):
 @pytest.mark.filterwarnings("ignore::asdproto.scoring.thresholds.ThresholdWarning")
 def test_table1_runs_and_reports_what_fails(places, monkeypatch, capsys):
     command = ("--seeds", "1", "--systems", "autoencoder", "spectral-knn", "pretrain", "finetune")
-    arguments = _arguments(places, "one", *command, "autoencoder.epochs=1", *SMALL)
+    arguments = _arguments(places, "one", *command, "autoencoder.stage.epochs=1", *SMALL)
     train = table1.train_run
 
     def broken(system, *args, **kwargs):

@@ -284,7 +284,7 @@ def test_an_encoder_of_ones_own(tmp_path):
 
 def test_recordings_are_scored_onto_a_page(folder, tmp_path, capsys):
     files = sorted((folder / "normal").iterdir())
-    detector = Detector(system="autoencoder", preset="quick", epochs=1)
+    detector = Detector(system="autoencoder", preset="quick", stage__epochs=1)
     detector.fit(files).save(tmp_path / "run")
     page = tmp_path / "page.html"
     command = ["score", str(tmp_path / "run"), str(folder / "new"), "--report", str(page)]

@@ -67,19 +67,6 @@ def test_a_signal_saves_and_ends(server, data, tmp_path, number):
         assert not (workdir / "results.json").exists()
 
 
-def test_a_signal_saves_an_autoencoder(server, data, tmp_path):
-    log, saved = tmp_path / "log", tmp_path / "run" / "checkpoints"
-    arguments = ["train", str(data), str(tmp_path / "run"), "--system", "autoencoder"]
-    arguments += ["--preset", "quick", "--devices", "1", "epochs=100000", "features.n_mels=16"]
-    with started(server, command, (arguments,), log) as process:
-        assert wait_for(process, lambda: log.exists() and "epoch 3/" in log.read_text(), log)
-        os.kill(process.pid, signal.SIGTERM)
-        assert ended(process, log) == 143, log.read_text()
-    epochs = [int(path.name) for path in saved.glob("*/[0-9]*")]
-    assert len(epochs) == 1
-    assert f"epoch {epochs[0]} of AutoEncoder fan, pump is saved; " in log.read_text()
-
-
 def never_ends(ready: str) -> int:
     with signals.handled(), signals.deferred():
         Path(ready).touch()
