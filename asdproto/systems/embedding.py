@@ -60,10 +60,16 @@ _sharing: Devices | None = None
 def shared_by(devices: Devices) -> Iterator[None]:
     """While inside, these devices share the windows of clips, instead of the first one alone.
 
-    Where they belong to several processes, all of these must embed the same clips.
+    Where they belong to several processes, all of these must embed the same clips. CPU devices of a
+    process share its cores already; one of them works.
     """
     global _sharing
     before, _sharing = _sharing, devices
+    if devices.local[0].platform == "cpu":
+        per_process = len(devices.local)
+        _sharing = Devices(
+            devices.local[:1], devices.count // per_process, devices.first // per_process
+        )
     try:
         yield
     finally:

@@ -240,7 +240,7 @@ class PrototypeSystem:
           seeds: One or more; several are trained as one program on accelerators.
 
         Returns:
-          By name, one member a seed; empty in all processes but the first.
+          By name, one member a seed; the same in all processes, which embed the clips together.
 
         Raises:
           DataError: The training clips are of one class only.
@@ -255,8 +255,6 @@ class PrototypeSystem:
             states = train(self, data, options, seeds)
         else:
             states = [train(self, data, options, [seed], label=f"-{seed}")[0] for seed in seeds]
-        if not options.devices.is_main:
-            return {}
         return {
             name: [
                 fit(self, data, state[stage], seed)

@@ -46,8 +46,9 @@ from asdproto.systems.detector_files import (
     chosen_detector,
     replaced,
 )
+from asdproto.systems.embedding import shared_by
 from asdproto.systems.system import Comparison, Member, RunOptions, System, prepare_for
-from asdproto.training.processes import agree_on, alone, differences
+from asdproto.training.processes import agree_on, alone, differences, is_main
 
 LOCK = ".lock"  # of a work folder
 # Training clips of a mixture that is only fitted to compare with: its search takes minutes of more.
@@ -99,9 +100,10 @@ def train_run(
                 "collection": collection,
             }
             write_config(options.workdir, about)
-        members = system.train(data, options, seeds)
-        trained = time.monotonic()
-        figures, each = score_all(options.workdir, system, data, members)
+        with shared_by(options.devices):
+            members = system.train(data, options, seeds)
+            trained = time.monotonic()
+            figures, each = score_all(options.workdir, system, data, members)
         seconds = {
             "train": round(trained - started, 2),
             "score": round(time.monotonic() - trained, 2),
@@ -209,7 +211,7 @@ def score_all(
     figures, each = {}, {}
     for name, own in members.items():
         detector = Detector.trained(name, system, data, own)
-        if name == system.names[-1] and system.kind not in YARDSTICKS:
+        if name == system.names[-1] and system.kind not in YARDSTICKS and is_main():
             detector.warn_of_limits()
         together, by_seed = score_detector(workdir / "scores" / name, detector, data)
         if together is not None:
@@ -222,7 +224,7 @@ def score_all(
 def score_detector(
     folder: Path, detector: Detector, data: Dataset
 ) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
-    """Scores the test clips, saves the detector and its scores, and evaluates.
+    """Scores the test clips with all processes; the first one saves the detector and evaluates.
 
     Args:
       folder: ``WORKDIR/scores/NAME``.
@@ -235,6 +237,8 @@ def score_detector(
     """
     clips, sections = data.test_clips, section_keys(data.test_clips)
     found = detector.compare([data.test], sections) if clips else []
+    if not is_main():
+        return None, []
     figures = save_scores(folder, detector, clips, found)
     seeds = list(dict.fromkeys(member.seed for member in detector.members_))
     if figures is None or len(seeds) == 1:

@@ -159,7 +159,7 @@ class Rival:
         """Trains the networks of every seed, one after the other; see :mod:`asdproto.systems`."""
         self.check_clips(data.train_clips)
         members = [_fit_networks(self, data, options, seed) for seed in seeds]
-        return {self.name: members} if options.devices.is_main else {}
+        return {self.name: members}
 
     def refit(self, member: Member, data: Dataset) -> Member:
         """A rival's back-end belongs to it."""

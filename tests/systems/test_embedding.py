@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from asdproto.data.dataset import ClipArrays
+from asdproto.systems import embedding
 from asdproto.systems.embedding import (
     shared_by,
     training_batch_stats,
@@ -84,13 +85,14 @@ def test_a_clip_is_the_mean_over_windows_that_cover_it(batch):
 
 
 @pytest.mark.parametrize("full_clip", [False, True])
-def test_devices_that_share_windows_give_the_bits_of_one(full_clip):
+def test_devices_that_share_windows_give_the_bits_of_one(full_clip, monkeypatch):
     data, model = tiny.make_data(), tiny.Encoder()
     crops = data.train.load()[:, : tiny.CROP].astype(np.float32)
     variables = model.init(jax.random.key(0), crops, train=True)
     options = {"mean": data.mean, "scale": 1 / data.std, "hop": 4, "batch": 5}
     one = window_means(model, variables, data.train, full_clip=full_clip, **options)
-    with shared_by(use_devices(3)):
+    with shared_by(use_devices(3)):  # of which one works on a CPU
+        monkeypatch.setattr(embedding, "_sharing", use_devices(3))
         three = window_means(model, variables, data.train, full_clip=full_clip, **options)
     assert np.abs(one).min() > 0
     np.testing.assert_array_equal(three, one)
