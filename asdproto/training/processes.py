@@ -294,11 +294,8 @@ class _Peers:
             self._publish(f"{self.index} was stopped by a signal{self._continues()}")
         elif own:
             self._publish(f"{self.index}: {str(error) or type(error).__name__}")
-        self._note_seen()
-        if self.index == 0:  # it keeps what the others have to read
-            until = time.monotonic() + _GRACE
-            while len(self._read("seen")) < self.count and time.monotonic() < until:
-                time.sleep(_LOOK / 10)
+        if self.index == 0:  # the others abort once it is gone, and would say so
+            time.sleep(_GRACE + _LOOK)
         # JAX's own goodbye would wait for processes that are gone.
         atexit.register(_exit, code)
         timer = threading.Timer(_GRACE, _exit, [code])  # nor do threads that write checkpoints end
@@ -329,10 +326,6 @@ class _Peers:
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             self._write("failure/0", f"process {what}", again=False)
 
-    def _note_seen(self) -> None:
-        with contextlib.suppress(jax.errors.JaxRuntimeError):
-            self._write(f"seen/{self.index}", "")
-
     def _talk(self) -> None:
         """Gives signs of life and hears of failures; process 0 looks for those that give none."""
         signs: dict[str, tuple[str, float]] = {}
@@ -346,8 +339,6 @@ class _Peers:
                         self._publish(f"{process} {_GONE}{self._continues()}")
                 self._failure = self._read("failure").get("0")
                 self._answered = time.monotonic()
-                if self._failure is not None:
-                    self._note_seen()
             if self.left.wait(_LOOK):
                 return
 
@@ -359,7 +350,8 @@ class _Peers:
             if signals.overdue(_STUCK) and not self.stopping:
                 late = f"reached no step since it was asked to stop{self._continues()}"
                 self._publish(f"{self.index} {late}")
-        if not self.left.wait(_GRACE) and self._failure is not None:
+        last = 0 if self.index else 2 * _LOOK
+        if not self.left.wait(_GRACE + last) and self._failure is not None:
             _say(self._failure)
             _exit(1)
 
