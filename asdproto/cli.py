@@ -8,6 +8,7 @@ wrong usage, 130 interrupted, 143 ended by SIGTERM.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import traceback
@@ -57,6 +58,7 @@ def run(name: str, command: Callable[[], int], show_traceback: bool = False) -> 
     # compiles, for which it would want a folder of its own.
     os.environ["MPLBACKEND"] = "agg"
     os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
+    _quiet_callbacks()
     try:
         with signals.handled(), _warnings_shown():
             code = command()
@@ -77,6 +79,19 @@ def run(name: str, command: Callable[[], int], show_traceback: bool = False) -> 
         lines = [printable(line) for line in commands.message(error).splitlines()]
         print("error: " + "\n".join(lines), file=sys.stderr)
         return 1
+
+
+@functools.cache
+def _quiet_callbacks() -> None:
+    """What nobody can catch prints no traceback: a stop in a callback, a save that failed."""
+    otherwise = sys.unraisablehook
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        error = unraisable.exc_value
+        if not isinstance(error, KeyboardInterrupt) and str(error) != "Event loop is closed":
+            otherwise(unraisable)
+
+    sys.unraisablehook = hook
 
 
 @contextlib.contextmanager

@@ -77,11 +77,8 @@ def fuse(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from asdproto.commands.train import finish
-    from asdproto.errors import DataError
     from asdproto.systems.run import fuse
 
-    if (arguments.out / "config.json").exists():
-        raise DataError(arguments.out, "a run there already", "a new folder", "Choose another.")
     results = fuse(arguments.out, arguments.runs, arguments.weights)
     weights = ", ".join(f"{weight:.3f}" for weight in results["weights"])
     print(f"Weights:  {weights}")

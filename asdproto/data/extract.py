@@ -95,10 +95,9 @@ def build_store(
     if not is_store(path):
         check_folder(path, (".", FEATURES, TABLE), "a feature store", error=StoreError)
         path.mkdir(parents=True, exist_ok=True)
-        with locked(path, LOCK), tempfile.TemporaryFile(dir=path) as spool:
+        with naming(path), locked(path, LOCK), tempfile.TemporaryFile(dir=path) as spool:
             remove_abandoned(path)
-            with naming(path):
-                rows, errors = _extract(collection, spool, settings, dtype, workers, progress)
+            rows, errors = _extract(collection, spool, settings, dtype, workers, progress)
             _save(path, collection, rows, errors, spool, settings, dtype, on_error)
         if progress:
             _say_notes(rows, settings.sample_rate)

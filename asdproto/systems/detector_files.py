@@ -123,6 +123,8 @@ def read_detector(
             members.append(member)
         if not members or about["dtype"] not in ("float16", "float32"):
             raise ValueError(f"{len(members)} members, dtype {about['dtype']!r}")
+        if not 0 < about["contamination"] < 1:
+            raise ValueError(f"contamination {about['contamination']}")
         if about["kind"] != "fused":
             about["value"] = _system(about["kind"], about["system"], encoder, folder)
         columns = (training[name].tolist() for name in ("files", "machine_types", "sections"))
