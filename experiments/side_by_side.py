@@ -126,10 +126,10 @@ class Trainer:
         """Shape of the training loop."""
         return "scan" if self.together else default_loop(self.devices.local[0].platform)
 
-    def task(self, job: Job) -> Task:
-        """Static description; runs of a sweep take a device each, a single run all of them."""
+    def task(self, job: Job, alone: bool) -> Task:
+        """Static description; runs of a sweep take a device each, one that is alone all of them."""
         system = dataclasses.replace(self.system, **{job.stage: job.config})  # type: ignore[arg-type]
-        devices = use_devices(1) if self.together else self.devices
+        devices = self.devices if alone else use_devices(1)
         return prototype.make_task(system, job.stage, self.data, devices, self.loop)
 
     def start(self, job: Job, task: Task) -> tuple[TrainState, jax.Array]:
@@ -165,7 +165,7 @@ class Trainer:
 
     def _train(self, name: str, jobs: Sequence[Job]) -> None:
         """Trains jobs of one program side by side."""
-        tasks = [self.task(job) for job in jobs]
+        tasks = [self.task(job, len(jobs) == 1) for job in jobs]
         states, keys = zip(*map(self.start, jobs, tasks), strict=True)
         hypers = [task.stage.hyper() for task in tasks]
         with self._run(name) as run:

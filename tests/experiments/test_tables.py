@@ -212,7 +212,7 @@ def test_a_row_is_the_run_of_the_paper_and_nothing_is_trained_twice(places, caps
     assert (places / "three" / "table.png").stat().st_size > 10_000
 
     own = [change.removeprefix("prototype.") for change in SMALL]
-    run = _arguments(places, "run", "--seeds", "1", "--", *own)
+    run = _arguments(places, "run", "--seeds", "1", *own)
     run[run.index("--features") + 1] = str(store)
     two_stage.main(run)
     for system, row in (("pretrain", "pretrain-1"), ("finetune", "second-1")):
