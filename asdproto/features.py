@@ -1,4 +1,4 @@
-"""From an audio file to a log-mel spectrogram, inverted or plain.
+"""From an audio file to a log-mel spectrogram, inverted or plain, or to a summary of its sound.
 
 Audio is read once, offline; nothing here runs inside training.
 """
@@ -16,6 +16,7 @@ from asdproto.audio import RATES, read_audio, resample
 from asdproto.audio_info import AudioInfo
 from asdproto.config import ConfigError, at_least, between, check_fields, positive
 from asdproto.errors import DataError
+from asdproto.summary import GROUP, Part, summarize, summary_parts
 
 # Frames transformed at a time: few enough that the intermediate arrays stay in cache, and that no
 # memory is asked of the system for each of them (128 take 1.3 times as long, all at once 2.4).
@@ -23,6 +24,8 @@ _BLOCK = 32
 # Adjacent filters multiplied at a time: a mel filter is zero nearly everywhere, so a group needs
 # a narrow band of the spectrum only (1.4 times as fast as one product with all of them).
 _GROUP = 16
+# Share of half the lower rate up to which a resampled recording is as it was.
+PASSED = 0.9
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,9 @@ class FeatureSettings:
       floor: Smallest filter output before the logarithm.
       waveform: Whether every frame holds the samples from its center to the next frame's, after
         its mel bands: what systems need that read waveforms.
+      summary: Whether a clip is one row, its :mod:`asdproto.summary`, instead of frames; ``scale``
+        then means nothing, and what lies above the frequencies of a recording of a lower rate is
+        nan.
     """
 
     sample_rate: int = 16000
@@ -55,6 +61,7 @@ class FeatureSettings:
     power: float = 2.0
     floor: float = float(np.finfo(np.float64).eps)
     waveform: bool = False
+    summary: bool = False
 
     def __post_init__(self):
         check_fields(
@@ -71,6 +78,11 @@ class FeatureSettings:
         if self.n_fft % 2 or self.hop_length > self.n_fft:
             given = f"n_fft={self.n_fft}, hop_length={self.hop_length}"
             raise ConfigError(f"n_fft must be even and at least hop_length, found {given}")
+        if self.summary and (self.waveform or self.power != 2 or self.n_mels % GROUP):
+            raise ConfigError(
+                f"summary=True goes with waveform=False, power=2 and n_mels a multiple of {GROUP}; "
+                f"found {self.waveform}, {self.power:g} and {self.n_mels}"
+            )
         if not self.fmin < self.top <= self.sample_rate / 2:
             raise ConfigError(
                 f"fmin must be below fmax, and that at most {self.sample_rate / 2:g} Hz, "
@@ -85,11 +97,17 @@ class FeatureSettings:
     @property
     def columns(self) -> int:
         """Numbers in a frame: its mel bands, and its samples with :attr:`waveform`."""
+        if self.summary:
+            return self.parts()[-1].columns.stop
         return self.n_mels + self.waveform * self.hop_length
 
     def frames(self, samples: int) -> int:
         """Number of frames of a clip of so many samples: one centered on every hop."""
-        return 1 + samples // self.hop_length
+        return 1 if self.summary else 1 + samples // self.hop_length
+
+    def parts(self) -> tuple[Part, ...]:
+        """The vectors of a :attr:`summary`."""
+        return summary_parts(self.sample_rate, self.n_fft, *_banks(self))
 
     def as_dict(self) -> dict:
         """The settings as a plain dictionary, as a feature store keeps them."""
@@ -137,6 +155,13 @@ def filterbank(settings: FeatureSettings) -> np.ndarray:
     bank = np.array(bank, dtype=np.float32)
     bank.flags.writeable = False
     return bank
+
+
+def _banks(settings: FeatureSettings) -> tuple[np.ndarray, np.ndarray]:
+    """Mel and inverted mel filters of a summary."""
+    plain = dataclasses.replace(settings, summary=False)
+    mel, inverted = (dataclasses.replace(plain, scale=s) for s in ("mel", "inverted"))
+    return filterbank(mel), filterbank(inverted)
 
 
 @functools.lru_cache(maxsize=8)
@@ -208,6 +233,25 @@ def log_mel(audio: np.ndarray, settings: FeatureSettings | None = None) -> np.nd
     return mel
 
 
+def power_spectrogram(audio: np.ndarray, settings: FeatureSettings) -> np.ndarray:
+    """``|STFT|^2`` of frames as :func:`log_mel` has them, float32, shape ``[frames, bins]``.
+
+    Raises:
+      ValueError: The audio is not finite, or too large for float32.
+    """
+    from scipy import fft
+
+    padded = np.pad(audio.astype(np.float32, copy=False), settings.n_fft // 2)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, settings.n_fft)
+    window = np.hanning(settings.n_fft + 1)[:-1].astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        spectrum = fft.rfft(windows[:: settings.hop_length] * window, axis=-1, overwrite_x=True)
+        power = np.square(spectrum.real) + np.square(spectrum.imag)
+    if not np.isfinite(power).all():
+        raise ValueError("audio holds values that are not finite, or too large for float32")
+    return power
+
+
 def file_features(
     path: str | os.PathLike, settings: FeatureSettings | None = None
 ) -> tuple[np.ndarray, AudioInfo]:
@@ -226,7 +270,7 @@ def file_features(
     """
     settings = FeatureSettings() if settings is None else settings
     audio, info = read_audio(path, settings.sample_rate)
-    return audio_features(audio, settings.sample_rate, settings, name=path), info
+    return _features(audio, info.sample_rate, settings, path), info
 
 
 def audio_features(
@@ -255,15 +299,34 @@ def audio_features(
         found, expected = f"{sample_rate} Hz", f"{RATES[0]} to {RATES[1]} Hz"
         raise DataError(name, found, expected, "Pass the rate at which it was recorded.")
     audio = resample(np.asarray(audio, np.float32), sample_rate, settings.sample_rate)
+    return _features(audio, sample_rate, settings, name)
+
+
+def _features(
+    audio: np.ndarray, recorded_at: float, settings: FeatureSettings, name: str | os.PathLike
+) -> np.ndarray:
+    """Features of samples at the settings' rate that were recorded at another, hertz."""
     if audio.size < settings.n_fft:
         raise too_short(name, audio.size, settings)
     try:
+        if settings.summary:
+            return _summary(audio, recorded_at, settings)[None]
         frames = log_mel(audio, settings)
         if settings.waveform:
             frames = np.concatenate([frames, waveform_frames(audio, settings)], axis=1)
         return frames
     except ValueError as error:
         raise DataError(name, str(error), "usable audio", "Replace the recording.") from None
+
+
+def _summary(audio: np.ndarray, recorded_at: float, settings: FeatureSettings) -> np.ndarray:
+    """float32 ``[columns]``; nan where a column depends on what was not recorded."""
+    summary = summarize(power_spectrogram(audio, settings), *_banks(settings), settings.floor)
+    if recorded_at != settings.sample_rate:
+        # Resampling is faithful up to here.
+        top = PASSED * min(recorded_at, settings.sample_rate) / 2
+        summary[np.concatenate([part.tops for part in settings.parts()]) > top] = np.nan
+    return summary
 
 
 def waveform_frames(audio: np.ndarray, settings: FeatureSettings) -> np.ndarray:

@@ -30,6 +30,7 @@ FLOORS = {
     "asdproto.config": (0, set()),
     "asdproto.arguments": (0, set()),
     "asdproto.audio_info": (0, NUMPY),
+    "asdproto.summary": (0, NUMPY),
     "asdproto.audio": (0, NUMPY | {"librosa", "soundfile"}),
     "asdproto.features": (0, NUMPY | {"librosa", "scipy"}),
     "asdproto.scoring": (0, NUMPY | {"sklearn", "scipy", "threadpoolctl"}),

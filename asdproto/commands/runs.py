@@ -52,8 +52,8 @@ def add_fuse(subparsers: Any) -> None:
         "fuse",
         fuse,
         "make one detector of several runs",
-        "Makes a run folder whose detector averages the log-normalized scores of several runs.\n"
-        "No test clip has a say in the weights.",
+        "Makes a run folder whose detector takes, for each clip, the score of the run that\n"
+        "finds it most anomalous, measured by each run's held-out normal clips.",
     )
     parser.add_argument("out", type=Path, help="run folder to make")
     parser.add_argument(
@@ -62,13 +62,6 @@ def add_fuse(subparsers: Any) -> None:
         nargs="+",
         metavar="run",
         help="finished run, whose result is taken, or one of its detectors: RUN/scores/NAME",
-    )
-    parser.add_argument(
-        "--weights",
-        type=float,
-        nargs="+",
-        metavar="W",
-        help="one a run (default: so that held-out scores of normal clips spread alike)",
     )
 
 
@@ -79,9 +72,7 @@ def fuse(arguments: argparse.Namespace) -> int:
     from asdproto.commands.train import finish
     from asdproto.systems.run import fuse
 
-    results = fuse(arguments.out, arguments.runs, arguments.weights)
-    weights = ", ".join(f"{weight:.3f}" for weight in results["weights"])
-    print(f"Weights:  {weights}")
+    results = fuse(arguments.out, arguments.runs)
     finish(arguments.out, results, Console())
     return 0
 

@@ -16,7 +16,10 @@ from asdproto.commands import add_command, add_options, program
 from asdproto.commands.data import add_on_error
 from asdproto.config import at_least, between, nearest, strictly_between
 from asdproto.errors import printable
-from asdproto.systems import KINDS, PRESETS, YARDSTICKS
+from asdproto.systems import KINDS, NEED_NO_DEVICE, PRESETS
+
+# Their detectors are fused with spectra, which are no worse where the recordings are few.
+LEARNED = ("prototype", "baseline")
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -182,7 +185,7 @@ def run(arguments: argparse.Namespace) -> int:
     from asdproto.training.processes import joined
 
     processes = arguments.coordinator, arguments.processes, arguments.process_id
-    if arguments.system not in YARDSTICKS:
+    if arguments.system not in NEED_NO_DEVICE:
         with joined(*processes):
             return _run(arguments)
     if arguments.process_id:
@@ -195,8 +198,15 @@ def _run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from asdproto.config import ConfigError, override
+    from asdproto.data.store import is_store
     from asdproto.systems import preset
-    from asdproto.systems.run import asked, features_of, train_run, train_yardsticks
+    from asdproto.systems.run import (
+        asked,
+        features_of,
+        fuse_with_spectra,
+        train_run,
+        train_yardsticks,
+    )
     from asdproto.systems.system import RunOptions
     from asdproto.training.processes import agree_on, alone, is_main
 
@@ -246,6 +256,13 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     if is_main():
         results = {**results, "preset": name}
+        if kind in LEARNED and not is_store(data):
+            spectra = preset("spectral", "small")
+            summary = features_of(
+                source, workdir / "summary", spectra.features, console, on_error=arguments.on_error
+            )
+            fused = fuse_with_spectra(spectra, summary, options, machines=machines)
+            results["systems"] = {**results["systems"], **fused}
         finish(workdir, results, console)
         yardsticks = train_yardsticks(system, store, options, machines=machines)
         if yardsticks:

@@ -8,10 +8,12 @@ is drawn.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import io
 import os
 import re
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -88,9 +90,14 @@ class Sounds:
         self.run, self.from_files = run, from_files
         self.clips = run.store.clips if run.store else []
         self.settings = FeatureSettings()
+        # A store of summaries has no pictures: they are made of the recordings.
+        self.summary: FeatureSettings | None = None
         try:
             if run.store is not None:
                 self.settings = FeatureSettings(**run.store.settings)
+                if self.settings.summary:
+                    self.summary = self.settings
+                    self.settings = dataclasses.replace(self.settings, summary=False)
         except (TypeError, ValueError):  # features that somebody else computed
             self.clips = []
         self.rows = {clip.path: row for row, clip in enumerate(self.clips)}
@@ -106,7 +113,9 @@ class Sounds:
         """What is known of a recording, None where there is nothing to show."""
         if file in self.rows and not self.from_files:
             return self._stored(self.rows[file])
-        recording = self.recording(file)
+        return self._read(file, self.recording(file))
+
+    def _read(self, file: str, recording: Path | None) -> Sound | None:
         if recording is None:
             return None
         try:
@@ -121,10 +130,20 @@ class Sounds:
         paths = (folder / file for folder in self.run.recordings)
         return next((path for path in paths if path.is_file()), None)
 
-    def _stored(self, row: int) -> Sound:
+    def _stored(self, row: int) -> Sound | None:
         assert self.run.store is not None
         file = self.clips[row].path
+        if self.summary is not None:
+            return self._read(file, self._collected(file))
         return self._sound(file, self.run.store.read(row), self._collected(file))
+
+    def _spectrum(self, row: int) -> np.ndarray:
+        """Mean spectrum of a stored clip, dB; of a summary its median over frames."""
+        assert self.run.store is not None
+        features = self.run.store.read(row)
+        if self.summary is not None:
+            return _steady(features, self.summary)
+        return self._sound("", features, None).spectrum
 
     def _sound(self, file: str, features: np.ndarray, recording: Path | None) -> Sound:
         seconds = len(features) * self.settings.hop_length / self.settings.sample_rate
@@ -142,13 +161,25 @@ class Sounds:
                 and clip.state != "anomaly"
             ]
             own = own[:: max(1, -(-len(own) // _MOST_COMPARED))]
-            spectra = np.array([self._stored(row).spectrum for row in own])
+            spectra = np.array([self._spectrum(row) for row in own])
             self._spectra[section] = np.array(own), spectra
         rows, spectra_of_rows = self._spectra[section]
         if not len(rows):
             return None
-        distances = np.square(spectra_of_rows - sound.spectrum).mean(axis=1)
+        spectrum = sound.spectrum
+        if self.summary is not None and sound.recording is not None:
+            spectrum = _steady(file_features(sound.recording, self.summary)[0], self.summary)
+        with np.errstate(invalid="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # frequencies that one of them lacks
+            distances = np.nanmean(np.square(spectra_of_rows - spectrum), axis=1)
         return self._stored(rows[int(np.argmin(distances))])
+
+
+def _steady(features: np.ndarray, settings: FeatureSettings) -> np.ndarray:
+    """Median spectrum in a summary, from its own level, dB, float64 ``[bins]``."""
+    columns = next(part.columns for part in settings.parts() if part.name == "steady")
+    levels = np.asarray(features[0, columns], np.float64)
+    return levels - np.nanmean(levels)
 
 
 def _even_levels(features: np.ndarray, settings: FeatureSettings) -> np.ndarray:

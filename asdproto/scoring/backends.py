@@ -31,6 +31,7 @@ RIDGE = 1e-3
 # Least local density, as a share of the section's median: nearly equal copies of one clip would
 # make everything beside them anomalous.
 LEAST_DENSITY = 0.1
+PRIOR = 10  # clips
 # References of which all distances are taken; of more, the near ones are found by a matrix product.
 _FEW = 256
 _BLOCK = 2**22  # products at a time
@@ -273,8 +274,9 @@ def fit_scorer(
         the target domain and 0 for the others.
       sections: Hashable section key per clip, length ``n``, for example (machine type, section).
       config: The back-end.
-      standardize: Whether to divide each dimension by its standard deviation (divisor n) over the
-        section's clips; one that never moves stays as it is.
+      standardize: Whether to divide each dimension by its standard deviation over the section's
+        clips. A handful of clips tells it badly: its square is that of the clips together with
+        :data:`PRIOR` more that have the mean variance of all dimensions.
       seed: Where the search for a mixture's components begins.
 
     Returns:
@@ -298,7 +300,9 @@ def fit_scorer(
     for key, rows in sorted(rows_by(sections).items(), key=lambda item: str(item[0])):
         chosen, classes = embeddings[rows], labels[rows].astype(np.int64)
         if standardize:
-            stds = chosen.std(axis=0)
+            variances = chosen.var(axis=0)
+            weight = PRIOR / (PRIOR + len(rows))
+            stds = np.sqrt((1.0 - weight) * variances + weight * variances.mean())
             scales[key] = np.where(stds > 0.0, stds, 1.0)
             chosen = chosen / scales[key]
         if config.kind == "mixture":

@@ -1,7 +1,7 @@
 """The scores of several members, seeds of one system or different systems, as one score.
 
 Every member's scores are brought to one scale by its own scores of normal training clips that were
-held out (:func:`asdproto.scoring.backends.held_out_scores`), and averaged. No test clip has a say.
+held out (:func:`asdproto.scoring.backends.held_out_scores`). No test clip has a say.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from asdproto.scoring.rows import rows_by
 
 # A copy of a training clip is at distance 0, and its logarithm would outweigh all other members.
 FLOOR = 1e-3
+# Share of held-out normal clips below the score that parts are measured by.
+LIMIT = 0.95
 
 
 def zero_and_unit(reference: np.ndarray) -> tuple[float, float]:
@@ -21,19 +23,12 @@ def zero_and_unit(reference: np.ndarray) -> tuple[float, float]:
 
     Args:
       reference: Floating, shape ``[m]``, finite, at least one.
-
-    Raises:
-      ValueError: The median is the zero itself.
     """
     zero = min(float(reference.min()), 0.0)
-    unit = float(np.median(reference)) - zero
-    if not unit > 0.0:
-        raise ValueError(
-            f"the median of {reference.size} held-out scores is {np.median(reference)}, the "
-            "smallest that a score can be, so there is no unit to measure in; remove copies of "
-            "training clips, or combine other members"
-        )
-    return zero, unit
+    for unit in (float(np.median(reference)) - zero, float(reference.mean()) - zero):
+        if unit > 0.0:
+            return zero, unit
+    return zero, 1.0
 
 
 def log_normalized(scores: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -42,6 +37,8 @@ def log_normalized(scores: np.ndarray, reference: np.ndarray) -> np.ndarray:
     .. math:: \log \max\left(\frac{s - z}{\mathrm{median}(r) - z}, 10^{-3}\right)
 
     over the reference scores r, with z their smallest where one of them is negative, and else 0.
+    Where copies of clips make the median the zero itself, their mean stands for it, and 1 where all
+    are copies.
 
     The zero of distances and errors is their own. Log-likelihoods and log-odds have none; where
     they are negative they are measured from the most normal clip that was held out, and what is
@@ -57,7 +54,7 @@ def log_normalized(scores: np.ndarray, reference: np.ndarray) -> np.ndarray:
       float64, shape ``[n]``; 0 for a clip like the median held-out one, higher is more anomalous.
 
     Raises:
-      ValueError: No reference, scores that are not finite, or a median that is the zero itself.
+      ValueError: No reference, or scores that are not finite.
     """
     scores, reference = np.asarray(scores, np.float64), np.asarray(reference, np.float64)
     if not reference.size or not (np.isfinite(scores).all() and np.isfinite(reference).all()):
@@ -75,33 +72,39 @@ def combine(
     sections: Sequence[Hashable],
     reference_sections: Sequence[Hashable],
     *,
-    weights: Sequence[float] | None = None,
+    parts: Sequence[int] | None = None,
 ) -> np.ndarray:
-    """One score per clip: the weighted mean of the members' log-normalized scores.
+    r"""One score per clip: the mean of members of one kind, the largest of different kinds.
+
+    Members of one part, such as seeds, are to find the same: their log-normalized scores are
+    averaged. Parts that hear different things, such as a network and a spectrum, are not: a fault
+    that one of them hears would be halved by the other. Of several parts, each is measured by the
+    scores of normal clips that were held out,
+
+    .. math:: s = \max_p \exp(\bar s_p - q_{0.95}(\bar r_p))
+
+    with :math:`\bar s_p` and :math:`\bar r_p` the means of the part's members, of the clip and of
+    held-out clips of its section: 1 is where one in twenty normal clips is beyond.
 
     Args:
       scores: Scores of the same ``n`` clips by every member.
       references: Scores of the same ``m`` held-out training clips by every member.
       sections: Section key per clip, length ``n``.
       reference_sections: Section key per held-out training clip, length ``m``.
-      weights: A weight per member, none negative, chosen on normal clips alone, as
-        :func:`balancing_weights` does; equal when ``None``.
+      parts: Which part each member belongs to; one for all when ``None``.
 
     Returns:
-      float64, shape ``[n]``; of either sign.
+      float64, shape ``[n]``; of either sign for one part, positive for several.
 
     Raises:
-      ValueError: Lengths differ, a weight is negative or all are 0, a section has no held-out
-        clips, or as :func:`log_normalized`.
+      ValueError: Lengths differ, a section has no held-out clips, or as :func:`log_normalized`.
     """
-    shares = np.asarray([1.0] * len(scores) if weights is None else weights, np.float64)
-    if not len(scores) or not len(scores) == len(references) == len(shares):
+    parts = [0] * len(scores) if parts is None else parts
+    if not len(scores) or not len(scores) == len(references) == len(parts):
         raise ValueError(
             f"found scores of {len(scores)} members, references of {len(references)} and "
-            f"{len(shares)} weights, expected as many of each, at least one"
+            f"{len(parts)} parts, expected as many of each, at least one"
         )
-    if not np.isfinite(shares).all() or shares.min() < 0.0 or not shares.sum() > 0.0:
-        raise ValueError(f"weights are {shares.tolist()}, expected none negative, and one above 0")
     rows, known = rows_by(sections), rows_by(reference_sections)
     unknown = [key for key in rows if key not in known]
     if unknown:
@@ -109,40 +112,20 @@ def combine(
             f"section {unknown[0]!r} has no held-out training clips to measure its scores by; "
             f"known sections: {', '.join(map(str, known))}"
         )
-    normalized = np.empty((len(scores), len(sections)))
-    for row, *values in zip(normalized, scores, references, strict=True):
-        own, reference = map(np.asarray, values)
+    for own, reference in zip(scores, references, strict=True):
         if len(own) != len(sections) or len(reference) != len(reference_sections):
             raise ValueError(
                 f"a member has {len(own)} scores of {len(sections)} clips and {len(reference)} "
                 f"reference scores of {len(reference_sections)}, expected one per clip"
             )
-        for key, chosen in rows.items():
-            row[chosen] = log_normalized(own[chosen], reference[known[key]])
-    return np.average(normalized, axis=0, weights=shares)
-
-
-def balancing_weights(normalized: Sequence[np.ndarray]) -> np.ndarray:
-    """Weights that make the members' scores of normal clips spread alike.
-
-    A member whose scores are the squares of another's has twice the logarithm, and would count
-    twice; weighted by the inverse interquartile range of its log-normalized held-out scores it
-    counts the same.
-
-    Args:
-      normalized: Log-normalized scores of held-out training clips by every member, as
-        :func:`combine` gives them.
-
-    Returns:
-      float64, one weight per member, of sum 1.
-
-    Raises:
-      ValueError: A member's held-out scores do not vary.
-    """
-    spreads = np.array([np.subtract(*np.quantile(own, (0.75, 0.25))) for own in normalized])
-    if not spreads.size or not spreads.min() > 0.0:
-        raise ValueError(
-            f"interquartile ranges of held-out scores are {spreads.tolist()}, expected all above "
-            "0; give weights, or leave a detector out"
-        )
-    return (1.0 / spreads) / (1.0 / spreads).sum()
+    members = list(rows_by(parts).values())
+    combined = np.empty((len(members), len(sections)))
+    for row, chosen in zip(combined, members, strict=True):
+        for key, clips in rows.items():
+            held_out = [np.asarray(references[member])[known[key]] for member in chosen]
+            new = [np.asarray(scores[member])[clips] for member in chosen]
+            row[clips] = np.mean(list(map(log_normalized, new, held_out)), axis=0)
+            if len(members) > 1:
+                normal = np.mean(list(map(log_normalized, held_out, held_out)), axis=0)
+                row[clips] -= np.quantile(normal, LIMIT)
+    return combined[0] if len(members) == 1 else np.exp(combined.max(axis=0))

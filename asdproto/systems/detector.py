@@ -20,7 +20,7 @@ from asdproto.features import FeatureSettings, file_features
 from asdproto.files import new_folder
 from asdproto.results import class_name
 from asdproto.results.run_folder import ScoredClip, percentiles, write_config
-from asdproto.scoring.fusion import balancing_weights, combine
+from asdproto.scoring.fusion import combine
 from asdproto.scoring.thresholds import Limit, ThresholdWarning, decide, limit
 from asdproto.systems import choose, preset
 from asdproto.systems.detector_files import claim_workdir, read_detector, write_detector
@@ -67,7 +67,7 @@ class Detector:
     and grids of scikit-learn work. What training found has names that end in an underscore.
 
     Args:
-      system: ``"prototype"``, ``"autoencoder"``, ``"spectral-knn"``, ``"gmm"``; the path of a class
+      system: ``"spectral"``, ``"prototype"``, ``"autoencoder"`` ...; the path of a class
         of your own, ``"package.module:Class"``; a system as a value, such as
         ``PrototypeSystem(encoder=EncoderConfig(module=MyEncoder()))``; or ``"auto"``: what
         :func:`asdproto.systems.choose` takes for the clips.
@@ -416,8 +416,8 @@ class Detector:
         if len(scores) == 1:
             return np.asarray(scores[0], np.float64)
         held_out = [member.held_out for member in self.members_]
-        weights = [member.weight for member in self.members_]
-        return combine(list(scores), held_out, sections, self._train_sections(), weights=weights)
+        parts = [member.part for member in self.members_]
+        return combine(list(scores), held_out, sections, self._train_sections(), parts=parts)
 
     def clip_of(
         self, name: str, machine_type: str | None = None, section: str | None = None
@@ -519,20 +519,18 @@ class Detector:
     # --- made of detectors
 
     @classmethod
-    def fuse(
-        cls, detectors: Sequence["Detector"], weights: Sequence[float] | None = None
-    ) -> "Detector":
+    def fuse(cls, detectors: Sequence["Detector"]) -> "Detector":
         """One detector of several that were trained on the same clips.
+
+        Their parts stay parts of it; the one that is furthest out decides:
+        :func:`asdproto.scoring.fusion.combine`.
 
         Args:
           detectors: Two or more.
-          weights: One each, not negative. When ``None``, the inverse of how far the log-normalized
-            scores of held-out normal clips spread (interquartile range), so that all have an equal
-            say; see :mod:`asdproto.scoring.fusion`.
 
         Raises:
           DataError: They were trained on other clips or features.
-          ConfigError: Weights that do not fit, or fewer than two different detectors.
+          ConfigError: Fewer than two different detectors.
         """
         if len(detectors) < 2:
             raise ConfigError("one detector is nothing to fuse; give two or more")
@@ -547,27 +545,17 @@ class Detector:
                 )
             if any(_same(one, other) for other in detectors[:number]):
                 raise ConfigError(f"{one.name_} is given twice; give different detectors")
-        if weights is None:
-            try:
-                scores = [_normalized(one) for one in detectors]
-                weights = balancing_weights(scores).tolist()
-            except ValueError as error:
-                raise ConfigError(str(error)) from None
-        shares = np.array(weights, np.float64)
-        bad = not np.isfinite(shares).all() or shares.min() < 0
-        if shares.shape != (len(detectors),) or bad or not shares.sum() > 0:
-            expected = f"{len(detectors)} finite ones, none below 0, one above"
-            raise ConfigError(f"weights are {list(weights)}; expected {expected}")
-        members = []
-        for share, one in zip(shares / shares.sum(), detectors, strict=True):
-            total = sum(member.weight for member in one.members_)
-            for member in one.members_:
-                weight = float(share * member.weight / total)
-                members.append(dataclasses.replace(member, weight=weight))
+        members: list[Member] = []
+        for one in detectors:
+            first_part = 1 + max((member.part for member in members), default=-1)
+            members += [
+                dataclasses.replace(member, part=first_part + member.part)
+                for member in one.members_
+            ]
         fused = cls(system="fused", contamination=first.contamination)
         fused.restore(
             kind="fused",
-            settings={"weights": shares.tolist()},
+            settings={},
             name="fused",
             members=members,
             train_clips=first.train_clips_,
@@ -795,14 +783,6 @@ def _collapsed(embeddings: np.ndarray) -> bool:
     """Whether what differs between embeddings is rounding: a millionth of their length."""
     x = np.asarray(embeddings, np.float64)
     return bool(np.square(x - x.mean(axis=0)).mean() <= 1e-12 * np.square(x).mean())
-
-
-def _normalized(detector: Detector) -> np.ndarray:
-    """Log-normalized held-out scores of a detector of one member or several."""
-    held_out = [member.held_out for member in detector.members_]
-    weights = [member.weight for member in detector.members_]
-    sections = detector._train_sections()
-    return combine(held_out, held_out, sections, sections, weights=weights)
 
 
 def _same(one: Detector, other: Detector) -> bool:

@@ -82,7 +82,7 @@ def write_detector(
                 "kind": system.kind,
                 "system": to_dict(system),
                 "seed": member.seed,
-                "weight": member.weight,
+                "part": member.part,
                 "classes": [list(name) for name in member.classes],
             }
         )
@@ -118,9 +118,9 @@ def read_detector(
             system = _system(entry["kind"], entry["system"], encoder, folder)
             arrays = read_arrays(folder / f"member_{index}.npz", remedy=_AGAIN)
             classes = [tuple(fields) for fields in entry["classes"]]
-            held_out, weight = training["held_out"][index], entry["weight"]
-            member = Member(system.restore(arrays), entry["seed"], classes, held_out, weight)
-            members.append(member)
+            held_out, part = training["held_out"][index], entry["part"]
+            model = system.restore(arrays)
+            members.append(Member(model, entry["seed"], classes, held_out, part=part))
         if not members or about["dtype"] not in ("float16", "float32"):
             raise ValueError(f"{len(members)} members, dtype {about['dtype']!r}")
         if not 0 < about["contamination"] < 1:

@@ -132,12 +132,10 @@ def _function(
     network = evaluation_model(system)
     sections = sorted(set(train_sections))
     backends = [_backend(model, _references(model, sections)) for model in models]
-    weights = np.array([member.weight for member in members])
     rows = rows_by(train_sections)
     own = [[one.held_out[rows[key]] for key in sections] for one in members]
     # Zero and unit of each member's scores in each section; a lone member's stay as they are.
     held_out = [np.transpose([zero_and_unit(x) for x in each]) for each in own * (len(own) > 1)]
-    shares = weights / weights.sum()
 
     def score(windows: jax.Array, section: jax.Array) -> tuple[jax.Array, jax.Array]:
         batch, count, frames, mels = windows.shape
@@ -153,7 +151,7 @@ def _function(
             if len(models) > 1:
                 zero, unit = jnp.asarray(held_out[index], jnp.float32)[:, section]
                 scores = jnp.log(jnp.maximum((scores - zero) / unit, FLOOR))
-            total = total + shares[index] * scores
+            total = total + scores / len(models)
         assert nearest is not None
         return total, nearest
 

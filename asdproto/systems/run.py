@@ -51,6 +51,7 @@ from asdproto.systems.system import Comparison, Member, RunOptions, System, prep
 from asdproto.training.processes import agree_on, alone, differences, is_main
 
 LOCK = ".lock"  # of a work folder
+FUSED = "fused"  # the detector of a network and spectra
 # Training clips of a mixture that is only fitted to compare with: its search takes minutes of more.
 _MOST_CLIPS = 1000
 
@@ -128,13 +129,13 @@ def train_yardsticks(
       machines: Its machine types.
 
     Returns:
-      Figures by name.
+      Figures by name; none where the features are no spectrograms.
 
     Warns:
       UserWarning: One of them cannot be fitted; the message says which, and why.
     """
     figures: dict[str, Any] = {}
-    if system.features.waveform or not options.devices.is_main:
+    if system.features.waveform or system.features.summary or not options.devices.is_main:
         return figures
     with _alone(options):
         for kind in YARDSTICKS:
@@ -155,6 +156,44 @@ def train_yardsticks(
             for one in caught:
                 warnings.warn(f"yardstick {kind}: {one.message}", one.category, stacklevel=2)
     return figures
+
+
+def fuse_with_spectra(
+    spectra: System,
+    store: FeatureStore,
+    options: RunOptions,
+    *,
+    machines: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Fits spectra beside a finished run, and makes both one detector: the run's new result.
+
+    Args:
+      spectra: The spectral system.
+      store: Its features, of the run's collection.
+      options: How the run went.
+      machines: The run's machine types.
+
+    Returns:
+      Figures by name.
+    """
+    assert options.workdir is not None
+    run = options.workdir
+    with _alone(options):
+        config = read_config(run)
+        own = [name for name in config["names"] if name not in (*spectra.names, FUSED)]
+        data = prepare_for(spectra, store, machines)
+        figures = score_all(run, spectra, data, spectra.train(data, options, [0]))[0]
+        figures |= _fuse_results(run / "scores", (own[-1], *spectra.names), config)
+        write_config(run, {**config, "names": [*own, *spectra.names, FUSED]})
+    return figures
+
+
+def _fuse_results(scores: Path, names: Sequence[str], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Makes one detector of several in a folder ``RUN/scores``; its figures by name."""
+    folders = [scores / name for name in names]
+    fused = Detector.fuse([Detector.load(folder) for folder in folders])
+    figures = save_scores(scores / FUSED, fused, *_test_scores(folders, config))
+    return {} if figures is None else {FUSED: figures}
 
 
 def train_beside(
@@ -309,7 +348,7 @@ def rescore(run: Path, overrides: Sequence[str], out: Path | None = None) -> dic
         with replaced(target / "scores") as scores:
             if out is None:
                 shutil.copytree(target / "scores", scores, dirs_exist_ok=True)
-            for name in config["names"]:
+            for name in system.names:
                 detector = Detector.load(run, name)
                 if detector.train_clips_ != facts_of(data.train_clips):
                     found = "features of other clips than it was trained on"
@@ -317,36 +356,38 @@ def rescore(run: Path, overrides: Sequence[str], out: Path | None = None) -> dic
                 figures, each = score_detector(scores / name, detector.refitted(system, data), data)
                 systems |= {} if figures is None else {name: figures}
                 members |= {name: each} if each else {}
+            if FUSED in config["names"]:
+                parts = [name for name in config["names"] if name != FUSED][-2:]
+                if out is not None:
+                    shutil.copytree(run / "scores" / parts[1], scores / parts[1])
+                systems |= _fuse_results(scores, parts, config)
         write_config(target, config)
     if out is not None:
         systems = {name: systems[name] for name in systems if name in config["names"]}
     return {**results, "systems": systems, **({"members": members} if members else {})}
 
 
-def fuse(
-    out: Path, sources: Sequence[Path], weights: Sequence[float] | None = None
-) -> dict[str, Any]:
+def fuse(out: Path, sources: Sequence[Path]) -> dict[str, Any]:
     """Makes one detector of several, as a run folder.
 
     Args:
       out: The run folder to make.
       sources: Run folders, whose results are taken, or folders of detectors,
         ``RUN/scores/NAME``. All trained on the same clips.
-      weights: As for :meth:`asdproto.systems.detector.Detector.fuse`.
 
     Returns:
       What belongs into ``results.json``: figures of the fused detector and of its parts.
 
     Raises:
       DataError: A source is no finished detector, or the sources were trained on other clips.
-      ConfigError: Weights that do not fit.
+      ConfigError: One source only, or one twice.
     """
     folders = [
         source if (source / MANIFEST).is_file() else source / "scores" / chosen_detector(source)
         for source in sources
     ]
     detectors = [Detector.load(folder) for folder in folders]
-    fused = Detector.fuse(detectors, weights)
+    fused = Detector.fuse(detectors)
     config = read_config(folders[0].parents[1])
     systems: dict[str, Any] = {}
     for folder in folders:
@@ -365,7 +406,7 @@ def fuse(
         write_config(work, about)
     if figures is not None:
         systems[fused.name_] = figures
-    return {"seeds": about["seeds"], "systems": systems, **fused.settings_}
+    return {"seeds": about["seeds"], "systems": systems}
 
 
 def _test_scores(

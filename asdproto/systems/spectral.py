@@ -1,9 +1,13 @@
 r"""Spectra of whole clips, without training: nearest neighbors of them, or Gaussian mixtures.
 
-*Features -> one number a band and clip -> distance to the nearest training clips, or likelihood by
-a mixture.* No network and no labels, fitted in the time it takes to read the features: a system
-that learns has to be better than this one. Several parts, spectra of other scales or poolings,
-score as one detector: :func:`asdproto.scoring.fusion.combine`.
+*Features -> a vector of every clip -> distance to the nearest training clip, or likelihood by a
+mixture.* No network and no labels, fitted in the time it takes to read the features: a system that
+learns has to be better than this one.
+
+The kind ``spectral``, the default where prototypes are not learned, compares the four vectors of
+:mod:`asdproto.summary`, each with its nearest training clip, and takes the one that is furthest
+out: :func:`asdproto.scoring.fusion.combine`. Gains leave no trace in it, and of a recording of
+another rate only the frequencies that both have are compared.
 
 The kind ``spectral-knn`` is the nearest mean spectrum. The kind ``gmm`` is TWFR-GMM: frames of
 every band sorted by level and averaged with weights r^i, and a mixture. The pooling, mixtures of
@@ -31,12 +35,19 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from asdproto.config import ConfigError, between, check_fields, positive, strictly_between
+from asdproto.config import ConfigError, between, check_fields, strictly_between
 from asdproto.data.dataset import Classes, ClipArrays, Dataset, section_keys
 from asdproto.data.dcase import Clip
 from asdproto.errors import DataError
 from asdproto.features import FeatureSettings
-from asdproto.scoring.backends import BackendConfig, Scorer, fit_scorer, held_out_scores
+from asdproto.scoring.backends import (
+    BackendConfig,
+    References,
+    Scorer,
+    fit_scorer,
+    held_out_scores,
+)
+from asdproto.scoring.rows import rows_by
 from asdproto.systems.system import Comparison, Member, RunOptions, Section, backend_labels
 
 KNN = BackendConfig(kind="knn", shrinkage=0.3)
@@ -47,40 +58,46 @@ class Spectrum:
     """A spectrum of a clip, and how clips are compared by it.
 
     Attributes:
-      pooling: What is made of a band's frames: their ``"mean"``; their average from the loudest to
-        the softest with weights r^i, ``"ranked"``; the mean of what they differ by from one to the
-        next, ``"change"``; their standard deviation, ``"deviation"``.
+      pooling: What is made of a band's frames: their ``"mean"``, or their average from the loudest
+        to the softest with weights r^i, ``"ranked"``. Or, with ``features.summary``, which vector
+        of a summary is taken: ``"quiet"``, ``"steady"``, ``"change"`` or ``"modulation"``.
       r: In [0, 1], of ``"ranked"``; 1 is the mean, 0 the maximum.
       remove_level: Take each clip's mean over all bands off its spectrum, where loudness is a
         nuisance: a recording gain, a distance, a mixing ratio.
       scale_bands: Divide each band by its standard deviation over the section's training clips, so
-        that all bands count alike.
+        that all bands count alike; see :func:`asdproto.scoring.backends.fit_scorer`.
       score: The back-end.
-      weight: Of this part where a system has several.
     """
 
-    pooling: Literal["mean", "ranked", "change", "deviation"] = "mean"
+    pooling: Literal["mean", "ranked", "quiet", "steady", "change", "modulation"] = "mean"
     r: float = 1.0
     remove_level: bool = False
     scale_bands: bool = False
     score: BackendConfig = KNN
-    weight: float = 1.0
 
     def __post_init__(self) -> None:
-        check_fields(self, r=between(0, 1), weight=positive(1000000))
+        check_fields(self, r=between(0, 1))
         if self.score.kind not in ("knn", "mahalanobis-knn", "mixture"):
             raise ConfigError(
                 f"score.kind={self.score.kind!r}: expected 'knn', 'mahalanobis-knn' or 'mixture'; "
                 "spectra have no prototypes"
             )
+        if self.of_summary and self.score.kind != "knn":
+            raise ConfigError(f"pooling={self.pooling!r} goes with score.kind='knn'")
 
-    def of(self, clips: ClipArrays) -> np.ndarray:
-        """Spectra of clips, dB, float64, shape ``[clips, bands]``."""
+    @property
+    def of_summary(self) -> bool:
+        """Whether it is a vector of a summary."""
+        return self.pooling not in ("mean", "ranked")
+
+    def of(self, clips: ClipArrays, features: FeatureSettings) -> np.ndarray:
+        """Vectors of clips, dB, float64, shape ``[clips, dim]``; nan where nothing is known."""
+        if self.of_summary:
+            part = next(one for one in features.parts() if one.name == self.pooling)
+            return np.asarray(clips.features[clips.rows, 0, part.columns], np.float64)
         spectra = np.empty((len(clips), clips.features.shape[2]))
         for index, (row, frames) in enumerate(zip(clips.rows, clips.frames, strict=True)):
             spectra[index] = self.pool(np.asarray(clips.features[row, :frames], np.float64))
-        if self.remove_level:
-            spectra -= spectra.mean(axis=1, keepdims=True)
         return spectra
 
     def pool(self, frames: np.ndarray) -> np.ndarray:
@@ -88,11 +105,20 @@ class Spectrum:
         if self.pooling == "ranked":
             weights = np.power(self.r, np.arange(len(frames)))
             return weights / weights.sum() @ np.sort(frames, axis=0)[::-1]
-        if self.pooling == "change":
-            return np.abs(np.diff(frames, axis=0)).sum(axis=0) / max(len(frames) - 1, 1)
-        if self.pooling == "deviation":
-            return frames.std(axis=0)
         return frames.mean(axis=0)
+
+    def compared(self, vectors: np.ndarray, known: np.ndarray) -> np.ndarray:
+        """Vectors as they are compared, shape ``[clips, dim]``; 0 where nothing is known.
+
+        Args:
+          vectors: What :meth:`of` returned.
+          known: Boolean, shape ``[clips, dim]``: which numbers count.
+        """
+        vectors = np.where(known, vectors, 0.0)
+        if self.remove_level:
+            count = np.maximum(known.sum(axis=1, keepdims=True), 1)
+            vectors = np.where(known, vectors - vectors.sum(axis=1, keepdims=True) / count, 0.0)
+        return vectors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +132,7 @@ class SpectralSystem:
       quantile: For decisions: of the gamma distribution of the held-out training scores.
     """
 
-    kind: Literal["spectral-knn", "gmm"] = "spectral-knn"
+    kind: Literal["spectral", "spectral-knn", "gmm"] = "spectral-knn"
     features: FeatureSettings = dataclasses.field(default_factory=FeatureSettings)
     parts: tuple[Spectrum, ...] = (Spectrum(),)
     quantile: float = 0.9
@@ -119,6 +145,12 @@ class SpectralSystem:
         check_fields(self, quantile=strictly_between(0, 1))
         if not self.parts:
             raise ConfigError("parts=(): expected one spectrum or more")
+        if any(part.of_summary != self.features.summary for part in self.parts):
+            poolings = ", ".join(part.pooling for part in self.parts)
+            raise ConfigError(
+                f"features.summary={self.features.summary} with pooling {poolings}: summaries have "
+                "quiet, steady, change and modulation, other features mean and ranked"
+            )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -151,16 +183,20 @@ class SpectralSystem:
         return {self.kind: [member for seed in seeds for member in self._fit(data, seed)]}
 
     def _fit(self, data: Dataset, seed: int) -> list[Member]:
-        members = []
-        for part in self.parts:
-            spectra, sections = part.of(data.train), section_keys(data.train_clips)
-            given = spectra, backend_labels(data, part.score), sections, part.score
+        members, sections = [], section_keys(data.train_clips)
+        for number, part in enumerate(self.parts):
+            vectors = part.of(data.train, self.features)
+            known = {
+                key: np.isfinite(vectors[rows]).all(axis=0)
+                for key, rows in rows_by(sections).items()
+            }
+            vectors = part.compared(vectors, np.stack([known[key] for key in sections]))
+            fitted_on = vectors, backend_labels(data, part.score), sections, part.score
             options: dict[str, Any] = {"standardize": part.scale_bands, "seed": seed}
-            model = SpectralModel(
-                dataclasses.replace(self, parts=(part,)), fit_scorer(*given, **options)
-            )
-            held_out = held_out_scores(*given, **options)
-            members.append(Member(model, seed, data.classes, held_out, part.weight))
+            system = dataclasses.replace(self, parts=(part,))
+            model = SpectralModel(system, fit_scorer(*fitted_on, **options), known)
+            held_out = held_out_scores(*fitted_on, **options)
+            members.append(Member(model, seed, data.classes, held_out, part=number))
         return members
 
     def refit(self, member: Member, data: Dataset) -> Member:
@@ -170,7 +206,9 @@ class SpectralSystem:
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> "SpectralModel":
         """The model that :meth:`SpectralModel.to_arrays` described."""
-        return SpectralModel(self, Scorer.from_arrays(arrays))
+        scorer = Scorer.from_arrays(arrays)
+        known = dict(zip(scorer.sections, arrays["known"], strict=True))
+        return SpectralModel(self, scorer, known)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -180,24 +218,65 @@ class SpectralModel:
     Attributes:
       system: The system, of one part.
       scorer: The fitted back-end.
+      known: Per section, boolean ``[dim]``: which numbers all of its training clips have.
     """
 
     system: SpectralSystem
     scorer: Scorer
+    known: Mapping[Any, np.ndarray]
 
     def compare(self, clips: ClipArrays, sections: Sequence[Section]) -> Comparison:
         """See :class:`asdproto.systems.system.Model`."""
-        return Comparison(*self.scorer.compare(self.system.parts[0].of(clips), sections))
+        part = self.system.parts[0]
+        vectors = part.of(clips, self.system.features)
+        known = np.stack([self.known[key] for key in sections])
+        lacking = known & ~np.isfinite(vectors)
+        scores, nearest = self.scorer.compare(part.compared(vectors, known & ~lacking), sections)
+        for row in np.flatnonzero(lacking.any(axis=1)).tolist():
+            common = known[row] & ~lacking[row]
+            scores[row], label = self._compare_in(common, vectors[row], sections[row])
+            if nearest is not None:
+                nearest[row] = label
+        return Comparison(scores, nearest)
+
+    def _compare_in(
+        self, common: np.ndarray, vector: np.ndarray, section: Section
+    ) -> tuple[float, int]:
+        """Distance to the nearest training clip in some dimensions, as if it were in all."""
+        part, model = self.system.parts[0], self.scorer.sections[section]
+        assert isinstance(model, References)  # a part of summaries has no other back-end
+        scale = self.scorer.scales.get(section, np.ones(model.dim))
+        rows = np.broadcast_to(common, (len(model.references) + 1, model.dim))
+        both = np.concatenate([vector[None], model.references * scale])
+        both = part.compared(both, rows) / scale
+        distances = np.sqrt(np.square(both[1:] - both[0]).sum(axis=1)) / model.density
+        share = max(int(common.sum()), 1) / max(int(self.known[section].sum()), 1)
+        count = min(part.score.neighbors, len(distances))
+        nearest = np.argsort(distances, kind="stable")[:count]
+        score = float(distances[nearest].mean() / np.sqrt(share))
+        return score, int(model.labels[nearest[0]])
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """See :class:`asdproto.systems.system.Model`."""
-        return self.scorer.to_arrays()
+        known = np.stack([self.known[key] for key in self.scorer.sections])
+        return {**self.scorer.to_arrays(), "known": known}
 
 
 _MIXTURE = Spectrum(pooling="ranked", score=BackendConfig(kind="mixture"))
 _GMM = SpectralSystem("gmm", parts=(_MIXTURE,))
 _PAPER = BackendConfig(kind="mixture", regularization=1e-6)
+# Which vectors, and how they are compared, was chosen with the labels of development sets: two of
+# a drone's propellers in machine noise and one of a fan (docs/experiments.md).
+_SPECTRAL = SpectralSystem(
+    "spectral",
+    features=FeatureSettings(summary=True),
+    parts=tuple(
+        Spectrum(pooling, remove_level=pooling in ("quiet", "steady"), scale_bands=True)
+        for pooling in ("quiet", "steady", "change", "modulation")
+    ),
+)
 PRESETS = {
+    "spectral": dict.fromkeys(("quick", "small", "paper"), _SPECTRAL),
     "spectral-knn": {name: SpectralSystem() for name in ("quick", "small", "paper")},
     "gmm": {
         "quick": _GMM,

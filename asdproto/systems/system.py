@@ -89,7 +89,8 @@ class Member:
       classes: Attribute classes that its ``nearest`` counts.
       held_out: float64, shape ``[training clips]``: their scores, each as if the clip were new as
         far as the system can tell. Thresholds and the combination of members rest on them.
-      weight: Its weight where several score as one.
+      part: Where several score as one: members of one part, such as seeds, are averaged, and the
+        part that is furthest out decides.
       embeddings: Floating, shape ``[training clips, dim]``, where there are any; not saved with it.
     """
 
@@ -97,7 +98,7 @@ class Member:
     seed: int
     classes: Sequence[tuple]
     held_out: np.ndarray
-    weight: float = 1.0
+    part: int = 0
     embeddings: np.ndarray | None = None
 
 

@@ -50,65 +50,36 @@ def test_copies_of_training_clips_do_not_outweigh_everything():
     np.testing.assert_allclose(found, [math.log(1e-3), math.log(1e-3), math.log(2.0)], atol=1e-15)
     # Below the most normal held-out clip of a score without a zero of its own.
     assert fusion.log_normalized(np.array([-9.0]), np.array([-3.0, 1.0])) == math.log(1e-3)
-    with pytest.raises(ValueError, match=r"median of 3 held-out scores is 0\.0"):
-        fusion.log_normalized(np.ones(2), np.array([0.0, 0.0, 1.0]))
-    with pytest.raises(ValueError, match=r"median of 3 held-out scores is -2\.0"):
-        fusion.log_normalized(np.ones(2), np.array([-2.0, -2.0, 1.0]))
+    # Most held-out clips are copies: their mean is the unit; all of them are: 1 is.
+    found = fusion.log_normalized(np.array([3.0]), np.array([0.0, 0.0, 3.0]))
+    assert found == pytest.approx(math.log(3.0))
+    assert fusion.log_normalized(np.array([2.0]), np.zeros(3)) == pytest.approx(math.log(2.0))
 
 
-def test_combine_is_the_weighted_mean_by_section():
-    found = fusion.combine(SCORES, REFERENCES, SECTIONS, REFERENCE_SECTIONS, weights=[3.0, 1.0])
+def test_members_of_a_part_are_averaged_and_the_furthest_part_decides():
+    scores, references = [*SCORES, SCORES[0][::-1]], [*REFERENCES, REFERENCES[0][::-1]]
+    arguments = scores, references, SECTIONS, REFERENCE_SECTIONS
+    mean, parts = fusion.combine(*arguments), fusion.combine(*arguments, parts=[0, 4, 0])
     for row, section in enumerate(SECTIONS):
-        parts = [
-            slow(
-                own[row], [r for r, s in zip(ref, REFERENCE_SECTIONS, strict=True) if s == section]
-            )
-            for own, ref in zip(SCORES, REFERENCES, strict=True)
-        ]
-        assert found[row] == pytest.approx(0.75 * parts[0] + 0.25 * parts[1], abs=1e-12)
-    equal = fusion.combine(SCORES, REFERENCES, SECTIONS, REFERENCE_SECTIONS)
-    same = fusion.combine(SCORES, REFERENCES, SECTIONS, REFERENCE_SECTIONS, weights=[7.0, 7.0])
-    np.testing.assert_allclose(equal, same, rtol=1e-14)
-    alone = fusion.combine(SCORES, REFERENCES, SECTIONS, REFERENCE_SECTIONS, weights=[0.0, 2.0])
-    only = fusion.combine(SCORES[1:], REFERENCES[1:], SECTIONS, REFERENCE_SECTIONS)
-    np.testing.assert_array_equal(alone, only)
-
-
-def _normalized(own):
-    return fusion.combine([own], [own], ["00"] * 21, ["00"] * 21)
-
-
-def test_a_power_of_a_score_counts_as_the_score():
-    # An odd number of clips and quartiles that are clips: medians and quartiles map exactly.
-    references, keys = [REFERENCES[0], REFERENCES[0] ** 2], ["00"] * 21
-    weights = fusion.balancing_weights([_normalized(own) for own in references])
-    np.testing.assert_allclose(weights, [2 / 3, 1 / 3], rtol=1e-12)
-    both = [SCORES[0], SCORES[0] ** 2]
-    found = fusion.combine(both, references, ["00"] * 9, keys, weights=weights)
-    alone = fusion.combine(both[:1], references[:1], ["00"] * 9, keys)
-    np.testing.assert_allclose(found, 4 / 3 * alone, rtol=1e-12)
-    with pytest.raises(ValueError, match=r"interquartile ranges .* are \[0\.0\]"):
-        fusion.balancing_weights([np.zeros(21)])
-
-
-def test_weights_look_at_the_middle_half_of_scores_alone():
-    reference = REFERENCES[0]
-    outside = (reference > np.quantile(reference, 0.8)) | (reference < np.quantile(reference, 0.2))
-    stretched = np.where(outside, np.median(reference) * (reference / np.median(reference)) ** 5,
-                         reference)  # fmt: skip
-    weights = fusion.balancing_weights([_normalized(reference), _normalized(stretched)])
-    np.testing.assert_allclose(weights, [0.5, 0.5], rtol=1e-12)
+        rows = [n for n, key in enumerate(REFERENCE_SECTIONS) if key == section]
+        own = [[r[n] for n in rows] for r in references]
+        logs = [slow(s[row], r) for s, r in zip(scores, own, strict=True)]
+        assert mean[row] == pytest.approx(sum(logs) / 3, abs=1e-12)
+        normal = [[slow(value, r) for value in r] for r in own]
+        together = [(a + b) / 2 for a, b in zip(normal[0], normal[2], strict=True)]
+        first = (logs[0] + logs[2]) / 2 - np.quantile(together, 0.95)
+        expected = math.exp(max(first, logs[1] - np.quantile(normal[1], 0.95)))
+        assert parts[row] == pytest.approx(expected, rel=1e-12)
+    # Numbers of parts mean nothing but which members are one.
+    np.testing.assert_array_equal(parts, fusion.combine(*arguments, parts=[7, 1, 7]))
 
 
 def test_errors_name_what_is_wrong():
     arguments = (REFERENCES, SECTIONS, REFERENCE_SECTIONS)
-    with pytest.raises(ValueError, match="scores of 1 members, references of 2 and 1 weights"):
+    with pytest.raises(ValueError, match="scores of 1 members, references of 2 and 1 parts"):
         fusion.combine(SCORES[:1], *arguments)
     with pytest.raises(ValueError, match="scores of 0 members"):
         fusion.combine([], [], SECTIONS, REFERENCE_SECTIONS)
-    for weights in ([1.0, -1.0], [0.0, 0.0], [1.0, math.nan]):
-        with pytest.raises(ValueError, match="weights are"):
-            fusion.combine(SCORES, *arguments, weights=weights)
     with pytest.raises(ValueError, match="9 scores of 8 clips"):
         fusion.combine(SCORES, REFERENCES, SECTIONS[1:], REFERENCE_SECTIONS)
     with pytest.raises(ValueError, match="21 reference scores of 20"):

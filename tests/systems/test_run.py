@@ -194,48 +194,34 @@ def test_fused_detectors_score_as_one(finished, tmp_path):
     root, test, workdir, _ = finished
     out = tmp_path / "fused"
     knn = workdir / "scores" / "spectral-knn"
-    results = run.fuse(out, [workdir, knn], [3, 1])
+    results = run.fuse(out, [workdir, knn])
     names = {f"{workdir.name}/finetune", f"{workdir.name}/spectral-knn"}
     assert set(results["systems"]) == {"fused", *names}
     rows = details(Detector.load(out), root, test)
-    logs = []
+    parts = []
     for part in (Detector.load(workdir), Detector.load(workdir, "spectral-knn")):
         scores = np.array([row.score for row in details(part, root, test)])
         sections = np.array([section for _, _, section in part.train_clips_])
         held_out = part.members_[0].held_out
-        own = [np.median(held_out[sections == clip.section]) for clip in test]
-        logs.append(np.log(scores / own))
-    # Sums of two float64 logarithms.
-    np.testing.assert_allclose(
-        [row.score for row in rows], 0.75 * logs[0] + 0.25 * logs[1], rtol=1e-9, atol=1e-12
-    )
+        limits = [
+            np.exp(np.quantile(np.log(held_out[sections == clip.section]), 0.95)) for clip in test
+        ]
+        parts.append(scores / limits)
+    # Logarithms and back.
+    np.testing.assert_allclose([row.score for row in rows], np.max(parts, axis=0), rtol=1e-9)
     written = read_scores(out / "scores" / "fused")
     assert [row.score for row in written] == [row.score for row in rows]
     # Again: the same result, and another one is refused.
-    assert run.fuse(out, [workdir, knn], [3, 1]) == results
+    assert run.fuse(out, [workdir, knn]) == results
     with pytest.raises(DataError, match="found another run"):
-        run.fuse(out, [workdir, knn], [1, 3])
-    # Fused with a part of its own: the weights are shared out.
-    run.fuse(tmp_path / "twice", [out, knn], [1, 1])
-    weights = [member.weight for member in Detector.load(tmp_path / "twice").members_]
-    assert weights == pytest.approx([0.375, 0.125, 0.5])
-    assert sum(run.fuse(tmp_path / "balanced", [workdir, knn])["weights"]) == pytest.approx(1)
+        run.fuse(out, [knn, workdir])
+    # Fused once more, its parts stay parts.
+    run.fuse(tmp_path / "twice", [out, workdir])
+    assert [one.part for one in Detector.load(tmp_path / "twice").members_] == [0, 1, 2]
 
 
-@pytest.mark.parametrize(
-    ("weights", "message"),
-    [
-        ([1], "expected 2 finite ones"),
-        ([-1, 1], "none below 0"),
-        ([0, 0], "one above"),
-        ([np.inf, 1], "expected 2 finite"),
-    ],
-)
-def test_weights_that_do_not_fit_are_refused(finished, tmp_path, weights, message):
+def test_a_detector_is_not_fused_with_itself(finished, tmp_path):
     workdir = finished[2]
-    knn = workdir / "scores" / "spectral-knn"
-    with pytest.raises(ConfigError, match=message):
-        run.fuse(tmp_path / "no", [workdir, knn], weights)
     with pytest.raises(ConfigError, match="finetune is given twice"):
         run.fuse(tmp_path / "no", [workdir, workdir / "scores" / "finetune"])
     assert not (tmp_path / "no").exists()
