@@ -14,7 +14,7 @@ from asdproto.training import processes
 from experiments import common, two_stage
 
 # Longer than what JAX waits at the end, which is lowered here.
-SECONDS = float(os.environ["ASDPROTO_TEST_SLOW"])
+SECONDS = float(os.environ.get("ASDPROTO_TEST_SLOW", "0"))
 SHUTDOWN = 3
 
 
