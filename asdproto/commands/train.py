@@ -235,6 +235,11 @@ def _run(arguments: argparse.Namespace) -> int:
     folder = arguments.features or workdir / "features"
     source = read()[0] if is_main() else data
     store = features_of(source, folder, system.features, console, on_error=arguments.on_error)
+    spectra, summary = preset("spectral", "small"), None
+    if kind in LEARNED and not alone(lambda: is_store(data)):
+        summary = features_of(
+            source, workdir / "summary", spectra.features, console, on_error=arguments.on_error
+        )
     options = RunOptions(
         workdir=workdir,
         devices=devices,
@@ -256,11 +261,7 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     if is_main():
         results = {**results, "preset": name}
-        if kind in LEARNED and not is_store(data):
-            spectra = preset("spectral", "small")
-            summary = features_of(
-                source, workdir / "summary", spectra.features, console, on_error=arguments.on_error
-            )
+        if summary is not None:
             fused = fuse_with_spectra(spectra, summary, options, machines=machines)
             results["systems"] = {**results["systems"], **fused}
         finish(workdir, results, console)
@@ -341,8 +342,8 @@ def _remove_run(workdir: Path) -> None:
     with locked(workdir, LOCK):
         for name in ("results.json", "report.html", "metrics.jsonl"):
             (workdir / name).unlink(missing_ok=True)
-        for name in ("scores", "checkpoints", "features"):
-            if name != "features" or is_store(workdir / name):
+        for name in ("scores", "checkpoints", "features", "summary"):
+            if name in ("scores", "checkpoints") or is_store(workdir / name):
                 shutil.rmtree(workdir / name, ignore_errors=True)
         (workdir / "config.json").unlink(missing_ok=True)
 

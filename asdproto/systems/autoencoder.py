@@ -101,7 +101,10 @@ class AutoEncoderSystem:
     def train(
         self, data: Dataset, options: RunOptions, seeds: Sequence[int]
     ) -> dict[str, list[Member]]:
-        """Trains a network for every machine type and seed, and for every fold."""
+        """Trains a network for every machine type and seed, and for every fold.
+
+        All processes train and embed together, and return the same.
+        """
         machines = np.array([clip.machine_type for clip in data.train_clips])
         trained: dict[str, np.ndarray] = {}  # rows by name of the network
         scored: dict[str, np.ndarray] = {}
@@ -122,7 +125,7 @@ class AutoEncoderSystem:
                 held_out[rows] = networks[name].errors(data.train.take(rows))
             kept = {name: one for name, one in networks.items() if "/" not in name}
             members.append(Member(AutoEncoderModel(self, kept), seed, data.classes, held_out))
-        return {"autoencoder": members} if options.devices.is_main else {}
+        return {"autoencoder": members}
 
     def _part(self, data: Dataset, rows: np.ndarray) -> Dataset:
         """Some of the training clips as one class, and what they are standardized by."""

@@ -148,7 +148,12 @@ class System(Protocol):
     def train(
         self, data: Dataset, options: RunOptions, seeds: Sequence[int]
     ) -> dict[str, list[Member]]:
-        """Trains with every seed: members by detector, in all processes but the first none."""
+        """Trains with every seed.
+
+        Returns:
+          Members by detector; the same in all processes, or none in all but the first where the
+          others are not needed to score.
+        """
 
     def refit(self, member: Member, data: Dataset) -> Member:
         """This system's back-end on what another one of its kind was trained to.
