@@ -451,7 +451,8 @@ def as_function(
     leaves, tree = jax.tree.flatten(params)
     vectors = np.random.default_rng(2).standard_normal((classes, 1 + objective.sub_prototypes, dim))
     vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
-    state = types.SimpleNamespace(loss_state=carried, prototypes=vectors.astype(np.float32))
+    prototypes = jnp.asarray(vectors, jnp.float32)
+    state = types.SimpleNamespace(loss_state=carried, prototypes=prototypes)
 
     def loss(embeddings: jax.Array, *rest: Any) -> jax.Array:
         *own, labels = rest

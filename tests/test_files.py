@@ -53,7 +53,7 @@ def test_damaged_json_is_one_line(tmp_path, content, found):
 def test_what_is_no_file_is_said(tmp_path, read):
     with pytest.raises(DataError, match=r"nowhere: found no such file; .* Look elsewhere\."):
         read(tmp_path / "nowhere", remedy="Look elsewhere.")
-    with pytest.raises(DataError, match="found Is a directory"):
+    with pytest.raises(DataError, match="found a folder, pipe, socket or device"):
         read(tmp_path, remedy="")
 
 

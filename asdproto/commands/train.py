@@ -150,7 +150,7 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--coordinator",
         metavar="HOST:PORT",
-        help="address of process 0, of several (default: detected on TPU pods, SLURM and GKE)",
+        help="address of process 0 (default: detected in clusters)",
     )
     group.add_argument(
         "--profile",
@@ -168,7 +168,7 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--loop",
         choices=("scan", "dispatch"),
-        help="a call an epoch or a step (default: what suits the device)",
+        help="a call an epoch or a step (default: by device)",
     )
 
 
@@ -199,6 +199,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     from asdproto.config import ConfigError, override
     from asdproto.data.store import is_store
+    from asdproto.results.run_folder import write_results
     from asdproto.systems import preset
     from asdproto.systems.run import (
         asked,
@@ -266,10 +267,13 @@ def _run(arguments: argparse.Namespace) -> int:
             results["systems"] = {**results["systems"], **fused}
         finish(workdir, results, console)
         yardsticks = train_yardsticks(system, store, options, machines=machines)
+        results["systems"] = {**results["systems"], **yardsticks}
+        results["yardsticks"] = list(yardsticks)
         if yardsticks:
             console.out("To compare with, without training:", highlight=False)
-            results["systems"] = {**results["systems"], **yardsticks}
             finish(workdir, results, console)
+        else:
+            write_results(workdir, results)
     return 0
 
 
@@ -431,6 +435,8 @@ def report_if_finished(workdir: Path, console: Console) -> bool:
         results = read_results(workdir)
     except DataError as error:
         warnings.warn(f"{finished}: found {error.found}; it is made again", stacklevel=2)
+        return False
+    if "yardsticks" not in results:  # what is fitted to compare with comes last
         return False
     console.out(f"{workdir} is finished; this only reports", highlight=False)
     show(workdir, results, console)

@@ -173,7 +173,7 @@ def test_scores_and_figures_belong_together(finished):
     from asdproto.scoring.metrics import evaluate
 
     results = json.loads((finished / "results.json").read_text())
-    assert set(results["systems"]) == {"pretrain", "finetune", *YARDSTICKS}
+    assert set(results["systems"]) == {"pretrain", "finetune", "spectral", "fused", *YARDSTICKS}
     assert results["seeds"] == [0]
     assert results["preset"] == "paper"
     for stage, figures in results["systems"].items():
@@ -228,7 +228,7 @@ def test_other_settings_on_the_same_folder_are_refused(
     assert message.startswith("error: ")
     assert f"{field} is " in message
     assert f"{here} here" in message
-    assert "Choose another folder" in message
+    assert "Train anew with --retrain, or name another" in message
     assert message.count(" here") == 1  # and nothing that is the same
 
 

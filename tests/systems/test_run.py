@@ -114,6 +114,7 @@ def test_the_nearest_known_folder_is_the_machine_type(tmp_path):
         settings={},
         name="gmm",
         members=[],
+        audio={},
         train_clips=[("a", "fan", "00"), ("b", "pump", "00"), ("c", "valve", "00")],
         dtype="float16",
     )

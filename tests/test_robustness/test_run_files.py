@@ -87,7 +87,7 @@ def test_a_damaged_detector_scores_nothing(run, trained, data, capsys):
                 assert "found " in said
             put_back(path, whole)
     shutil.copy(run / "scores/pretrain/member_0.npz", run / SCORES / "member_0.npz")
-    said = fails(capsys, "score", run, clip)
+    said = fails(capsys, "score", run, clip, "--detector", "finetune")
     assert "member_0.npz: found other content; expected that which detector.json names" in said
 
 
