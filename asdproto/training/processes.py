@@ -384,7 +384,9 @@ def _of_collective(error: BaseException) -> bool:
     """Whether an error comes from a collective: of XLA's own kind, or with a code of its."""
     if isinstance(error, PeerError | KeyboardInterrupt):
         return False
-    return isinstance(error, jax.errors.JaxRuntimeError) or bool(re.match("[A-Z_]+: ", str(error)))
+    codes = "UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION"
+    named = re.search(rf"\b({codes}): ", str(error))
+    return isinstance(error, jax.errors.JaxRuntimeError) or named is not None
 
 
 def _say(text: str) -> None:

@@ -53,7 +53,10 @@ def run(fault: str, folder: Path, process: int) -> None:
                     os.kill(os.getpid(), signal.SIGKILL)
                 if fault == "stuck":
                     time.sleep(1000)
-            _, stop = devices.agree(False, asked())
+            try:
+                _, stop = devices.agree(False, asked())
+            except ValueError as error:  # as checkpoints do, whose saves have collectives too
+                raise DataError("run", f"a save that failed ({error})", "one", "Free it.") from None
             if stop:
                 print(f"stops at step {step}")
                 signals.stop(f"step {step} is saved")
