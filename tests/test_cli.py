@@ -389,9 +389,9 @@ def test_one_machine_without_attributes_from_recordings_to_a_report(run, tmp_pat
     assert not trained.exists()
     code, out, _ = run("train", root, trained, "--preset", "quick", "parts.score.neighbors=2")
     assert code == 0
-    assert "System:   spectral-knn; 4 clips in 1 attribute class" in out
+    assert "System:   spectral; 4 clips in 1 attribute class" in out
     written = {}
-    for path in trained.glob("scores/spectral-knn/anomaly_score_*.csv"):
+    for path in trained.glob("scores/spectral/anomaly_score_*.csv"):
         written.update(line.rsplit(",", 1) for line in path.read_text().splitlines())
     new = [root / f"friday {index}.wav" for index in range(3)]
     code, out, _ = run("score", trained, *new, "--format", "jsonl")
@@ -400,10 +400,10 @@ def test_one_machine_without_attributes_from_recordings_to_a_report(run, tmp_pat
     assert scored == {str(path): float(written[path.name]) for path in new}
     code, out, _ = run("evaluate", trained)
     assert code == 0
-    assert re.search(r"spectral-knn +\d", out)
+    assert re.search(r"spectral +\d", out)
     assert run("report", trained)[0] == 0
     page = (trained / "report.html").read_text()
-    assert "by the detector <b>spectral-knn</b>" in page
+    assert "by the detector <b>spectral</b>" in page
     assert re.search(r"<h2>pump: (none|\d) of 3 recordings sound", page)
 
 
