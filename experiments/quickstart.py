@@ -10,8 +10,8 @@ and what every run fits beside it. Takes about 3 minutes on 2 CPU cores.
 This is a demonstration and no benchmark: the machines are made so that what the method is for can
 be seen. Their surroundings differ more from clip to clip than a fault changes the machine, they
 work under many conditions with audible differences, and faults are small changes of the machine
-itself; see :mod:`experiments.synthetic`. How faint the faults are was set with seeds 0 and 1, looking
-at these figures; the others were new. On recordings of real machines other systems may be
+itself; see :mod:`experiments.synthetic`. How faint the faults are was set with seeds 0 and 1,
+looking at these figures; the others were new. On recordings of real machines other systems may be
 better; ``docs/experiments.md`` has figures. Overall figures of five seeds, in percent:
 
 ============  ====  ====  ====  ====  ====
