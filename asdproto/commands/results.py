@@ -124,9 +124,9 @@ def add_report(subparsers: Any) -> None:
         "report",
         report,
         "one web page about a run",
-        "Writes one self-contained web page about a run, finished or not: figures, the most\n"
-        "anomalous test clips to look at and to listen to, what a threshold does, score\n"
-        "histograms, ROC curves and training curves.",
+        "Writes one self-contained web page about a run, finished or not: a verdict, alarms\n"
+        "beside the nearest normal recording, to look at and to listen to, every clip, what\n"
+        "a threshold does, and figures and ROC curves where there are labels.",
     )
     parser.add_argument("workdir", type=Path, metavar="run", help="folder of the run")
     parser.add_argument(

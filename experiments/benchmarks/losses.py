@@ -30,7 +30,7 @@ working directory, where ``function(stage)`` returns an
 :class:`asdproto.training.objectives.Objective`. ``--loss`` then takes its path as a name.
 ``experiments`` is no part of the installed package: run this from a checkout.
 
-Measured: see ``losses_speed_cpu.json`` in ``experiments/results/``.
+Neither part has been measured with today's losses.
 """
 
 import argparse

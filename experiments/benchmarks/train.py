@@ -43,9 +43,7 @@ schedule, every epoch as training runs it, compiling included.
 Goals on one H100, width 64, bfloat16, the paper's batches: pre-training step <= 1.0 ms, fine-tuning
 step <= 1.6 ms, prototype pass >= 200,000 crops/s, schedule <= 120 s, >= 3 x PyTorch eager, >= 1.2 x
 PyTorch compiled with CUDA graphs, a sweep of 8 >= 2.5 x. No figure of a GPU has been measured yet.
-On 2 CPU cores (AMD EPYC; ``experiments/results/train_cpu.json``): 0.70, 0.70 and 0.78 x PyTorch at
-widths 16, 32 and 64; host path 0.98 x resident; a sweep of 8 at 0.61 x single runs; XLA's own
-convolutions 1.08, 1.25 and 1.18 x the kernel library's.
+Nor one of a CPU since the loop was rebuilt.
 """
 
 import argparse
