@@ -37,9 +37,11 @@ def fill(disk: Path, free: int) -> None:
 
 
 def test_training_on_a_full_disk(disk, data, trained, no_pictures, capsys):
-    """In features, in the first checkpoint, in a later one; with room it goes on."""
+    """In features of both kinds, in the first checkpoint, in a later one; with room it goes on."""
     command = tiny_run.command(data, disk / "run", "--save-seconds", "0")
-    for free, at in ((0, "features"), (150, "checkpoints/pretrain"), (1100, "checkpoints")):
+    summary = sum(path.stat().st_size for path in (trained / "summary").iterdir()) // 1000
+    steps = (0, "features"), (150, "summary"), (summary + 150, "checkpoints/pretrain")
+    for free, at in (*steps, (1100, "checkpoints")):
         fill(disk, free * 1000)
         said = fails(capsys, *command)
         assert said.startswith(f"error: {disk / 'run' / at}")
