@@ -141,16 +141,6 @@ def stop(kept: str = "") -> None:
     raise Stopped(_heard or signal.SIGTERM, kept)
 
 
-@contextlib.contextmanager
-def held() -> Iterator[None]:
-    """Signals wait until the end; processes that are started inside never get them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _handle(number: int, _: object) -> None:
     global _heard
     _heard = number

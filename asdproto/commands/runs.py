@@ -94,15 +94,21 @@ def add_export(subparsers: Any) -> None:
     parser.add_argument(
         "--detector",
         metavar="NAME",
-        help="which of the run's detectors (default: the run's result)",
+        help="which of the run's detectors (default: its last network)",
     )
 
 
 def export(arguments: argparse.Namespace) -> int:
     """Exports a detector."""
+    from asdproto.results.run_folder import read_config
     from asdproto.systems.detector import Detector
+    from asdproto.systems.run import FUSED
 
-    Detector.load(arguments.workdir, arguments.detector).export(arguments.out)
+    name = arguments.detector
+    if name is None:  # spectra, and what is fused with them, cannot be exported
+        names = read_config(arguments.workdir)["names"]
+        name = next((one for one in names[::-1] if one not in (FUSED, "spectral")), None)
+    Detector.load(arguments.workdir, name).export(arguments.out)
     size = (arguments.out / "model.jax").stat().st_size
     print(f"written: {arguments.out}, {size / 1e6:.1f} MB; score with {arguments.out}/score.py")
     return 0
