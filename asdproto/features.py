@@ -107,7 +107,7 @@ class FeatureSettings:
 
     def parts(self) -> tuple[Part, ...]:
         """The vectors of a :attr:`summary`."""
-        return summary_parts(self.sample_rate, self.n_fft, *_banks(self))
+        return _parts(self)
 
     def as_dict(self) -> dict:
         """The settings as a plain dictionary, as a feature store keeps them."""
@@ -157,6 +157,11 @@ def filterbank(settings: FeatureSettings) -> np.ndarray:
     return bank
 
 
+@functools.lru_cache(maxsize=8)
+def _parts(settings: FeatureSettings) -> tuple[Part, ...]:
+    return summary_parts(settings.sample_rate, settings.n_fft, *_banks(settings))
+
+
 def _banks(settings: FeatureSettings) -> tuple[np.ndarray, np.ndarray]:
     """Mel and inverted mel filters of a summary."""
     plain = dataclasses.replace(settings, summary=False)
@@ -164,11 +169,23 @@ def _banks(settings: FeatureSettings) -> tuple[np.ndarray, np.ndarray]:
     return filterbank(mel), filterbank(inverted)
 
 
+def _window(settings: FeatureSettings) -> np.ndarray:
+    """Hann window, float32 ``[n_fft]``."""
+    # Periodic, as for every spectrogram; scipy.signal has it too, but takes a second to load.
+    return np.hanning(settings.n_fft + 1)[:-1].astype(np.float32)
+
+
+def _framed(audio: np.ndarray, settings: FeatureSettings) -> np.ndarray:
+    """Frames centered on multiples of the hop, zeros beyond both ends, ``[frames, n_fft]``."""
+    padded = np.pad(audio.astype(np.float32, copy=False), settings.n_fft // 2)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, settings.n_fft)
+    return windows[:: settings.hop_length]
+
+
 @functools.lru_cache(maxsize=8)
 def _plan(settings: FeatureSettings) -> tuple[np.ndarray, list[tuple[slice, slice, np.ndarray]]]:
     """The window, and groups of filters with the band of bins outside of which they are zero."""
-    # Periodic, as for every spectrogram; scipy.signal has it too, but takes a second to load.
-    window = np.hanning(settings.n_fft + 1)[:-1].astype(np.float32)
+    window = _window(settings)
     bank = filterbank(settings)
     groups = []
     for first in range(0, settings.n_mels, _GROUP):
@@ -205,14 +222,11 @@ def log_mel(audio: np.ndarray, settings: FeatureSettings | None = None) -> np.nd
         raise ValueError(
             f"audio must hold at least one window of {settings.n_fft} samples, found {audio.size}"
         )
-    half = settings.n_fft // 2
-    padded = np.pad(audio.astype(np.float32, copy=False), half)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, settings.n_fft)
-    framed = windows[:: settings.hop_length]
+    framed = _framed(audio, settings)
     window, groups = _plan(settings)
     mel = np.empty((len(framed), settings.n_mels), dtype=np.float32)
     scratch = np.empty((_BLOCK, settings.n_fft), np.float32)
-    powers, squares = np.empty((2, _BLOCK, half + 1), np.float32)
+    powers, squares = np.empty((2, _BLOCK, settings.n_fft // 2 + 1), np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
         for start in range(0, len(framed), _BLOCK):
             block = slice(start, start + _BLOCK)
@@ -241,11 +255,9 @@ def power_spectrogram(audio: np.ndarray, settings: FeatureSettings) -> np.ndarra
     """
     from scipy import fft
 
-    padded = np.pad(audio.astype(np.float32, copy=False), settings.n_fft // 2)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, settings.n_fft)
-    window = np.hanning(settings.n_fft + 1)[:-1].astype(np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
-        spectrum = fft.rfft(windows[:: settings.hop_length] * window, axis=-1, overwrite_x=True)
+        windowed = _framed(audio, settings) * _window(settings)
+        spectrum = fft.rfft(windowed, axis=-1, overwrite_x=True)
         power = np.square(spectrum.real) + np.square(spectrum.imag)
     if not np.isfinite(power).all():
         raise ValueError("audio holds values that are not finite, or too large for float32")

@@ -388,3 +388,27 @@ def test_watching_appends_and_continues_and_ends_by_its_signal(
     assert json.loads(said[1].removesuffix(str(folder / "1.wav")))["decision"] == 1
     table.write_text("something else\n")
     assert "other columns" in call(*command)[2]
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_a_command_that_waits_with_130(data, finished, tmp_path):
+    folder, table = tmp_path / "fan", tmp_path / "scores.csv"
+    folder.mkdir()
+    (folder / "a.wav").write_bytes((data / "fan" / "abnormal" / "a.wav").read_bytes())
+    command = [sys.executable, "-m", "asdproto", "score", finished, "--watch", folder]
+    process = subprocess.Popen(
+        list(map(str, [*command, "--csv", table])),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        deadline = time.monotonic() + 60
+        while not table.exists() or "a.wav" not in table.read_text():
+            assert time.monotonic() < deadline, "the command never scored its file"
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        err = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert "interrupted: " in err
+    assert "Traceback" not in err
