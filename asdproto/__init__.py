@@ -1,8 +1,8 @@
 """Robust prototype learning for anomalous sound detection, in JAX and Flax.
 
 Importing this package loads nothing but this file: ``asdproto.losses`` needs jax alone, a feature
-store needs numpy alone, and only the modules that read audio need librosa. :class:`Detector` loads
-the rest when it is asked for.
+store needs numpy alone, and only the modules that read audio need soundfile. :class:`Detector`
+loads the rest when it is asked for.
 """
 
 __version__ = "0.1.0"

@@ -46,29 +46,21 @@ def decode(path: str | os.PathLike) -> tuple[np.ndarray, AudioInfo]:
     """
     import soundfile
 
-    source = _check_file(path)
+    mended = _check_file(path)
     try:
         # Names need not be UTF-8.
-        with soundfile.SoundFile(os.fsencode(path) if source is None else source) as file:
-            _check_header(path, file)
-            rate, channels, samples = file.samplerate, file.channels, file.frames
-            # The same numbers as reading float32, three times as fast.
+        with soundfile.SoundFile(mended or os.fsencode(path)) as file:
+            rate, channels, expected = file.samplerate, file.channels, file.frames
+            # int16 gives the same numbers as float32, three times as fast.
             dtype = "int16" if file.subtype == "PCM_16" else "float32"
-            try:
-                if samples == _UNKNOWN:
-                    audio = _read_stream(path, file, dtype)
-                else:  # the count is said, as some codings cannot be sought in
-                    audio = file.read(samples, dtype=dtype, always_2d=True)
-            except soundfile.SoundFileError as error:
-                found = f"decoding ends early ({_reason(error)})"
-                raise _truncated(path, found, "all of its samples") from None
+            audio = _read(path, file, dtype)
     # A suffix such as .raw makes a TypeError.
     except (OSError, TypeError, soundfile.SoundFileError) as error:
         raise _undecodable(path, _reason(error)) from None
     if not len(audio):
         raise DataError(path, "no samples", "a recording", "Replace or remove the file.")
-    if samples not in (len(audio), _UNKNOWN):
-        raise _truncated(path, f"{len(audio)} samples", f"{samples} samples")
+    if expected not in (len(audio), _UNKNOWN):
+        raise _truncated(path, f"{len(audio)} samples", f"{expected} samples")
     channel = 0 if channels == 1 else _loud_channel(audio)
     if dtype == "int16":
         taken = np.multiply(audio[:, channel], np.float32(2**-15), dtype=np.float32)
@@ -107,74 +99,77 @@ def _check_file(path: str | os.PathLike) -> io.BytesIO | None:
                 raise _foreign(path, "MP3")
             if not head.startswith(_TAKEN):
                 raise _undecodable(path, f"they begin with {head!r}")
-            return _check_wav(path, stream)
+            return _check_wav(path, stream, head) if head in _WAVS else None
     except OSError as error:
         found = f"no readable file ({error.strerror})"
         remedy = "Check the path and its permissions."
         raise DataError(path, found, "a wav or flac file", remedy) from None
 
 
-def _check_wav(path: str | os.PathLike, stream: BinaryIO) -> io.BytesIO | None:
+def _check_wav(path: str | os.PathLike, stream: BinaryIO, magic: bytes) -> io.BytesIO | None:
+    """As :func:`_check_file`, of a wav file whose first four bytes were read."""
     size = os.fstat(stream.fileno()).st_size
-    stream.seek(0)
-    order: Literal["little", "big"] = "big" if (magic := stream.read(4)) == b"RIFX" else "little"
+    order: Literal["little", "big"] = "big" if magic == b"RIFX" else "little"
     whole = 8 + int.from_bytes(stream.read(4), order)
     position, long_length = 12, 0
-    for _ in range(_MOST_CHUNKS if magic in _WAVS else 0):
+    for _ in range(_MOST_CHUNKS):
         stream.seek(position)
         name, length = stream.read(4), int.from_bytes(stream.read(4), order)
         position += 8
+        if name == b"data" or position >= size:
+            break
         if name == b"ds64":
             long_length = int.from_bytes(stream.read(16)[8:], "little")
-        if name != b"data":
-            if position >= size:
-                break
-            position += length + length % 2
-            continue
-        if magic == b"RF64" and length == 0xFFFFFFFF:
-            length = long_length
-        left = size - position
-        # A writer that streams leaves 0 or a very large number; one that counts wrongly may still
-        # know where the file ends.
-        if left < length < _STREAMED and not 8 < whole <= size:
-            found = f"{left} bytes of audio"
-            raise _truncated(path, found, f"{length} bytes as its header says")
-        if length == 0 and left > 8:
-            follows = stream.read(8)
-            if 8 + int.from_bytes(follows[4:], order) not in (left, left - 1):  # another chunk
-                stream.seek(0)
-                content = bytearray(stream.read())
-                content[position - 4 : position] = left.to_bytes(4, order)
-                return io.BytesIO(content)
-        break
+        position += length + length % 2
+    if name != b"data":
+        return None
+    if magic == b"RF64" and length == 0xFFFFFFFF:
+        length = long_length
+    left = size - position
+    # A writer that streams leaves 0 or a very large number; one that counts wrongly may still
+    # know where the file ends.
+    if left < length < _STREAMED and not 8 < whole <= size:
+        found = f"{left} bytes of audio"
+        raise _truncated(path, found, f"{length} bytes as its header says")
+    if length == 0 and left > 8:
+        follows = stream.read(8)
+        if 8 + int.from_bytes(follows[4:], order) not in (left, left - 1):  # no other chunk
+            stream.seek(0)
+            content = bytearray(stream.read())
+            content[position - 4 : position] = left.to_bytes(4, order)
+            return io.BytesIO(content)
     return None
 
 
-def _check_header(path: str | os.PathLike, file: Any) -> None:
+def _read(path: str | os.PathLike, file: Any, dtype: str) -> np.ndarray:
+    """Read an open file whose header is that of a recording, ``[samples, channels]``."""
+    import soundfile
+
     if file.format not in _FORMATS:
         raise _foreign(path, file.format)
     if not RATES[0] <= file.samplerate <= RATES[1]:
         found, expected = f"{file.samplerate} Hz", f"{RATES[0]} to {RATES[1]} Hz"
         raise DataError(path, found, expected, "Correct the header, or convert the file.")
-    if file.frames != _UNKNOWN and file.frames * file.channels > _MOST_SAMPLES:
-        raise _too_long(path, f"{file.frames} samples", file.channels)
+    most = _MOST_SAMPLES // file.channels
+    if file.frames != _UNKNOWN and file.frames > most:
+        raise _too_long(path, f"{file.frames} samples", most)
+    try:
+        if file.frames != _UNKNOWN:  # the count is said, as some codings cannot be sought in
+            return file.read(file.frames, dtype=dtype, always_2d=True)
+        file.seekable = lambda: False  # libsndfile fails to seek to an end that it does not know
+        pieces: list[np.ndarray] = []
+        while not pieces or len(pieces[-1]) == _PIECE:
+            pieces.append(file.read(_PIECE, dtype=dtype, always_2d=True))
+            if len(pieces) * _PIECE > most:
+                raise _too_long(path, f"more than {most} samples", most)
+        return np.concatenate(pieces)
+    except soundfile.SoundFileError as error:
+        found = f"decoding ends early ({_reason(error)})"
+        raise _truncated(path, found, "all of its samples") from None
 
 
-def _read_stream(path: str | os.PathLike, file: Any, dtype: str) -> np.ndarray:
-    """Read a flac file that does not say how many samples it has, ``[samples, channels]``."""
-    file.seekable = lambda: False  # libsndfile fails to seek to an end that it does not know
-    pieces: list[np.ndarray] = []
-    while not pieces or len(pieces[-1]) == _PIECE:
-        pieces.append(file.read(_PIECE, dtype=dtype, always_2d=True))
-        if len(pieces) * _PIECE * file.channels > _MOST_SAMPLES:
-            raise _too_long(
-                path, f"more than {_MOST_SAMPLES // file.channels} samples", file.channels
-            )
-    return np.concatenate(pieces)
-
-
-def _too_long(path: str | os.PathLike, samples: str, channels: int) -> DataError:
-    found, expected = f"{samples} in each of {channels} channels", f"at most {_MOST_SAMPLES} in all"
+def _too_long(path: str | os.PathLike, found: str, most: int) -> DataError:
+    expected = f"at most {most} in each of its channels"
     return DataError(path, found, expected, "Cut it into clips.")
 
 
@@ -190,8 +185,8 @@ def _undecodable(path: str | os.PathLike, reason: str) -> DataError:
 
 
 def _truncated(path: str | os.PathLike, found: str, expected: str) -> DataError:
-    found = f"a truncated or damaged file, {found}"
-    return DataError(path, found, expected, "Copy or download it again.")
+    remedy = "Copy or download it again."
+    return DataError(path, f"a truncated or damaged file, {found}", expected, remedy)
 
 
 def _reason(error: Exception) -> str:
@@ -199,26 +194,17 @@ def _reason(error: Exception) -> str:
 
 
 def read_audio(path: str | os.PathLike, sample_rate: int = 16000) -> tuple[np.ndarray, AudioInfo]:
-    """Read one channel of an audio file at the wanted rate.
-
-    Args:
-      path: A wav or flac file.
-      sample_rate: Hertz.
-
-    Returns:
-      Samples, full scale 1, float32, shape ``[samples]``; and what the recording was.
-
-    Raises:
-      DataError: As :func:`decode`.
-    """
+    """Read one channel of an audio file at the wanted rate, hertz; otherwise as :func:`decode`."""
     samples, info = decode(path)
     return resample(samples, info.sample_rate, sample_rate), info
 
 
 def resample(audio: np.ndarray, sample_rate: int, target: int) -> np.ndarray:
-    """Converts a waveform ``[samples]`` from one rate to another, both in hertz."""
+    """Convert a waveform ``[samples]`` between rates in hertz, as ``librosa.resample`` does."""
     if sample_rate == target:
         return audio
-    import librosa
+    import soxr
 
-    return librosa.resample(audio, orig_sr=sample_rate, target_sr=target)
+    length = AudioInfo(sample_rate, len(audio)).samples_at(target)
+    converted = soxr.resample(audio, sample_rate, target)[:length]
+    return np.pad(converted, (0, length - len(converted)))

@@ -54,10 +54,8 @@ def run(name: str, command: Callable[[], int], show_traceback: bool = False) -> 
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a name that the terminal cannot show ends nothing
             stream.reconfigure(errors="backslashreplace")
-    # Nothing here draws on a screen, whatever a notebook has said for itself, or runs what librosa
-    # compiles, for which it would want a folder of its own.
+    # Nothing here draws on a screen, whatever a notebook has said for itself.
     os.environ["MPLBACKEND"] = "agg"
-    os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
     _quiet_callbacks()
     try:
         with signals.handled(), _warnings_shown():

@@ -6,7 +6,7 @@ Audio is read once, offline; nothing here runs inside training.
 import dataclasses
 import functools
 import os
-import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -131,19 +131,12 @@ def filterbank(settings: FeatureSettings) -> np.ndarray:
     Raises:
       ValueError: A filter is narrower than a bin of the transform and so always silent.
     """
-    import librosa
-
-    nyquist = settings.sample_rate / 2
     inverted = settings.scale == "inverted"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # said below, as an error
-        bank = librosa.filters.mel(
-            sr=settings.sample_rate,
-            n_fft=settings.n_fft,
-            n_mels=settings.n_mels,
-            fmin=nyquist - settings.top if inverted else settings.fmin,
-            fmax=nyquist - settings.fmin if inverted else settings.top,
-        )
+    band = settings.fmin, settings.top
+    if inverted:
+        nyquist = settings.sample_rate / 2
+        band = nyquist - settings.top, nyquist - settings.fmin
+    bank = _mel_filters(settings, *band)
     silent = int((bank.max(axis=1) == 0).sum())
     if silent:
         raise ValueError(
@@ -151,10 +144,40 @@ def filterbank(settings: FeatureSettings) -> np.ndarray:
             f"{settings.n_fft} samples; take fewer mels, a longer window or a wider band"
         )
     if inverted:
-        bank = bank[::-1, ::-1]
-    bank = np.array(bank, dtype=np.float32)
+        bank = bank[::-1, ::-1].copy()
     bank.flags.writeable = False
     return bank
+
+
+def _mel_filters(settings: FeatureSettings, fmin: float, fmax: float) -> np.ndarray:
+    """Slaney's triangles from ``fmin`` to ``fmax``, bit for bit those of ``librosa.filters.mel``.
+
+    librosa itself takes two seconds to load, and a folder that numba may write to.
+    """
+    low, high = _mel(fmin), _mel(fmax)
+    edges = _hertz(np.linspace(low, high, settings.n_mels + 2))
+    bins = np.fft.rfftfreq(settings.n_fft, 1 / settings.sample_rate)
+    ramps, widths = np.subtract.outer(edges, bins), np.diff(edges)[:, None]
+    triangles = np.minimum(-ramps[:-2] / widths[:-1], ramps[2:] / widths[1:])
+    bank = np.maximum(0, triangles).astype(np.float32)
+    bank *= (2 / (edges[2:] - edges[:-2]))[:, None]
+    return bank
+
+
+# Slaney's mel scale is linear up to 1 kHz, and logarithmic above.
+_HERTZ_PER_MEL = 200 / 3
+_BEND = 1000 / _HERTZ_PER_MEL
+_LOG_STEP = np.log(6.4) / 27
+
+
+def _mel(frequency: float) -> float:
+    if frequency >= 1000:
+        return _BEND + np.log(frequency / 1000) / _LOG_STEP
+    return frequency / _HERTZ_PER_MEL
+
+
+def _hertz(mels: np.ndarray) -> np.ndarray:
+    return np.where(mels >= _BEND, 1000 * np.exp(_LOG_STEP * (mels - _BEND)), _HERTZ_PER_MEL * mels)
 
 
 @functools.lru_cache(maxsize=8)
@@ -169,23 +192,9 @@ def _banks(settings: FeatureSettings) -> tuple[np.ndarray, np.ndarray]:
     return filterbank(mel), filterbank(inverted)
 
 
-def _window(settings: FeatureSettings) -> np.ndarray:
-    """Hann window, float32 ``[n_fft]``."""
-    # Periodic, as for every spectrogram; scipy.signal has it too, but takes a second to load.
-    return np.hanning(settings.n_fft + 1)[:-1].astype(np.float32)
-
-
-def _framed(audio: np.ndarray, settings: FeatureSettings) -> np.ndarray:
-    """Frames centered on multiples of the hop, zeros beyond both ends, ``[frames, n_fft]``."""
-    padded = np.pad(audio.astype(np.float32, copy=False), settings.n_fft // 2)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, settings.n_fft)
-    return windows[:: settings.hop_length]
-
-
 @functools.lru_cache(maxsize=8)
-def _plan(settings: FeatureSettings) -> tuple[np.ndarray, list[tuple[slice, slice, np.ndarray]]]:
-    """The window, and groups of filters with the band of bins outside of which they are zero."""
-    window = _window(settings)
+def _groups(settings: FeatureSettings) -> list[tuple[slice, slice, np.ndarray]]:
+    """Groups of filters, with the band of bins outside of which they are zero."""
     bank = filterbank(settings)
     groups = []
     for first in range(0, settings.n_mels, _GROUP):
@@ -193,13 +202,35 @@ def _plan(settings: FeatureSettings) -> tuple[np.ndarray, list[tuple[slice, slic
         used = np.flatnonzero(bank[filters].any(axis=0))
         bins = slice(int(used[0]), int(used[-1]) + 1)
         groups.append((filters, bins, np.ascontiguousarray(bank[filters, bins].T)))
-    return window, groups
+    return groups
+
+
+def _power(audio: np.ndarray, settings: FeatureSettings) -> Iterator[np.ndarray]:
+    """``|STFT|^2``, a few frames at a time, float32 ``[frames, bins]``, each until the next.
+
+    Frames are centered on multiples of the hop, with zeros beyond both ends, as librosa's default.
+    """
+    from scipy import fft
+
+    # Periodic, as for every spectrogram; scipy.signal has it too, but takes a second to load.
+    window = np.hanning(settings.n_fft + 1)[:-1].astype(np.float32)
+    padded = np.pad(audio.astype(np.float32, copy=False), settings.n_fft // 2)
+    framed = np.lib.stride_tricks.sliding_window_view(padded, settings.n_fft)
+    framed = framed[:: settings.hop_length]
+    scratch = np.empty((_BLOCK, settings.n_fft), np.float32)
+    powers, squares = np.empty((2, _BLOCK, settings.n_fft // 2 + 1), np.float32)
+    for start in range(0, len(framed), _BLOCK):
+        block = framed[start : start + _BLOCK]
+        count = len(block)
+        windowed = np.multiply(block, window, out=scratch[:count])
+        spectrum = fft.rfft(windowed, axis=-1, overwrite_x=True)
+        power = np.square(spectrum.real, out=powers[:count])
+        power += np.square(spectrum.imag, out=squares[:count])
+        yield power
 
 
 def log_mel(audio: np.ndarray, settings: FeatureSettings | None = None) -> np.ndarray:
     """Log-mel spectrogram in decibels.
-
-    Frames are centered on multiples of the hop, with zeros beyond both ends, as librosa's default.
 
     Args:
       audio: float, shape ``[samples]``, at the settings' sample rate; at least one window long.
@@ -207,13 +238,11 @@ def log_mel(audio: np.ndarray, settings: FeatureSettings | None = None) -> np.nd
 
     Returns:
       ``10 log10(max(filters @ |STFT|^power, floor))``, float32, shape ``[frames, n_mels]``
-      with ``frames = 1 + samples // hop_length``.
+      with ``frames = 1 + samples // hop_length``: centered on multiples of the hop.
 
     Raises:
       ValueError: The audio is not one-dimensional, too short, or not finite.
     """
-    from scipy import fft
-
     settings = FeatureSettings() if settings is None else settings
     audio = np.asarray(audio)
     if audio.ndim != 1:
@@ -222,46 +251,25 @@ def log_mel(audio: np.ndarray, settings: FeatureSettings | None = None) -> np.nd
         raise ValueError(
             f"audio must hold at least one window of {settings.n_fft} samples, found {audio.size}"
         )
-    framed = _framed(audio, settings)
-    window, groups = _plan(settings)
-    mel = np.empty((len(framed), settings.n_mels), dtype=np.float32)
-    scratch = np.empty((_BLOCK, settings.n_fft), np.float32)
-    powers, squares = np.empty((2, _BLOCK, settings.n_fft // 2 + 1), np.float32)
+    mel = np.empty((1 + audio.size // settings.hop_length, settings.n_mels), np.float32)
+    groups, end = _groups(settings), 0
     with np.errstate(over="ignore", invalid="ignore"):
-        for start in range(0, len(framed), _BLOCK):
-            block = slice(start, start + _BLOCK)
-            count = len(framed[block])
-            windowed = np.multiply(framed[block], window, out=scratch[:count])
-            spectrum = fft.rfft(windowed, axis=-1, overwrite_x=True)
-            power = np.square(spectrum.real, out=powers[:count])
-            power += np.square(spectrum.imag, out=squares[:count])
+        for power in _power(audio, settings):
             if settings.power != 2:
                 power **= np.float32(settings.power / 2)
+            start, end = end, end + len(power)
             for filters, bins, weights in groups:
-                mel[block, filters] = power[:, bins] @ weights
-        if not np.isfinite(mel).all():
-            raise ValueError("audio holds values that are not finite, or too large for float32")
+                mel[start:end, filters] = power[:, bins] @ weights
+    _check_finite(mel)
     np.maximum(mel, np.float32(settings.floor), out=mel)
     np.log10(mel, out=mel)
     mel *= 10
     return mel
 
 
-def power_spectrogram(audio: np.ndarray, settings: FeatureSettings) -> np.ndarray:
-    """``|STFT|^2`` of frames as :func:`log_mel` has them, float32, shape ``[frames, bins]``.
-
-    Raises:
-      ValueError: The audio is not finite, or too large for float32.
-    """
-    from scipy import fft
-
-    with np.errstate(over="ignore", invalid="ignore"):
-        windowed = _framed(audio, settings) * _window(settings)
-        spectrum = fft.rfft(windowed, axis=-1, overwrite_x=True)
-        power = np.square(spectrum.real) + np.square(spectrum.imag)
-    if not np.isfinite(power).all():
+def _check_finite(values: np.ndarray) -> None:
+    if not np.isfinite(values).all():
         raise ValueError("audio holds values that are not finite, or too large for float32")
-    return power
 
 
 def file_features(
@@ -333,7 +341,10 @@ def _features(
 
 def _summary(audio: np.ndarray, recorded_at: float, settings: FeatureSettings) -> np.ndarray:
     """float32 ``[columns]``; nan where a column depends on what was not recorded."""
-    summary = summarize(power_spectrogram(audio, settings), *_banks(settings), settings.floor)
+    with np.errstate(over="ignore", invalid="ignore"):
+        power = np.concatenate([block.copy() for block in _power(audio, settings)])
+    _check_finite(power)
+    summary = summarize(power, *_banks(settings), settings.floor)
     if recorded_at != settings.sample_rate:
         # Resampling is faithful up to here.
         top = PASSED * min(recorded_at, settings.sample_rate) / 2

@@ -233,7 +233,7 @@ def test_a_detector_is_not_fused_with_itself(finished, tmp_path):
 # scipy and flatbuffers are jax's own.
 BLOCKED = """
 import sys
-for name in ("flax", "optax", "orbax", "librosa", "sklearn", "soundfile", "asdproto"):
+for name in ("flax", "optax", "orbax", "sklearn", "soundfile", "soxr", "asdproto"):
     sys.modules[name] = None
 sys.argv = sys.argv[1:]
 import runpy
