@@ -35,7 +35,7 @@ class StoreError(DataError):
 
 def describe(file: str, found: str, expected: str, remedy: str) -> str:
     """The sentence for people."""
-    return f"{printable(file)}: found {found}; expected {expected}. {remedy}"
+    return printable(f"{file}: found {found}; expected {expected}. {remedy}")
 
 
 def printable(text: str) -> str:

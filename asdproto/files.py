@@ -91,7 +91,12 @@ def naming(path: Path) -> Iterator[None]:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a value as json by :func:`write_atomically`."""
-    write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())
+    write_atomically(path, json_text(value).encode())
+
+
+def json_text(value: Any) -> str:
+    """A value as the text of a json file."""
+    return json.dumps(value, indent=1) + "\n"
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -124,17 +124,17 @@ def test_figures_of_another_origin_are_kept(run, scores, tmp_path):
     path.write_text('{"overall": "mine"}')
     code, _, err = run("evaluate", scores[0])
     assert code == 1
-    assert f"{path}: found a file of another origin" in err
+    assert f"{path}: found a file of another kind" in err
     assert path.read_text() == '{"overall": "mine"}'
 
 
 def test_evaluate_a_folder_that_cannot_be_written(run, scores, monkeypatch):
     folder, _ = scores
 
-    def refuse(path, results):
+    def refuse(path, content):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("asdproto.results.run_folder.write_figures", refuse)
+    monkeypatch.setattr("asdproto.files.write_output", refuse)
     code, out, _ = run("evaluate", folder)
     assert code == 0
     assert "nothing written" in out

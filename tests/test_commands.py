@@ -293,6 +293,13 @@ def test_names_are_no_formulas_and_no_commands(finished, tmp_path, call, monkeyp
     assert not any(file.startswith(("=", "-", "+", "@")) for file in files)
     _, out, _ = call("score", finished, *names, "--format", "jsonl")
     assert len(out.splitlines()) == 5
+    os.mkdir("a\x1b[2J")
+    for words in (
+        ("evaluate", finished, "--out", "a\x1b[2J"),
+        ("validate", "a\x1b[2J"),
+        ("features", "a\x1b[2J", "a\nb\u202e"),
+    ):
+        assert all(line.isprintable() for line in "".join(call(*words)[1:]).splitlines()), words
 
 
 def test_a_table_fits_a_terminal_and_names_can_be_told_apart():

@@ -13,8 +13,9 @@ from typing import Any
 
 from asdproto.arguments import Parser
 from asdproto.errors import counted as count
+from asdproto.errors import printable
 
-__all__ = ["add_command", "add_options", "count", "given", "message", "program"]
+__all__ = ["add_command", "add_options", "count", "given", "message", "program", "say"]
 
 
 def program() -> str:
@@ -43,6 +44,11 @@ def given(arguments: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]
     """The options among ``names`` that were given, by name."""
     values = {name: getattr(arguments, name) for name in names}
     return {name: value for name, value in values.items() if value is not None}
+
+
+def say(text: str) -> None:
+    """Prints lines for people; names in them move no cursor."""
+    print("\n".join(map(printable, text.split("\n"))))
 
 
 def message(error: Exception) -> str:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from asdproto.commands import add_command, add_options, count, given
+from asdproto.commands import add_command, add_options, count, given, say
 
 _WORKERS = ("--workers", int, "N", "threads (default: one per core)")
 
@@ -51,7 +51,7 @@ def download(arguments: argparse.Namespace) -> int:
     fetched = download(arguments.root, arguments.dataset, arguments.parts, server=arguments.server)
     for folder, files in fetched.items():
         what = f"{count(files, 'file')} fetched" if files else "everything is there"
-        print(f"{folder}: {what}")
+        say(f"{folder}: {what}")
     return 0
 
 
@@ -88,24 +88,24 @@ def validate(arguments: argparse.Namespace) -> int:
     from asdproto.data.problems import listed
     from asdproto.data.validate import validate
 
-    with Console(stderr=True).status(f"Reading {arguments.root}"):
+    with Console(stderr=True).status("Reading"):
         collection = read_collection(arguments.root)
         problems = validate(collection)
     for line in listed(problems):
-        print(line)
-    print(collection.summary())
+        say(line)
+    say(collection.summary())
     if arguments.write_csv is not None:
         collection.write_table(arguments.write_csv)
-        print(f"written: {arguments.write_csv}")
+        say(f"written: {arguments.write_csv}")
     errors = sum(problem.is_error for problem in problems)
     if errors:
-        print(f"{count(errors, 'error')}, {count(len(problems) - errors, 'notice')}")
+        say(f"{count(errors, 'error')}, {count(len(problems) - errors, 'notice')}")
         return 1
-    print("no errors" + (f", {count(len(problems), 'notice')}" if problems else ""))
+    say("no errors" + (f", {count(len(problems), 'notice')}" if problems else ""))
     from asdproto.systems import choose
 
     kind, why = choose(collection.clips)
-    print(f"can be trained: {kind}; {why}")
+    say(f"can be trained: {kind}; {why}")
     return 0
 
 
@@ -173,7 +173,7 @@ def features(arguments: argparse.Namespace) -> int:
         dtype=arguments.dtype,
     )
     _, frames, mels = store.features.shape
-    print(
+    say(
         f"{arguments.store}: {count(len(store), 'clip')} of up to {frames} frames x {mels} mels, "
         f"{store.features.dtype}, {store.features.nbytes / 1e6:,.0f} MB"
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asdproto.arguments import within
-from asdproto.commands import add_command, count, message
+from asdproto.commands import add_command, count, message, say
 from asdproto.config import positive
 
 if TYPE_CHECKING:
@@ -85,18 +85,18 @@ def evaluate(arguments: argparse.Namespace) -> int:
     figures = {name: evaluate(own, max_fpr=arguments.max_fpr) for name, own in tables.items()}
     results = {"systems": figures} if (folder / CONFIG).is_file() else figures[name]
     print_table(results)
-    print("percent; pAUC is standardized: chance is 50")
+    say("percent; pAUC is standardized: chance is 50")
     if of_run:
         if out is not None:
             _write_figures(out / "results.json", results)
-            print(f"written: {out / 'results.json'}")
+            say(f"written: {out / 'results.json'}")
         return 0
     try:
         return _write_results(out or folder, results, arguments.overwrite)
     except PermissionError as error:
         if out is not None:
             raise
-        print(f"note: nothing written: {message(error)}; --out names another folder")
+        say(f"note: nothing written: {message(error)}; --out names another folder")
         return 0
 
 
@@ -113,7 +113,7 @@ def _run_tables(folder: Path) -> dict[str, list[SectionScores]]:
         remedy = "Score recordings with python -m asdproto score, or give --ground-truth."
         raise DataError(folder, "no scores of such clips", expected, remedy)
     for name in found.keys() - tables.keys():
-        print(f"note: {name} has scored no clip that is known to be normal or anomalous")
+        say(f"note: {name} has scored no clip that is known to be normal or anomalous")
     return tables
 
 
@@ -142,7 +142,7 @@ def report(arguments: argparse.Namespace) -> int:
 
     with Console(stderr=True).status("Drawing"):
         path = write_report(arguments.workdir, arguments.out)
-    print(f"written: {path}")
+    say(f"written: {path}")
     return 0
 
 
@@ -183,14 +183,15 @@ def summarize(arguments: argparse.Namespace) -> int:
     systems = {name: over_runs(figures) for name, figures in each.items()}
     systems |= {name: over_runs(_headlines(figures)) for name, figures in alone.items()}
     print_table({"systems": systems})
-    print(f"percent, mean ± standard deviation over {count(len(runs), 'run')}: seeds", *seeds)
+    shown = f"percent, mean ± standard deviation over {count(len(runs), 'run')}"
+    say(f"{shown}: seeds {' '.join(seeds)}")
     differences = {}
     overall = {name: [one["overall"] for one in all_] for name, all_ in (each | alone).items()}
     for group in (each, alone):
         for one, other in itertools.combinations(group, 2):
             gain = paired_difference(overall[one], overall[other])
             differences[f"{other} - {one}"] = gain
-            print(
+            say(
                 f"{other} - {one}, within runs: overall {percent(gain, signed=True)}, "
                 f"higher in {gain['higher']} of {gain['count']}"
             )
@@ -198,7 +199,7 @@ def summarize(arguments: argparse.Namespace) -> int:
         runs_of = {name: _headlines(figures) for name, figures in each.items()} | alone
         summary = {"seeds": seeds, "runs": runs_of, "systems": systems, "differences": differences}
         _write_figures(arguments.out, summary)
-        print(f"written: {arguments.out}")
+        say(f"written: {arguments.out}")
     return 0
 
 
@@ -236,18 +237,18 @@ def _write_results(folder: Path, figures: dict[str, Any], overwrite: bool) -> in
     _write_figures(folder / "results.json", figures)
     if overwrite or not path.exists():
         write_result_csv(path, figures)
-        print(f"written: {path}, {folder / 'results.json'}")
+        say(f"written: {path}, {folder / 'results.json'}")
         return 0
-    print(f"written: {folder / 'results.json'}")
+    say(f"written: {folder / 'results.json'}")
     try:
         difference, where = largest_difference(figures, read_result_csv(path))
     except DataError as error:
-        print(f"{path} is kept, though it cannot be compared ({error}); --overwrite replaces it")
+        say(f"{path} is kept, though it cannot be compared ({error}); --overwrite replaces it")
         return 1
     if difference <= _SAME:
-        print(f"{path} is there already and agrees: largest difference {difference:.2g}")
+        say(f"{path} is there already and agrees: largest difference {difference:.2g}")
         return 0
-    print(
+    say(
         f"{path} is kept, though its figures differ, most at {where}, by {difference:.3g}; "
         "--overwrite replaces it"
     )
@@ -255,14 +256,11 @@ def _write_results(folder: Path, figures: dict[str, Any], overwrite: bool) -> in
 
 
 def _write_figures(path: Path, figures: Mapping[str, Any]) -> None:
-    """Writes figures over figures of ours, over nothing else."""
-    from asdproto.errors import DataError
-    from asdproto.results.run_folder import is_ours, write_figures
+    """Writes figures over figures of the same command, over nothing else."""
+    from asdproto.files import write_output
+    from asdproto.results.run_folder import figures_text
 
-    if path.exists() and not is_ours(path):
-        remedy = "Name another one with --out."
-        raise DataError(path, "a file of another origin", "figures of this command", remedy)
-    write_figures(path, figures)
+    write_output(path, figures_text(figures))
 
 
 def _is_official(path: Path) -> bool:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from asdproto.commands import add_command
+from asdproto.commands import add_command, say
 
 
 def add_rescore(subparsers: Any) -> None:
@@ -110,5 +110,5 @@ def export(arguments: argparse.Namespace) -> int:
         name = next((one for one in names[::-1] if one not in (FUSED, "spectral")), None)
     Detector.load(arguments.workdir, name).export(arguments.out)
     size = (arguments.out / "model.jax").stat().st_size
-    print(f"written: {arguments.out}, {size / 1e6:.1f} MB; score with {arguments.out}/score.py")
+    say(f"written: {arguments.out}, {size / 1e6:.1f} MB; score with {arguments.out}/score.py")
     return 0

@@ -361,9 +361,8 @@ def _rescore(workdir: Path, system: Any, console: Console) -> None:
     """Fits another back-end to a finished run."""
     from asdproto.systems.run import rescore
 
-    console.out(
-        f"{workdir} is trained; this fits the new back-end and scores again", highlight=False
-    )
+    text = f"{workdir} is trained; this fits the new back-end and scores again"
+    console.out(printable(text), highlight=False)
     texts = [f"score.{name}={value}" for name, value in vars(system.score).items()]
     finish(workdir, rescore(workdir, texts), console)
 
@@ -438,7 +437,7 @@ def report_if_finished(workdir: Path, console: Console) -> bool:
         return False
     if "yardsticks" not in results:  # what is fitted to compare with comes last
         return False
-    console.out(f"{workdir} is finished; this only reports", highlight=False)
+    console.out(printable(f"{workdir} is finished; this only reports"), highlight=False)
     show(workdir, results, console)
     return True
 
@@ -451,9 +450,9 @@ def show(workdir: Path, results: dict[str, Any], console: Console) -> None:
     if results["systems"]:
         print_table(results, console=console)
     page = write_report(workdir)
-    console.out(
-        f"Report:  {page}\n"
-        f"Scores:  {workdir / 'scores'}   Figures: {workdir / 'results.json'}\n"
+    for line in (
+        f"Report:  {page}",
+        f"Scores:  {workdir / 'scores'}   Figures: {workdir / 'results.json'}",
         f"Score recordings with it:  python -m asdproto score {workdir} FILE_OR_FOLDER",
-        highlight=False,
-    )
+    ):
+        console.out(printable(line), highlight=False)

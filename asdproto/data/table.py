@@ -20,7 +20,7 @@ from pathlib import Path
 from asdproto.data.dcase import AUDIO_SUFFIXES, Clip, name_fault, path_fault, same_text
 from asdproto.data.problems import Problem
 from asdproto.errors import DataError, quoted, spreadsheet_cell
-from asdproto.files import csv_text, read_csv, write_atomically
+from asdproto.files import csv_text, read_csv, write_output
 
 COLUMNS = ("file", "machine_type", "section", "domain", "split", "state", "attributes")
 REQUIRED = ("file", "machine_type", "split")
@@ -141,8 +141,8 @@ def write_table(path: str | os.PathLike, clips: Iterable[Clip]) -> None:
     """Describe a collection by a csv that :func:`read_table` reads, safe in spreadsheets.
 
     Args:
-      path: The file; it belongs at the collection's root. Replaced as a whole if it exists.
+      path: The file; it belongs at the collection's root. An earlier table is replaced.
       clips: The clips.
     """
     rows = ([spreadsheet_cell(cell) for cell in dataclasses.astuple(clip)] for clip in clips)
-    write_atomically(Path(path), csv_text([COLUMNS, *rows]).encode())
+    write_output(Path(path), csv_text([COLUMNS, *rows]))

@@ -25,7 +25,7 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,12 @@ from typing import Any
 import numpy as np
 
 from asdproto.data.store import FeatureStore, open_store
-from asdproto.errors import DataError, plain_cell, quoted, spreadsheet_cell
+from asdproto.errors import DataError, plain_cell, quoted, some, spreadsheet_cell
 from asdproto.files import (
+    check_manifest,
     csv_text,
     json_checksum,
+    json_text,
     read_arrays,
     read_json,
     write_atomically,
@@ -51,6 +53,7 @@ from asdproto.scoring.metrics import (
 )
 
 CONFIG, RESULTS, METRICS, SCORES = "config.json", "results.json", "metrics.jsonl", "scores.csv"
+MANIFEST = "detector.json"  # of a detector's folder
 AGAIN = "Repeat the run's command, with the same settings and without this file."
 _MOVABLE = ("data", "features")  # fields of config.json that follow folders that are moved
 # Fields of config.json and what they may be; None stands for those that may be missing.
@@ -252,7 +255,7 @@ def read_config(run: str | os.PathLike) -> dict[str, Any]:
       DataError: It is missing, damaged, of another shape, or changed by hand in other fields than
         ``features`` and ``data``.
     """
-    path = Path(run) / CONFIG
+    path = _newest(Path(run), CONFIG)
     config = read_json(path, remedy=AGAIN)
     saved = config.pop("checksum", None)
     fixed = {name: value for name, value in config.items() if name not in _MOVABLE}
@@ -267,20 +270,47 @@ def read_config(run: str | os.PathLike) -> dict[str, Any]:
     return config
 
 
-def write_results(run: str | os.PathLike, results: Mapping[str, Any]) -> None:
-    """Writes ``results.json``, ``{"seeds": [...], "systems": {name: figures}, ...}``."""
-    write_figures(Path(run) / RESULTS, results)
+def write_results(
+    run: str | os.PathLike, results: Mapping[str, Any], scores: Path | None = None
+) -> None:
+    """Writes ``results.json``, ``{"seeds": [...], "systems": {name: figures}, ...}``.
+
+    It holds the checksums of the settings and detectors whose figures these are; the detectors lie
+    in ``scores`` of the run, or where ``scores`` says.
+    """
+    path = Path(run)
+    whose = _checksums(path / CONFIG, scores or path / "scores", results["systems"])
+    write_figures(path / RESULTS, {**results, "of": whose})
+
+
+def _checksums(config: Path, scores: Path, names: Iterable[str]) -> dict[str, Any]:
+    """Checksum of the settings and of each detector, of those that there are."""
+    files = {CONFIG: config} | {name: scores / name / MANIFEST for name in names}
+    return {
+        name: read_json(path, remedy=AGAIN).get("checksum")
+        for name, path in files.items()
+        if path.is_file()
+    }
 
 
 def read_results(run: str | os.PathLike) -> dict[str, Any]:
     """Reads the ``results.json`` of a run; an undefined figure is nan.
 
     Raises:
-      DataError: It is missing, damaged, changed by hand, or of another shape.
+      DataError: It is missing, damaged, changed by hand, of another shape, or of other settings or
+        detectors than are there.
     """
-    path = Path(run) / RESULTS
+    path = _newest(Path(run), RESULTS)
     results = _read_json(path)
     _check_systems(path, results.get("systems"))
+    whose = results.pop("of", {})
+    if not isinstance(whose, dict):
+        raise DataError(path, f"of {quoted(repr(whose))}", "checksums by name", AGAIN)
+    now = _checksums(_newest(Path(run), CONFIG), Path(run) / "scores", results["systems"])
+    others = [name for name in now if whose.get(name, now[name]) != now[name]]
+    if others:
+        found = f"figures of another {some(others)} than is there"
+        raise DataError(path, found, "those of this run", AGAIN)
     seeds = results.get("seeds")
     members = results.get("members", {})
     if not isinstance(seeds, list) or not all(type(seed) is int for seed in seeds):
@@ -292,21 +322,33 @@ def read_results(run: str | os.PathLike) -> dict[str, Any]:
     return results
 
 
+def settle(run: Path) -> None:
+    """Moves what a new folder ``scores`` has brought with it to where it belongs.
+
+    Scores, settings and figures change together, by the one rename that gives the folder its name.
+    """
+    for name in (CONFIG, RESULTS):
+        if _newest(run, name) != run / name:
+            os.replace(_newest(run, name), run / name)
+
+
+def _newest(run: Path, name: str) -> Path:
+    """A file of a run, or the one that a process that was killed did not come to move there."""
+    brought = run / "scores" / name
+    return brought if brought.is_file() else run / name
+
+
 def write_figures(path: str | os.PathLike, figures: Mapping[str, Any]) -> None:
-    """Writes nested figures as json, with a checksum; an undefined one (nan) becomes ``null``."""
+    """Writes nested figures as json, in the place of whatever is there."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, figures_text(figures).encode())
+
+
+def figures_text(figures: Mapping[str, Any]) -> str:
+    """Nested figures as json, with a checksum; an undefined one (nan) becomes ``null``."""
     plain = _map_leaves(figures, lambda x: None if isinstance(x, float) and math.isnan(x) else x)
-    write_json(path, {**plain, "checksum": json_checksum(plain)})
-
-
-def is_ours(path: Path) -> bool:
-    """Whether a json file is one that :func:`write_figures` wrote."""
-    try:
-        _read_json(path)
-    except DataError:
-        return False
-    return True
+    return json_text({**plain, "checksum": json_checksum(plain)})
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -439,6 +481,7 @@ def _read_system(folder: Path, notes: list[str]) -> ScoredSystem:
             system.figures = read_figures(folder / RESULTS)
     if held_out.exists():
         with _noting(notes, f"{folder.name}: training scores"):
+            check_manifest(folder / MANIFEST, remedy=AGAIN)
             system.held_out = _read_held_out(held_out)
     return system
 

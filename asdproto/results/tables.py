@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from asdproto.errors import printable
 from asdproto.scoring.metrics import AUC_METRICS
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def print_table(results: Mapping[str, Any], *, console: Console | None = None) -
             Text(percent(figures.get(name)), style="bold" if row in marked else "")
             for name, marked in zip(HEADLINE, best, strict=True)
         ]
-        table.add_row(Text(system or "all machine types"), *cells)
+        table.add_row(Text(printable(system) or "all machine types"), *cells)
     console.print(table)
     if len(systems) == 1:
         print_sections(next(iter(systems.values())), console=console)
@@ -104,7 +105,7 @@ def print_table(results: Mapping[str, Any], *, console: Console | None = None) -
         return
     table = _table("machine type")
     for system in systems:
-        table.add_column(Text(system), justify="right", overflow="fold")
+        table.add_column(Text(printable(system)), justify="right", overflow="fold")
     for machine in machines:
         row_figures = [
             figures["machines"].get(machine, {}).get("overall") for figures in systems.values()
@@ -114,7 +115,7 @@ def print_table(results: Mapping[str, Any], *, console: Console | None = None) -
             Text(percent(figure), style="bold" if column in marked else "")
             for column, figure in enumerate(row_figures)
         ]
-        table.add_row(Text(machine), *cells)
+        table.add_row(Text(printable(machine)), *cells)
     console.print(table)
 
 
@@ -132,7 +133,12 @@ def print_sections(results: Mapping[str, Any], *, console: Console | None = None
         for position, (section, values) in enumerate(sections):
             cells = [percent(values[name]) for name in AUC_METRICS]
             alone = percent(figures["overall"]) if len(sections) == 1 else ""
-            table.add_row(Text(machine if position == 0 else ""), Text(section), *cells, alone)
+            table.add_row(
+                Text("" if position else printable(machine)),
+                Text(printable(section)),
+                *cells,
+                alone,
+            )
         if len(sections) > 1:
             table.add_row(
                 "",

@@ -33,12 +33,11 @@ from asdproto.files import (
     write_json,
     write_manifest,
 )
-from asdproto.results.run_folder import ScoredClip, read_config, write_scores
+from asdproto.results.run_folder import MANIFEST, ScoredClip, read_config, write_scores
 from asdproto.scoring.thresholds import Limit
 from asdproto.systems import system_class
 from asdproto.systems.system import Member, System
 
-MANIFEST = "detector.json"
 # Scores of the test clips by every member: what fusing takes.
 MEMBER_SCORES = "member_scores.npz"
 _FORMAT = 2

@@ -23,7 +23,7 @@ from jax import lax
 
 from asdproto.errors import DataError
 from asdproto.features import filterbank
-from asdproto.files import new_folder, write_arrays, write_atomically, write_json
+from asdproto.files import json_checksum, new_folder, write_arrays, write_atomically, write_json
 from asdproto.scoring.backends import NEAREST_CLIPS, References
 from asdproto.scoring.fusion import FLOOR, zero_and_unit
 from asdproto.scoring.rows import rows_by
@@ -110,7 +110,8 @@ def export_members(
         write_atomically(folder / "score.py", Path(exported.__file__).read_bytes())
         files = ("model.jax", "arrays.npz")
         checksums = {name: zlib.crc32((folder / name).read_bytes()) for name in files}
-        write_json(folder / "about.json", {**about, "checksums": checksums})
+        about |= {"checksums": checksums}
+        write_json(folder / "about.json", {**about, "checksum": json_checksum(about)})
     return out
 
 

@@ -32,8 +32,11 @@ class Exported:
         folder = Path(folder)
         try:
             self.about = json.loads((folder / "about.json").read_text())
+            own = self.about.pop("checksum")
+            if own != zlib.crc32(json.dumps(self.about, sort_keys=True).encode()):
+                raise ValueError("about.json was changed")
             content = {name: (folder / name).read_bytes() for name in self.about["checksums"]}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{folder}: found no whole export ({error!r}); export again") from None
         for name, crc32 in self.about["checksums"].items():
             if zlib.crc32(content[name]) != crc32:
@@ -101,11 +104,16 @@ class Exported:
 def read(path, rate):
     """Samples of the first channel of a 16-bit wav file, float32."""
     try:
+        if not Path(path).is_file():  # a pipe would be waited for
+            raise OSError("no file")
         with wave.open(str(path)) as file:
             if (file.getframerate(), file.getsampwidth()) != (rate, 2):
                 found = f"{file.getframerate()} Hz and {8 * file.getsampwidth()} bits"
                 raise ValueError(f"found {found}; expected 16 bits and {rate} Hz, convert it first")
-            data = np.frombuffer(file.readframes(file.getnframes()), np.int16)
+            content = file.readframes(file.getnframes())
+            if len(content) < 2 * file.getnframes() * file.getnchannels():
+                raise EOFError
+            data = np.frombuffer(content, np.int16)
             return data[:: file.getnchannels()] / np.float32(32768)
     except (OSError, EOFError, wave.Error) as error:
         raise ValueError(f"found no 16-bit wav file ({error or 'it is cut'})") from None

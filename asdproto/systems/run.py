@@ -31,17 +31,19 @@ from asdproto.errors import DataError
 from asdproto.files import json_checksum, locked, new_folder, read_arrays, remove_abandoned
 from asdproto.results.run_folder import (
     AGAIN,
+    MANIFEST,
     read_config,
     read_figures,
     read_results,
+    settle,
     write_config,
+    write_results,
 )
 from asdproto.results.tables import HEADLINE
 from asdproto.scoring.metrics import UndefinedMetricWarning, evaluate, group_scores
 from asdproto.systems import YARDSTICKS, preset, system_class
 from asdproto.systems.detector import Detector, facts_of
 from asdproto.systems.detector_files import (
-    MANIFEST,
     MEMBER_SCORES,
     chosen_detector,
     replaced,
@@ -235,6 +237,7 @@ def _alone(options: RunOptions) -> Iterator[None]:
         return
     options.workdir.mkdir(parents=True, exist_ok=True)
     with locked(options.workdir, LOCK):
+        settle(options.workdir)
         remove_abandoned(options.workdir)
         yield
 
@@ -361,10 +364,13 @@ def rescore(run: Path, overrides: Sequence[str], out: Path | None = None) -> dic
                 if out is not None:
                     shutil.copytree(run / "scores" / parts[1], scores / parts[1])
                 systems |= _fuse_results(scores, parts, config)
-        write_config(target, config)
-    if out is not None:
-        systems = {name: systems[name] for name in systems if name in config["names"]}
-    return {**results, "systems": systems, **({"members": members} if members else {})}
+            if out is not None:
+                systems = {name: systems[name] for name in systems if name in config["names"]}
+            results = {**results, "systems": systems, **({"members": members} if members else {})}
+            write_config(scores, config)
+            write_results(scores, results, scores)
+        settle(target)
+    return results
 
 
 def fuse(out: Path, sources: Sequence[Path]) -> dict[str, Any]:

@@ -30,6 +30,9 @@ def test_round_trip_of_awkward_values(tmp_path):
     assert read_table(tmp_path / "clips.csv") == (clips, [])
     assert "'=1+1.wav,'@SUM(A1),12,target,test,anomaly,'-1" in table_lines(tmp_path)
     assert os.listdir(tmp_path) == ["clips.csv"]
+    (tmp_path / "a.wav").write_bytes(b"RIFF")
+    with pytest.raises(DataError, match="found a file of another kind"):
+        write_table(tmp_path / "a.wav", clips)
 
 
 def table_lines(tmp_path):

@@ -17,7 +17,7 @@ from asdproto.data.dcase import Clip
 from asdproto.data.store import write_store
 from asdproto.errors import DataError
 from asdproto.features import FeatureSettings, audio_features
-from asdproto.files import write_arrays
+from asdproto.files import write_arrays, write_manifest
 from asdproto.results import official, page, pictures
 from asdproto.results.pictures import Sounds
 from asdproto.results.run_folder import (
@@ -91,6 +91,7 @@ def make_run(root, *, labeled=True):
         machines = np.array([clip.machine_type for clip in train])
         arrays = {"machine_types": machines, "scores": held_out}
         write_arrays(root / "scores" / name / "training_scores.npz", arrays)
+        write_manifest(root / "scores" / name / "detector.json", ["training_scores.npz"], {})
     write_results(root, {"seeds": [0], "systems": systems})
     rows = [
         {"stage": stage, "epoch": epoch, "step": epoch, "loss": 2.0 / epoch, "learning_rate": 0.1}

@@ -133,12 +133,3 @@ def test_wrong_shapes_are_one_line(tmp_path, write, read, content):
     with pytest.raises(DataError, match=r"(config|results)\.json: found (?!other)") as caught:
         read(tmp_path)
     assert "\n" not in str(caught.value)
-
-
-def test_only_our_figures_are_ours(tmp_path):
-    path = tmp_path / "results.json"
-    assert not run_folder.is_ours(path)
-    path.write_text('{"overall": 0.5}')
-    assert not run_folder.is_ours(path)
-    run_folder.write_figures(path, {"overall": 0.5})
-    assert run_folder.is_ours(path)

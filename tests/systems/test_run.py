@@ -1,6 +1,7 @@
 """A run on a few wav files: scores of single recordings, other back-ends, fusing, export."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from asdproto.config import ConfigError, override
 from asdproto.data.collection import read_collection
 from asdproto.data.extract import build_store
 from asdproto.errors import DataError
-from asdproto.results.run_folder import read_scores, write_results
+from asdproto.results.run_folder import read_config, read_results, read_scores, write_results
 from asdproto.systems import run
 from asdproto.systems.detector import Detector
 from asdproto.systems.prototype import PrototypeSystem
@@ -184,11 +185,21 @@ def test_rescore_changes_all_detectors_or_none(finished, tmp_path, monkeypatch):
     assert names == ["pretrain", "finetune"]
     for name in names:
         assert Detector.load(copy, name).members_[0].model.scorer.config.kind == "mahalanobis"
+    assert read_config(copy)["system"]["score"]["kind"] == "mahalanobis"
     monkeypatch.undo()
-    run.rescore(copy, ["score.kind=knn"])
-    for name in names:
-        assert Detector.load(copy, name).members_[0].model.scorer.config.kind == "knn"
+    # And their settings and figures with them, though these have not come to their places.
+    monkeypatch.setattr(run, "settle", lambda _: None)
+    results = run.rescore(copy, ["score.kind=knn"])
+    for _ in range(2):
+        for name in names:
+            assert Detector.load(copy, name).members_[0].model.scorer.config.kind == "knn"
+        assert read_config(copy)["system"]["score"]["kind"] == "knn"
+        assert read_results(copy) == results
+        monkeypatch.undo()
+        assert run.rescore(copy, ["score.kind=knn"]) == results
+    assert json.loads((copy / "config.json").read_text())["system"]["score"]["kind"] == "knn"
     assert not list(copy.glob(".scores*"))
+    assert not list(copy.glob("scores/*.json"))
 
 
 def test_fused_detectors_score_as_one(finished, tmp_path):
@@ -286,13 +297,14 @@ def test_an_exported_detector_refuses_in_one_line(finished, tmp_path):
     Detector.load(workdir, "pretrain").export(tmp_path / "other")
     (tmp_path / "text.wav").write_text("no wav")
     clip = root / test[0].path
+    (tmp_path / "cut.wav").write_bytes(clip.read_bytes()[:-100])
+    os.mkfifo(tmp_path / "pipe.wav")
     code, rows, err = scored(out, clip)
     assert (code, rows) == (1, [])
     assert "say which machine type and section it is: fan 00, fan 01" in err
-    code, rows, err = scored(
-        out, "--section", "00", tmp_path / "text.wav", tmp_path / "no.wav", clip
-    )
-    assert (code, len(rows), len(err.splitlines())) == (1, 1, 2)
+    bad = [tmp_path / f"{name}.wav" for name in ("text", "no", "cut", "pipe")]
+    code, rows, err = scored(out, "--section", "00", *bad, clip)
+    assert (code, len(rows), len(err.splitlines())) == (1, 1, len(bad))
     detector, samples = Exported(out), np.zeros(16000, np.float32)
     samples[5] = np.nan
     for wrong, message in (
@@ -307,6 +319,10 @@ def test_an_exported_detector_refuses_in_one_line(finished, tmp_path):
     code, _, err = scored(out, clip)
     assert code == 1
     assert "model.jax: found another export's" in err
+    about = (out / "about.json").read_text()
+    (out / "about.json").write_text(about.replace('"hop": 8', '"hop": 9'))
+    with pytest.raises(ValueError, match=r"found no whole export .*about.json was changed"):
+        Exported(out)
 
 
 def test_only_prototypes_are_exported_and_only_into_folders_of_their_own(finished, tmp_path):

@@ -12,7 +12,7 @@ import pytest
 from asdproto import cli
 from asdproto.data.store import open_store
 from asdproto.files import json_checksum, locked
-from asdproto.results.run_folder import read_run
+from asdproto.results.run_folder import read_config, read_run, write_config
 from asdproto.systems.run import LOCK
 from tests.test_robustness import damage, tiny_run
 
@@ -89,6 +89,22 @@ def test_a_damaged_detector_scores_nothing(run, trained, data, capsys):
     shutil.copy(run / "scores/pretrain/member_0.npz", run / SCORES / "member_0.npz")
     said = fails(capsys, "score", run, clip, "--detector", "finetune")
     assert "member_0.npz: found other content; expected that which detector.json names" in said
+
+
+def test_files_of_another_run_are_noticed(run, capsys):
+    """Whole ones, with the right names and checksums."""
+    path = run / "config.json"
+    whole = path.read_bytes()
+    write_config(run, {**read_config(run), "seeds": [9]})
+    said = fails(capsys, "summarize", run)
+    assert "results.json: found figures of another config.json than is there" in said
+    path.write_bytes(whole)
+    shutil.copy(run / "scores/pretrain/training_scores.npz", run / SCORES / "training_scores.npz")
+    (note,) = (note for note in read_run(run).notes if "training_scores.npz" in note)
+    assert note.startswith("finetune: training scores is left out: ")
+    shutil.copytree(run / "scores/pretrain", run / SCORES, dirs_exist_ok=True)
+    said = fails(capsys, "summarize", run)
+    assert "results.json: found figures of another finetune than is there" in said
 
 
 def test_a_damaged_configuration(run, data, trained, capsys, tmp_path):
