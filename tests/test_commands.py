@@ -76,6 +76,9 @@ def rows_of(text):
 
 def test_a_run_knows_its_collection(tmp_path, call):
     data, run = collection(tmp_path / "data"), tmp_path / "run"
+    code, _, err = call("train", data, data, *OPTIONS)
+    assert (code, sorted(path.name for path in data.iterdir())) == (1, ["fan", "valve"])
+    assert f"{data}: found a folder with other things in it (fan, valve); expected" in err
     command = ("train", data, run, *OPTIONS)
     assert call(*command)[0] == 0
     before = (run / "scores/spectral-knn/scores.csv").read_bytes()

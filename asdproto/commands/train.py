@@ -303,9 +303,10 @@ def _is_finished(
 ) -> bool:
     """Whether the work folder holds this run, trained, which is then scored or only reported."""
     from asdproto.errors import DataError
-    from asdproto.systems.run import check_same_run
+    from asdproto.systems.run import check_same_run, check_workdir
 
     workdir = arguments.workdir
+    check_workdir(workdir)
     try:
         changed = check_same_run(workdir, command, but=("system.score.",))
         _check_same_clips(workdir, identity)

@@ -26,6 +26,7 @@ from asdproto.data.dcase import Clip
 from asdproto.data.identity import changes, identity_of
 from asdproto.errors import DataError
 from asdproto.files import (
+    check_folder,
     check_manifest,
     read_arrays,
     read_json,
@@ -187,7 +188,8 @@ def claim_workdir(
     """Makes a folder for the checkpoints of a fit, or refuses that of another one.
 
     Raises:
-      DataError: It holds the training of other clips or settings; the message says what changed.
+      DataError: It holds the training of other clips or settings, or something else; the message
+        says what.
     """
     now: dict[str, Any] = {
         "kind": system.kind,
@@ -205,6 +207,8 @@ def claim_workdir(
             found = "a fit with " + ", ".join(changed + [f"other clips ({told})"] * bool(told))
             remedy = "Give another workdir, or delete this one to train anew."
             raise DataError(workdir, found, "the clips and settings of this fit", remedy)
+    else:
+        check_folder(workdir, (".",), "that of this fit")
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(path, now)
 

@@ -28,7 +28,14 @@ from asdproto.data.dcase import Clip
 from asdproto.data.store import MANIFEST as STORE_MANIFEST
 from asdproto.data.store import FeatureStore, is_store, open_store
 from asdproto.errors import DataError
-from asdproto.files import json_checksum, locked, new_folder, read_arrays, remove_abandoned
+from asdproto.files import (
+    check_folder,
+    json_checksum,
+    locked,
+    new_folder,
+    read_arrays,
+    remove_abandoned,
+)
 from asdproto.results.run_folder import (
     AGAIN,
     MANIFEST,
@@ -53,6 +60,11 @@ from asdproto.systems.system import Comparison, Member, RunOptions, System, prep
 from asdproto.training.processes import agree_on, alone, differences, is_main
 
 LOCK = ".lock"  # of a work folder
+# How the names of all else begin that a run leaves there.
+_OWN = (
+    *(".", "checkpoints", "features", "metrics.jsonl", "profile"),
+    *("report.html", "results.json", "scores", "summary"),
+)
 FUSED = "fused"  # the detector of a network and spectra
 # Training clips of a mixture that is only fitted to compare with: its search takes minutes of more.
 _MOST_CLIPS = 1000
@@ -470,6 +482,16 @@ def announce(system: System, data: Dataset, options: RunOptions, seeds: Sequence
         highlight=False,
         soft_wrap=True,
     )
+
+
+def check_workdir(workdir: Path) -> None:
+    """Refuses a work folder that holds something else than a run.
+
+    Raises:
+      DataError: It does; the message names what is there.
+    """
+    if not (workdir / "config.json").exists():
+        check_folder(workdir, _OWN, "that of a run")
 
 
 def check_same_run(

@@ -202,6 +202,10 @@ def test_a_workdir_belongs_to_one_fit(tmp_path):
         Detector(system="spectral-knn", **options).fit([*NORMAL[:3], NEW[0], *NORMAL[4:]])
     with pytest.raises(DataError, match="another seeds"):
         Detector(system="spectral-knn", seed=1, **options).fit(NORMAL)
+    (tmp_path / "w" / "fit.json").unlink()
+    (tmp_path / "w" / "a.wav").touch()
+    with pytest.raises(DataError, match=r"a folder with other things in it \(a\.wav\)"):
+        Detector(system="spectral-knn", **options).fit(NORMAL)
 
 
 NAN = np.where(np.arange(RATE) == 7, np.nan, NORMAL[0])
