@@ -253,6 +253,7 @@ def test_one_bad_recording_is_named_and_the_others_are_scored(data, finished, tm
 
 def test_wrong_usage_of_score_is_one_line(data, finished, tmp_path, call):
     (tmp_path / "empty").mkdir()
+    scores = finished / "scores/spectral-knn/scores.csv"
     for words, message in (
         ((finished, tmp_path / "no.wav"), "no.wav: found no such file"),
         ((finished, tmp_path / "empty"), "found no .wav or .flac file"),
@@ -260,6 +261,7 @@ def test_wrong_usage_of_score_is_one_line(data, finished, tmp_path, call):
         ((tmp_path / "norun", data), "norun: found no such folder"),
         ((finished, data, "--on-alarm", "true"), "--on-alarm alone"),
         ((finished, data, "--csv", "x", "--report", "x"), "one file for --csv and --report"),
+        ((finished, data, "--csv", scores), f"{scores}: found a file of a detector"),
     ):
         code, _, err = call("score", *words)
         assert code == 1

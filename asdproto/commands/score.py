@@ -156,6 +156,8 @@ def score(arguments: argparse.Namespace) -> int:
 
 
 def _check_usage(arguments: argparse.Namespace) -> None:
+    from asdproto.results.run_folder import MANIFEST
+
     remedy = "See score --help."
     if not arguments.workdir.is_dir():
         raise DataError(arguments.workdir, "no such folder", "the folder of a run", "Check it.")
@@ -168,6 +170,9 @@ def _check_usage(arguments: argparse.Namespace) -> None:
         raise DataError("the command", "--on-alarm alone", "--watch with it", remedy)
     if arguments.csv is not None and arguments.csv == arguments.report:
         raise DataError("the command", "one file for --csv and --report", "two", remedy)
+    if arguments.csv is not None and (arguments.csv.parent / MANIFEST).is_file():
+        expected = "a file of your own"
+        raise DataError(arguments.csv, "a file of a detector", expected, "Choose another name.")
 
 
 def _attempt(write: Callable[[], Any]) -> list[Exception]:
