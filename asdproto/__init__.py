@@ -1,7 +1,7 @@
 """Robust prototype learning for anomalous sound detection, in JAX and Flax.
 
 Importing this package loads nothing but this file: ``asdproto.losses`` needs jax alone, a feature
-store needs numpy alone, and only the modules that read audio need soundfile. :class:`Detector`
+store needs numpy alone, and only the modules that read audio need librosa. :class:`Detector`
 loads the rest when it is asked for.
 """
 

@@ -3,9 +3,12 @@
 Nothing that a decoder forgives is taken in silence: a file is whole, or refused.
 """
 
+import atexit
 import io
 import os
+import shutil
 import stat
+import tempfile
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
@@ -200,11 +203,22 @@ def read_audio(path: str | os.PathLike, sample_rate: int = 16000) -> tuple[np.nd
 
 
 def resample(audio: np.ndarray, sample_rate: int, target: int) -> np.ndarray:
-    """Convert a waveform ``[samples]`` between rates in hertz, as ``librosa.resample`` does."""
+    """Convert a waveform ``[samples]`` from one rate to another, both in hertz."""
     if sample_rate == target:
         return audio
-    import soxr
+    return import_librosa().resample(audio, orig_sr=sample_rate, target_sr=target)
 
-    length = AudioInfo(sample_rate, len(audio)).samples_at(target)
-    converted = soxr.resample(audio, sample_rate, target)[:length]
-    return np.pad(converted, (0, length - len(converted)))
+
+def import_librosa() -> Any:
+    """librosa, also where numba, which it compiles with, finds no folder for its cache."""
+    import librosa
+
+    try:
+        _ = librosa.resample, librosa.filters.mel  # it loads its modules when they are used
+    except RuntimeError:
+        import numba
+
+        folder = tempfile.mkdtemp(prefix="numba-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        numba.config.CACHE_DIR = folder  # type: ignore[attr-defined]
+    return librosa

@@ -6,13 +6,14 @@ Audio is read once, offline; nothing here runs inside training.
 import dataclasses
 import functools
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from asdproto.audio import RATES, read_audio, resample
+from asdproto.audio import RATES, import_librosa, read_audio, resample
 from asdproto.audio_info import AudioInfo
 from asdproto.config import ConfigError, at_least, between, check_fields, positive
 from asdproto.errors import DataError
@@ -132,11 +133,16 @@ def filterbank(settings: FeatureSettings) -> np.ndarray:
       ValueError: A filter is narrower than a bin of the transform and so always silent.
     """
     inverted = settings.scale == "inverted"
-    band = settings.fmin, settings.top
-    if inverted:
-        nyquist = settings.sample_rate / 2
-        band = nyquist - settings.top, nyquist - settings.fmin
-    bank = _mel_filters(settings, *band)
+    nyquist = settings.sample_rate / 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # said below, as an error
+        bank = import_librosa().filters.mel(
+            sr=settings.sample_rate,
+            n_fft=settings.n_fft,
+            n_mels=settings.n_mels,
+            fmin=nyquist - settings.top if inverted else settings.fmin,
+            fmax=nyquist - settings.fmin if inverted else settings.top,
+        )
     silent = int((bank.max(axis=1) == 0).sum())
     if silent:
         raise ValueError(
@@ -147,37 +153,6 @@ def filterbank(settings: FeatureSettings) -> np.ndarray:
         bank = bank[::-1, ::-1].copy()
     bank.flags.writeable = False
     return bank
-
-
-def _mel_filters(settings: FeatureSettings, fmin: float, fmax: float) -> np.ndarray:
-    """Slaney's triangles from ``fmin`` to ``fmax``, bit for bit those of ``librosa.filters.mel``.
-
-    librosa itself takes two seconds to load, and a folder that numba may write to.
-    """
-    low, high = _mel(fmin), _mel(fmax)
-    edges = _hertz(np.linspace(low, high, settings.n_mels + 2))
-    bins = np.fft.rfftfreq(settings.n_fft, 1 / settings.sample_rate)
-    ramps, widths = np.subtract.outer(edges, bins), np.diff(edges)[:, None]
-    triangles = np.minimum(-ramps[:-2] / widths[:-1], ramps[2:] / widths[1:])
-    bank = np.maximum(0, triangles).astype(np.float32)
-    bank *= (2 / (edges[2:] - edges[:-2]))[:, None]
-    return bank
-
-
-# Slaney's mel scale is linear up to 1 kHz, and logarithmic above.
-_HERTZ_PER_MEL = 200 / 3
-_BEND = 1000 / _HERTZ_PER_MEL
-_LOG_STEP = np.log(6.4) / 27
-
-
-def _mel(frequency: float) -> float:
-    if frequency >= 1000:
-        return _BEND + np.log(frequency / 1000) / _LOG_STEP
-    return frequency / _HERTZ_PER_MEL
-
-
-def _hertz(mels: np.ndarray) -> np.ndarray:
-    return np.where(mels >= _BEND, 1000 * np.exp(_LOG_STEP * (mels - _BEND)), _HERTZ_PER_MEL * mels)
 
 
 @functools.lru_cache(maxsize=8)

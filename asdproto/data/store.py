@@ -392,7 +392,7 @@ def check_dtype(dtype: str) -> None:
 
 
 def versions(
-    packages: Sequence[str] = ("asdproto", "numpy", "scipy", "soundfile", "soxr"),
+    packages: Sequence[str] = ("asdproto", "numpy", "scipy", "librosa", "soundfile", "soxr"),
 ) -> dict[str, str]:
     """Versions of packages, by default of what features are computed with, where installed."""
     installed = {}

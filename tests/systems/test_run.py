@@ -244,7 +244,7 @@ def test_a_detector_is_not_fused_with_itself(finished, tmp_path):
 # scipy and flatbuffers are jax's own.
 BLOCKED = """
 import sys
-for name in ("flax", "optax", "orbax", "sklearn", "soundfile", "soxr", "asdproto"):
+for name in ("flax", "optax", "orbax", "librosa", "sklearn", "soundfile", "asdproto"):
     sys.modules[name] = None
 sys.argv = sys.argv[1:]
 import runpy
