@@ -8,9 +8,6 @@ the command end with exit code 1. Whoever ends last has written the whole table.
 
 import argparse
 import contextlib
-import csv
-import io
-import math
 import os
 import sys
 import time
@@ -20,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from asdproto.arguments import Parser
@@ -34,7 +32,6 @@ from asdproto.scoring.metrics import summarize
 from asdproto.systems import PRESETS, preset, run
 from asdproto.training.devices import Devices, use_compilation_cache, use_devices
 from experiments import common
-from experiments.comparison import plot_rows
 
 LOCK = "lock"
 SECONDS = "seconds"
@@ -78,16 +75,10 @@ class Cell:
         return all(path.exists() for path in self.results)
 
 
-def run_cells(cells: Sequence[Cell], workdir: Path, console: Console | None) -> list[str]:
+def run_cells(cells: Sequence[Cell], workdir: Path, console: Console) -> list[str]:
     """Runs the cells that are neither finished nor in another process's hands.
 
-    Args:
-      cells: The cells.
-      workdir: Folder of locks and failures.
-      console: Where progress goes.
-
-    Returns:
-      Names of the cells that failed; their tracebacks are in ``workdir/failures``.
+    Returns the names of those that failed; their tracebacks are in ``workdir/failures``.
     """
     failed = []
     for cell in cells:
@@ -95,18 +86,15 @@ def run_cells(cells: Sequence[Cell], workdir: Path, console: Console | None) -> 
             if not has_lock or cell.finished:
                 continue
             failure = workdir / "failures" / f"{cell.name}.txt"
-            if console is not None:
-                console.print(f"Cell:     {cell.name}", highlight=False)
+            console.print(f"Cell:     {cell.name}", highlight=False)
             started = time.monotonic()
             try:
                 cell.run()
             except Exception as error:  # one broken cell must not cost the others
                 failed.append(cell.name)
                 common.write_text(failure, traceback.format_exc())
-                if console is not None:
-                    console.print(
-                        f"failed: {cell.name}: {error}", style="red", highlight=False, markup=False
-                    )
+                text = f"failed: {cell.name}: {error}"
+                console.print(text, style="red", highlight=False, markup=False)
             else:
                 failure.unlink(missing_ok=True)
                 took = f"{time.monotonic() - started:.1f}"
@@ -128,7 +116,7 @@ def claimed(folder: Path) -> Iterator[bool]:
 
 
 def features_of(
-    data: Path, folder: Path, settings: FeatureSettings, console: Console | None
+    data: Path, folder: Path, settings: FeatureSettings, console: Console
 ) -> FeatureStore:
     """Feature store of a collection; waits for another process that is extracting it."""
     while True:
@@ -143,10 +131,7 @@ def get_systems(
 ) -> dict[str, Any]:
     """Systems at the preset of a command line, with its overrides ``NAME.FIELD=VALUE``.
 
-    Args:
-      kinds: Name -> kind of the systems to make.
-      args: The command line.
-      known: Names that overrides may begin with; those of ``kinds`` when ``None``.
+    ``kinds`` are the kinds to make, by name; overrides may begin with names in ``known``, too.
 
     Raises:
       ConfigError: An override names no such system, or no field of it.
@@ -165,9 +150,7 @@ def get_systems(
     return systems
 
 
-def make_parser(
-    name: str, description: str | None, kinds: Mapping[str, str] | None = None
-) -> Parser:
+def make_parser(name: str, description: str | None, kinds: Mapping[str, str]) -> Parser:
     """The command line that all tables share; ``kinds`` are the systems that it overrides."""
     parser = common.make_parser(name, description)
     add = parser.add_argument
@@ -189,26 +172,21 @@ def make_parser(
         help="train runs of the paper's system side by side as one program, in one cell (default: "
         "on accelerators)",
     )
-    kinds = {"prototype": "prototype"} if kinds is None else kinds
-    parser.add_overrides(lambda _: describe_systems(kinds, "paper"))
+
+    def describe(_: Any) -> str:
+        return "\n".join(
+            f"{name}, preset paper:\n{describe_fields(preset(kind, 'paper'), f'{name}.')}\n"
+            for name, kind in kinds.items()
+        )
+
+    parser.add_overrides(describe)
     return parser
-
-
-def describe_systems(kinds: Mapping[str, str], size: str) -> str:
-    """What overrides can change in systems at a preset."""
-    return "\n".join(
-        f"{name}, preset {size}:\n{describe_fields(preset(kind, size), f'{name}.')}\n"
-        for name, kind in kinds.items()
-    )
 
 
 def start(
     args: argparse.Namespace, argv: Sequence[str] | None, *, table: int
 ) -> tuple[Devices, Console]:
-    """Makes the work folder, or refuses one of other settings; ``args.command`` is then known.
-
-    Returns:
-      Where cells train, and where they report.
+    """Makes the work folder, or refuses one of other settings; says where cells train and report.
 
     Raises:
       ConfigError: A seed is given twice.
@@ -217,11 +195,11 @@ def start(
     if len(set(args.seeds)) != len(args.seeds):
         raise ConfigError(f"--seeds: a seed is given twice; found {args.seeds}")
     names = ("preset", "machines", "overrides")
-    asked = {"table": table, **{name: getattr(args, name) for name in names}}
+    settings = {"table": table, **{name: getattr(args, name) for name in names}}
     words = sys.argv[1:] if argv is None else argv
     args.command = ["python", "-m", f"experiments.table{table}", *words]
-    run.check_same_run(args.workdir, asked)
-    write_config(args.workdir, asked)
+    run.check_same_run(args.workdir, settings)
+    write_config(args.workdir, settings)
     use_compilation_cache()
     return use_devices(), Console()
 
@@ -234,19 +212,10 @@ def finish(
     devices: Devices,
     console: Console,
 ) -> dict[str, Any]:
-    """Runs the cells, writes the table as json, csv, markdown and picture, and prints it.
+    """Runs the cells, writes the table as json, markdown and picture, and prints it.
 
-    Args:
-      table: Its number.
-      rows: Its rows; those without a finished run are left out.
-      cells: What makes their runs.
-      args: The command line's.
-      devices: Where cells train.
-      console: Where to print.
-
-    Returns:
-      What ``results.json`` holds: the rows, the command, the machine and the seconds that each cell
-      took.
+    Rows without a finished run are left out. Returns what ``results.json`` holds: the rows, the
+    command, the machine and the seconds that each cell took.
 
     Raises:
       SystemExit: Cells failed; everything else is written before.
@@ -255,12 +224,6 @@ def finish(
     failed = run_cells(cells, workdir, console)
     finished = {row.key: collect(row, args.seeds) for row in rows}
     finished = {key: one for key, one in finished.items() if one["seeds"]}
-    missing = [
-        f"{row.key}-{seed}"
-        for row in rows
-        for seed in args.seeds
-        if not row.results(seed).exists() and row.key not in failed
-    ]
     took = sorted((workdir / "cells").glob(f"*/{SECONDS}"))
     result = {
         "table": table,
@@ -279,22 +242,19 @@ def finish(
     if finished:
         text = f"{title}\n\n{markdown(finished)}"
         common.write_text(workdir / "table.md", f"# {text}")
-        common.write_text(workdir / "table.csv", as_csv(finished))
         plot(workdir / "table.png", title, finished)
         console.print(text, highlight=False, markup=False, soft_wrap=True)
-        console.print(f"Table:   {workdir / 'table.md'}, .csv, .png", highlight=False)
+        console.print(f"Table:   {workdir / 'table.md'}, .png", highlight=False)
     console.print(f"Figures: {workdir / 'results.json'}", highlight=False, soft_wrap=True)
     if failed:
-        console.print(
+        text = (
             f"{len(failed)} failed: {', '.join(failed)}; see {workdir / 'failures'}. The same "
-            "command tries them again.",
-            style="red",
-            highlight=False,
-            soft_wrap=True,
+            "command tries them again."
         )
+        console.print(text, style="red", highlight=False, soft_wrap=True)
         raise SystemExit(1)
-    if missing:
-        console.print(f"not finished, in other processes: {', '.join(missing)}", highlight=False)
+    if waiting := [cell.name for cell in cells if not cell.finished]:
+        console.print(f"not finished, in other processes: {', '.join(waiting)}", highlight=False)
     return result
 
 
@@ -303,8 +263,8 @@ def collect(row: Row, seeds: Sequence[int]) -> dict[str, Any]:
 
     Returns:
       ``{"name", "seeds", "values": {figure: [one a seed]}, "figures": {figure: {"mean", "std",
-      "count"}}, "paper": {figure: percent}}``. Figures in [0, 1]: the headline ones, and machine
-      types by name, their harmonic mean over sections and metrics.
+      "count"}}, "paper": {figure: percent}}``. Figures in [0, 1]: machine types by name, their
+      harmonic mean over sections and metrics, then the headline ones.
     """
     done = [seed for seed in seeds if row.results(seed).exists()]
     flat = []
@@ -325,14 +285,21 @@ def collect(row: Row, seeds: Sequence[int]) -> dict[str, Any]:
 
 def markdown(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """The table as markdown: mean ± std over seeds in percent, the paper's figure in brackets."""
-    names = _columns(rows)
+
+    def cell(row: Mapping[str, Any], name: str) -> str:
+        published = f" ({row['paper'][name]:.2f})" if name in row["paper"] else ""
+        return percent(row["figures"].get(name), 1) + published
+
+    figures = dict.fromkeys(name for row in rows.values() for name in row["figures"])
+    names = [*(name for name in figures if name not in HEADLINE), *HEADLINE]
     lines = [
         ["system", *(TITLES.get(name, name) for name in names), "seeds"],
         ["---", *["---:"] * len(names), "---:"],
     ]
-    for row in rows.values():
-        cells = [_cell(row, name) for name in names]
-        lines.append([row["name"], *cells, str(len(row["seeds"]))])
+    lines += [
+        [row["name"], *(cell(row, name) for name in names), str(len(row["seeds"]))]
+        for row in rows.values()
+    ]
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     if any(row["paper"] for row in rows.values()):
         table += (
@@ -341,38 +308,30 @@ def markdown(rows: Mapping[str, Mapping[str, Any]]) -> str:
     return table
 
 
-def _cell(row: Mapping[str, Any], name: str) -> str:
-    published = f" ({row['paper'][name]:.2f})" if name in row["paper"] else ""
-    return percent(row["figures"].get(name), 1) + published
-
-
-def _columns(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Machine types, then the headline figures."""
-    machines = dict.fromkeys(name for row in rows.values() for name in row["figures"])
-    return [*(name for name in machines if name not in HEADLINE), *HEADLINE]
-
-
-def as_csv(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """The table as csv, one line a figure; fractions, the paper's too."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["system", "figure", "mean", "std", "seeds", "paper"])
-    for key, row in rows.items():
-        for name in _columns({key: row}):
-            one = row["figures"][name]
-            std = "" if math.isnan(one["std"]) else f"{one['std']:.6f}"
-            paper = f"{row['paper'][name] / 100:.4f}" if name in row["paper"] else ""
-            writer.writerow([key, name, f"{one['mean']:.6f}", std, one["count"], paper])
-    return stream.getvalue()
-
-
 def plot(path: Path, title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
     """Draws mean and standard deviation of the headline figures, every seed, and the paper's."""
-    title = f"{title}: points are seeds, bars mean ± std, diamonds the paper's figures"
-    drawn = {
-        row["name"]: {
-            name: {"values": row["values"][name], **row["figures"][name]} for name in HEADLINE
-        }
-        for row in rows.values()
-    }
-    plot_rows(path, title, drawn, paper={row["name"]: row["paper"] for row in rows.values()})
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    size = (13, 0.42 * len(rows) + 1.6)
+    figure, axes = pyplot.subplots(
+        1, len(HEADLINE), figsize=size, sharey=True, layout="constrained"
+    )
+    for axis, name in zip(axes, HEADLINE, strict=True):
+        for height, row in enumerate(rows.values()):
+            values, mean = 100 * np.array(row["values"][name]), 100 * row["figures"][name]["mean"]
+            std = 100 * np.nan_to_num(row["figures"][name]["std"])
+            axis.plot(values, [height] * len(values), "o", color="tab:blue", alpha=0.4)
+            axis.errorbar(mean, height, xerr=std, fmt="|", color="black", capsize=4)
+            if name in row["paper"]:
+                axis.plot(row["paper"][name], height, "D", color="tab:red", fillstyle="none")
+        axis.axvline(50, color="black", linewidth=0.8, linestyle=":")
+        axis.set_xlabel(TITLES[name] + ", %")
+        axis.grid(axis="x", alpha=0.3)
+    axes[0].set_yticks(range(len(rows)), [row["name"] for row in rows.values()])
+    axes[0].invert_yaxis()
+    figure.suptitle(f"{title}: points are seeds, bars mean ± std, diamonds the paper's figures")
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

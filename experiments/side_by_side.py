@@ -5,26 +5,23 @@ compiled code takes as arguments (seed, MPE ratio, mixing range), an accelerator
 program, spread over its devices; a CPU trains them one after the other, which is faster there.
 """
 
-import contextlib
 import dataclasses
 import zlib
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-from rich.console import Console
 
 from asdproto.data.dataset import Dataset
+from asdproto.scoring.rows import rows_by
 from asdproto.systems import prototype
 from asdproto.systems.prototype import PrototypeSystem
-from asdproto.systems.system import open_checkpoints
-from asdproto.training.devices import Devices, use_devices
-from asdproto.training.epoch import Loop, default_loop
-from asdproto.training.loop import StageRun, train
+from asdproto.systems.system import RunOptions
+from asdproto.training.devices import use_devices
+from asdproto.training.epoch import default_loop
+from asdproto.training.loop import train
 from asdproto.training.stage import Finetuning, Pretraining
 from asdproto.training.state import TrainState
-from asdproto.training.task import Task
 from experiments.comparison import score_run
 
 
@@ -99,85 +96,70 @@ def plan(variants: Sequence[Variant], seeds: Sequence[int]) -> tuple[list[Job], 
     return order, last
 
 
-@dataclasses.dataclass
-class Trainer:
-    """Trains jobs, each once, and keeps their final states.
+def measure(
+    variants: Sequence[Variant],
+    seeds: Sequence[int],
+    system: PrototypeSystem,
+    data: Dataset,
+    options: RunOptions,
+    together: bool,
+) -> None:
+    """Trains and scores variants of a system with every seed, into ``WORKDIR/scores/KEY-SEED``.
 
-    Attributes:
-      system: The system that the jobs change.
+    Args:
+      variants: The variants.
+      seeds: Of everything random.
+      system: What the variants change.
       data: The data set.
-      workdir: For checkpoints, metrics and scores.
-      devices: Where to train.
+      options: How runs go, in a work folder.
       together: Whether jobs that are one program run side by side.
-      console: Where progress goes; ``None`` for silence.
-      final: States by the identity of their job.
     """
+    workdir = options.workdir
+    assert workdir is not None
+    jobs, last = plan(variants, seeds)
+    groups = {job.label: [job] for job in jobs}
+    if together:
+        options = dataclasses.replace(options, loop="scan")
+        by_program = rows_by([(job.stage, job.program) for job in jobs])
+        groups = {}
+        for rows in by_program.values():
+            labels = ",".join(jobs[row].label for row in rows)
+            name = f"{jobs[rows[0]].stage}-{zlib.crc32(labels.encode()):08x}"
+            groups[name] = [jobs[row] for row in rows]
+    final: dict[Any, TrainState] = {}
+    for name, group in groups.items():
+        states = train_side_by_side(name, group, system, data, options, final)
+        final |= {job.identity: state for job, state in zip(group, states, strict=True)}
+    for variant in variants:
+        for seed in seeds:
+            folder = workdir / "scores" / f"{variant.key}-{seed}"
+            score_run(folder, system, data, final[last[variant.key, seed].identity])
 
-    system: PrototypeSystem
-    data: Dataset
-    workdir: Path
-    devices: Devices
-    together: bool
-    console: Console | None
-    final: dict[Any, TrainState] = dataclasses.field(default_factory=dict)
 
-    @property
-    def loop(self) -> Loop:
-        """Shape of the training loop."""
-        return "scan" if self.together else default_loop(self.devices.local[0].platform)
+def train_side_by_side(
+    name: str,
+    jobs: Sequence[Job],
+    system: PrototypeSystem,
+    data: Dataset,
+    options: RunOptions,
+    final: Mapping[Any, TrainState],
+) -> list[TrainState]:
+    """Final states of jobs that are one program, each as a run of ``two_stage`` would train it.
 
-    def task(self, job: Job, alone: bool) -> Task:
-        """Static description; runs of a sweep take a device each, one that is alone all of them."""
-        system = dataclasses.replace(self.system, **{job.stage: job.config})  # type: ignore[arg-type]
-        devices = self.devices if alone else use_devices(1)
-        return prototype.make_task(system, job.stage, self.data, devices, self.loop)
-
-    def start(self, job: Job, task: Task) -> tuple[TrainState, jax.Array]:
-        """State and key that a run of ``two_stage`` starts the stage with."""
+    ``final`` has the states that they go on from, by the identity of their job.
+    """
+    # Runs of a sweep take a device each, one that is alone all of them.
+    devices = options.devices if len(jobs) == 1 else use_devices(1)
+    loop = options.loop or default_loop(devices.local[0].platform)
+    tasks, states, keys = [], [], []
+    for job in jobs:
+        changed = dataclasses.replace(system, **{job.stage: job.config})  # type: ignore[arg-type]
+        task = prototype.make_task(changed, job.stage, data, devices, loop)
         key = jax.random.key(job.seed)
-        before = self.final[job.before.identity] if job.before else None
-        state = prototype.start(task, key, self.data, before)
-        return state, prototype.stage_key(key, job.stage)
-
-    def train(self, jobs: Sequence[Job]) -> None:
-        """Trains all; those that others go on from come first."""
-        if not self.together:
-            for job in jobs:
-                self._train(job.label, [job])
-            return
-        groups: dict[Any, list[Job]] = {}
-        for job in jobs:
-            groups.setdefault((job.stage, job.program), []).append(job)
-        for group in groups.values():
-            labels = ",".join(job.label for job in group)
-            self._train(f"{group[0].stage}-{zlib.crc32(labels.encode()):08x}", group)
-
-    @contextlib.contextmanager
-    def _run(self, name: str) -> Iterator[StageRun]:
-        with open_checkpoints(self.workdir, name) as checkpoints:
-            yield StageRun(
-                name=name,
-                checkpoints=checkpoints,
-                metrics=self.workdir / "metrics.jsonl",
-                console=self.console,
-                loop=self.loop,
-            )
-
-    def _train(self, name: str, jobs: Sequence[Job]) -> None:
-        """Trains jobs of one program side by side."""
-        tasks = [self.task(job, len(jobs) == 1) for job in jobs]
-        states, keys = zip(*map(self.start, jobs, tasks), strict=True)
-        hypers = [task.stage.hyper() for task in tasks]
-        with self._run(name) as run:
-            trained = train(tasks[0], self.data, self.devices, states, keys, hypers, run)
-        self.final |= {job.identity: state for job, state in zip(jobs, trained, strict=True)}
-
-    def measure(self, variants: Sequence[Variant], seeds: Sequence[int]) -> None:
-        """Trains and scores variants with every seed, into ``WORKDIR/scores/KEY-SEED``."""
-        jobs, last = plan(variants, seeds)
-        self.train(jobs)
-        for variant in variants:
-            for seed in seeds:
-                state = self.final[last[variant.key, seed].identity]
-                folder = self.workdir / "scores" / f"{variant.key}-{seed}"
-                score_run(folder, self.system, self.data, state)
+        before = final[job.before.identity] if job.before else None
+        tasks.append(task)
+        states.append(prototype.start(task, key, data, before))
+        keys.append(prototype.stage_key(key, job.stage))
+    hypers = [task.stage.hyper() for task in tasks]
+    with prototype.stage_run(name, options) as run:
+        return train(tasks[0], data, options.devices, states, keys, hypers, run)

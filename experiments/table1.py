@@ -30,7 +30,7 @@ from asdproto.systems.run import train_run
 from asdproto.systems.system import RunOptions, prepare_for
 from asdproto.training.devices import Devices
 from experiments import common, grid
-from experiments.side_by_side import Trainer, Variant
+from experiments.side_by_side import Variant, measure
 
 FIGURES = ("toycar", "toytrain", "bearing", "fan", "gearbox", "slider", "valve", *HEADLINE)
 # Rows, by kind of system or variant of the paper's own, as the paper writes them.
@@ -100,7 +100,7 @@ def train_cell(
 ) -> None:
     """Trains, scores and evaluates one system with one seed, as a run folder."""
     store = store_of(system, args, console)
-    options = RunOptions(workdir=folder, devices=devices, console=console)
+    options = RunOptions(folder, devices, console)
     results = train_run(system, store, options, seeds=[seed], machines=args.machines)
     if not results["systems"]:
         raise ConfigError("--data: the test clips carry no labels; there is nothing to compare")
@@ -127,14 +127,11 @@ def variant_cells(
 
     def run(seeds: Sequence[int]) -> None:
         data = prepare_for(system, store_of(system, args, console), args.machines)
-        trainer = Trainer(system, data, args.workdir, devices, together, console)
-        trainer.measure(
-            chosen, [seed for seed in seeds if not all(p.exists() for p in files([seed]))]
-        )
+        missing = [seed for seed in seeds if not all(path.exists() for path in files([seed]))]
+        options = RunOptions(args.workdir, devices, console)
+        measure(chosen, missing, system, data, options, together)
 
-    groups = {f"paper-{seed}": [seed] for seed in args.seeds}
-    if together:
-        groups = {"paper": args.seeds}
+    groups = {"paper": args.seeds} if together else {f"paper-{seed}": [seed] for seed in args.seeds}
     return [
         grid.Cell(name, files(seeds), functools.partial(run, seeds))
         for name, seeds in groups.items()
@@ -164,8 +161,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     rows, cells = [], []
     for key in args.systems:
         paper = dict(zip(FIGURES, PAPER[key], strict=True)) if key in PAPER else {}
-        place = scores_of if key in VARIANTS else run_of
-        rows.append(grid.Row(key, NAMES[key], functools.partial(place, args.workdir, key), paper))
+        path_of = scores_of if key in VARIANTS else run_of
+        rows.append(grid.Row(key, NAMES[key], functools.partial(path_of, args.workdir, key), paper))
         if key in VARIANTS:
             continue
         for seed in args.seeds:

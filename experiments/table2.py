@@ -41,8 +41,9 @@ def variants(system: PrototypeSystem) -> list[Variant]:
 
 def run_table(table: int, paper: Any, make_variants: Any, doc: str | None, argv: Any) -> Any:
     """A table of variants of the paper's system."""
-    args = grid.make_parser(f"table{table}", doc).parse_args(argv)
-    system = grid.get_systems({"prototype": "prototype"}, args)["prototype"]
+    kinds = {"prototype": "prototype"}
+    args = grid.make_parser(f"table{table}", doc, kinds).parse_args(argv)
+    system = grid.get_systems(kinds, args)["prototype"]
     devices, console = grid.start(args, argv, table=table)
     rows = [
         grid.Row(

@@ -17,8 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from rich.console import Console
-from rich.table import Table as Sheet
 
 from asdproto.config import override, to_dict
 from asdproto.data import store
@@ -364,23 +362,6 @@ def describe(bench: Bench, arguments: Sequence[str]) -> dict[str, Any]:
         "steps_per_turn": bench.count,
         "rounds": bench.args.rounds,
     }
-
-
-def show(console: Console, result: dict[str, Any]) -> None:
-    """Prints every figure of a part as a row."""
-
-    def rows(tree: Any, name: str = "") -> None:
-        if isinstance(tree, dict) and set(tree) == {"median", "low", "high"}:
-            sheet.add_row(name, f"{tree['median']:g}", f"{tree['low']:g} to {tree['high']:g}")
-        elif isinstance(tree, dict):
-            for key, value in tree.items():
-                rows(value, f"{name}, {key}" if name else str(key).replace("_", " "))
-        else:
-            sheet.add_row(name, f"{tree:g}" if isinstance(tree, float) else str(tree), "")
-
-    sheet = Sheet("figure", "median", "quartiles", highlight=True)
-    rows(result)
-    console.print(sheet)
 
 
 def file_name(*words: str) -> str:

@@ -15,7 +15,6 @@ Two measurements on the same recordings (10 s of 16-bit noise at 16 kHz, or thos
 
 import itertools
 import os
-import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -31,7 +30,7 @@ from asdproto.config import at_least
 from asdproto.data.collection import Collection, read_collection
 from asdproto.data.extract import build_store
 from asdproto.data.store import versions
-from experiments.benchmarks.timing import interleave, ratios, spread
+from experiments.benchmarks.timing import interleave, ratios, show, spread
 from experiments.common import processor, run_main, write_json
 
 SETTINGS = features.FeatureSettings()
@@ -102,8 +101,8 @@ def one_core(files: Sequence[Path], rounds: int, batch: int) -> dict[str, Any]:
     return {
         "plain_clips_per_second": spread([batch / seconds for seconds in wall["plain"]]),
         "clips_per_second": spread([batch / seconds for seconds in wall["ours"]]),
-        "speedup": ratios(wall["plain"], wall["ours"]),
-        "speedup_cpu_time": ratios(cpu["plain"], cpu["ours"]),
+        "speedup_to_plain": ratios(wall["plain"], wall["ours"]),
+        "speedup_to_plain_cpu_time": ratios(cpu["plain"], cpu["ours"]),
     }
 
 
@@ -158,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             "processor": processor(),
             "cores": os.cpu_count(),
             "load_before": round(load, 2),
-            "versions": {"python": platform.python_version(), **versions()},
+            "versions": versions(),
             "data": "generated noise" if args.data is None else args.data.name,
             "recordings": len(files),
             "largest_difference_db": round(max(compare(file) for file in files[:5]), 5),
@@ -168,37 +167,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         result["stores"] = stores(
             files, folder, workers=args.workers, number=args.clips, rounds=args.repeats
         )
-    report(console, result)
+    show(console, {key: result[key] for key in ("largest_difference_db", "one_core", "stores")})
     if args.out is not None:
         write_json(args.out, result)
         console.print(f"Written to {args.out}")
     return result
-
-
-def report(console: Console, result: dict[str, Any]) -> None:
-    """Prints what was measured and how."""
-
-    def show(value: dict[str, float], digits: int = 2) -> str:
-        low, middle, high = (f"{value[key]:.{digits}f}" for key in ("low", "median", "high"))
-        return f"{middle} ({low} to {high})"
-
-    core, store = result["one_core"], result["stores"]
-    console.print("Median and quartiles over interleaved turns.", highlight=False)
-    for name, text in (
-        ("plain librosa loop, one core", f"{show(core['plain_clips_per_second'], 0)} clips/s"),
-        ("ours, one core", f"{show(core['clips_per_second'], 0)} clips/s"),
-        ("ours / plain, wall time", show(core["speedup"])),
-        ("ours / plain, CPU time", show(core["speedup_cpu_time"])),
-        ("largest difference in value", f"{result['largest_difference_db']} dB"),
-        ("store, 1 worker", f"{show(store['clips_per_second_one'], 0)} clips/s"),
-        (
-            f"store, {store['workers']} workers",
-            f"{show(store['clips_per_second_several'], 0)} clips/s",
-        ),
-        ("several workers / one, wall time", show(store["speedup"])),
-        ("several workers / one, CPU time taken", show(store["cpu_time_to_one"])),
-    ):
-        console.print(f"  {name:40} {text}", highlight=False)
 
 
 if __name__ == "__main__":

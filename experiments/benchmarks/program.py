@@ -37,7 +37,6 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 from rich.console import Console
-from rich.table import Table as Sheet
 
 from asdproto.arguments import Parser
 from asdproto.config import ConfigError, override
@@ -48,6 +47,7 @@ from asdproto.training.epoch import run_epoch
 from asdproto.training.state import clip_index
 from asdproto.training.task import Task
 from experiments.benchmarks.common import CLASSES, CLIPS, FRAMES, MELS, make_data, versions
+from experiments.benchmarks.timing import show
 from experiments.common import run_main, write_json
 from experiments.two_stage import get_config
 
@@ -125,14 +125,9 @@ def computations(text: str) -> dict[str, list[str]]:
 
 
 def loop_kernels(text: str, gathered: int = 0) -> list[Kernel]:
-    """What a turn of the longest loop of a program launches.
+    """What a turn of the longest loop of a compiled program launches, in order.
 
-    Args:
-      text: The compiled program, as XLA prints it.
-      gathered: Arrays of at least so many bytes are gathered from: they are not read whole.
-
-    Returns:
-      The kernels in their order.
+    Arrays of at least ``gathered`` bytes are gathered from: they are not read whole.
 
     Raises:
       ValueError: The program has no loop.
@@ -237,19 +232,6 @@ def summarize(compiled: Any, gathered: int) -> dict[str, Any]:
     }
 
 
-def show(console: Console, name: str, figures: dict[str, Any]) -> None:
-    """Prints a program's figures."""
-    sheet = Sheet("part of a step", "kernels", "megabytes", title=name)
-    for group, count in figures["kernels"].items():
-        sheet.add_row(group, str(count), f"{figures['megabytes'][group]:.1f}")
-    console.print(sheet)
-    console.print(
-        f"temporary memory {figures['temporary_megabytes']:g} MB, compiled in "
-        f"{figures['compile_seconds']:g} s",
-        highlight=False,
-    )
-
-
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="python -m experiments.benchmarks.program",
@@ -298,7 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
                     seconds = round(time.perf_counter() - started, 1)
                 figures = summarize(compiled, clips * FRAMES * MELS * 2)
                 result["programs"][name] = {"compile_seconds": seconds, **figures}
-                show(console, name, result["programs"][name])
+                show(console, {name: result["programs"][name]})
     if args.out is not None:
         write_json(args.out, result)
         console.print(f"Written to {args.out}", highlight=False, soft_wrap=True)

@@ -39,8 +39,8 @@ from rich.console import Console
 from asdproto.config import ConfigError
 from asdproto.training import step as steps
 from experiments.benchmarks import train
-from experiments.benchmarks.common import Bench, describe, file_name, per_step, project, show
-from experiments.benchmarks.timing import interleave, ratios
+from experiments.benchmarks.common import Bench, describe, file_name, per_step, project
+from experiments.benchmarks.timing import interleave, ratios, show
 from experiments.common import run_main, write_json
 
 # Figure -> where it stands in the result, its goal, and whether more is better.

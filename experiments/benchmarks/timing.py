@@ -1,10 +1,13 @@
-"""Timing by turns, and the figures that come of it; loads nothing that a worker would wait for."""
+"""Timing by turns, and the figures that come of it."""
 
 import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from rich.console import Console
+from rich.table import Table
 
 Times = dict[str, list[float]]
 
@@ -19,12 +22,8 @@ def interleave(
 ) -> tuple[Times, Times]:
     """Times contenders in turns: what else the machine does slows all alike.
 
-    Args:
-      contenders: By name; each waits until its work is done.
-      rounds: Turns of each.
-      warmup: Rounds before those, which do not count.
-      limit: Seconds; once they are over, no round begins.
-      pause: Seconds before each turn.
+    Each waits until its work is done. Rounds of ``warmup`` do not count; once ``limit`` seconds are
+    over, no round begins; each turn comes after ``pause`` seconds.
 
     Returns:
       Seconds on the clock, and seconds of CPU time of this process, by name; one a round.
@@ -63,3 +62,20 @@ def ratios(above: Sequence[float], below: Sequence[float]) -> dict[str, float]:
 def rounded(value: float) -> float:
     """Four significant digits."""
     return float(f"{value:.4g}")
+
+
+def show(console: Console, result: dict[str, Any]) -> None:
+    """Prints every figure of a part as a row."""
+
+    def rows(tree: Any, name: str = "") -> None:
+        if isinstance(tree, dict) and set(tree) == {"median", "low", "high"}:
+            sheet.add_row(name, f"{tree['median']:g}", f"{tree['low']:g} to {tree['high']:g}")
+        elif isinstance(tree, dict):
+            for key, value in tree.items():
+                rows(value, f"{name}, {key}" if name else str(key).replace("_", " "))
+        else:
+            sheet.add_row(name, f"{tree:g}" if isinstance(tree, float) else str(tree), "")
+
+    sheet = Table("figure", "median", "quartiles", highlight=True)
+    rows(result)
+    console.print(sheet)

@@ -113,14 +113,9 @@ def expanded_loss(
 
 
 class Rival:
-    """A training of the PyTorch network that starts where ours stands.
+    """A training of the PyTorch network that starts where ours stands; arrays are the host's.
 
-    Args:
-      task: Our task; its model and numbers are taken over.
-      state: Our state, on the host.
-      batch: The batch, on the host.
-      dtype: ``"float32"`` or ``"bfloat16"``.
-      compiled: Whether ``torch.compile`` gets it; on a GPU with CUDA graphs.
+    ``torch.compile`` gets it where ``compiled``; on a GPU with CUDA graphs.
     """
 
     def __init__(
@@ -185,12 +180,6 @@ class Rival:
 def compare(task: Task, state: TrainState, batch: Batch, hyper: Hyper) -> dict[str, float]:
     """Checks in float32 that both sides do the same: embeddings, loss and one update.
 
-    Args:
-      task: Our task with a float32 model.
-      state: State to start from.
-      batch: The batch.
-      hyper: Hyper-parameters.
-
     Returns:
       Largest difference of an embedding's component, relative differences of the loss and of the
       update.
@@ -243,15 +232,7 @@ def compare(task: Task, state: TrainState, batch: Batch, hyper: Hyper) -> dict[s
 def rivals(
     task: Task, state: TrainState, batch: Batch, *, dtype: str, both: bool
 ) -> tuple[dict[str, Rival], dict[str, str]]:
-    """Rivals that are warm, and why others are missing.
-
-    Args:
-      task: Our task.
-      state: State to start from, on the host.
-      batch: The batch, on the host.
-      dtype: ``"float32"`` or ``"bfloat16"``.
-      both: Whether ``torch.compile`` is tried beside eager execution.
-    """
+    """Rivals that are warm, ``torch.compile`` beside eager where ``both``; and why some are not."""
     torch.set_float32_matmul_precision("high")  # TF32, as XLA's default; a CPU has none
     made, failed = {}, {}
     for name in ("eager", "compiled") if both else ("eager",):

@@ -40,10 +40,8 @@ many again for each of its two gradients (the first layer needs one of them only
 of a large matrix product in the same dtype, measured in the same run. ``--full`` really runs the
 schedule, every epoch as training runs it, compiling included.
 
-Goals on one H100, width 64, bfloat16, the paper's batches: pre-training step <= 1.0 ms, fine-tuning
-step <= 1.6 ms, prototype pass >= 200,000 crops/s, schedule <= 120 s, >= 3 x PyTorch eager, >= 1.2 x
-PyTorch compiled with CUDA graphs, a sweep of 8 >= 2.5 x. No figure of a GPU has been measured yet.
-Nor one of a CPU since the loop was rebuilt.
+Goals stand in :mod:`experiments.benchmarks.short`. No figure of a GPU has been measured yet, nor
+one of a CPU since the loop was rebuilt.
 """
 
 import argparse
@@ -84,9 +82,8 @@ from experiments.benchmarks.common import (
     measure_peak,
     per_step,
     project,
-    show,
 )
-from experiments.benchmarks.timing import interleave, ratios, rounded, spread
+from experiments.benchmarks.timing import interleave, ratios, rounded, show, spread
 from experiments.common import run_main, write_json
 
 

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from asdproto.config import between, check_fields
 from asdproto.data.dataset import ClipArrays, Dataset, section_keys
 from asdproto.losses import adacos_init, sub_cluster_adacos_loss
 from asdproto.models.resnet import ResNet
@@ -24,8 +23,8 @@ from asdproto.systems.embedding import unit_rows
 from asdproto.systems.system import Comparison, RunOptions, Section
 from asdproto.training.objectives import Objective, draw_mix
 from experiments.rivals.rival import (
+    Fitted,
     Network,
-    NetworkFit,
     RandomStage,
     Rival,
     adam_stage,
@@ -65,24 +64,19 @@ class AdaCosSystem(Rival):
     kind: ClassVar[str] = "experiments.rivals.adacos:AdaCosSystem"
     name: ClassVar[str] = "adacos"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_fields(self, width=between(1, 4096), sub_clusters=between(1, 10000))
-
     def encoder(self) -> nn.Module:
-        """See :class:`Rival`."""
         return ResNet(width=self.width, attention="mean")
 
-    def fit(self, data: Dataset, options: RunOptions, seed: int, run: str) -> NetworkFit:
-        """See :class:`Rival`."""
+    def fit(self, data: Dataset, options: RunOptions, seed: int, run: str) -> Fitted:
         objective = adacos_objective(self.sub_clusters)
         state = train_encoder(self, self.stage, objective, data, options, seed, run)
-        embeddings = embed(self, network_of(state, data, {}), data.train)
+        network = network_of(state, data)
+        embeddings = embed(self, network, data.train)
         scorer, held_out = fit_references(embeddings, data, self.sub_clusters)
-        return NetworkFit(network_of(state, data, scorer.to_arrays()), held_out, embeddings)
+        found = Comparison(held_out, None, embeddings)
+        return network._replace(backend=scorer.to_arrays()), found
 
     def score(self, network: Network, clips: ClipArrays, keys: Sequence[Section]) -> Comparison:
-        """See :class:`Rival`."""
         embeddings = embed(self, network, clips)
         scores = Scorer.from_arrays(network.backend).score(embeddings, keys)
         return Comparison(_cosine_distance(scores), None, embeddings)
@@ -167,16 +161,10 @@ def fit_references(
 
 
 def section_references(embeddings: np.ndarray, target: np.ndarray, clusters: int) -> np.ndarray:
-    """What a section's clips are compared with.
+    """What a section's clips are compared with, float64, shape ``[references, dim]``.
 
-    Args:
-      embeddings: Floating, shape ``[clips, dim]``, unit length: the section's training clips.
-      target: Boolean, shape ``[clips]``, of the target domain.
-      clusters: Number of clusters, at most.
-
-    Returns:
-      float64, shape ``[references, dim]``, unit length: the cluster centers of all other clips,
-      then the target clips in order.
+    Of its unit embeddings ``[clips, dim]``: the cluster centers, at unit length, of those that are
+    not of the target domain, then those that are.
     """
     from sklearn.cluster import KMeans
 

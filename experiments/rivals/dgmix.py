@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from asdproto.config import ConfigError, at_least, between, check_fields, positive
+from asdproto.config import ConfigError
 from asdproto.data.dataset import ClipArrays, Dataset
 from asdproto.features import FeatureSettings
 from asdproto.losses import proxy_softmax_loss, vicreg_loss
@@ -20,10 +20,10 @@ from asdproto.models.normalization import BatchNorm
 from asdproto.scoring.backends import Scorer
 from asdproto.systems.system import Comparison, RunOptions, Section
 from asdproto.training.objectives import Objective, draw_mix
-from experiments.rivals.mobilenet_v2 import MobileNetV2
+from experiments.rivals.mobilenet import MobileNetV2
 from experiments.rivals.rival import (
+    Fitted,
     Network,
-    NetworkFit,
     RandomStage,
     Rival,
     embed,
@@ -103,51 +103,33 @@ class DGMixSystem(Rival):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_fields(
-            self,
-            alpha=positive(16),
-            dim=between(1, 65536),
-            projector=between(1, 65536),
-            momentum=at_least(0, below=1),
-        )
         if not self.projector:
             raise ConfigError("projector=(): expected one or more widths")
 
     def encoder(self) -> nn.Module:
-        """See :class:`Rival`."""
         return MobileNetV2(alpha=self.alpha, head=self.dim, momentum=self.momentum)
 
-    def fit(self, data: Dataset, options: RunOptions, seed: int, run: str) -> NetworkFit:
-        """See :class:`Rival`."""
-        mixed_views = Objective("vicreg_mixup", _vicreg, augment=add_mixed)
-        projected = train_encoder(
-            self,
-            self.stage,
-            mixed_views,
-            data,
-            options,
-            seed,
-            f"{run}-pretrain",
+    def fit(self, data: Dataset, options: RunOptions, seed: int, run: str) -> Fitted:
+        mixed_views = Objective("vicreg_mixup", mixup_vicreg, augment=add_mixed)
+        state = train_encoder(
+            self, self.stage, mixed_views, data, options, seed, f"{run}-pretrain",
             wrap=lambda encoder: Projected(encoder, self.projector, encoder.axis_name),
-        )
-        encoder = projected.params["encoder"]["encoder"]
-        state = projected._replace(
-            params={"encoder": encoder}, batch_stats=projected.batch_stats["encoder"]
+        )  # fmt: skip
+        params, batch_stats = state.params["encoder"], state.batch_stats
+        state = state._replace(
+            params={"encoder": params["encoder"]}, batch_stats=batch_stats["encoder"]
         )
         if self.finetune.total_epochs:
-            mixed_labels = Objective(
-                "mixed_sections", _mixed_sections, softmax_layer, augment=add_mixed
-            )
-            run = f"{run}-finetune"
+            labels = Objective("mixed_sections", mixed_sections, softmax_layer, augment=add_mixed)
             state = train_encoder(
-                self, self.finetune, mixed_labels, data, options, seed, run, before=state
+                self, self.finetune, labels, data, options, seed, f"{run}-finetune", before=state
             )
-        embeddings = embed(self, network_of(state, data, {}), data.train)
+        network = network_of(state, data)
+        embeddings = embed(self, network, data.train)
         backend, held_out = fit_nearest(embeddings, data)
-        return NetworkFit(network_of(state, data, backend), held_out, embeddings)
+        return network._replace(backend=backend), Comparison(held_out, None, embeddings)
 
     def score(self, network: Network, clips: ClipArrays, keys: Sequence[Section]) -> Comparison:
-        """See :class:`Rival`."""
         embeddings = embed(self, network, clips)
         scores = Scorer.from_arrays(network.backend).score(embeddings, keys)
         return Comparison(scores, None, embeddings)
@@ -184,42 +166,6 @@ class Projected(nn.Module):
         return nn.Dense(self.widths[-1], use_bias=False, name=f"dense{len(self.widths)}")(x)
 
 
-def mixup_vicreg_loss(
-    first: jax.Array,
-    second: jax.Array,
-    mixed: jax.Array,
-    mix: jax.Array,
-    *,
-    where: jax.Array | None = None,
-    axis_name: str | None = None,
-) -> jax.Array:
-    """VICReg with mixup as its transformation; the formula is in :class:`DGMixSystem`.
-
-    Args:
-      first: float32, shape ``[pairs, dim]``: h(x).
-      second: float32, same shape: h(y).
-      mixed: float32, same shape: h(z).
-      mix: float32, shape ``[pairs]``: the share of x in z.
-      where: Boolean, shape ``[pairs]``; other pairs count nowhere.
-      axis_name: Mapped axis that pairs are spread over.
-
-    Returns:
-      float32, shape ``[pairs]``; their mean is the loss.
-    """
-    terms = vicreg_loss(first, second, where=where, axis_name=axis_name)
-    constraint = 25 * geometric_constraint(first, second, mixed, mix)
-    losses = constraint + terms.variance + terms.covariance
-    return losses if where is None else jnp.where(where, losses, 0)
-
-
-def geometric_constraint(
-    first: jax.Array, second: jax.Array, mixed: jax.Array, mix: jax.Array
-) -> jax.Array:
-    """Mean squared distance of h(z) from the mixture of h(x) and h(y), float32 ``[pairs]``."""
-    expected = mix[:, None] * first + (1 - mix[:, None]) * second
-    return jnp.mean(jnp.square(mixed - expected), axis=-1)
-
-
 def add_mixed(batch, *, key, axis_name, **_):
     """The crops, then the mixture of each pair of neighbors: ``[1.5 batch, crop, columns]``."""
     if len(batch.crops) % 2:
@@ -227,7 +173,7 @@ def add_mixed(batch, *, key, axis_name, **_):
             f"pairs are mixed, found {len(batch.crops)} crops a device; choose a batch size and a "
             "number of devices that leave an even number on each"
         )
-    mix = _pair_mix(batch, key, axis_name)[:, None, None]
+    mix = pair_mix(batch, key, axis_name)[:, None, None]
     mixed = mix * batch.crops[::2] + (1 - mix) * batch.crops[1::2]
     where = None
     if batch.where is not None:
@@ -235,7 +181,7 @@ def add_mixed(batch, *, key, axis_name, **_):
     return jnp.concatenate([batch.crops, mixed]), where
 
 
-def _pair_mix(batch, key, axis_name):
+def pair_mix(batch, key, axis_name):
     """Beta(1/2, 1/2) by its inverse distribution function, one a pair, float32 ``[pairs]``."""
     uniform = draw_mix(key, (len(batch.labels), 1), 0.0, 1.0, axis_name)[::2, 0]
     return jnp.square(jnp.sin(jnp.pi / 2 * uniform))
@@ -251,23 +197,29 @@ def _three(embeddings, batch):
     return embeddings[:size:2], embeddings[1:size:2], embeddings[size:]
 
 
-def _vicreg(params, state, embeddings, batch, *, key, axis_name, **_):
+def _geometric_constraint(first, second, mixed, mix):
+    """Mean squared distance of h(z) from the mixture of h(x) and h(y), float32 ``[pairs]``."""
+    expected = mix[:, None] * first + (1 - mix[:, None]) * second
+    return jnp.mean(jnp.square(mixed - expected), axis=-1)
+
+
+def mixup_vicreg(params, state, embeddings, batch, *, key, axis_name, **_):
+    """The loss of pre-training, see :class:`DGMixSystem`; pairs with padding give 0."""
     del params
     first, second, mixed = _three(embeddings, batch)
-    losses = mixup_vicreg_loss(
-        first,
-        second,
-        mixed,
-        _pair_mix(batch, key, axis_name),
-        where=_pairs_where(batch),
-        axis_name=axis_name,
-    )
+    where = _pairs_where(batch)
+    terms = vicreg_loss(first, second, where=where, axis_name=axis_name)
+    mix = pair_mix(batch, key, axis_name)
+    constraint = 25 * _geometric_constraint(first, second, mixed, mix)
+    losses = constraint + terms.variance + terms.covariance
+    losses = losses if where is None else jnp.where(where, losses, 0)
     return jnp.repeat(losses, 2), state.loss_state
 
 
-def _mixed_sections(params, state, embeddings, batch, *, key, axis_name, **_):
+def mixed_sections(params, state, embeddings, batch, *, key, axis_name, **_):
+    """The loss of fine-tuning, see :class:`DGMixSystem`."""
     first, second, mixed = _three(embeddings, batch)
-    mix = _pair_mix(batch, key, axis_name)
+    mix = pair_mix(batch, key, axis_name)
 
     def entropy(labels):
         return proxy_softmax_loss(
@@ -275,7 +227,7 @@ def _mixed_sections(params, state, embeddings, batch, *, key, axis_name, **_):
         )
 
     losses = mix * entropy(batch.labels[::2]) + (1 - mix) * entropy(batch.labels[1::2])
-    losses += geometric_constraint(first, second, mixed, mix)
+    losses += _geometric_constraint(first, second, mixed, mix)
     return jnp.repeat(losses, 2), state.loss_state
 
 

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from asdproto.config import between, check_fields
 from asdproto.data.attributes import attribute_pairs
 from asdproto.data.dataset import ClipArrays, Dataset
 from asdproto.losses import proxy_softmax_loss
@@ -23,8 +22,8 @@ from asdproto.systems.embedding import unit_rows
 from asdproto.systems.system import Comparison, RunOptions, Section
 from asdproto.training.objectives import Objective
 from experiments.rivals.rival import (
+    Fitted,
     Network,
-    NetworkFit,
     RandomStage,
     Rival,
     adam_stage,
@@ -70,29 +69,23 @@ class DisentangledSystem(Rival):
     kind: ClassVar[str] = "experiments.rivals.disentangled:DisentangledSystem"
     name: ClassVar[str] = "disentangled"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_fields(self, width=between(1, 4096), attribute_weight=between(0, 1000))
-
     def encoder(self) -> nn.Module:
-        """See :class:`Rival`."""
         return ResNet(width=self.width, attention="mean")
 
-    def fit(self, data: Dataset, options: RunOptions, seed: int, run: str) -> NetworkFit:
-        """See :class:`Rival`."""
+    def fit(self, data: Dataset, options: RunOptions, seed: int, run: str) -> Fitted:
         tasks = len(task_labels(data.classes)[1])
         objective = multi_task_objective(data.classes, self.task_weights(tasks))
         state = train_encoder(self, self.stage, objective, data, options, seed, run)
-        embeddings = embed(self, network_of(state, data, {}), data.train)
+        network = network_of(state, data)
+        embeddings = embed(self, network, data.train)
         backend: dict[str, Any] = {"tasks": np.array(tasks)}
         held_out = np.zeros(len(embeddings))
         for task, weight in enumerate(self.task_weights(tasks)):
             backend[f"task{task}"], scores = fit_nearest(unit_block(embeddings, task, tasks), data)
             held_out += weight * scores
-        return NetworkFit(network_of(state, data, backend), held_out, embeddings)
+        return network._replace(backend=backend), Comparison(held_out, None, embeddings)
 
     def score(self, network: Network, clips: ClipArrays, keys: Sequence[Section]) -> Comparison:
-        """See :class:`Rival`."""
         embeddings, tasks = embed(self, network, clips), int(network.backend["tasks"])
         scores = np.zeros(len(embeddings))
         for task, weight in enumerate(self.task_weights(tasks)):
@@ -106,7 +99,10 @@ class DisentangledSystem(Rival):
 
 
 def multi_task_objective(classes: Sequence[Any], weights: Sequence[float]) -> Objective:
-    """The weighted sum of the blocks' cross entropies."""
+    """The weighted sum of one cross entropy a block of the embedding.
+
+    Its parameters are ``{"task0": {"kernel": [values, block], "bias": [values]}, ...}``.
+    """
     values, sizes = task_labels(classes)
 
     def init(key: jax.Array, num_classes: int, dim: int) -> tuple[Any, Any]:
@@ -117,23 +113,30 @@ def multi_task_objective(classes: Sequence[Any], weights: Sequence[float]) -> Ob
 
     def loss(params, state, embeddings, batch, **_):
         labels = jnp.asarray(values)[batch.labels]
-        dims = block_sizes(embeddings.shape[1], len(sizes))
-        total = multi_task_loss(embeddings, params, labels, weights, dims, where=batch.where)
+        ends = np.cumsum(block_sizes(embeddings.shape[1], len(sizes)))[:-1]
+        blocks = jnp.split(embeddings, ends, axis=1)
+        total = jnp.zeros(embeddings.shape[0])
+        for task, (weight, block) in enumerate(zip(weights, blocks, strict=True)):
+            layer = params[f"task{task}"]
+            total += weight * proxy_softmax_loss(
+                block,
+                layer["kernel"],
+                labels[:, task],
+                temperature=TEMPERATURE,
+                bias=layer["bias"],
+                where=batch.where,
+            )
         return total, state.loss_state
 
     return Objective("disentangled", loss, init)
 
 
 def task_labels(classes: Sequence[tuple[str, str, str, str]]) -> tuple[np.ndarray, list[int]]:
-    """What each attribute class is to each task.
+    """What each attribute class is to each task, int32, shape ``[classes, tasks]``.
 
-    Args:
-      classes: Machine type, section, domain and attribute string of each class.
-
-    Returns:
-      int32, shape ``[classes, tasks]``: the section, then the value of each attribute key in
-      sorted order, -1 where a class has no such attribute; and the number of values of each task.
-      Keys of one value tell nothing apart and make no task.
+    These are the section, then the value of each attribute key in sorted order, -1 where a class
+    has no such attribute; beside them, the number of values of each task. Keys of one value tell
+    nothing apart and make no task.
     """
     pairs = [dict(attribute_pairs(attributes)) for *_, attributes in classes]
     keys = sorted({key for attributes in pairs for key in attributes})
@@ -163,45 +166,6 @@ def unit_block(embeddings: np.ndarray, task: int, tasks: int) -> np.ndarray:
     """A task's block of embeddings ``[clips, dim]`` at unit length, float64 ``[clips, block]``."""
     ends = np.cumsum(block_sizes(embeddings.shape[1], tasks))[:-1]
     return unit_rows(np.split(np.asarray(embeddings, np.float64), ends, axis=1)[task])
-
-
-def multi_task_loss(
-    embeddings: jax.Array,
-    params: Any,
-    labels: jax.Array,
-    weights: Sequence[float],
-    dims: Sequence[int],
-    *,
-    where: jax.Array | None = None,
-) -> jax.Array:
-    """Weighted sum of one cross entropy a block of the embedding.
-
-    Args:
-      embeddings: float32, shape ``[batch, dim]``.
-      params: ``{"task0": {"kernel": [values, block], "bias": [values]}, ...}``.
-      labels: int32, shape ``[batch, tasks]``; -1 leaves a task out.
-      weights: Of each task.
-      dims: Dimensions of each task's block, in order.
-      where: Boolean, shape ``[batch]``; excluded examples give 0.
-
-    Returns:
-      float32, shape ``[batch]``.
-    """
-    total = jnp.zeros(embeddings.shape[0])
-    start = 0
-    for task, (weight, size) in enumerate(zip(weights, dims, strict=True)):
-        head = params[f"task{task}"]
-        block = jax.lax.slice_in_dim(embeddings, start, start + size, axis=1)
-        start += size
-        total += weight * proxy_softmax_loss(
-            block,
-            head["kernel"],
-            labels[:, task],
-            temperature=TEMPERATURE,
-            bias=head["bias"],
-            where=where,
-        )
-    return total
 
 
 # quick and small are for a few hundred clips on a CPU.

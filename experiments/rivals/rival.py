@@ -16,13 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from asdproto.config import ConfigError, between, check_fields, strictly_between
+from asdproto.config import ConfigError, at_least, between, check_fields, positive, strictly_between
 from asdproto.data.dataset import Classes, ClipArrays, Dataset, section_keys
 from asdproto.data.dcase import Clip, assign_classes, class_key
 from asdproto.errors import DataError
 from asdproto.features import FeatureSettings
 from asdproto.models.convolution import default_lowering
 from asdproto.scoring.backends import BackendConfig, fit_scorer, held_out_scores
+from asdproto.scoring.rows import rows_by
 from asdproto.systems.embedding import embed_clips, window_means
 from asdproto.systems.prototype import stage_run
 from asdproto.systems.system import Comparison, Member, RunOptions, Section
@@ -35,6 +36,24 @@ from asdproto.training.state import TrainState
 from asdproto.training.task import Task
 
 ALL = "all machine types"
+
+_RANGES = {
+    "crop": between(1, 100000),
+    "hop": between(1, 100000),
+    "quantile": strictly_between(0, 1),
+    "width": between(1, 4096),
+    "alpha": positive(16),
+    "stages": between(1, 4096),
+    "stem": between(1, 4096),
+    "head": between(1, 65536),
+    "dim": between(1, 65536),
+    "projector": between(1, 65536),
+    "momentum": at_least(0, below=1),
+    "sub_clusters": between(1, 10000),
+    "attribute_weight": between(0, 1000),
+    "margin": between(0, 3.14159),
+    "margin_scale": positive(1000),
+}
 
 
 class Network(NamedTuple):
@@ -53,18 +72,8 @@ class Network(NamedTuple):
     backend: Mapping[str, Any]
 
 
-class NetworkFit(NamedTuple):
-    """A network and what it says of its own training clips.
-
-    Attributes:
-      network: The network with its back-end.
-      held_out: float64, shape ``[training clips]``; see :class:`asdproto.systems.system.Member`.
-      embeddings: float32, shape ``[training clips, dim]``, or ``None``.
-    """
-
-    network: Network
-    held_out: np.ndarray
-    embeddings: np.ndarray | None = None
+# A network with its back-end, and what it finds in its own training clips.
+Fitted = tuple[Network, Comparison]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,9 +109,8 @@ class Rival:
     reads_waveforms: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_fields(
-            self, crop=between(1, 100000), hop=between(1, 100000), quantile=strictly_between(0, 1)
-        )
+        fields = {field.name for field in dataclasses.fields(self)}
+        check_fields(self, **{name: check for name, check in _RANGES.items() if name in fields})
 
     @staticmethod
     def label(clip: Clip) -> Hashable:
@@ -113,14 +121,11 @@ class Rival:
         """The network, of float32 and one device."""
         raise NotImplementedError
 
-    def fit(self, data: Dataset, options: RunOptions, seed: int, run: str) -> NetworkFit:
+    def fit(self, data: Dataset, options: RunOptions, seed: int, run: str) -> Fitted:
         """Trains a network on clips labeled by :meth:`label` and fits its back-end.
 
-        Args:
-          data: The clips of one network.
-          options: How the run goes.
-          seed: Of everything random, together with ``run``.
-          run: For files and logs.
+        ``run`` names it in files and logs. Scores of the training clips are the ``held_out`` of
+        :class:`asdproto.systems.system.Member`.
         """
         raise NotImplementedError
 
@@ -135,6 +140,10 @@ class Rival:
         """The one detector that training makes."""
         return (self.name,)
 
+    def rows_of_networks(self, machine_types: Sequence[str]) -> dict[str, np.ndarray]:
+        """Machine type, or :data:`ALL` -> rows of its clips."""
+        return rows_by([name if self.per_machine else ALL for name in machine_types])
+
     def plan(self, clips: int) -> str:
         """What training on so many clips does, in a few words."""
         each = "a network a machine type" if self.per_machine else "one network"
@@ -142,7 +151,7 @@ class Rival:
 
     def check_clips(self, clips: Sequence[Clip]) -> None:
         """Refuses training clips that leave a network one class."""
-        for rows in rows_of_networks(self, clips).values():
+        for rows in self.rows_of_networks([clip.machine_type for clip in clips]).values():
             own = [clips[row] for row in rows]
             if len({self.label(clip) for clip in own}) < 2:
                 raise DataError(
@@ -180,26 +189,20 @@ class RivalModel:
 
     Attributes:
       system: The rival.
-      networks: Machine type, or :data:`ALL` -> network.
+      networks: By machine type, or :data:`ALL`.
     """
 
     system: Rival
     networks: Mapping[str, Network]
 
     def compare(self, clips: ClipArrays, sections: Sequence[Section]) -> Comparison:
-        """See :class:`asdproto.systems.system.Model`."""
-        names = np.array([s[0] if self.system.per_machine else ALL for s in sections])
-        scores, embeddings = np.zeros(len(sections)), None
-        for name in np.unique(names):
-            rows = np.flatnonzero(names == name)
-            keys = [sections[int(row)] for row in rows]
-            one = self.system.score(self.networks[str(name)], clips.take(rows), keys)
-            scores[rows] = one.scores
-            embeddings = _placed(embeddings, rows, one.embeddings, len(scores))
-        return Comparison(scores, None, embeddings)
+        found = []
+        for name, rows in self.system.rows_of_networks([key[0] for key in sections]).items():
+            keys = [sections[row] for row in rows]
+            found.append((rows, self.system.score(self.networks[name], clips.take(rows), keys)))
+        return _joined(found)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """See :class:`asdproto.systems.system.Model`."""
         tree = {}
         for name, network in self.networks.items():
             rest = {"mean": network.mean, "scale": network.scale, "backend": dict(network.backend)}
@@ -208,14 +211,6 @@ class RivalModel:
 
 
 # --- training
-
-
-def rows_of_networks(system: Rival, clips: Sequence[Clip]) -> dict[str, np.ndarray]:
-    """Rows of the training clips of each network."""
-    machines = np.array([clip.machine_type for clip in clips])
-    if not system.per_machine:
-        return {ALL: np.arange(len(machines))}
-    return {str(m): np.flatnonzero(machines == m) for m in np.unique(machines)}
 
 
 def relabeled(system: Rival, data: Dataset, rows: np.ndarray) -> Dataset:
@@ -230,27 +225,28 @@ def relabeled(system: Rival, data: Dataset, rows: np.ndarray) -> Dataset:
 
 
 def _fit_networks(system: Rival, data: Dataset, options: RunOptions, seed: int) -> Member:
-    held_out, embeddings = np.zeros(len(data.labels)), None
-    networks = {}
-    for name, rows in rows_of_networks(system, data.train_clips).items():
+    networks, found = {}, []
+    by_network = system.rows_of_networks([clip.machine_type for clip in data.train_clips])
+    for name, rows in by_network.items():
         run = f"{system.name}-{seed}" + (f"-{name}" if system.per_machine else "")
-        networks[name], held_out[rows], own = system.fit(
-            relabeled(system, data, rows), options, seed, run
-        )
-        embeddings = _placed(embeddings, rows, own, len(held_out))
+        networks[name], one = system.fit(relabeled(system, data, rows), options, seed, run)
+        found.append((rows, one))
+    scores, _, embeddings = _joined(found)
     model = RivalModel(system, networks)
-    return Member(model, seed, data.classes, held_out, embeddings=embeddings)
+    return Member(model, seed, data.classes, scores, embeddings=embeddings)
 
 
-def _placed(
-    together: np.ndarray | None, rows: np.ndarray, own: np.ndarray | None, count: int
-) -> np.ndarray | None:
-    """Embeddings of all clips, with those of one network in their rows."""
-    if own is None:
-        return together
-    together = np.zeros((count, own.shape[1]), np.float32) if together is None else together
-    together[rows] = own
-    return together
+def _joined(found: Sequence[tuple[np.ndarray, Comparison]]) -> Comparison:
+    """What networks find in the rows of their clips, as one."""
+    count = sum(len(rows) for rows, _ in found)
+    scores, embeddings = np.zeros(count), None
+    for rows, one in found:
+        scores[rows] = one.scores
+        if one.embeddings is not None:
+            if embeddings is None:
+                embeddings = np.zeros((count, one.embeddings.shape[1]), np.float32)
+            embeddings[rows] = one.embeddings
+    return Comparison(scores, None, embeddings)
 
 
 def train_encoder(
@@ -265,18 +261,10 @@ def train_encoder(
     before: TrainState | None = None,
     wrap: Callable[[nn.Module], nn.Module] = lambda encoder: encoder,
 ) -> TrainState:
-    """Trains a rival's encoder for a stage.
+    """Trains a rival's encoder for a stage, on clips with the classes of the loss.
 
-    Args:
-      system: The rival.
-      stage: Numbers of the stage.
-      objective: Its loss.
-      data: Clips with the classes of the loss.
-      options: How the run goes.
-      seed: Of everything random, together with ``run``.
-      run: For files and logs.
-      before: State of the stage before it; from scratch when ``None``.
-      wrap: Makes the module that is trained of the encoder.
+    ``run`` names it in files and logs; ``before`` is the state of the stage before it, from scratch
+    when ``None``; ``wrap`` makes the module that is trained of the encoder.
 
     Returns:
       The final state, as NumPy arrays.
@@ -296,7 +284,8 @@ def train_encoder(
         crop=system.crop,
         num_devices=devices.count,
     )
-    key = run_key(seed, run)
+    # Other machine types and stages draw other numbers.
+    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(run.encode()) >> 1)
     if before is None:
         state = task.init(key, data.train.features.shape[2])
     else:
@@ -306,15 +295,10 @@ def train_encoder(
         return train(task, data, devices, [state], keys, [stage.hyper()], how)[0]
 
 
-def run_key(seed: int, run: str) -> jax.Array:
-    """Random key of a network's stage: other machine types and stages draw other numbers."""
-    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(run.encode()) >> 1)
-
-
-def network_of(state: TrainState, data: Dataset, backend: Mapping[str, Any]) -> Network:
-    """A trained encoder with a back-end."""
+def network_of(state: TrainState, data: Dataset) -> Network:
+    """A trained encoder, still without a back-end."""
     variables = {"params": state.params["encoder"], "batch_stats": state.batch_stats}
-    return Network(variables, *data.moments(), jax.tree.map(np.asarray, dict(backend)))
+    return Network(variables, *data.moments(), {})
 
 
 def section_label(clip: Clip) -> Section:
@@ -359,12 +343,8 @@ def _windows(system: Rival, network: Network) -> dict[str, Any]:
 def fit_nearest(vectors: np.ndarray, data: Dataset) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """A back-end that measures how far the nearest training clip of the section is.
 
-    Args:
-      vectors: Floating, shape ``[training clips, dim]``.
-      data: The data set.
-
-    Returns:
-      The back-end's arrays, and the held-out scores of the training clips, float64 ``[clips]``.
+    Returns its arrays for vectors ``[training clips, dim]``, and the held-out scores of these
+    clips, float64 ``[clips]``.
     """
     keys, config = section_keys(data.train_clips), BackendConfig("knn")
     fitted = vectors, np.zeros(len(vectors), int), keys, config
@@ -418,9 +398,9 @@ def evidence(
 
 def fit_evidence(
     system: Rival, state: TrainState, data: Dataset, kernel: Any, bias: Any, *, odds: bool
-) -> NetworkFit:
+) -> Fitted:
     """A classifier of sections with its layer, and its scores of the training clips."""
     layer = {"kernel": kernel, "bias": bias, "classes": np.array(data.classes, str)}
-    network = network_of(state, data, layer)
+    network = network_of(state, data)._replace(backend=jax.tree.map(np.asarray, layer))
     keys = section_keys(data.train_clips)
-    return NetworkFit(network, evidence(system, network, data.train, keys, odds=odds))
+    return network, Comparison(evidence(system, network, data.train, keys, odds=odds))
