@@ -32,7 +32,7 @@ quickstart: setup
 
 # Files are dealt out to so many processes, which take up to 4 GB each.
 JOBS   ?= 2
-PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test: setup
 	$(PYTEST)

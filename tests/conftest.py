@@ -37,16 +37,24 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that no worker is left with a long one in the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _forget_programs() -> Iterator[None]:
-    """Drops each module's compiled programs.
+    """Drops compiled programs between modules once there are many.
 
     Every program is dozens of memory mappings, of which Linux gives a process 65,530; XLA crashes
     where it gets no more.
     """
     yield
-    jax.clear_caches()
-    gc.collect()
+    maps = pathlib.Path("/proc/self/maps")
+    if not maps.exists() or maps.read_bytes().count(b"\n") > 25_000:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")
@@ -61,15 +69,17 @@ def real_data() -> pathlib.Path:
     return path
 
 
-@pytest.fixture
-def one_block(monkeypatch):
+@pytest.fixture(scope="module")
+def one_block():
     """ResNets of one block: compiling eight is most of what a run of two epochs does."""
     from asdproto.systems.prototype import EncoderConfig
 
     build = EncoderConfig.build
-    monkeypatch.setattr(
-        EncoderConfig, "build", lambda *args, **more: build(*args, **more).clone(stages=(1,))
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            EncoderConfig, "build", lambda *args, **more: build(*args, **more).clone(stages=(1,))
+        )
+        yield
 
 
 @pytest.fixture

@@ -146,18 +146,13 @@ class MobileNetV2(nn.Module):
     def __call__(
         self, crops: jax.Array, *, train: bool, where: jax.Array | None = None
     ) -> jax.Array:
-        """Embeds windows.
+        """Mean of the last map, float32 ``[batch, head]``, which a softmax with bias classifies.
 
         Args:
           crops: Floating, shape ``[batch, frames, mels]``, standardized log-mel.
-          train: Normalize by the statistics of this batch (and update the running ones, in the
-            collection ``batch_stats``), or by the running ones.
-          where: Boolean, shape ``[batch]``; examples outside it are padding and do not enter the
-            batch statistics.
-
-        Returns:
-          Mean of the last map, float32, shape ``[batch, head]``; not of unit length, as a softmax
-          with bias classifies it.
+          train: Normalize by the statistics of this batch, which enter ``batch_stats``, or by
+            those.
+          where: Boolean, shape ``[batch]``; other examples do not enter the batch statistics.
         """
         norm = functools.partial(
             BatchNorm,

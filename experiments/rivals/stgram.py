@@ -175,10 +175,9 @@ class STgramMFN(nn.Module):
           crops: Floating, shape ``[batch, frames, n_mels + hop_length]``: log-mel, then the samples
             from the frame's center to the next one's, as
             :attr:`asdproto.features.FeatureSettings.waveform` stores them.
-          train: Normalize by the statistics of this batch (and update the running ones, in the
-            collection ``batch_stats``), or by the running ones.
-          where: Boolean, shape ``[batch]``; examples outside it are padding and do not enter the
-            batch statistics.
+          train: Normalize by the statistics of this batch, which enter ``batch_stats``, or by
+            those.
+          where: Boolean, shape ``[batch]``; other examples do not enter the batch statistics.
 
         Returns:
           Unit embeddings, float32, shape ``[batch, dim]``.
@@ -252,8 +251,8 @@ class MobileFaceNet(nn.Module):
       head: Channels of the last map.
       dim: Length of an embedding.
       stem: Channels of the first convolution.
-      lowering: See :func:`asdproto.models.convolution.convolve`.
-      dtype: Dtype of activations; parameters, statistics and embeddings are float32.
+      lowering: How convolutions are compiled.
+      dtype: Of activations; parameters, statistics and embeddings are float32.
       axis_name: Mapped axis over which batch statistics are averaged; ``None`` for per device.
 
     References:
@@ -278,17 +277,7 @@ class MobileFaceNet(nn.Module):
     def __call__(
         self, images: jax.Array, *, train: bool, where: jax.Array | None = None
     ) -> jax.Array:
-        """Embeds images.
-
-        Args:
-          images: Floating, shape ``[batch, rows, columns, channels]``.
-          train: Normalize by the statistics of this batch (and update the running ones), or by the
-            running ones.
-          where: Boolean, shape ``[batch]``; other examples do not enter the batch statistics.
-
-        Returns:
-          Unit embeddings, float32, shape ``[batch, dim]``.
-        """
+        """Unit embeddings, float32 ``[batch, dim]``, of ``[batch, rows, columns, channels]``."""
         norm = functools.partial(BatchNorm, train=train, dtype=self.dtype, axis_name=self.axis_name)
         pointwise: Callable[..., nn.Dense] = functools.partial(
             nn.Dense, use_bias=False, dtype=self.dtype, kernel_init=_he_normal

@@ -72,20 +72,10 @@ _PATTERNS: dict[str, dict[tuple[str, str], str]] = {
         ("02", "target"): "v1pat_{04,05}_v2pat_05",
     },
 }
-MACHINES = tuple(_PATTERNS)
 
 
 def attribute_strings(machine: str, section: str, domain: str) -> tuple[str, ...]:
-    """Attribute strings of a section's domain.
-
-    Args:
-      machine: One of :data:`MACHINES`.
-      section: One of :data:`SECTIONS`.
-      domain: One of :data:`DOMAINS`.
-
-    Returns:
-      The strings as they stand in file names, in a fixed order.
-    """
+    """Attribute strings of a section's domain as they stand in file names, in a fixed order."""
     return tuple(_expand(_PATTERNS[machine][section, domain]))
 
 

@@ -58,21 +58,8 @@ FAULT = 3.0  # the worst fault of every kind; others are up to 6 dB less
 LEVEL = -32.0  # of a recording below full scale
 
 
-@dataclasses.dataclass(frozen=True)
-class Condition:
-    """What an operating condition does to a machine.
-
-    Attributes:
-      speed: Factor on its speed.
-      partials: float64, shape ``[orders]``, factors on the amplitudes of its partials.
-    """
-
-    speed: float
-    partials: np.ndarray
-
-
-def condition(machine: str, attributes: Mapping[str, str], orders: int) -> Condition:
-    """The condition that attributes stand for: numbers are speeds, letters kinds of work."""
+def condition(machine: str, attributes: Mapping[str, str], orders: int) -> tuple[float, np.ndarray]:
+    """Factors that a condition puts on a machine's speed and on its partials, ``[orders]``."""
     speed, partials = 0.0, np.ones(orders)
     for key, value in attributes.items():
         if key in AROUND:
@@ -82,7 +69,7 @@ def condition(machine: str, attributes: Mapping[str, str], orders: int) -> Condi
         place = values.index(value) / max(len(values) - 1, 1) - 0.5
         speed += MACHINES[machine].octaves * place
         partials *= made.lognormal(0, 0.5, orders)
-    return Condition(2.0**speed, partials)
+    return 2.0**speed, partials
 
 
 def machine_sound(
@@ -112,8 +99,8 @@ def machine_sound(
     kind, orders = MACHINES[machine], 500
     amounts = {name: amount if name == fault else 0.0 for name in FAULTS}
     made = so.stream("product", machine)
-    work = condition(machine, attributes, orders)
-    hz = kind.hz * work.speed * (1 + 0.003 * rng.standard_normal() - 0.05 * amounts["slip"])
+    speed, factors = condition(machine, attributes, orders)
+    hz = kind.hz * speed * (1 + 0.003 * rng.standard_normal() - 0.05 * amounts["slip"])
     turns = so.rotation(rng, samples, hz)
 
     order = np.arange(1, orders + 1)
@@ -128,7 +115,7 @@ def machine_sound(
         for side in (-3, -2, 2, 3):  # what is out of round modulates the mesh
             near = places + side
             partials[near[near < orders]] += 0.7 * amounts["sidebands"] * heights[near < orders]
-    partials = partials * work.partials * rng.lognormal(0, 0.15, orders)
+    partials = partials * factors * rng.lognormal(0, 0.15, orders)
     sound = so.at_level(so.tones(partials, made, turns, hz), rng.normal(0, 0.5))
 
     # A loose body rings lower.

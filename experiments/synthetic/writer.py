@@ -26,18 +26,7 @@ FAULTS_TABLE = "faults.csv"
 
 
 class Order(NamedTuple):
-    """A clip to be made.
-
-    Attributes:
-      machine: Machine type.
-      section: Such as ``"00"``.
-      domain: ``"source"`` or ``"target"``.
-      split: ``"train"`` or ``"test"``.
-      state: ``"normal"`` or ``"anomaly"``.
-      number: Within all these.
-      attributes: As they stand in its name.
-      fault: Of an anomaly; ``""`` for a normal clip.
-    """
+    """A clip to be made; attributes as they stand in its name, no fault for a normal one."""
 
     machine: str
     section: str

@@ -1,12 +1,14 @@
 """The quickstart, from nothing to its table."""
 
+import dataclasses
 import json
 
 import pytest
 
+from asdproto.systems import autoencoder
 from experiments import quickstart
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_block")]
 
 OVERRIDES = ("encoder.width=4", "encoder.crop=32", "pretrain.epochs=1", "finetune.epochs=1")
 
@@ -16,6 +18,9 @@ def test_the_quickstart_runs_and_says_what_its_machines_are(tmp_path, monkeypatc
     monkeypatch.setattr(quickstart, "MACHINES", ("bearing",))
     monkeypatch.setattr(quickstart, "TEST_CLIPS", 2)
     monkeypatch.setattr(quickstart, "SECONDS", 1.5)
+    quick = autoencoder.PRESETS["quick"]
+    brief = dataclasses.replace(quick, stage=dataclasses.replace(quick.stage, epochs=1))
+    monkeypatch.setitem(autoencoder.PRESETS, "quick", brief)
     command = ["--workdir", str(tmp_path / "run"), "--clips", "6", *OVERRIDES]
     quickstart.main(command)
     out = capsys.readouterr().out

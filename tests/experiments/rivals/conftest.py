@@ -12,12 +12,14 @@ BLOCKS = {
 }
 
 
-@pytest.fixture
-def small_networks(monkeypatch):
-    """Compiling networks of many blocks is most of what a run of four epochs does."""
-    for kind, changes in BLOCKS.items():
+@pytest.fixture(scope="module")
+def small_networks():
+    """Compiling networks of many blocks is most of what a run of two epochs does."""
+    with pytest.MonkeyPatch.context() as patch:
+        for kind, changes in BLOCKS.items():
 
-        def encoder(self, build=kind.encoder, changes=changes):
-            return build(self).clone(**changes)
+            def encoder(self, build=kind.encoder, changes=changes):
+                return build(self).clone(**changes)
 
-        monkeypatch.setattr(kind, "encoder", encoder)
+            patch.setattr(kind, "encoder", encoder)
+        yield

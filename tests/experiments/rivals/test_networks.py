@@ -24,64 +24,6 @@ def _init(model, *inputs):
     return jax.jit(lambda k: model.init(k, *inputs, train=False))(jax.random.key(0))
 
 
-def _size(tree):
-    return sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
-
-
-@pytest.mark.parametrize(
-    ("model", "crop", "parameters", "shapes"),
-    [
-        (
-            # What Keras counts for MobileNetV2(alpha=0.5, include_top=False); Table 2 of Sandler et
-            # al. at alpha 0.5, for images of 64 x 128 instead of 224 x 224.
-            MobileNetV2(),
-            (64, 128),
-            {(): 687_680},
-            {
-                "stem_norm": (32, 64, 16),
-                "stage1_block1_project_norm": (32, 64, 8),
-                "stage3_block3_project_norm": (8, 16, 16),
-                "stage5_block3_project_norm": (4, 8, 48),
-                "stage7_block1_project_norm": (2, 4, 160),
-                "head_norm": (2, 4, 1280),
-            },
-        ),
-        (
-            # One wide convolution; three narrow ones, each after a gain and a bias for 313 frames.
-            # Table 1 of Chen et al., for 313 frames and 128 bands instead of 112 x 112.
-            STgramMFN(),
-            (313, 128 + 512),
-            {("tgram",): 1024 * 128 + 3 * (3 * 128 * 128 + 2 * 313), ("mobilefacenet",): 1_059_392},
-            {
-                "stem_norm": (157, 64, 64),
-                "stage1_block5_project_norm": (79, 32, 64),
-                "stage2_block1_project_norm": (40, 16, 128),
-                "stage5_block2_project_norm": (20, 8, 128),
-                "head_norm": (20, 8, 512),
-                "embedding_norm": (128,),
-            },
-        ),
-    ],
-    ids=["MobileNetV2", "STgramMFN"],
-)
-def test_layers_are_as_published(model, crop, parameters, shapes):
-    crops = jnp.zeros((1, *crop))
-    variables = jax.eval_shape(lambda k: model.init(k, crops, train=False), jax.random.key(0))
-
-    def apply(variables):
-        return model.apply(variables, crops, train=False, capture_intermediates=True)[1]
-
-    met = jax.eval_shape(apply, variables)["intermediates"]
-    assert met["__call__"][0].shape == (1, model.embedding_dim)
-    for path, count in parameters.items():
-        tree = variables["params"]
-        for name in path:
-            tree = tree[name]
-        assert _size(tree) == count
-    met = met.get("mobilefacenet", met)
-    assert {name: met[name]["__call__"][0].shape[1:] for name in shapes} == shapes
-
-
 @pytest.mark.parametrize("lowering", ["native", "patches"])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -129,9 +71,8 @@ def _mobilenet(variables, crops):
     return relu6(norm("head_norm", x @ params["head"]["kernel"])).mean((1, 2))
 
 
-@pytest.mark.parametrize("lowering", ["native", "patches"])
-def test_mobilenet_equals_a_plain_forward_pass(lowering):
-    model, crops = MobileNetV2(lowering=lowering, **NET), 2 * _random(2, 8, 16)
+def test_mobilenet_equals_a_plain_forward_pass():
+    model, crops = MobileNetV2(lowering="patches", **NET), 2 * _random(2, 8, 16)
     variables = oracles.random_variables(_init(model, crops))
     found = jax.jit(lambda v: model.apply(v, crops, train=False))(variables)
     expected = _mobilenet(variables, crops)
@@ -185,9 +126,8 @@ def _mobilefacenet(variables, x):
     return oracles.unit(norm("embedding", x @ params["embedding"]["kernel"]))
 
 
-@pytest.mark.parametrize("lowering", ["native", "patches"])
-def test_stgram_equals_a_plain_forward_pass(lowering):
-    model = STgramMFN(n_mels=6, lowering=lowering, stages=FACE_STAGES, head=12, dim=6)
+def test_stgram_equals_a_plain_forward_pass():
+    model = STgramMFN(n_mels=6, lowering="patches", stages=FACE_STAGES, head=12, dim=6)
     clip = 5 * _random(2, 15, 6 + 8)  # 8 frames after the stem: an even map to halve
     variables = oracles.random_variables(_init(model, clip))
     found = jax.jit(lambda v: model.apply(v, clip, train=False))(variables)

@@ -1,6 +1,7 @@
 """What every rival promises: runs, scores, files, networks of machine types."""
 
 import dataclasses
+import functools
 import json
 import types
 
@@ -23,6 +24,11 @@ from experiments.rivals import adacos, disentangled, rival, stgram
 from experiments.rivals.rival import ALL, Network
 from tests.experiments.rivals import tiny
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::asdproto.scoring.thresholds.ThresholdWarning"),
+    pytest.mark.filterwarnings("ignore::asdproto.training.loop.CollapseWarning"),
+]
+
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
@@ -38,50 +44,58 @@ def _options(workdir):
     return RunOptions(workdir=workdir, devices=use_devices(1))
 
 
-@pytest.mark.usefixtures("small_networks")
-@pytest.mark.filterwarnings("ignore::asdproto.scoring.thresholds.ThresholdWarning")
-@pytest.mark.filterwarnings("ignore::asdproto.training.loop.CollapseWarning")
+@pytest.fixture(scope="module")
+def run_of(store, waveforms, small_networks, tmp_path_factory):
+    """``name -> (system, data, run folder, results)`` of a run with seed 3, trained once."""
+
+    @functools.cache
+    def train(name):
+        system, workdir = tiny.system(name), tmp_path_factory.mktemp(name)
+        features = waveforms if name == "stgram" else store
+        results = train_run(system, features, _options(workdir), seeds=[3])
+        return system, prepare(features, system.crop), workdir, results
+
+    return train
+
+
 @pytest.mark.parametrize("name", tiny.KINDS)
-def test_a_run_trains_scores_and_loads(name, store, waveforms, tmp_path):
-    system = tiny.system(name)
-    store = waveforms if name == "stgram" else store
-    results = train_run(system, store, _options(tmp_path), seeds=[3])
+def test_a_run_trains_scores_and_loads(name, run_of):
+    system, data, workdir, results = run_of(name)
     assert set(results["systems"][name]["machines"]) == {"fan", "valve"}
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     networks = 2 if system.per_machine else 1
     assert len({line["stage"] for line in lines}) == networks * (2 if name == "dgmix" else 1)
 
-    data = prepare(store, system.crop)
-    detector = Detector.load(tmp_path)
-    assert detector.members_[0].model.system == system
-    member, keys = detector.members_[0].model, section_keys(data.test_clips)
-    found = member.compare(data.test, keys)
+    member, keys = Detector.load(workdir).members_[0], section_keys(data.test_clips)
+    assert member.model.system == system
+    assert np.isfinite(member.held_out).all()
+    found = member.model.compare(data.test, keys)
     figures = evaluate(group_scores(data.test_clips, found.scores))
     assert figures["overall"] == pytest.approx(results["systems"][name]["overall"], rel=1e-12)
     assert len(np.unique(found.scores)) > len(found.scores) // 2
     # A clip scores to the same bits in any company.
     few = [len(keys) - 1, 2]
-    again = member.compare(data.test.take(few), [keys[row] for row in few])
+    again = member.model.compare(data.test.take(few), [keys[row] for row in few])
     np.testing.assert_array_equal(again.scores, found.scores[few])
 
-    metrics = (tmp_path / "metrics.jsonl").read_text()
-    (once_more,) = system.train(data, _options(tmp_path), [3])[name]
-    assert (tmp_path / "metrics.jsonl").read_text() == metrics  # nothing was trained again
-    repeated = once_more.model.compare(data.test, keys)
-    np.testing.assert_array_equal(repeated.scores, found.scores)
-    assert np.isfinite(once_more.held_out).all()
+
+def test_a_run_goes_on_from_the_stages_of_all_its_networks(run_of):
+    system, data, workdir, _ = run_of("dgmix")
+    metrics = (workdir / "metrics.jsonl").read_text()
+    ((again,),) = system.train(data, _options(workdir), [3]).values()
+    assert (workdir / "metrics.jsonl").read_text() == metrics  # nothing was trained again
+    member, keys = Detector.load(workdir).members_[0], section_keys(data.test_clips)
+    found = member.model.compare(data.test, keys).scores
+    np.testing.assert_array_equal(again.model.compare(data.test, keys).scores, found)
 
 
-@pytest.mark.usefixtures("small_networks")
-def test_machine_types_have_networks_of_their_own_by_a_flag(store):
-    data = prepare(store, 16)
-    (found,) = tiny.system("mobilenet", per_machine=False).train(data, _options(None), [0]).values()
-    assert list(found[0].model.networks) == [ALL]
-    apart = tiny.system("mobilenet")
-    ((both,),) = apart.train(data, _options(None), [0]).values()
+def test_a_machine_types_network_does_not_know_of_the_others(run_of, store):
+    system, data, workdir, _ = run_of("mobilenet")
+    both = Detector.load(workdir).members_[0]
     assert list(both.model.networks) == ["fan", "valve"]
-    # A machine type's network does not know of the others.
-    ((one,),) = apart.train(prepare(store, 16, ["valve"]), _options(None), [0]).values()
+    assert list(tiny.system("adacos").rows_of_networks(["fan", "valve"])) == [ALL]
+    valve = prepare(store, system.crop, ["valve"])
+    ((one,),) = system.train(valve, _options(None), [3]).values()
     valves = [clip.machine_type == "valve" for clip in data.train_clips]
     np.testing.assert_array_equal(one.held_out, both.held_out[valves])
 
@@ -108,7 +122,8 @@ def test_networks_are_as_large_as_their_docstrings_say(name, unit, parameters, o
     program = jax.jit(lambda v: model.apply(v, crops, train=False)).lower(shapes)
     counted = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
     number = float(parameters.split()[0].replace(",", "")) * (1e6 if "million" in parameters else 1)
-    assert counted == pytest.approx(number, rel=3e-3)
+    # All digits, where they stand there, are what Keras counts for MobileNetV2(alpha=0.5).
+    assert counted == pytest.approx(number, rel=0 if number % 1000 else 3e-3)
     number = float(operations.split()[0]) * unit
     assert program.cost_analysis()["flops"] == pytest.approx(number, rel=2e-2)
 

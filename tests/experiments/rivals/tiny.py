@@ -54,9 +54,9 @@ def make_store(folder, settings=FEATURES):
 def system(kind, **changes):
     """A kind of system at a few epochs."""
     made = preset(KINDS[kind], "quick")
-    stage = dataclasses.replace(made.stage, epochs=4, batch_size=8)
+    stage = dataclasses.replace(made.stage, epochs=2, batch_size=8)
     if kind == "dgmix":
-        changes = {"finetune": dataclasses.replace(stage, epochs=2), "projector": (8, 8), **changes}
+        changes = {"finetune": dataclasses.replace(stage, epochs=1), "projector": (8, 8), **changes}
     size = {"width": 8} if hasattr(made, "width") else {}
     crop, features = (FRAMES, WAVEFORMS) if kind == "stgram" else (16, FEATURES)
     return dataclasses.replace(
