@@ -21,7 +21,11 @@ from asdproto.training.devices import stack_runs, use_devices
 from experiments import common, table1, two_stage
 from tests.experiments.collection import TEST, write_collection
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_block")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures("one_block"),
+    pytest.mark.filterwarnings("ignore::asdproto.scoring.thresholds.ThresholdWarning"),
+]
 
 OVERRIDES = (
     "encoder.width=4",

@@ -1,5 +1,7 @@
 """MobileNetV2, MobileFaceNet and the learned spectrogram, against plain forward passes."""
 
+import json
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,8 +9,11 @@ import numpy as np
 import pytest
 from jax import lax
 
+from asdproto.config import from_dict, to_dict
+from asdproto.systems import preset
 from experiments.rivals.mobilenet import Depthwise, MobileNetV2
 from experiments.rivals.stgram import STgramMFN
+from tests.experiments.rivals import tiny
 from tests.models import oracles
 
 NET_STAGES = ((1, 16, 1, 1), (3, 24, 2, 2))
@@ -22,6 +27,34 @@ def _random(*shape, seed=0):
 
 def _init(model, *inputs):
     return jax.jit(lambda k: model.init(k, *inputs, train=False))(jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("name", "unit", "parameters", "operations"),
+    [
+        ("mobilenet", 1e6, "687,680 parameters", "32 million"),
+        ("stgram", 1e9, "1.34 million parameters", "1.64 billion"),
+        ("dgmix", 1e6, "532,000 parameters", "30 million"),
+        ("disentangled", 1e9, "11.2 million parameters", "0.46 billion"),
+        ("adacos", 1e9, "11.2 million parameters", "0.46 billion"),
+    ],
+)
+def test_networks_are_as_large_as_their_docstrings_say(name, unit, parameters, operations):
+    system = preset(tiny.KINDS[name], "paper")
+    assert from_dict(type(system), json.loads(json.dumps(to_dict(system)))) == system
+    text = " ".join(type(system).__doc__.split())
+    assert parameters in text
+    assert f"{operations} floating-point operations" in text
+    model = system.encoder()
+    crops = jnp.zeros((1, system.crop, system.features.columns))
+    shapes = jax.eval_shape(lambda k: model.init(k, crops, train=False), jax.random.key(0))
+    program = jax.jit(lambda v: model.apply(v, crops, train=False)).lower(shapes)
+    counted = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
+    number = float(parameters.split()[0].replace(",", "")) * (1e6 if "million" in parameters else 1)
+    # All digits, where they stand there, are what Keras counts for MobileNetV2(alpha=0.5).
+    assert counted == pytest.approx(number, rel=0 if number % 1000 else 3e-3)
+    number = float(operations.split()[0]) * unit
+    assert program.cost_analysis()["flops"] == pytest.approx(number, rel=2e-2)
 
 
 @pytest.mark.parametrize("lowering", ["native", "patches"])
