@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from asdproto.config import Interval, nearest
+from asdproto.config import Interval, nearest, strictly_between
 from asdproto.errors import printable
 
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*=")
@@ -26,6 +26,10 @@ def within(kind: type, interval: Interval) -> Callable[[str], Any]:
 
     convert.__name__ = kind.__name__
     return convert
+
+
+#: The ``type`` of a share between none and all.
+SHARE = within(float, strictly_between(0, 1))
 
 
 def local_path(text: str) -> Path:

@@ -1,8 +1,7 @@
 """The command line: ``python -m asdproto validate | features | train | score | ...``.
 
 Every command imports what it needs when it runs, so that help is instant and a machine without an
-audio library can still evaluate and report. Exit codes: 0 done, 1 problems found or an error, 2
-wrong usage, 130 interrupted, 143 ended by SIGTERM.
+audio library can still evaluate and report.
 """
 
 from __future__ import annotations
@@ -21,7 +20,9 @@ from asdproto.commands import data, results, runs, score, train
 from asdproto.errors import printable
 
 _RESUMABLE = ("download", "features", "train")
-_CODES = "Exit codes: 0 done, 1 problems found or an error, 2 wrong usage, 130 interrupted."
+_CODES = (
+    "Exit codes: 0 done, 1 problems found or an error, 2 wrong usage, 130 interrupted, 143 ended."
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -111,20 +112,8 @@ def _warnings_shown() -> Iterator[None]:
 def command_parsers() -> dict[str, Parser]:
     """Every command's parser, by name."""
     parsers: dict[str, Parser] = {}
-    for add in (
-        data.add_download,
-        data.add_validate,
-        data.add_features,
-        train.add,
-        score.add,
-        runs.add_rescore,
-        runs.add_fuse,
-        runs.add_export,
-        results.add_evaluate,
-        results.add_report,
-        results.add_summarize,
-    ):
-        add(parsers)
+    for module in (data, train, score, runs, results):
+        module.add(parsers)
     return parsers
 
 

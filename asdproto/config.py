@@ -1,6 +1,7 @@
 """Configurations are frozen dataclasses; this turns them to json and applies dotted overrides."""
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import inspect
@@ -10,7 +11,7 @@ import textwrap
 import types
 import typing
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -19,7 +20,7 @@ _HUGE = 10**308  # whole numbers beyond it are no floats
 
 
 class ConfigError(ValueError):
-    """An override or a stored configuration names no field, or has a value of the wrong kind."""
+    """A configuration names no field, or has a value of the wrong kind or out of its range."""
 
 
 # --- ranges of fields
@@ -73,24 +74,22 @@ def check_fields(config: Any, **ranges: Interval) -> None:
     Raises:
       ConfigError: Names the first field at fault, what it is and what was expected.
     """
-    hints = typing.get_type_hints(type(config))
+    hints = _hints(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if not field.metadata.get("by_value") and not dataclasses.is_dataclass(value):
             _convert(hints[field.name], value, field.name)
     for name, interval in ranges.items():
         value = getattr(config, name)
-        if not all(number in interval for number in _numbers(value)):
+        if not _is_in(value, interval):
             many = "numbers" if isinstance(value, tuple | list) else "a number"
             raise ConfigError(f"{name}={_shown(value)}: expected {many} in {interval}")
 
 
-def _numbers(value: Any) -> Iterable[Any]:
+def _is_in(value: Any, interval: Interval) -> bool:
     if isinstance(value, tuple | list):
-        for item in value:
-            yield from _numbers(item)
-    elif value is not None:
-        yield value
+        return all(_is_in(item, interval) for item in value)
+    return value is None or value in interval
 
 
 # --- json
@@ -122,15 +121,12 @@ def _plain(value: Any) -> Any:
 def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     """Configuration from nested dictionaries, as :func:`to_dict` makes them.
 
-    Args:
-      cls: A dataclass.
-      values: Fields; those not given keep their defaults.
-      where: Dotted place of ``values``, for messages.
+    Other fields keep their defaults; ``where`` stands before the names in messages.
 
     Raises:
       ConfigError: A field is unknown or a value has the wrong kind.
     """
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     converted = {}
     for name, value in values.items():
         if not _field(cls, name, where).metadata.get("by_value"):
@@ -164,40 +160,36 @@ def override(config: T, assignments: Sequence[str]) -> T:
     for assignment in assignments:
         name, sign, text = assignment.partition("=")
         if not sign:
-            raise ConfigError(
-                f"{_shown(assignment)} is no assignment; expected field=value, such as "
-                "pretrain.epochs=10"
-            )
+            expected = "expected field=value, such as pretrain.epochs=10"
+            raise ConfigError(f"{_shown(assignment)} is no assignment; {expected}")
         changes[name.strip()] = _literal(text.strip())
     return _changed(config, changes, "")
 
 
 def _changed(config: Any, changes: Mapping[str, Any], where: str) -> Any:
     """A configuration with other values, by dotted name below ``where``."""
-    hints = typing.get_type_hints(type(config))
+    hints = _hints(type(config))
     values: dict[str, Any] = {}
     for dotted in changes:
         name, dot, _ = dotted.partition(".")
-        field, place = _field(type(config), name, where), f"{where}{name}"
+        field, full = _field(type(config), name, where), f"{where}{name}"
         before = getattr(config, name)
         nested = dataclasses.is_dataclass(before) or _holds_several(before)
         if dot and not nested:
-            raise ConfigError(f"{place} is a value and has no fields; assign it as a whole")
+            raise ConfigError(f"{full} is a value and has no fields; assign it as a whole")
         if nested and not dot:
-            raise ConfigError(f"{place} holds several fields; assign {place}.FIELD=value")
+            raise ConfigError(f"{full} holds several fields; assign {full}.FIELD=value")
         if field.metadata.get("by_value"):
-            raise ConfigError(f"{place} is an object of your program; it has no text form")
-        if nested:
-            below = {
-                one.removeprefix(f"{name}."): value
-                for one, value in changes.items()
-                if one.startswith(f"{name}.")
-            }
-            ones = before if isinstance(before, tuple) else (before,)
-            changed = tuple(_changed(one, below, f"{place}.") for one in ones)
-            values[name] = changed if isinstance(before, tuple) else changed[0]
+            raise ConfigError(f"{full} is an object of your program; it has no text form")
+        if not nested:
+            values[name] = _convert(hints[name], changes[dotted], full)
+            continue
+        start = f"{name}."
+        inner = {x.removeprefix(start): changes[x] for x in changes if x.startswith(start)}
+        if isinstance(before, tuple):
+            values[name] = tuple(_changed(one, inner, f"{full}.") for one in before)
         else:
-            values[name] = _convert(hints[name], changes[dotted], place)
+            values[name] = _changed(before, inner, f"{full}.")
     try:
         return dataclasses.replace(config, **values)
     except ValueError as error:
@@ -260,6 +252,16 @@ def _meanings(cls: type) -> dict[str, str]:
 # --- fields and kinds
 
 
+_KNOWN_HINTS: dict[type, dict[str, Any]] = {}
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    """Kinds of a class's fields, which take long to find out."""
+    if cls not in _KNOWN_HINTS:
+        _KNOWN_HINTS[cls] = typing.get_type_hints(cls)
+    return _KNOWN_HINTS[cls]
+
+
 def _field(cls: Any, name: str, where: str) -> dataclasses.Field[Any]:
     """A field by its name, or an error that names the nearest one."""
     fields = {field.name: field for field in dataclasses.fields(cls)}
@@ -282,10 +284,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         raise _wrong(where, value, hint)
     if origin in (typing.Union, types.UnionType):
         for option in args:
-            try:
+            with contextlib.suppress(ConfigError):
                 return _convert(option, value, where)
-            except ConfigError:
-                continue
         raise _wrong(where, value, hint)
     if origin is typing.Literal:
         if value not in args:
@@ -300,10 +300,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return tuple(_convert(arg, item, where) for arg, item in zip(args, value, strict=True))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value) if abs(value) < _HUGE else math.inf * (-1 if value < 0 else 1)
-    if hint is Any or origin is Callable:
-        return value
     is_kind = origin is None and isinstance(hint, type) and isinstance(value, hint)
-    if is_kind and not (hint is int and isinstance(value, bool)):
+    if hint is Any or (is_kind and not (hint is int and isinstance(value, bool))):
         return value
     raise _wrong(where, value, hint)
 

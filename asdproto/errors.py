@@ -21,17 +21,6 @@ class DataError(ValueError):
         self.file, self.found, self.expected, self.remedy = str(file), found, expected, remedy
         super().__init__(describe(self.file, found, expected, remedy))
 
-    def at(self, file: str | os.PathLike) -> "DataError":
-        """The same error of a file under another name."""
-        return type(self)(file, self.found, self.expected, self.remedy)
-
-    def __reduce__(self):  # crosses process borders with its four fields
-        return type(self), (self.file, self.found, self.expected, self.remedy)
-
-
-class StoreError(DataError):
-    """A feature store is missing, damaged, or not the one that is asked for."""
-
 
 def describe(file: str, found: str, expected: str, remedy: str) -> str:
     """The sentence for people."""

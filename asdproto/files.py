@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import errno
+import filecmp
 import io
 import json
 import logging
@@ -26,32 +27,23 @@ _log = logging.getLogger(__name__)
 # --- writing
 
 
-def write_atomically(path: Path, content: bytes, *, sync: bool = True) -> None:
-    """Writes a file that is either whole or not there, also after a power cut.
-
-    Args:
-      path: The file; replaced as a whole if it exists.
-      content: What it shall hold.
-      sync: Wait for the disk. Without it a killed process still leaves whole files only, but a
-        power cut may leave an empty one.
-
-    Raises:
-      OSError: Names ``path``.
-    """
-    with replacing(path, sync=sync) as stream:
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file by :func:`replacing`."""
+    with replacing(path) as stream:
         stream.write(content)
 
 
 @contextlib.contextmanager
 def replacing(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
-    """A stream to write to; what is written becomes the file ``path`` when the block ends.
+    """A stream to write to; what is written becomes the file when the block ends.
+
+    The file is either whole or not there, also after a power cut; one that exists is replaced, and
+    left as it was if the block raises.
 
     Args:
-      path: The file; replaced as a whole if it exists, untouched if the block raises.
-      sync: As for :func:`write_atomically`.
-
-    Yields:
-      The stream.
+      path: The file.
+      sync: Whether to wait for the disk. Without it a killed process still leaves whole files
+        only, but a power cut may leave an empty one.
 
     Raises:
       OSError: Names ``path``.
@@ -114,15 +106,11 @@ def csv_text(rows: Iterable[Iterable[Any]]) -> str:
 
 
 def write_output(path: Path, content: str) -> None:
-    """Writes a file that a person has named.
+    """Writes a file that a person has named; folders above it are made.
 
     Devices, pipes and links are written through. A file that exists is replaced if it is empty or
     of the same kind as ``content``: both begin with the same line, or both are json objects with
     the same names.
-
-    Args:
-      path: The file; folders above it are made.
-      content: What it shall hold.
 
     Raises:
       DataError: There is a file of another kind, such as a recording, or a folder.
@@ -130,47 +118,45 @@ def write_output(path: Path, content: str) -> None:
     """
     data = content.encode("utf-8", "backslashreplace")
     target = Path(os.path.realpath(path))
-    if target.exists() and not target.is_file() and not target.is_dir():
-        with naming(path), open(target, "wb") as stream:
-            stream.write(data)
-        return
-    if target.is_dir() or (target.exists() and not _same_kind(target.read_bytes(), data)):
-        found = "a folder" if target.is_dir() else "a file of another kind"
+    found = "a folder" if target.is_dir() else ""
+    if target.is_file() and not _same_kind(target, data):
+        found = "a file of another kind"
+    if found:
         expected = "no file yet, or one that this command has written"
         raise DataError(path, found, expected, "Choose another name.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(target, data)
+    if target.exists() and not target.is_file():
+        with naming(path), open(target, "wb") as stream:
+            stream.write(data)
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(target, data)
 
 
-def _same_kind(old: bytes, new: bytes) -> bool:
-    if not old:
-        return True
-    if not new.startswith(b"{"):
-        return old.partition(b"\n")[0] == new.partition(b"\n")[0]
+def _same_kind(path: Path, content: bytes) -> bool:
+    with open(path, "rb") as stream:
+        line = stream.readline()
+    if not content.startswith(b"{") or not line:
+        return line in (b"", content[: content.find(b"\n") + 1])
     try:
-        return set(json.loads(old)) == set(json.loads(new))
+        return set(json.loads(path.read_bytes())) == set(json.loads(content))
     except (ValueError, TypeError, RecursionError):
         return False
 
 
 @contextlib.contextmanager
 def new_folder(path: Path, kind: str, mark: str | None = None) -> Iterator[Path]:
-    """A folder to fill, which becomes ``path`` as a whole when the block ends.
+    """A hidden folder to fill, which becomes ``path`` as a whole when the block ends.
 
     Nothing that exists is changed: an earlier result stays if it has the same files, so that the
-    same command can be repeated, and is refused if it differs.
+    same command can be repeated. What killed processes have left is removed.
 
     Args:
       path: The folder; folders above it are made.
       kind: What the folder holds, for messages.
-      mark: A file that only folders of this kind have; without it, any folder that is not empty is
-        refused.
-
-    Yields:
-      A hidden folder beside ``path``; what killed processes have left there is removed.
+      mark: A file that only folders of this kind have.
 
     Raises:
-      DataError: There is a file, or a folder that is not empty and no such result.
+      DataError: There is a file, another result, or a folder that is not empty and has no ``mark``.
     """
     exists = path.is_dir() and any(path.iterdir())
     if not (exists and mark is not None and (path / mark).is_file()):
@@ -183,11 +169,11 @@ def new_folder(path: Path, kind: str, mark: str | None = None) -> Iterator[Path]
     try:
         yield work
         if exists:
-            made = (file.relative_to(work) for file in work.rglob("*") if file.is_file())
-            other = [str(name) for name in made if not _same_bytes(work / name, path / name)]
-            if other:
-                found, expected = f"another {kind} ({some(sorted(other))})", "the same one"
-                raise DataError(path, found, expected, "Choose another folder.")
+            made = [str(one.relative_to(work)) for one in work.rglob("*") if one.is_file()]
+            _, different, missing = filecmp.cmpfiles(work, path, made, shallow=False)
+            if different or missing:
+                found = f"another {kind} ({some(sorted([*different, *missing]))})"
+                raise DataError(path, found, "the same one", "Choose another folder.")
         else:
             with naming(path):
                 os.rename(work, path)
@@ -196,32 +182,20 @@ def new_folder(path: Path, kind: str, mark: str | None = None) -> Iterator[Path]
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _same_bytes(one: Path, other: Path) -> bool:
-    return other.is_file() and one.read_bytes() == other.read_bytes()
-
-
-def check_folder(
-    path: Path, ours: tuple[str, ...], wanted: str, *, error: type[DataError] = DataError
-) -> None:
-    """Refuses to write into a folder that holds something else.
-
-    Args:
-      path: The folder, which need not be there.
-      ours: How the names begin that may be in it.
-      wanted: What the folder may hold, for the message.
-      error: What to raise.
+def check_folder(path: Path, ours: tuple[str, ...], wanted: str) -> None:
+    """Refuses to write into a folder with names in it that do not begin as ``ours`` do.
 
     Raises:
-      DataError: There is a file, or something else in the folder.
+      DataError: There is such a folder, or a file; ``wanted`` says what may be there.
     """
     expected, remedy = f"no folder, an empty one, or {wanted}", "Choose another folder."
     if path.exists() and not path.is_dir():
-        raise error(path, "a file", expected, remedy)
+        raise DataError(path, "a file", expected, remedy)
     names = os.listdir(path) if path.exists() else []
     others = sorted(name for name in names if not name.startswith(ours))
     if others:
         found = f"a folder with other things in it ({some(others)})"
-        raise error(path, found, expected, remedy)
+        raise DataError(path, found, expected, remedy)
 
 
 def remove_abandoned(folder: Path, name: str | None = None) -> None:
@@ -250,48 +224,55 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-# --- manifests
+# --- json that knows what it held, and manifests
+
+
+def checked(value: Mapping[str, Any], free: Sequence[str] = ()) -> dict[str, Any]:
+    """A json object with a checksum of all its fields but those that are ``free``."""
+    fixed = {name: one for name, one in value.items() if name not in free}
+    return {**value, "checksum": json_checksum(fixed)}
+
+
+def read_checked(path: Path, free: Sequence[str] = (), *, remedy: str) -> dict[str, Any]:
+    """What :func:`checked` was given, of a json file.
+
+    Raises:
+      DataError: The file is missing, damaged, or another one.
+    """
+    value = read_json(path, remedy=remedy)
+    saved = value.pop("checksum", None)
+    if saved != checked(value, free)["checksum"]:
+        expected = "what its checksum says"
+        raise DataError(path, "other content than was saved", expected, remedy)
+    return value
 
 
 def write_manifest(path: Path, names: Iterable[str], about: Mapping[str, Any]) -> None:
-    """Writes what ties the files of a folder together; to be written last.
-
-    Args:
-      path: The json file, in the folder.
-      names: Files of the folder, relative to it.
-      about: What else it says; anything that json holds.
-    """
-    files = {name: _size_and_checksum(path.parent / name) for name in sorted(names)}
-    manifest = {**about, "files": files}
-    write_json(path, {**manifest, "checksum": json_checksum(manifest)})
+    """Writes what ties files of a folder together, and is about them; to be written last."""
+    contents = {name: (path.parent / name).read_bytes() for name in sorted(names)}
+    files = {name: _size_and_checksum(content) for name, content in contents.items()}
+    write_json(path, checked({**about, "files": files}))
 
 
-def check_manifest(
-    path: Path, *, remedy: str, error: type[DataError] = DataError
-) -> dict[str, Any]:
+def check_manifest(path: Path, *, remedy: str) -> dict[str, Any]:
     """What :func:`write_manifest` was given as ``about``; every file that it names is checked.
 
     Raises:
       DataError: The manifest or a file that it names is missing, damaged, or another one.
     """
-    manifest = read_json(path, remedy=remedy, error=error)
-    own = manifest.pop("checksum", None)
-    files = manifest.get("files")
-    if own != json_checksum(manifest) or not isinstance(files, dict):
-        raise error(path, "a manifest that was changed", "one that this program wrote", remedy)
+    about = read_checked(path, remedy=remedy)
+    files = about.pop("files", None)
+    if not isinstance(files, dict):
+        raise DataError(path, "no list of files", "one that this program wrote", remedy)
     for name, expected in files.items():
-        file = path.parent / name
-        try:
-            found = _size_and_checksum(file)
-        except OSError as reason:
-            raise error(file, _unreadable(reason), f"the file of {path.name}", remedy) from None
-        if found != expected:
-            raise error(file, "other content", f"that which {path.name} names", remedy)
-    return {name: value for name, value in manifest.items() if name != "files"}
+        content = read_bytes(path.parent / name, f"the file of {path.name}", remedy)
+        if expected != _size_and_checksum(content):
+            wanted = f"that which {path.name} names"
+            raise DataError(path.parent / name, "other content", wanted, remedy)
+    return about
 
 
-def _size_and_checksum(path: Path) -> list[int]:
-    content = path.read_bytes()
+def _size_and_checksum(content: bytes) -> list[int]:
     return [len(content), zlib.crc32(content)]
 
 
@@ -308,132 +289,97 @@ def json_checksum(value: Any) -> int:
 # --- reading
 
 
-def read_json(
-    path: str | os.PathLike, *, remedy: str, error: type[DataError] = DataError
-) -> dict[str, Any]:
-    """Reads a json file that holds an object.
+def read_bytes(path: str | os.PathLike, expected: str, remedy: str) -> bytes:
+    """The content of a file; the writer of a pipe would be waited for.
 
-    Args:
-      path: The file.
-      remedy: What to do where it cannot be read.
-      error: What to raise then.
+    Raises:
+      DataError: It is missing, no regular file, or cannot be read.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise OSError(errno.EINVAL, "a folder, pipe, socket or device")
+        return Path(path).read_bytes()
+    except OSError as reason:
+        missing = isinstance(reason, FileNotFoundError)
+        found = "no such file" if missing else reason.strerror or str(reason)
+        raise DataError(path, found, expected, remedy) from None
 
-    Returns:
-      The object.
+
+def read_json(path: str | os.PathLike, *, remedy: str) -> dict[str, Any]:
+    """The object in a json file.
 
     Raises:
       DataError: The file is missing, cut, binary, or holds something else than an object.
     """
-    expected = "a json object"
+    content = read_bytes(path, "a json object", remedy)
     try:
-        _check_regular(path)
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as reason:
-        raise error(path, _unreadable(reason), expected, remedy) from None
+        value = json.loads(content.decode())
     except (ValueError, RecursionError) as reason:
-        raise error(path, f"text that is not json ({reason})", expected, remedy) from None
+        found = f"text that is not json ({reason})"
+        raise DataError(path, found, "a json object", remedy) from None
     if not isinstance(value, dict):
-        raise error(path, f"a json {type(value).__name__}", expected, remedy)
+        raise DataError(path, f"a json {type(value).__name__}", "a json object", remedy)
     return value
 
 
 def read_arrays(
-    path: str | os.PathLike,
-    names: Sequence[str] = (),
-    *,
-    remedy: str,
-    error: type[DataError] = DataError,
+    path: str | os.PathLike, names: Sequence[str] = (), *, remedy: str
 ) -> dict[str, np.ndarray]:
-    """Reads every array of an npz file; pickled objects are refused.
-
-    Args:
-      path: The file.
-      names: Arrays that it must hold.
-      remedy: What to do where it cannot be read.
-      error: What to raise then.
-
-    Returns:
-      The arrays by name.
+    """Every array of an npz file, by name; pickled objects are refused.
 
     Raises:
-      DataError: The file is missing, damaged, no npz file, or lacks an array.
+      DataError: The file is missing, damaged, no npz file, or lacks an array of ``names``.
     """
     expected = "an npz file" + (f" of {', '.join(names)}" if names else "")
+    content = read_bytes(path, expected, remedy)
     try:
-        _check_regular(path)
-        with np.load(path, allow_pickle=False) as archive:
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
             arrays = dict(archive)
-    except OSError as reason:
-        raise error(path, _unreadable(reason), expected, remedy) from None
     except Exception as reason:  # zipfile, zlib and numpy each have their own for damaged bytes
-        raise error(path, f"damage ({reason})", expected, remedy) from None
+        raise DataError(path, f"damage ({reason})", expected, remedy) from None
     lacking = [name for name in names if name not in arrays]
     if lacking:
-        raise error(path, f"no array {', '.join(lacking)}", expected, remedy)
+        raise DataError(path, f"no array {', '.join(lacking)}", expected, remedy)
     return arrays
 
 
-def read_csv(
-    path: str | os.PathLike, *, escaped: bool = True, error: type[DataError] = DataError
-) -> list[tuple[int, list[str]]]:
-    """Reads the rows of a csv.
-
-    Args:
-      path: The file, in UTF-8.
-      escaped: Whether the cells were made by :func:`asdproto.errors.spreadsheet_cell`, so that its
-        apostrophes come off.
-      error: What to raise where it cannot be read.
+def read_csv(path: str | os.PathLike, *, escaped: bool = True) -> list[tuple[int, list[str]]]:
+    """The rows of a csv in UTF-8 that are not empty.
 
     Returns:
-      For each row that is not empty the number of its last line, from 1, and its cells, with no
-      white space about them.
+      For each row the number of its last line, from 1, and its cells, with no white space about
+      them and, if they are ``escaped``, without :func:`asdproto.errors.spreadsheet_cell`'s
+      apostrophes.
 
     Raises:
       DataError: The file is missing, binary, or breaks the rules of quotation marks.
     """
-    number, rows = 0, []
+    content = read_bytes(path, "a csv", "Check the path and its permissions.")
     try:
-        _check_regular(path)
-        with open(path, newline="", encoding="utf-8-sig") as stream:
-            reader = csv.reader(stream, strict=True)
-            for cells in reader:
-                number = reader.line_num
-                texts = [cell.strip() for cell in cells]
-                rows.append((number, [plain_cell(text) for text in texts] if escaped else texts))
-    except OSError as reason:
-        remedy = "Check the path and its permissions."
-        raise error(path, _unreadable(reason), "a csv", remedy) from None
-    except UnicodeDecodeError:
-        found = f"bytes that are not UTF-8, after line {number}"
-        raise error(path, found, "a csv in UTF-8", "Save it again as csv in UTF-8.") from None
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as reason:
+        before = content.count(b"\n", 0, reason.start)
+        found = f"bytes that are not UTF-8, after line {before}"
+        raise DataError(path, found, "a csv in UTF-8", "Save it again as csv in UTF-8.") from None
+    reader, rows = csv.reader(io.StringIO(text, newline=""), strict=True), []
+    last = 0
+    try:
+        for row in reader:
+            last = reader.line_num
+            cells = [cell.strip() for cell in row]
+            if any(cells):
+                rows.append((last, [plain_cell(cell) for cell in cells] if escaped else cells))
     except csv.Error as reason:
         found = _CSV_FAULTS.get(str(reason).partition(" (")[0], str(reason))
         remedy = "Close the quotation marks, or double those that belong to the text."
-        raise error(f"{path}: row {number + 1}", found, "a csv", remedy) from None
-    return [(number, cells) for number, cells in rows if any(cells)]
+        raise DataError(f"{path}: row {last + 1}", found, "a csv", remedy) from None
+    return rows
 
 
 _CSV_FAULTS = {
     "unexpected end of data": "a quotation mark that is never closed",
     "field larger than field limit": f"a cell of more than {csv.field_size_limit():,} characters",
 }
-
-
-def _check_regular(path: str | os.PathLike) -> None:
-    """Opening a pipe would wait for a writer."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise OSError(errno.EINVAL, "a folder, pipe, socket or device")
-
-
-def _unreadable(reason: OSError) -> str:
-    if isinstance(reason, FileNotFoundError):
-        return "no such file"
-    return reason.strerror or str(reason)
-
-
-def is_full(error: OSError) -> bool:
-    """Whether an error says that there is no space left."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def size_of(path: Path) -> int:
@@ -443,11 +389,7 @@ def size_of(path: Path) -> int:
 
 @contextlib.contextmanager
 def locked(path: Path, name: str) -> Iterator[None]:
-    """Keeps every other process from working in a folder; a killed one's lock is void.
-
-    Args:
-      path: The folder.
-      name: Of the lock file in it, which is gone afterwards.
+    """Keeps others from working in a folder, by a lock file that is gone with this process.
 
     Raises:
       DataError: Another process holds the lock.

@@ -1,6 +1,6 @@
 """The paper's method on a data set: MPE pre-training, NPE fine-tuning, Mahalanobis scores.
 
-    python -m experiments.two_stage --data DCASE_ROOT --workdir runs/paper --preset paper --seed 0
+    python -m experiments.two_stage --data DCASE_ROOT --workdir runs/paper --preset paper --seeds 0
 
 The same as ``python -m asdproto train DCASE_ROOT runs/paper --system prototype``. The work folder
 keeps features, checkpoints, ``metrics.jsonl``, official score files, ``results.json`` and

@@ -106,7 +106,8 @@ NO_ZERO = ("width", "crop", "hop", "batch", "batch_size", "ways", "shots", "n_me
            "margin_scale", "mpe_ratio", "learning_rate", "prototype_crops")  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", KINDS)
+# One of each class of systems.
+@pytest.mark.parametrize("kind", {system_class(kind): kind for kind in KINDS}.values())
 def test_the_range_of_every_field_is_checked(kind):
     system = preset(kind, "small")
     tried = 0
@@ -150,6 +151,8 @@ def test_what_a_program_passes_is_checked_like_a_text():
             FeatureSettings(**{field: value})
     with pytest.raises(ConfigError, match=r"^features\.n_mels=0: expected a number in \[1, 4096\]"):
         from_dict(PrototypeSystem, {"features": {"n_mels": 0}})
+    with pytest.raises(ConfigError, match=r"unknown field encoder\.with"):
+        from_dict(PrototypeSystem, {"encoder": {"with": 3}})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +202,7 @@ def test_a_path_to_no_system_is_one_clear_line(path, message):
 TEXTS = st.text(max_size=20) | st.text("()[]-+0.59eEj'\"_x, ", max_size=20)
 
 
-@hypothesis.settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@hypothesis.settings(max_examples=100, deadline=None, derandomize=True, database=None)
 @hypothesis.given(
     st.one_of(
         st.text(max_size=60),
@@ -224,14 +227,6 @@ def test_any_override_is_taken_or_refused_in_one_line(assignment):
     name, _, _ = assignment.partition("=")
     value = {field: value for field, value, _ in fields_of(changed)}[name.strip()]
     assert override(system, [f"{name}={value!r}"]) == changed
-
-
-def test_a_configuration_survives_json():
-    system = override(PrototypeSystem(), ["finetune.mix_range=None", "encoder.width=8"])
-    again = from_dict(PrototypeSystem, json.loads(json.dumps(to_dict(system))))
-    assert again == system
-    with pytest.raises(ConfigError, match=r"unknown field encoder\.with"):
-        from_dict(PrototypeSystem, {"encoder": {"with": 3}})
 
 
 def test_the_default_is_the_paper():

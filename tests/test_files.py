@@ -8,7 +8,6 @@ import pytest
 
 from asdproto.errors import (
     DataError,
-    StoreError,
     html_text,
     plain_cell,
     printable,
@@ -41,8 +40,8 @@ WHOLE = json.dumps({"seed": 1, "none": None, "classes": [["fan", "00"]]}).encode
 def test_damaged_json_is_one_line(tmp_path, content, found):
     path = tmp_path / "config.json"
     path.write_bytes(content)
-    with pytest.raises(StoreError) as caught:
-        read_json(path, remedy="Train it again.", error=StoreError)
+    with pytest.raises(DataError) as caught:
+        read_json(path, remedy="Train it again.")
     assert str(caught.value).startswith(f"{path}: found ")
     assert found in caught.value.found
     assert str(caught.value).endswith("expected a json object. Train it again.")
@@ -63,7 +62,7 @@ def test_every_flipped_byte_of_an_array_file_is_noticed(tmp_path):
     write_arrays(path, arrays)
     whole = path.read_bytes()
     refused = 0
-    for position in range(len(whole)):
+    for position in range(0, len(whole), 2):
         damaged = bytearray(whole)
         damaged[position] ^= 0x20
         path.write_bytes(damaged)
@@ -76,7 +75,7 @@ def test_every_flipped_byte_of_an_array_file_is_noticed(tmp_path):
         for name, expected in arrays.items():
             np.testing.assert_array_equal(found[name], expected)
             assert found[name].dtype == expected.dtype
-    assert refused > len(whole) / 2
+    assert refused > len(whole) / 4
 
 
 def test_other_array_files_are_refused(tmp_path):
@@ -117,10 +116,9 @@ def test_an_output_replaces_its_own_kind_only(tmp_path):
     assert path.read_text() == other
     path.write_text("")
     write_output(path, table)
-    figures = tmp_path / "results.json"
-    write_output(figures, '{"auc": 1}')
-    write_output(figures, '{"auc": 2}')
-    assert json.loads(figures.read_text()) == {"auc": 2}
+    write_output(tmp_path / "results.json", '{"auc": 1}')
+    write_output(tmp_path / "results.json", '{"auc": 2}')
+    assert json.loads((tmp_path / "results.json").read_text()) == {"auc": 2}
     for foreign in (b"RIFF....WAVE", b"<html>", b"machine,score\n", b'{"other": 1}', b"[1]"):
         (tmp_path / "foreign").write_bytes(foreign)
         for content in (table, '{"auc": 1}'):
@@ -210,8 +208,8 @@ def test_a_manifest_ties_files_together(tmp_path):
     for name, content, found in (
         ("member_0.npz", b"arrayz", r"member_0.npz: found other content"),
         ("scores.csv", b"table and more", r"scores.csv: found other content"),
-        ("detector.json", whole.replace("fan", "fax").encode(), "a manifest that was changed"),
-        ("detector.json", b'{"kind": "fan"}', "a manifest that was changed"),
+        ("detector.json", whole.replace("fan", "fax").encode(), "other content than was saved"),
+        ("detector.json", b'{"kind": "fan"}', "other content than was saved"),
     ):
         before = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(content)

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from asdproto.arguments import Parser
-from asdproto.errors import counted as count
 from asdproto.errors import printable
 
-__all__ = ["add_command", "add_options", "count", "given", "message", "program", "say"]
+__all__ = ["add_command", "add_options", "given", "message", "program", "say"]
 
 
 def program() -> str:
@@ -34,10 +33,19 @@ def add_command(
     return parser
 
 
-def add_options(parser: Any, *options: tuple[str, Callable[[str], Any], str, str]) -> None:
-    """Adds options that take one value: name, kind of value, its name in the help, and the help."""
-    for name, kind, metavar, text in options:
-        parser.add_argument(name, type=kind, metavar=metavar, help=text)
+def add_options(parser: Any, *options: tuple[Any, ...]) -> None:
+    """Adds options that take values.
+
+    Args:
+      parser: A parser or a group of options.
+      options: Name; type, or a tuple of choices; name of the value, or None; help; and the default
+        where it is not None, which the help then tells.
+    """
+    for name, kind, metavar, text, *default in options:
+        more: dict[str, Any] = {"choices": kind} if isinstance(kind, tuple) else {"type": kind}
+        if default:
+            more["default"], text = default[0], f"{text} (default: {default[0]})"
+        parser.add_argument(name, metavar=metavar, help=text, **more)
 
 
 def given(arguments: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:

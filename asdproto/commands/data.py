@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from asdproto.commands import add_command, add_options, count, given, say
+from asdproto.arguments import Parser
+from asdproto.commands import add_command, add_options, given, say
+from asdproto.errors import counted
 
-_WORKERS = ("--workers", int, "N", "threads (default: one per core)")
+_YEARS = tuple(f"dcase{year}" for year in range(2020, 2026))
 
 
-def add_download(subparsers: Any) -> None:
-    """Adds the command."""
+def add(parsers: dict[str, Parser]) -> None:
+    """Adds the commands."""
     parser = add_command(
-        subparsers,
+        parsers,
         "download",
         download,
         "fetch a data set of DCASE Task 2 from Zenodo",
         "Fetches the archives of a data set, checks them, and unpacks them to ROOT/dev_data\n"
         "(development) and ROOT/eval_data (additional training, evaluation). Run again after an\n"
         "interruption, it continues where it stopped; when everything is there, it does nothing.",
-    )
-    years = [f"dcase{year}" for year in range(2020, 2026)]
-    parser.add_argument(
-        "--dataset", choices=years, default="dcase2022", help="(default: %(default)s)"
     )
     parser.add_argument(
         "--root", type=Path, required=True, help="folder to make, of this data set alone"
@@ -36,29 +33,14 @@ def add_download(subparsers: Any) -> None:
         default=["development"],
         help="which of its parts (default: development; the others hold no labels of test clips)",
     )
-    parser.add_argument(
-        "--server",
-        default="https://zenodo.org",
-        metavar="URL",
-        help="where its records are asked for (default: %(default)s)",
+    add_options(
+        parser,
+        ("--dataset", _YEARS, None, "which one", "dcase2022"),
+        ("--server", str, "URL", "where its records are asked for", "https://zenodo.org"),
     )
 
-
-def download(arguments: argparse.Namespace) -> int:
-    """Fetches a data set."""
-    from asdproto.data.download import download
-
-    fetched = download(arguments.root, arguments.dataset, arguments.parts, server=arguments.server)
-    for folder, files in fetched.items():
-        what = f"{count(files, 'file')} fetched" if files else "everything is there"
-        say(f"{folder}: {what}")
-    return 0
-
-
-def add_validate(subparsers: Any) -> None:
-    """Adds the command."""
     parser = add_command(
-        subparsers,
+        parsers,
         "validate",
         validate,
         "list every problem of a collection of recordings",
@@ -71,13 +53,53 @@ def add_validate(subparsers: Any) -> None:
         help="folder of recordings in folders of any names, folder in the layout of DCASE Task 2, "
         "folder with clips.csv, or such a csv",
     )
-    parser.add_argument(
-        "--write-csv",
-        type=Path,
-        metavar="FILE",
-        help="describe the recordings as they were understood in this csv, to be edited; it "
-        "belongs into the collection's folder, as clips.csv (default: no file)",
+    described = "describe the recordings as they were understood in this csv, to be edited; it "
+    described += "belongs into the collection's folder, as clips.csv (default: no file)"
+    add_options(parser, ("--write-csv", Path, "FILE", described))
+
+    parser = add_command(
+        parsers,
+        "features",
+        features,
+        "extract log-mel features into a feature store",
+        "Extracts the features of a collection, once, on every core, into a folder that\n"
+        "training reads. Run again after an interruption, it starts over.",
     )
+    parser.add_argument("root", type=Path, help="the collection, as for validate")
+    parser.add_argument("store", type=Path, help="folder of the feature store to make")
+    scales = "mel filters mirrored in frequency, or as they are (default: inverted)"
+    dtypes = ("float16", "float32")
+    add_options(
+        parser,
+        ("--scale", ("inverted", "mel"), None, scales),
+        ("--n-mels", int, "N", "number of filters (default: 128)"),
+        ("--n-fft", int, "N", "samples of a frame (default: 1024)"),
+        ("--hop-length", int, "N", "samples between frames (default: 512)"),
+        ("--sample-rate", int, "HZ", "hertz (default: 16000)"),
+        ("--fmin", float, "HZ", "lowest frequency, hertz (default: 0)"),
+        ("--fmax", float, "HZ", "highest frequency, hertz (default: half the sample rate)"),
+        ("--power", float, "P", "of the magnitude (default: 2)"),
+        ("--workers", int, "N", "threads (default: one per core)"),
+        ("--dtype", dtypes, None, "precision of the stored features", "float16"),
+    )
+    add_on_error(parser)
+
+
+def add_on_error(parser: argparse.ArgumentParser) -> None:
+    """What is to become of recordings that cannot be used."""
+    text = "list all recordings that cannot be used, and stop; or leave them out and say so"
+    add_options(parser, ("--on-error", ("stop", "skip"), None, text, "stop"))
+
+
+def download(arguments: argparse.Namespace) -> int:
+    """Fetches a data set."""
+    from asdproto.data.download import download
+
+    fetched = download(arguments.root, arguments.dataset, arguments.parts, server=arguments.server)
+    for folder, files in fetched.items():
+        what = f"{counted(files, 'file')} fetched" if files else "everything is there"
+        say(f"{folder}: {what}")
+    return 0
 
 
 def validate(arguments: argparse.Namespace) -> int:
@@ -99,61 +121,14 @@ def validate(arguments: argparse.Namespace) -> int:
         say(f"written: {arguments.write_csv}")
     errors = sum(problem.is_error for problem in problems)
     if errors:
-        say(f"{count(errors, 'error')}, {count(len(problems) - errors, 'notice')}")
+        say(f"{counted(errors, 'error')}, {counted(len(problems) - errors, 'notice')}")
         return 1
-    say("no errors" + (f", {count(len(problems), 'notice')}" if problems else ""))
+    say("no errors" + (f", {counted(len(problems), 'notice')}" if problems else ""))
     from asdproto.systems import choose
 
     kind, why = choose(collection.clips)
     say(f"can be trained: {kind}; {why}")
     return 0
-
-
-def add_features(subparsers: Any) -> None:
-    """Adds the command."""
-    parser = add_command(
-        subparsers,
-        "features",
-        features,
-        "extract log-mel features into a feature store",
-        "Extracts the features of a collection, once, on every core, into a folder that\n"
-        "training reads. Run again after an interruption, it starts over.",
-    )
-    parser.add_argument("root", type=Path, help="the collection, as for validate")
-    parser.add_argument("store", type=Path, help="folder of the feature store to make")
-    parser.add_argument(
-        "--scale",
-        choices=("inverted", "mel"),
-        help="mel filters mirrored in frequency, or as they are (default: inverted)",
-    )
-    add_options(
-        parser,
-        ("--n-mels", int, "N", "number of filters (default: 128)"),
-        ("--n-fft", int, "N", "samples of a frame (default: 1024)"),
-        ("--hop-length", int, "N", "samples between frames (default: 512)"),
-        ("--sample-rate", int, "HZ", "hertz (default: 16000)"),
-        ("--fmin", float, "HZ", "lowest frequency, hertz (default: 0)"),
-        ("--fmax", float, "HZ", "highest frequency, hertz (default: half the sample rate)"),
-        ("--power", float, "P", "of the magnitude (default: 2)"),
-        _WORKERS,
-    )
-    add_on_error(parser)
-    parser.add_argument(
-        "--dtype",
-        choices=("float16", "float32"),
-        default="float16",
-        help="precision of the stored features",
-    )
-
-
-def add_on_error(parser: argparse.ArgumentParser) -> None:
-    """What is to become of recordings that cannot be used."""
-    parser.add_argument(
-        "--on-error",
-        choices=("stop", "skip"),
-        default="stop",
-        help="list all recordings that cannot be used, and stop; or leave them out and say so",
-    )
 
 
 def features(arguments: argparse.Namespace) -> int:
@@ -174,7 +149,7 @@ def features(arguments: argparse.Namespace) -> int:
     )
     _, frames, mels = store.features.shape
     say(
-        f"{arguments.store}: {count(len(store), 'clip')} of up to {frames} frames x {mels} mels, "
+        f"{arguments.store}: {counted(len(store), 'clip')} of up to {frames} frames x {mels} mels, "
         f"{store.features.dtype}, {store.features.nbytes / 1e6:,.0f} MB"
     )
     return 0

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asdproto.arguments import within
-from asdproto.commands import add_command, count, message, say
+from asdproto.arguments import Parser, within
+from asdproto.commands import add_command, message, say
 from asdproto.config import positive
+from asdproto.errors import DataError, counted
 
 if TYPE_CHECKING:
     from asdproto.scoring.metrics import SectionScores
@@ -19,10 +20,10 @@ if TYPE_CHECKING:
 _SAME = 1e-12
 
 
-def add_evaluate(subparsers: Any) -> None:
-    """Adds the command."""
+def add(parsers: dict[str, Parser]) -> None:
+    """Adds the commands."""
     parser = add_command(
-        subparsers,
+        parsers,
         "evaluate",
         evaluate,
         "metrics of a run or of a folder of anomaly scores",
@@ -56,40 +57,58 @@ def add_evaluate(subparsers: Any) -> None:
         help="upper end of the false-positive rates of pAUC (default: %(default)s)",
     )
 
+    parser = add_command(
+        parsers,
+        "report",
+        report,
+        "one web page about a run",
+        "Writes one self-contained web page about a run, finished or not: a verdict, alarms\n"
+        "beside the nearest normal recording, to look at and to listen to, every clip, what\n"
+        "a threshold does, and figures and ROC curves where there are labels.",
+    )
+    parser.add_argument("workdir", type=Path, metavar="run", help="folder of the run")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="file to write (default: report.html in it)"
+    )
+
+    parser = add_command(
+        parsers,
+        "summarize",
+        summarize,
+        "mean and standard deviation over runs with different seeds",
+        "Reads finished runs that differ in their seed alone and prints their figures as\n"
+        "mean ± standard deviation (divisor: runs - 1), and how systems differ within runs. Of\n"
+        "runs of several seeds, also what each seed gives alone.",
+    )
+    parser.add_argument("workdirs", type=Path, nargs="+", metavar="run", help="folder of a run")
+    parser.add_argument(
+        "--out", type=Path, metavar="JSON", help="also write them to this file (default: no file)"
+    )
+
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """Prints and writes the metrics of a run or of scores; 1 where a kept result.csv differs."""
-    from asdproto.data.collection import read_collection
-    from asdproto.errors import DataError
-    from asdproto.results.official import read_official
-    from asdproto.results.run_folder import CONFIG, SCORES
+    from asdproto.results.run_folder import CONFIG
     from asdproto.results.tables import print_table
     from asdproto.scoring.metrics import evaluate
 
-    truth, folder, out = arguments.ground_truth, arguments.scores, arguments.out
-    if out is not None and ((out / CONFIG).is_file() or (out / SCORES).is_file()):
+    folder, out = arguments.scores, arguments.out
+    if out is not None and _is_run(out):
         remedy = "Name a new folder: these figures would replace those of the run."
         raise DataError(out, "the folder of a run", "a folder for figures", remedy)
-    name = folder.resolve().name
-    of_run = truth is None and ((folder / CONFIG).is_file() or (folder / SCORES).is_file())
+    of_run = arguments.ground_truth is None and _is_run(folder)
     if of_run:
         tables = _run_tables(folder)
-    elif truth is None:
-        tables = {name: read_official(folder)}
-    elif _is_official(truth):
-        tables = {name: read_official(folder, ground_truth=truth)}
     else:
-        collection = read_collection(truth, labels=False)
-        collection.check()
-        tables = {name: read_official(folder, clips=collection.clips)}
+        tables = {"": _official_tables(folder, arguments.ground_truth)}
     figures = {name: evaluate(own, max_fpr=arguments.max_fpr) for name, own in tables.items()}
-    results = {"systems": figures} if (folder / CONFIG).is_file() else figures[name]
+    of_systems = (folder / CONFIG).is_file()
+    results = {"systems": figures} if of_systems else next(iter(figures.values()))
     print_table(results)
     say("percent; pAUC is standardized: chance is 50")
     if of_run:
         if out is not None:
             _write_figures(out / "results.json", results)
-            say(f"written: {out / 'results.json'}")
         return 0
     try:
         return _write_results(out or folder, results, arguments.overwrite)
@@ -100,9 +119,30 @@ def evaluate(arguments: argparse.Namespace) -> int:
         return 0
 
 
+def _is_run(folder: Path) -> bool:
+    """Whether a folder is that of a run, or of one of its detectors."""
+    from asdproto.results.run_folder import CONFIG, SCORES
+
+    return (folder / CONFIG).is_file() or (folder / SCORES).is_file()
+
+
+def _official_tables(folder: Path, truth: Path | None) -> list[SectionScores]:
+    """Scores of official files; what is what, they say themselves, or files or a collection."""
+    from asdproto.data.collection import read_collection
+    from asdproto.results.official import read_official
+
+    official = ("ground_truth_data", "ground_truth_domain")
+    if truth is None:
+        return read_official(folder)
+    if truth.name in official or any((truth / name).is_dir() for name in official):
+        return read_official(folder, ground_truth=truth)
+    collection = read_collection(truth, labels=False)
+    collection.check()
+    return read_official(folder, clips=collection.clips)
+
+
 def _run_tables(folder: Path) -> dict[str, list[SectionScores]]:
     """Scores and ground truth of every detector of a run, or of one, by name; none is left out."""
-    from asdproto.errors import DataError
     from asdproto.results.run_folder import SCORES, read_scores, tables_of
 
     paths = sorted(folder.glob(f"scores/*/{SCORES}")) or sorted(folder.glob(SCORES))
@@ -117,23 +157,6 @@ def _run_tables(folder: Path) -> dict[str, list[SectionScores]]:
     return tables
 
 
-def add_report(subparsers: Any) -> None:
-    """Adds the command."""
-    parser = add_command(
-        subparsers,
-        "report",
-        report,
-        "one web page about a run",
-        "Writes one self-contained web page about a run, finished or not: a verdict, alarms\n"
-        "beside the nearest normal recording, to look at and to listen to, every clip, what\n"
-        "a threshold does, and figures and ROC curves where there are labels.",
-    )
-    parser.add_argument("workdir", type=Path, metavar="run", help="folder of the run")
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="file to write (default: report.html in it)"
-    )
-
-
 def report(arguments: argparse.Namespace) -> int:
     """Writes a run's page."""
     from rich.console import Console
@@ -144,23 +167,6 @@ def report(arguments: argparse.Namespace) -> int:
         path = write_report(arguments.workdir, arguments.out)
     say(f"written: {path}")
     return 0
-
-
-def add_summarize(subparsers: Any) -> None:
-    """Adds the command."""
-    parser = add_command(
-        subparsers,
-        "summarize",
-        summarize,
-        "mean and standard deviation over runs with different seeds",
-        "Reads finished runs that differ in their seed alone and prints their figures as\n"
-        "mean ± standard deviation (divisor: runs - 1), and how systems differ within runs. Of\n"
-        "runs of several seeds, also what each seed gives alone.",
-    )
-    parser.add_argument("workdirs", type=Path, nargs="+", metavar="workdir", help="folder of a run")
-    parser.add_argument(
-        "--out", type=Path, metavar="JSON", help="also write them to this file (default: no file)"
-    )
 
 
 def summarize(arguments: argparse.Namespace) -> int:
@@ -183,7 +189,7 @@ def summarize(arguments: argparse.Namespace) -> int:
     systems = {name: over_runs(figures) for name, figures in each.items()}
     systems |= {name: over_runs(_headlines(figures)) for name, figures in alone.items()}
     print_table({"systems": systems})
-    shown = f"percent, mean ± standard deviation over {count(len(runs), 'run')}"
+    shown = f"percent, mean ± standard deviation over {counted(len(runs), 'run')}"
     say(f"{shown}: seeds {' '.join(seeds)}")
     differences = {}
     overall = {name: [one["overall"] for one in all_] for name, all_ in (each | alone).items()}
@@ -199,13 +205,11 @@ def summarize(arguments: argparse.Namespace) -> int:
         runs_of = {name: _headlines(figures) for name, figures in each.items()} | alone
         summary = {"seeds": seeds, "runs": runs_of, "systems": systems, "differences": differences}
         _write_figures(arguments.out, summary)
-        say(f"written: {arguments.out}")
     return 0
 
 
 def _check_summarized(folders: list[Path], seeds: list[str]) -> None:
     """Refuses runs that differ in more than their seed, and one run twice."""
-    from asdproto.errors import DataError
     from asdproto.results.run_folder import CONFIG, read_config
 
     configs = [read_config(folder) for folder in folders]
@@ -230,16 +234,14 @@ def _headlines(figures: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _write_results(folder: Path, figures: dict[str, Any], overwrite: bool) -> int:
-    from asdproto.errors import DataError
     from asdproto.results.official import largest_difference, read_result_csv, write_result_csv
 
-    path = folder / "result.csv"
     _write_figures(folder / "results.json", figures)
+    path = folder / "result.csv"
     if overwrite or not path.exists():
         write_result_csv(path, figures)
-        say(f"written: {path}, {folder / 'results.json'}")
+        say(f"written: {path}")
         return 0
-    say(f"written: {folder / 'results.json'}")
     try:
         difference, where = largest_difference(figures, read_result_csv(path))
     except DataError as error:
@@ -261,8 +263,4 @@ def _write_figures(path: Path, figures: Mapping[str, Any]) -> None:
     from asdproto.results.run_folder import figures_text
 
     write_output(path, figures_text(figures))
-
-
-def _is_official(path: Path) -> bool:
-    names = ("ground_truth_data", "ground_truth_domain")
-    return path.name in names or any((path / name).is_dir() for name in names)
+    say(f"written: {path}")

@@ -4,26 +4,62 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from asdproto.commands import add_command, say
+from asdproto.arguments import Parser
+from asdproto.commands import add_command, program, say
 
 
-def add_rescore(subparsers: Any) -> None:
-    """Adds the command."""
+def add(parsers: dict[str, Parser]) -> None:
+    """Adds the commands."""
     parser = add_command(
-        subparsers,
+        parsers,
         "rescore",
         rescore,
         "fit another back-end to a trained run and score its test clips again",
         "Fits the back-end of a finished run again, without training: score.kind=knn,\n"
         "score.shrinkage=0.01, score.full_clip=true and so on.",
+        usage=f"{program()} rescore RUN [options] [FIELD=VALUE ...]",
     )
     parser.add_argument("workdir", type=Path, metavar="run", help="folder of a finished run")
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="run folder for the result (default: the run)"
     )
     parser.add_overrides(_fields)
+
+    parser = add_command(
+        parsers,
+        "fuse",
+        fuse,
+        "make one detector of several runs",
+        "Makes a run folder whose detector takes, for each clip, the score of the run that\n"
+        "finds it most anomalous, measured by each run's held-out normal clips.",
+    )
+    parser.add_argument("out", type=Path, help="run folder to make")
+    parser.add_argument(
+        "runs",
+        type=Path,
+        nargs="+",
+        metavar="run",
+        help="finished run, whose result is taken, or one of its detectors: RUN/scores/NAME",
+    )
+
+    parser = add_command(
+        parsers,
+        "export",
+        export,
+        "write a trained detector as four files that jax alone can run",
+        "Writes the encoder and its back-end as one jax.export artifact, for CPUs and CUDA, with\n"
+        "prototypes, thresholds and a reader of one page beside it, which needs jax, flatbuffers\n"
+        "and what they bring. Takes detectors of --system prototype, of one seed or several.\n"
+        "Other systems are scored by python -m asdproto score.",
+    )
+    parser.add_argument("workdir", type=Path, metavar="run", help="folder of a finished run")
+    parser.add_argument("out", type=Path, help="folder to make")
+    parser.add_argument(
+        "--detector",
+        metavar="NAME",
+        help="which of the run's detectors (default: its last network)",
+    )
 
 
 def _fields(_: str | None) -> str:
@@ -45,26 +81,6 @@ def rescore(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def add_fuse(subparsers: Any) -> None:
-    """Adds the command."""
-    parser = add_command(
-        subparsers,
-        "fuse",
-        fuse,
-        "make one detector of several runs",
-        "Makes a run folder whose detector takes, for each clip, the score of the run that\n"
-        "finds it most anomalous, measured by each run's held-out normal clips.",
-    )
-    parser.add_argument("out", type=Path, help="run folder to make")
-    parser.add_argument(
-        "runs",
-        type=Path,
-        nargs="+",
-        metavar="run",
-        help="finished run, whose result is taken, or one of its detectors: RUN/scores/NAME",
-    )
-
-
 def fuse(arguments: argparse.Namespace) -> int:
     """Fuses runs."""
     from rich.console import Console
@@ -75,27 +91,6 @@ def fuse(arguments: argparse.Namespace) -> int:
     results = fuse(arguments.out, arguments.runs)
     finish(arguments.out, results, Console())
     return 0
-
-
-def add_export(subparsers: Any) -> None:
-    """Adds the command."""
-    parser = add_command(
-        subparsers,
-        "export",
-        export,
-        "write a trained detector as one file that jax alone can run",
-        "Writes the encoder and its back-end as one jax.export artifact, for CPUs and CUDA, with\n"
-        "prototypes, thresholds and a reader of one page beside it, which needs jax, flatbuffers\n"
-        "and numpy alone. Takes detectors of --system prototype, of one seed or several. Other\n"
-        "systems are scored by python -m asdproto score.",
-    )
-    parser.add_argument("workdir", type=Path, metavar="run", help="folder of a finished run")
-    parser.add_argument("out", type=Path, help="folder to make")
-    parser.add_argument(
-        "--detector",
-        metavar="NAME",
-        help="which of the run's detectors (default: its last network)",
-    )
 
 
 def export(arguments: argparse.Namespace) -> int:

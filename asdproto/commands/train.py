@@ -9,12 +9,12 @@ import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from asdproto.arguments import Parser, within
+from asdproto.arguments import SHARE, Parser, within
 from asdproto.commands import add_command, add_options, program
 from asdproto.commands.data import add_on_error
-from asdproto.config import at_least, between, nearest, strictly_between
+from asdproto.config import at_least, between, nearest
 from asdproto.errors import printable
 from asdproto.systems import KINDS, NEED_NO_DEVICE, PRESETS
 
@@ -45,8 +45,7 @@ def add(subparsers: Any) -> None:
     parser.add_argument(
         "data",
         type=Path,
-        help="folder in the layout of DCASE Task 2, folder with clips.csv, such a csv, or a "
-        "feature store",
+        help="the collection, as for validate, or a feature store",
     )
     parser.add_argument("workdir", type=Path, metavar="run", help="folder for all results")
     add_arguments(parser)
@@ -55,21 +54,14 @@ def add(subparsers: Any) -> None:
 def add_arguments(parser: Parser, kind: str | None = None) -> None:
     """Adds the options of a command that trains one kind of system, or any where it is ``None``."""
     if kind is None:
-        parser.add_argument(
-            "--system",
-            type=_kind,
-            metavar="KIND",
-            help=f"what to train: {', '.join(KINDS)}, or package.module:Class (default: what suits "
-            "the number of clips and classes)",
-        )
+        kinds = f"what to train: {', '.join(KINDS)}, or package.module:Class (default: what suits "
+        kinds += "the number of clips and classes)"
+        add_options(parser, ("--system", _kind, "KIND", kinds))
     else:
         parser.set_defaults(system=kind)
-    parser.add_argument(
-        "--preset",
-        choices=PRESETS,
-        help="quick to try, small for CPUs and small collections, paper as published (default: "
-        "small on a CPU, paper on an accelerator)",
-    )
+    presets = "quick to try, small for CPUs and small collections, paper as published (default: "
+    presets += "small on a CPU, paper on an accelerator)"
+    add_options(parser, ("--preset", PRESETS, None, presets))
     parser.add_argument(
         "--seeds",
         type=within(int, between(0, 4294967295)),
@@ -81,41 +73,21 @@ def add_arguments(parser: Parser, kind: str | None = None) -> None:
     parser.add_argument(
         "--machines", nargs="+", metavar="TYPE", help="machine types to keep (default: all)"
     )
-    parser.add_argument(
-        "--machine", metavar="NAME", help="type of all recordings (default: what folders say)"
+    shares = "share of normal clips that may be called anomalies (default: 0.1)"
+    add_options(
+        parser,
+        ("--machine", str, "NAME", "type of all recordings (default: what folders say)"),
+        ("--contamination", SHARE, "P", shares),
+        ("--encoder", str, "PATH", "package.module:Class of a flax module (default: ResNet)"),
+        ("--features", Path, "DIR", "of the features (default: features in the run folder)"),
+        ("--save-seconds", within(float, at_least(0)), "S", "seconds between checkpoints", 60),
     )
     parser.add_argument(
-        "--contamination",
-        type=within(float, strictly_between(0, 1)),
-        metavar="P",
-        help="share of normal clips that may be called anomalies (default: 0.1)",
-    )
-    parser.add_argument(
-        "--encoder",
-        metavar="PATH",
-        help="package.module:Class of a flax module (default: ResNet)",
-    )
-    parser.add_argument(
-        "--retrain",
-        action="store_true",
-        help="replace a run of other recordings or settings",
-    )
-    parser.add_argument(
-        "--features",
-        type=Path,
-        metavar="DIR",
-        help="of the features (default: features in the run folder)",
-    )
-    parser.add_argument(
-        "--save-seconds",
-        type=within(float, at_least(0)),
-        default=60.0,
-        metavar="S",
-        help="seconds between checkpoints",
+        "--retrain", action="store_true", help="replace a run of other recordings or settings"
     )
     add_on_error(parser)
     add_device_arguments(parser)
-    parser.add_overrides(lambda given: describe_systems(given or kind))
+    parser.add_overrides(lambda chosen: describe_systems(chosen or kind))
 
 
 def _kind(text: str) -> str:
@@ -141,34 +113,20 @@ def describe_systems(kind: str | None, size: str = "small") -> str:
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     """Which devices and processes a run uses."""
     group = parser.add_argument_group("devices")
+    steps = "record N steps of every stage, after those that compile, in profile/ of the run"
     add_options(
         group,
         ("--devices", int, "N", "use the first N devices only (default: all)"),
         ("--processes", int, "N", "number of processes (default: detected)"),
         ("--process-id", int, "I", "this process's number, from 0 (default: detected)"),
-    )
-    group.add_argument(
-        "--coordinator",
-        metavar="HOST:PORT",
-        help="address of process 0 (default: detected in clusters)",
-    )
-    group.add_argument(
-        "--profile",
-        type=within(int, at_least(0)),
-        default=0,
-        metavar="N",
-        help="record N steps of every stage, after those that compile, in profile/ of the run "
-        "(default: 0)",
+        ("--coordinator", str, "HOST:PORT", "address of process 0 (default: found in clusters)"),
+        ("--profile", within(int, at_least(0)), "N", steps, 0),
+        ("--loop", ("scan", "dispatch"), None, "a call an epoch or a step (default: by device)"),
     )
     group.add_argument(
         "--host-features",
         action="store_true",
         help="keep features in host memory, even where they fit on the device",
-    )
-    group.add_argument(
-        "--loop",
-        choices=("scan", "dispatch"),
-        help="a call an epoch or a step (default: by device)",
     )
 
 
@@ -212,11 +170,10 @@ def _run(arguments: argparse.Namespace) -> int:
     from asdproto.training.processes import agree_on, alone, is_main
 
     console, devices = Console(quiet=not is_main()), None
-    data, workdir = arguments.data, arguments.workdir
-    seeds, machines = arguments.seeds, arguments.machines
+    workdir, seeds, machines = arguments.workdir, arguments.seeds, arguments.machines
     read = functools.cache(lambda: _read(arguments))  # only process 0 needs the recordings
     kind = arguments.system or ("prototype" if arguments.encoder else None)
-    kind = kind or alone(lambda: _choose(read()[1], console))
+    kind = kind or alone(lambda: _choose(read().clips, console))
     name = arguments.preset
     if name is None:
         devices = start_devices(arguments)
@@ -226,21 +183,23 @@ def _run(arguments: argparse.Namespace) -> int:
         raise ConfigError("--seeds: found one twice; expected different ones")
     command = asked(system, seeds, machines)
     agree_on(command, workdir)
-    if alone(lambda: _is_finished(arguments, command, system, read()[2], console)):
+    if alone(lambda: _is_finished(arguments, command, system, read().identity, console)):
         return 0
     devices = devices or start_devices(arguments)
     chosen = "" if arguments.preset else ", chosen for this device; --preset changes it"
     console.out(f"Preset:   {name}{chosen}", highlight=False)
     # Before all features are extracted.
-    alone(lambda: _check_clips(read()[1], system))
-    folder = arguments.features or workdir / "features"
-    source = read()[0] if is_main() else data
-    store = features_of(source, folder, system.features, console, on_error=arguments.on_error)
+    alone(lambda: system.check_clips([clip for clip in read().clips if clip.split == "train"]))
+    extract = functools.partial(
+        features_of,
+        read().source if is_main() else arguments.data,
+        console=console,
+        on_error=arguments.on_error,
+    )
+    store = extract(arguments.features or workdir / "features", system.features)
     spectra, summary = preset("spectral", "small"), None
-    if kind in LEARNED and not alone(lambda: is_store(data)):
-        summary = features_of(
-            source, workdir / "summary", spectra.features, console, on_error=arguments.on_error
-        )
+    if kind in LEARNED and not alone(lambda: is_store(arguments.data)):
+        summary = extract(workdir / "summary", spectra.features)
     options = RunOptions(
         workdir=workdir,
         devices=devices,
@@ -250,30 +209,29 @@ def _run(arguments: argparse.Namespace) -> int:
         save_seconds=arguments.save_seconds,
         profile=arguments.profile,
     )
-    root = _root(data)
     results = train_run(
         system,
         store,
         options,
         seeds=seeds,
         machines=machines,
-        root=root,
-        collection=read()[2] if is_main() else None,
+        root=read().root if is_main() else None,
+        collection=read().identity if is_main() else None,
     )
-    if is_main():
-        results = {**results, "preset": name}
-        if summary is not None:
-            fused = fuse_with_spectra(spectra, summary, options, machines=machines)
-            results["systems"] = {**results["systems"], **fused}
+    if not is_main():
+        return 0
+    results = {**results, "preset": name}
+    if summary is not None:
+        results["systems"] |= fuse_with_spectra(spectra, summary, options, machines=machines)
+    finish(workdir, results, console)
+    yardsticks = train_yardsticks(system, store, options, machines=machines)
+    results["systems"] |= yardsticks
+    results["yardsticks"] = list(yardsticks)
+    if yardsticks:
+        console.out("To compare with, without training:", highlight=False)
         finish(workdir, results, console)
-        yardsticks = train_yardsticks(system, store, options, machines=machines)
-        results["systems"] = {**results["systems"], **yardsticks}
-        results["yardsticks"] = list(yardsticks)
-        if yardsticks:
-            console.out("To compare with, without training:", highlight=False)
-            finish(workdir, results, console)
-        else:
-            write_results(workdir, results)
+    else:
+        write_results(workdir, results)
     return 0
 
 
@@ -294,6 +252,61 @@ def _with_options(system: Any, arguments: argparse.Namespace) -> Any:
     return system
 
 
+def _choose(clips: Sequence[Clip], console: Console) -> str:
+    """The system for a collection, said on screen."""
+    from asdproto.systems import choose
+
+    kind, why = choose(clips)
+    console.out(f"System:   {kind}; {why}", highlight=False)
+    return kind
+
+
+class _Recordings(NamedTuple):
+    """What a run is trained on.
+
+    Attributes:
+      source: The collection, or the folder of a feature store.
+      clips: Its clips of the machine types to keep.
+      identity: What tells them from others.
+      root: Folder of the recordings; ``None`` where only their features are given.
+    """
+
+    source: Collection | Path
+    clips: list[Clip]
+    identity: dict[str, list[int]]
+    root: Path | None
+
+
+def _read(arguments: argparse.Namespace) -> _Recordings:
+    from asdproto.data.collection import check_machines, read_collection
+    from asdproto.data.store import is_store, open_store
+    from asdproto.errors import DataError
+
+    data, machines = arguments.data, arguments.machines
+    source: Collection | Path = data
+    root = data.parent if data.is_file() else data
+    if is_store(data):
+        store, root = open_store(data), None
+        clips, identity = store.clips, store.identity()
+    elif not data.exists() and (arguments.workdir / "config.json").exists():
+        expected = f"the recordings that {arguments.workdir} was trained on"
+        remedy = f"Correct the path; {program()} report {arguments.workdir} needs none."
+        raise DataError(data, "nothing", expected, remedy)
+    else:
+        source = read_collection(data, labels=arguments.machine is None)
+        if arguments.machine is not None:
+            source = source.of_machine(arguments.machine)
+        if arguments.on_error == "stop":
+            source.check()
+        clips, identity = source.usable(), source.identity()
+    check_machines(data, clips, machines)
+    clips = [clip for clip in clips if machines is None or clip.machine_type in machines]
+    return _Recordings(source, clips, {clip.path: identity[clip.path] for clip in clips}, root)
+
+
+# --- a run that is there already
+
+
 def _is_finished(
     arguments: argparse.Namespace,
     command: dict[str, Any],
@@ -301,9 +314,9 @@ def _is_finished(
     identity: Mapping[str, Sequence[int]],
     console: Console,
 ) -> bool:
-    """Whether the work folder holds this run, trained, which is then scored or only reported."""
+    """Whether the run folder holds this run, trained, which is then scored or only reported."""
     from asdproto.errors import DataError
-    from asdproto.systems.run import check_same_run, check_workdir
+    from asdproto.systems.run import check_same_run, check_workdir, rescore
 
     workdir = arguments.workdir
     check_workdir(workdir)
@@ -315,14 +328,17 @@ def _is_finished(
             raise
         _remove_run(workdir)
         return False
-    if changed and (workdir / "results.json").exists():
-        _rescore(workdir, system, console)
-        return True
-    return report_if_finished(workdir, console)
+    if not changed or not (workdir / "results.json").exists():
+        return report_if_finished(workdir, console)
+    about = f"{workdir} is trained; this fits the new back-end and scores again"
+    console.out(printable(about), highlight=False)
+    texts = [f"score.{name}={value}" for name, value in vars(system.score).items()]
+    finish(workdir, rescore(workdir, texts), console)
+    return True
 
 
 def _check_same_clips(workdir: Path, identity: Mapping[str, Sequence[int]]) -> None:
-    """Refuses a work folder whose run was trained on other recordings."""
+    """Refuses a run folder whose run was trained on other recordings."""
     from asdproto.data.identity import changes
     from asdproto.errors import DataError
     from asdproto.results.run_folder import read_config
@@ -353,78 +369,8 @@ def _remove_run(workdir: Path) -> None:
         (workdir / "config.json").unlink(missing_ok=True)
 
 
-def _check_clips(clips: Sequence[Clip], system: Any) -> None:
-    """Refuses clips that the system cannot be trained on."""
-    system.check_clips([clip for clip in clips if clip.split == "train"])
-
-
-def _rescore(workdir: Path, system: Any, console: Console) -> None:
-    """Fits another back-end to a finished run."""
-    from asdproto.systems.run import rescore
-
-    text = f"{workdir} is trained; this fits the new back-end and scores again"
-    console.out(printable(text), highlight=False)
-    texts = [f"score.{name}={value}" for name, value in vars(system.score).items()]
-    finish(workdir, rescore(workdir, texts), console)
-
-
-def _choose(clips: Sequence[Clip], console: Console) -> str:
-    """The system for a collection, said on screen."""
-    from asdproto.systems import choose
-
-    kind, why = choose(clips)
-    console.out(f"System:   {kind}; {why}", highlight=False)
-    return kind
-
-
-def _read(
-    arguments: argparse.Namespace,
-) -> tuple[Collection | Path, list[Clip], dict[str, list[int]]]:
-    """A collection, or the folder of a feature store; its clips to train on, and their identity."""
-    from asdproto.data.collection import check_machines, read_collection
-    from asdproto.data.store import is_store, open_store
-    from asdproto.errors import DataError
-
-    data, machines = arguments.data, arguments.machines
-    source: Collection | Path = data
-    if is_store(data):
-        store = open_store(data)
-        clips, identity = store.clips, store.identity()
-    elif not data.exists() and (arguments.workdir / "config.json").exists():
-        expected = f"the recordings that {arguments.workdir} was trained on"
-        remedy = f"Correct the path; {program()} report {arguments.workdir} needs none."
-        raise DataError(data, "nothing", expected, remedy)
-    else:
-        source = read_collection(data, labels=arguments.machine is None)
-        if arguments.machine is not None:
-            source = source.of_machine(arguments.machine)
-        if arguments.on_error == "stop":
-            source.check()
-        clips, identity = source.usable(), source.identity()
-    check_machines(data, clips, machines)
-    clips = [clip for clip in clips if machines is None or clip.machine_type in machines]
-    return source, clips, {clip.path: identity[clip.path] for clip in clips}
-
-
-def _root(data: Path) -> Path | None:
-    """Folder of the recordings; ``None`` where only their features are given."""
-    from asdproto.data.store import is_store
-
-    if data.is_file():
-        return data.parent
-    return None if is_store(data) else data
-
-
-def finish(workdir: Path, results: dict[str, Any], console: Console) -> None:
-    """Writes ``results.json``, the report, and prints the table."""
-    from asdproto.results.run_folder import write_results
-
-    write_results(workdir, results)
-    show(workdir, results, console)
-
-
 def report_if_finished(workdir: Path, console: Console) -> bool:
-    """Whether the work folder holds a finished run; if so, shows it."""
+    """Whether the run folder holds a finished run; if so, shows it."""
     from asdproto.errors import DataError
     from asdproto.results.run_folder import read_results
 
@@ -439,12 +385,22 @@ def report_if_finished(workdir: Path, console: Console) -> bool:
     if "yardsticks" not in results:  # what is fitted to compare with comes last
         return False
     console.out(printable(f"{workdir} is finished; this only reports"), highlight=False)
-    show(workdir, results, console)
+    _show(workdir, results, console)
     return True
 
 
-def show(workdir: Path, results: dict[str, Any], console: Console) -> None:
-    """Prints the table of a finished run and says where everything is."""
+# --- the end of a run
+
+
+def finish(workdir: Path, results: dict[str, Any], console: Console) -> None:
+    """Writes ``results.json`` and the report, prints the table and says where everything is."""
+    from asdproto.results.run_folder import write_results
+
+    write_results(workdir, results)
+    _show(workdir, results, console)
+
+
+def _show(workdir: Path, results: dict[str, Any], console: Console) -> None:
     from asdproto.results.page import write_report
     from asdproto.results.tables import print_table
 

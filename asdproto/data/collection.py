@@ -153,7 +153,9 @@ def check_machines(place: Path, clips: Sequence[Clip], machines: Sequence[str] |
         raise DataError(place, found, expected, remedy)
 
 
-def read_collection(path: str | os.PathLike, *, labels: bool = True) -> Collection:
+def read_collection(
+    path: str | os.PathLike, *, labels: bool = True, assumed: str = "normal"
+) -> Collection:
     """Survey a collection of recordings, however it is described.
 
     Args:
@@ -163,6 +165,7 @@ def read_collection(path: str | os.PathLike, *, labels: bool = True) -> Collecti
         of the recordings have such names.
       labels: Whether to look for what keeps sections from being trained on: no normal training
         clip, anomalies among them.
+      assumed: State of recordings in folders, where nothing says it.
 
     Returns:
       The collection, with everything that names, folders, tables and labels show to be wrong.
@@ -184,7 +187,7 @@ def read_collection(path: str | os.PathLike, *, labels: bool = True) -> Collecti
         found = "a folder, pipe, device or link to nothing"
         raise DataError(table, found, "a csv of clips", "Remove it, or put the file there.")
     else:
-        collection = _from_files(path)
+        collection = _from_files(path, assumed)
     if labels:
         collection.problems.extend(label_problems(collection.clips))
     return collection
@@ -205,7 +208,7 @@ def _from_table(path: Path, table: Path) -> Collection:
     return Collection(path, root, clips, problems, stamps, "csv")
 
 
-def _from_files(root: Path) -> Collection:
+def _from_files(root: Path, assumed: str) -> Collection:
     stamps, others, problems = walk(root)
     if not stamps and not problems:
         expected = "a folder of recordings, such as <machine type>/normal/*.wav"
@@ -224,7 +227,7 @@ def _from_files(root: Path) -> Collection:
         clips, faults = fill_attributes(root, tables, clips)
         problems += faults
     else:
-        clips = read_folders(root, files)
+        clips = read_folders(root, files, assumed)
     clips, faults = _with_good_names(clips)
     problems += faults
     problems += [*_not_read(others), *same_names(clips, needed=by_name)]

@@ -40,7 +40,7 @@ from asdproto.data.store import (
     save_store,
 )
 from asdproto.data.validate import padded
-from asdproto.errors import DataError, StoreError, counted, printable, some
+from asdproto.errors import DataError, counted, printable, some
 from asdproto.files import check_folder, checksum, locked, naming, remove_abandoned
 
 LOCK = ".lock"
@@ -77,7 +77,7 @@ def build_store(
 
     Raises:
       CollectionError: Everything that cannot be used.
-      StoreError: The folder holds a store of other settings, of another collection or of
+      DataError: The folder holds a store of other settings, of another collection or of
         recordings that have changed since; or something else.
       DataError: Another process is extracting into the folder.
       OSError: The disk is full.
@@ -93,7 +93,7 @@ def build_store(
     if on_error == "stop":
         collection.check()
     if not is_store(path):
-        check_folder(path, (".", FEATURES, TABLE), "a feature store", error=StoreError)
+        check_folder(path, (".", FEATURES, TABLE), "a feature store")
         path.mkdir(parents=True, exist_ok=True)
         with naming(path), locked(path, LOCK), tempfile.TemporaryFile(dir=path) as spool:
             remove_abandoned(path)
@@ -105,7 +105,7 @@ def build_store(
     if reason := _difference(store, collection, dtype, on_error):
         expected = "a store of this collection as it is now"
         remedy = "Choose another folder, or delete this one to extract again."
-        raise StoreError(path, reason, expected, remedy)
+        raise DataError(path, reason, expected, remedy)
     return store
 
 

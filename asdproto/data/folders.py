@@ -97,17 +97,18 @@ def _state(words: Iterable[str]) -> str:
     return "anomaly" if known & _ANOMALY else "normal" if known & _NORMAL else ""
 
 
-def read_folders(root: Path, files: Sequence[str]) -> list[Clip]:
+def read_folders(root: Path, files: Sequence[str], assumed: str = "normal") -> list[Clip]:
     """Clips of a collection that nothing but its folders describes.
 
     A word for a fault in a file's name, such as ``broken_3.wav``, makes it an anomaly where no
-    folder says otherwise. Recordings that nothing calls faulty are normal and for training. Where
-    a section has anomalies to score and no normal recording beside them, a fifth of its normal
-    ones, at most as many as there are anomalies, are kept to be scored as well.
+    folder says otherwise. Recordings that nothing calls faulty are for training. Where a section
+    has anomalies to score and no normal recording beside them, a fifth of its other ones, at most
+    as many as there are anomalies, are kept to be scored as well.
 
     Args:
       root: The collection's root.
       files: Its recordings, relative to it.
+      assumed: State of recordings for training that nothing calls normal.
 
     Returns:
       One clip for each, in order. A machine type is the first folder that says nothing else, or
@@ -141,7 +142,7 @@ def read_folders(root: Path, files: Sequence[str]) -> list[Clip]:
                 section=_first(folder.section for folder in inward) or "00",
                 domain="",
                 split=split,
-                state=state or ("normal" if split == "train" else ""),
+                state=state or (assumed if split == "train" else ""),
                 attributes="",
             )
         )

@@ -31,7 +31,7 @@ import numpy as np
 from asdproto.audio_info import AudioInfo, audio_statistics
 from asdproto.data.dcase import Clip
 from asdproto.data.identity import identity_of
-from asdproto.errors import StoreError, some
+from asdproto.errors import DataError, some
 from asdproto.files import (
     checksum,
     csv_text,
@@ -145,7 +145,7 @@ class FeatureStore:
         """Compare every clip with its checksum.
 
         Raises:
-          StoreError: Names the damaged clips.
+          DataError: Names the damaged clips.
         """
         damaged = [
             row.clip.path
@@ -155,7 +155,7 @@ class FeatureStore:
         if damaged:
             found = f"damage in {len(damaged)} of {len(self)} clips ({some(damaged)})"
             expected = "features that match their checksums"
-            raise StoreError(self.root / FEATURES, found, expected, _AGAIN)
+            raise DataError(self.root / FEATURES, found, expected, _AGAIN)
 
 
 def write_store(
@@ -181,16 +181,16 @@ def write_store(
       The store, open.
 
     Raises:
-      StoreError: The folder is taken, shapes disagree, or a value is not finite as ``dtype``.
+      DataError: The folder is taken, shapes disagree, or a value is not finite as ``dtype``.
     """
     path = Path(path)
     check_dtype(dtype)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise StoreError(path, "something there already", "a new folder", "Choose another folder.")
+        raise DataError(path, "something there already", "a new folder", "Choose another folder.")
     counts = [len(array) for array in features] if frames is None else [int(n) for n in frames]
     if not len(features) == len(clips) == len(counts) > 0:
         found = f"{len(features)} arrays, {len(clips)} clips and {len(counts)} counts of frames"
-        raise StoreError(path, found, "as many of each, at least one", "Correct them.")
+        raise DataError(path, found, "as many of each, at least one", "Correct them.")
     mels = np.shape(features[0])[-1]
     rows, blocks = [], []
     for clip, array, count in zip(clips, features, counts, strict=True):
@@ -198,13 +198,13 @@ def write_store(
         if block.ndim != 2 or block.shape[1] != mels or not 0 < count <= len(block):
             found = f"features of shape {block.shape}, of which {count} frames count"
             expected = f"shape [frames, {mels}] and at least one frame"
-            raise StoreError(clip.path, found, expected, "Correct the array or the count.")
+            raise DataError(clip.path, found, expected, "Correct the array or the count.")
         with np.errstate(over="ignore"):
             block = block[:count].astype(dtype)
         if not np.isfinite(block).all():
             found = f"values that are not finite as {dtype}"
             remedy = "Correct the features, or choose dtype float32."
-            raise StoreError(clip.path, found, "finite values", remedy)
+            raise DataError(clip.path, found, "finite values", remedy)
         rows.append(Row(clip, count, checksum(block)))
         blocks.append(block)
     path.mkdir(parents=True, exist_ok=True)
@@ -307,21 +307,21 @@ def open_store(path: str | os.PathLike, *, expect: Any = None, verify: bool = Tr
       The store.
 
     Raises:
-      StoreError: There is no complete store, it is damaged, or its settings differ.
+      DataError: There is no complete store, it is damaged, or its settings differ.
     """
     root = Path(path)
     if not is_store(root):
         found = "an extraction that has not ended" if root.is_dir() else "nothing"
         remedy = "Run the extraction, again with the same settings if it was interrupted."
-        raise StoreError(root, found, "a feature store", remedy)
+        raise DataError(root, found, "a feature store", remedy)
 
-    def damaged(name: str, found: str, expected: str) -> StoreError:
-        return StoreError(root / name, found, expected, _AGAIN)
+    def damaged(name: str, found: str, expected: str) -> DataError:
+        return DataError(root / name, found, expected, _AGAIN)
 
     for name in (TABLE, FEATURES):
         if not os.path.isfile(root / name):  # opening a pipe would wait for a writer
             raise damaged(name, "no such file", "a whole store")
-    manifest = read_json(root / MANIFEST, remedy=_AGAIN, error=StoreError)
+    manifest = read_json(root / MANIFEST, remedy=_AGAIN)
     own = manifest.pop("crc32", None)
     if own != f"{json_checksum(manifest):08x}":
         raise damaged(MANIFEST, "a manifest that was changed", "as written")
@@ -382,13 +382,13 @@ def _check_settings(folder: Path, stored: Mapping[str, Any], wanted: Mapping[str
     if different:
         found = f"features made with other settings: {'; '.join(different)}"
         remedy = "Choose another folder, or delete this one to extract again."
-        raise StoreError(folder, found, "the settings asked for", remedy)
+        raise DataError(folder, found, "the settings asked for", remedy)
 
 
 def check_dtype(dtype: str) -> None:
     """Refuse types that a store cannot hold."""
     if dtype not in DTYPES:
-        raise StoreError("dtype", repr(dtype), f"one of {', '.join(DTYPES)}", "Pass one of them.")
+        raise DataError("dtype", repr(dtype), f"one of {', '.join(DTYPES)}", "Pass one of them.")
 
 
 def versions(

@@ -98,16 +98,15 @@ def read_official(
     """Reads every score file (and the decisions beside it) of a test set, with the ground truth.
 
     What each clip is comes from the first of these that is given: the official ground truth files,
-    a list of clips, or the clips' own file names, which say it in the development sets. Names count
-    as one whichever way Unicode composes their letters.
+    a list of clips, or the clips' own file names, which say it in the development sets. A section
+    that the first two cover must be scored in full. Names count as one whichever way Unicode
+    composes their letters.
 
     Args:
       folder: Folder with ``anomaly_score_*.csv`` and, optionally, ``decision_result_*.csv``. The
         suffix ``_test`` of the names may be missing; ``_train`` files are passed over.
-      ground_truth: Folder with ``ground_truth_data`` and ``ground_truth_domain``, for evaluation
-        sets. A section it covers must be scored in full.
-      clips: Clips of the collection, for names that follow no grammar. A section it covers must be
-        scored in full.
+      ground_truth: Folder with ``ground_truth_data`` and ``ground_truth_domain``.
+      clips: Clips of the collection.
 
     Returns:
       Tables sorted by (machine type, section).
@@ -187,20 +186,16 @@ def _read_section(
     path: Path, machine: str, section: str, truths: _Truths | None, source: str
 ) -> SectionScores:
     rows = _read_pairs(path, "anomaly score")
-    scores = [_as_score(path, line, cell) for line, cell in rows.values()]
+    scores = [_as_score(where, cell) for where, cell in rows.values()]
     if truths is None:
-        known = {
-            name: _truth_of_name(f"{path}, line {line}", section, name)
-            for name, (line, _) in rows.items()
-        }
+        known = {name: _truth_of_name(where, section, name) for name, (where, _) in rows.items()}
     else:
         known = truths.get((machine, section), {})
-    for name, (line, _) in rows.items():
+    for name, (where, _) in rows.items():
         if name not in known:
             found = f"{name} of {machine} section {section}, whose state {source} does not say"
             expected = "normal or anomaly for every scored clip"
-            remedy = "Give the ground truth of this test set."
-            raise DataError(f"{path}, line {line}", found, expected, remedy)
+            raise DataError(where, found, expected, "Give the ground truth of this test set.")
     _require_all(path, known, rows, what="score")
     decisions = None
     decision_path = _decision_file(path)
@@ -215,11 +210,9 @@ def _read_section(
     )
 
 
-def _read_pairs(path: Path, value: str) -> dict[str, tuple[int, str]]:
-    """File -> (line number, cell) of a headerless two-column csv."""
-    if path.exists() and not path.is_file():  # a pipe would be waited for
-        raise DataError(path, "no regular file", f"lines of 'file,{value}'", "Replace it.")
-    rows: dict[str, tuple[int, str]] = {}
+def _read_pairs(path: Path, value: str) -> dict[str, tuple[str, str]]:
+    """File -> (where its line is, cell) of a headerless two-column csv."""
+    rows: dict[str, tuple[str, str]] = {}
     for line, cells in read_csv(path, escaped=False):
         where = f"{path}, line {line}"
         if len(cells) != 2 or not cells[0]:
@@ -227,9 +220,9 @@ def _read_pairs(path: Path, value: str) -> dict[str, tuple[int, str]]:
             raise DataError(where, found, f"two: file name and {value}", "Correct the line.")
         name = same_text(plain_cell(cells[0]))
         if name in rows:
-            found = f"{name} for the second time (first on line {rows[name][0]})"
+            found = f"{name} for the second time (first on {rows[name][0].rpartition(', ')[2]})"
             raise DataError(where, found, "every clip once", "Remove one of the two lines.")
-        rows[name] = line, cells[1]
+        rows[name] = where, cells[1]
     if not rows:
         raise DataError(path, "no rows", f"lines of 'file,{value}'", "Score again, or remove it.")
     return rows
@@ -238,9 +231,9 @@ def _read_pairs(path: Path, value: str) -> dict[str, tuple[int, str]]:
 def _read_flags(path: Path, expected: str) -> dict[str, bool]:
     """File -> whether its cell is 1; any other than 0 is refused."""
     flags = {}
-    for name, (line, cell) in _read_pairs(path, expected).items():
+    for name, (where, cell) in _read_pairs(path, expected).items():
         if cell not in ("0", "1"):
-            raise DataError(f"{path}, line {line}", repr(cell), expected, "Correct the line.")
+            raise DataError(where, repr(cell), expected, "Correct the line.")
         flags[name] = cell == "1"
     return flags
 
@@ -344,8 +337,7 @@ def write_result_csv(path: str | os.PathLike, figures: Mapping[str, Any]) -> Non
 def read_result_csv(path: str | os.PathLike) -> dict[str, dict[str, dict[str, float]]]:
     """Reads the machine type blocks of a ``result.csv``, ours or another system's.
 
-    Column titles are compared without regard to case and spaces; columns and rows that this
-    project does not know, such as means over all machine types, are passed over.
+    Case and spaces of titles do not count; unknown columns and rows are passed over.
 
     Returns:
       ``{machine: {row: {metric: figure}}}``; the rows are sections, ``"arithmetic mean"`` and
@@ -371,7 +363,7 @@ def read_result_csv(path: str | os.PathLike) -> dict[str, dict[str, dict[str, fl
             if len(cells) < len(row) or _bare(cells[0]) == "section":
                 break
             block[cells[0]] = {
-                name: as_number(f"{path}, line {line}", cell)
+                name: _as_number(f"{path}, line {line}", cell)
                 for name, cell in zip(columns, cells, strict=False)
                 if name is not None
             }
@@ -407,20 +399,15 @@ def largest_difference(
     return max(differences, key=lambda pair: pair[0])
 
 
-def as_number(where: str, cell: str, expected: str = "a number") -> float:
-    """A csv cell as a float, of ASCII digits alone, unlike Python's; ``nan`` is one.
-
-    Raises:
-      DataError: The cell is no number; it is said to be found at ``where``.
-    """
+def _as_number(where: str, cell: str, expected: str = "a number") -> float:
+    """A csv cell as a float, of ASCII digits alone, unlike Python's; ``nan`` is one."""
     if _NUMBER.fullmatch(cell) is None:
         raise DataError(where, repr(cell), expected, "Correct or remove the line.")
     return float(cell)
 
 
-def _as_score(path: Path, line: int, cell: str) -> float:
-    where = f"{path}, line {line}"
-    value = as_number(where, cell, "a number; the official files have no header line")
+def _as_score(where: str, cell: str) -> float:
+    value = _as_number(where, cell, "a number; the official files have no header line")
     if not math.isfinite(value):
         remedy = "Look for a diverged model or an empty clip, and score again."
         raise DataError(where, f"the score {cell}", "a finite number", remedy)

@@ -14,10 +14,10 @@ import importlib.resources
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,8 +25,8 @@ from asdproto import __version__
 from asdproto.errors import counted, html_text
 from asdproto.files import write_output
 from asdproto.results import pictures
-from asdproto.results.pictures import Sound, Sounds
 from asdproto.results.run_folder import Run, ScoredClip, ScoredSystem, read_run, tables_of
+from asdproto.results.sounds import EXCERPT, Sound, Sounds, difference_in_words, excerpts, times_of
 from asdproto.results.tables import HEADLINE, TITLES, highest, number, percent
 from asdproto.scoring.metrics import AUC_METRICS, DECISION_METRICS
 from asdproto.scoring.thresholds import gamma_threshold
@@ -36,16 +36,8 @@ QUANTILES = (0.8, 0.9, 0.95, 0.99)
 _FEW = 10  # held-out clips below which a limit is a guess
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What a page says of one machine type.
-
-    Attributes:
-      machine_type: The machine type.
-      clips: Its scored recordings.
-      alarms: How many of them lie above the limit.
-      sentences: What that rests on, and what it means.
-    """
+class Verdict(NamedTuple):
+    """What a page says of one machine type: scored recordings, how many alarms, and sentences."""
 
     machine_type: str
     clips: list[ScoredClip]
@@ -53,8 +45,7 @@ class Verdict:
     sentences: list[str]
 
 
-@dataclass(frozen=True, slots=True)
-class ThresholdEffect:
+class ThresholdEffect(NamedTuple):
     """What a limit does to the recordings of a machine type.
 
     Attributes:
@@ -71,8 +62,7 @@ class ThresholdEffect:
     counts: dict[str, tuple[int, int]]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ShownClip:
+class ShownClip(NamedTuple):
     """A recording beside the nearest normal one.
 
     Attributes:
@@ -84,10 +74,10 @@ class ShownClip:
     """
 
     clip: ScoredClip
-    sounds: tuple[Sound | None, Sound | None]
-    difference: str
-    levels: tuple[float, float]
-    heard: list[tuple[float, bytes] | None]
+    sounds: tuple[Sound | None, Sound | None] = (None, None)
+    difference: str = ""
+    levels: tuple[float, float] = (0.0, 1.0)
+    heard: Sequence[tuple[float, bytes] | None] = (None, None)
 
 
 def write_report(workdir: str | os.PathLike, path: str | os.PathLike | None = None) -> Path:
@@ -100,6 +90,28 @@ def write_report(workdir: str | os.PathLike, path: str | os.PathLike | None = No
     page = Path(workdir) / "report.html" if path is None else Path(path)
     write_output(page, render(run, Sounds(run)))
     return page
+
+
+def write_scored_report(
+    path: Path, workdir: str | os.PathLike, name: str, clips: Sequence[ScoredClip]
+) -> None:
+    """Writes a page about recordings that one of a run's detectors has scored.
+
+    Args:
+      path: The page.
+      workdir: The run folder.
+      name: The detector.
+      clips: The recordings; their files are paths as they are.
+    """
+    run = read_run(workdir)
+    machines = {clip.machine_type for clip in clips}
+    held_out = run.systems[name].held_out
+    own = {machine: scores for machine, scores in held_out.items() if machine in machines}
+    system = ScoredSystem(list(clips), held_out=own)
+    shown = Run(
+        run.name, systems={name: system}, result=name, store=run.store, recordings=run.recordings
+    )
+    write_output(path, render(shown, Sounds(shown, from_files=True)))
 
 
 def render(run: Run, sounds: Sounds) -> str:
@@ -116,7 +128,7 @@ def render(run: Run, sounds: Sounds) -> str:
     )
     environment.filters.update(percent=percent, number=number, data_url=_data_url, share=_share)
     system = run.systems.get(run.result, ScoredSystem())
-    times, source = pictures.times_of(system.clips, sounds)
+    times, source = times_of(system.clips, sounds)
     evaluated = {name: one.figures for name, one in run.systems.items() if one.figures}
     shown = shown_clips(system, sounds)
     text = importlib.resources.files("asdproto.results").joinpath("page.html").read_text("utf-8")
@@ -132,7 +144,7 @@ def render(run: Run, sounds: Sounds) -> str:
         alarms=sum(clip.decision for clip in system.clips),
         times=dict(zip((clip.file for clip in system.clips), times, strict=False)),
         times_source=source,
-        rows=_rows(system.clips),
+        rows=sorted(system.clips, key=lambda c: (-c.decision, c.threshold - c.score, c.file)),
         effects=threshold_effects(system),
         evaluated=evaluated,
         tables={name: tables_of(run.systems[name].clips) for name in evaluated},
@@ -142,6 +154,7 @@ def render(run: Run, sounds: Sounds) -> str:
         headline=list(HEADLINE),
         auc_metrics=AUC_METRICS,
         decision_metrics=DECISION_METRICS,
+        excerpt=EXCERPT,
         pictures=pictures,
     )
 
@@ -202,16 +215,27 @@ def shown_clips(system: ScoredSystem, sounds: Sounds) -> list[ShownClip]:
     alarms = [clip for clip in system.clips if clip.decision]
     count = MOST_SHOWN if alarms else 3
     shown = []
-    for clip in pictures.most_anomalous(alarms or system.clips, count):
+    for clip in most_anomalous(alarms or system.clips, count):
         sound = sounds.sound(clip.file)
         if sound is None:
-            shown.append(ShownClip(clip, (None, None), "", (0.0, 1.0), [None, None]))
+            shown.append(ShownClip(clip))
             continue
         normal = sounds.nearest_normal(sound, (clip.machine_type, clip.section))
-        difference = "" if normal is None else pictures.difference_in_words(sound, normal)
-        levels, heard = pictures.levels_of(sound, normal), pictures.excerpts(sound, normal)
+        difference = "" if normal is None else difference_in_words(sound, normal)
+        levels, heard = pictures.levels_of(sound, normal), excerpts(sound, normal)
         shown.append(ShownClip(clip, (sound, normal), difference, levels, heard))
     return shown
+
+
+def most_anomalous(clips: Sequence[ScoredClip], count: int) -> list[ScoredClip]:
+    """The highest scores, of machine types in turn, as they do not compare; by machine type."""
+    ranks: Counter[str] = Counter()
+    ranked = []
+    for clip in sorted(clips, key=lambda clip: (-clip.score, clip.file)):
+        ranked.append((ranks[clip.machine_type], clip.machine_type, clip))
+        ranks[clip.machine_type] += 1
+    chosen = sorted(ranked, key=lambda item: item[:2])[:count]
+    return [clip for _, _, clip in sorted(chosen, key=lambda item: (item[1], item[0]))]
 
 
 def _notes(run: Run, shown: Sequence[ShownClip]) -> list[str]:
@@ -233,15 +257,6 @@ def _notes(run: Run, shown: Sequence[ShownClip]) -> list[str]:
             f"{odd[0].file}: {odd[0].note}."
         )
     return list(dict.fromkeys(notes))
-
-
-def _rows(clips: Sequence[ScoredClip]) -> list[tuple[ScoredClip, str]]:
-    """Clips for the table, highest share of normal scores below first, and their nearest class."""
-    ordered = sorted(clips, key=lambda c: (-c.decision, -(c.score - c.threshold), c.file))
-    return [
-        (clip, clip.nearest_class.removeprefix(f"{clip.machine_type} {clip.section}").strip())
-        for clip in ordered
-    ]
 
 
 def _share(pair: tuple[int, int], noun: str = "") -> str:

@@ -36,10 +36,12 @@ from asdproto.data.store import FeatureStore, open_store
 from asdproto.errors import DataError, plain_cell, quoted, some, spreadsheet_cell
 from asdproto.files import (
     check_manifest,
+    checked,
     csv_text,
-    json_checksum,
     json_text,
     read_arrays,
+    read_bytes,
+    read_checked,
     read_json,
     write_atomically,
     write_json,
@@ -109,6 +111,11 @@ class ScoredClip:
         """As :class:`asdproto.data.dcase.Clip` calls the file."""
         return self.file
 
+    @property
+    def class_in_section(self) -> str:
+        """Nearest attribute class without the machine type and section that it begins with."""
+        return self.nearest_class.removeprefix(f"{self.machine_type} {self.section}").strip()
+
 
 COLUMNS = tuple(column.name for column in dataclasses.fields(ScoredClip))
 _NUMBERS = ("score", "percentile", "threshold")
@@ -156,10 +163,6 @@ def write_scores(folder: str | os.PathLike, rows: Sequence[ScoredClip]) -> dict[
 
     Killed half way, it leaves no ``results.json``, and :func:`read_scores` refuses the folder.
 
-    Args:
-      folder: ``RUN/scores/NAME``; made where it does not exist.
-      rows: The test clips, in the order of the collection.
-
     Returns:
       The figures of :func:`asdproto.scoring.metrics.evaluate`; None where a clip's state is not
       known, or there is no clip.
@@ -195,11 +198,8 @@ def read_scores(folder: str | os.PathLike) -> list[ScoredClip]:
       DataError: The file is missing, unfinished or not the one that was written.
     """
     path = Path(folder) / SCORES
-    saved = _read_json(path.with_name(RESULTS)).get("scores")
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(path, str(error.strerror), "scores of clips", AGAIN) from None
+    saved = _read_nan(path.with_name(RESULTS)).get("scores")
+    content = read_bytes(path, "scores of clips", AGAIN)
     if zlib.crc32(content) != saved:
         raise DataError(path, "other scores than were saved", "what its checksum says", AGAIN)
     header, *rows = csv.reader(io.StringIO(content.decode(), newline=""))
@@ -214,15 +214,12 @@ def read_scores(folder: str | os.PathLike) -> list[ScoredClip]:
 
 
 def read_figures(path: str | os.PathLike) -> dict[str, Any]:
-    """Reads a detector's ``results.json``; an undefined figure is nan.
-
-    Returns:
-      As :func:`asdproto.scoring.metrics.evaluate` gives them; empty without labels.
+    """The figures in a detector's ``results.json``, undefined ones nan; empty without labels.
 
     Raises:
       DataError: The file is missing, damaged, or of another shape.
     """
-    figures = _read_json(Path(path))
+    figures = _read_nan(Path(path))
     figures.pop("scores", None)
     if figures:
         _check_systems(Path(path), {"": figures})
@@ -242,10 +239,8 @@ def tables_of(rows: Sequence[ScoredClip]) -> list[SectionScores]:
 
 def write_config(run: str | os.PathLike, config: Mapping[str, Any]) -> None:
     """Writes ``config.json``, with a checksum of all but ``features`` and ``data``."""
-    path = Path(run) / CONFIG
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fixed = {name: value for name, value in config.items() if name not in _MOVABLE}
-    write_json(path, {**config, "checksum": json_checksum(fixed)})
+    Path(run).mkdir(parents=True, exist_ok=True)
+    write_json(Path(run) / CONFIG, checked(config, _MOVABLE))
 
 
 def read_config(run: str | os.PathLike) -> dict[str, Any]:
@@ -256,11 +251,7 @@ def read_config(run: str | os.PathLike) -> dict[str, Any]:
         ``features`` and ``data``.
     """
     path = _newest(Path(run), CONFIG)
-    config = read_json(path, remedy=AGAIN)
-    saved = config.pop("checksum", None)
-    fixed = {name: value for name, value in config.items() if name not in _MOVABLE}
-    if saved != json_checksum(fixed):
-        raise DataError(path, "other settings than were saved", "what its checksum says", AGAIN)
+    config = read_checked(path, _MOVABLE, remedy=AGAIN)
     for name, kinds in _CONFIG_FIELDS.items():
         value = config.setdefault(name, kinds[-1]())
         texts = value if name in ("names", "machines") and isinstance(value, list) else ()
@@ -301,7 +292,7 @@ def read_results(run: str | os.PathLike) -> dict[str, Any]:
         detectors than are there.
     """
     path = _newest(Path(run), RESULTS)
-    results = _read_json(path)
+    results = _read_nan(path)
     _check_systems(path, results.get("systems"))
     whose = results.pop("of", {})
     if not isinstance(whose, dict):
@@ -348,14 +339,12 @@ def write_figures(path: str | os.PathLike, figures: Mapping[str, Any]) -> None:
 def figures_text(figures: Mapping[str, Any]) -> str:
     """Nested figures as json, with a checksum; an undefined one (nan) becomes ``null``."""
     plain = _map_leaves(figures, lambda x: None if isinstance(x, float) and math.isnan(x) else x)
-    return json_text({**plain, "checksum": json_checksum(plain)})
+    return json_text(checked(plain))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_nan(path: Path) -> dict[str, Any]:
     """What :func:`write_figures` wrote; ``null`` becomes nan."""
-    content = read_json(path, remedy=AGAIN)
-    if content.pop("checksum", None) != json_checksum(content):
-        raise DataError(path, "other figures than were saved", "what its checksum says", AGAIN)
+    content = read_checked(path, remedy=AGAIN)
     return _map_leaves(content, lambda leaf: math.nan if leaf is None else leaf)
 
 
@@ -383,13 +372,7 @@ def _map_leaves(value: Any, function: Callable[[Any], Any]) -> Any:
 
 @dataclass(slots=True)
 class ScoredSystem:
-    """What a run holds of one detector.
-
-    Attributes:
-      clips: Its test clips.
-      figures: As :func:`asdproto.scoring.metrics.evaluate` gives them; empty without labels.
-      held_out: Held-out scores of the training clips by machine type, float64.
-    """
+    """What a run holds of a detector: test clips, figures, held-out scores by machine type."""
 
     clips: list[ScoredClip] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
@@ -422,10 +405,7 @@ class Run:
 
 
 def read_run(run: str | os.PathLike) -> Run:
-    """Reads a run folder.
-
-    Whatever is missing or damaged is left out and noted, so that a run can be looked at while it
-    trains.
+    """Reads a run folder, also while it trains: what is missing or damaged is left out and noted.
 
     Raises:
       DataError: The folder does not exist or holds nothing of a run that can be read.
@@ -504,10 +484,8 @@ def _folder(workdir: Path, config: Mapping[str, Any], name: str) -> Path:
 
 def _read_training(path: Path, notes: list[str]) -> dict[str, list[dict[str, Any]]]:
     """Rows by stage; where a resumed run wrote an epoch twice, the later row holds."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError as error:
-        raise DataError(path, str(error.strerror), "lines of metrics", "Check the file.") from None
+    content = read_bytes(path, "lines of metrics", "Check the file.")
+    lines = content.decode(errors="replace").splitlines()
     rows: dict[str, dict[tuple[float, float], dict[str, Any]]] = {}
     bad = []
     for index, line in enumerate(lines, 1):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from asdproto.errors import printable
 from asdproto.scoring.metrics import AUC_METRICS
@@ -12,6 +12,7 @@ from asdproto.scoring.metrics import AUC_METRICS
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
 TITLES = {
     "source_auc": "source AUC",
@@ -85,74 +86,64 @@ def print_table(results: Mapping[str, Any], *, console: Console | None = None) -
 
     console = console or Console()
     systems = results.get("systems", {"": results})
-    table = _table("system" if len(systems) > 1 or "" not in systems else "")
-    for name in HEADLINE:
-        table.add_column(TITLES[name], justify="right", no_wrap=True)
-    best = [highest([figures.get(name) for figures in systems.values()]) for name in HEADLINE]
-    for row, (system, figures) in enumerate(systems.items()):
-        cells = [
-            Text(percent(figures.get(name)), style="bold" if row in marked else "")
-            for name, marked in zip(HEADLINE, best, strict=True)
-        ]
-        table.add_row(Text(printable(system) or "all machine types"), *cells)
+    table = _table("system" if len(systems) > 1 or "" not in systems else "", HEADLINE)
+    columns = [_texts([figures.get(name) for figures in systems.values()]) for name in HEADLINE]
+    for name, cells in zip(systems, zip(*columns, strict=True), strict=True):
+        table.add_row(Text(printable(name) or "all machine types"), *cells)
     console.print(table)
     if len(systems) == 1:
-        print_sections(next(iter(systems.values())), console=console)
+        console.print(_section_table(next(iter(systems.values()))))
         return
-    systems = {name: figures for name, figures in systems.items() if figures.get("machines")}
-    machines = list(dict.fromkeys(m for figures in systems.values() for m in figures["machines"]))
-    if not systems:
-        return
-    table = _table("machine type")
-    for system in systems:
-        table.add_column(Text(printable(system)), justify="right", overflow="fold")
-    for machine in machines:
-        row_figures = [
-            figures["machines"].get(machine, {}).get("overall") for figures in systems.values()
-        ]
-        marked = highest(row_figures)
-        cells = [
-            Text(percent(figure), style="bold" if column in marked else "")
-            for column, figure in enumerate(row_figures)
-        ]
-        table.add_row(Text(printable(machine)), *cells)
-    console.print(table)
+    by_machine = {
+        name: figures["machines"] for name, figures in systems.items() if figures.get("machines")
+    }
+    if by_machine:
+        table = _table("machine type")
+        for name in by_machine:
+            table.add_column(Text(printable(name)), justify="right", overflow="fold")
+        for machine in dict.fromkeys(name for own in by_machine.values() for name in own):
+            overall = [own.get(machine, {}).get("overall") for own in by_machine.values()]
+            table.add_row(Text(printable(machine)), *_texts(overall))
+        console.print(table)
 
 
-def print_sections(results: Mapping[str, Any], *, console: Console | None = None) -> None:
-    """Prints one system's figures, in percent, for every machine type and section."""
-    from rich.console import Console
+def _texts(figures: list[Any]) -> list[Text]:
+    """Figures that are compared, in percent; the highest are bold."""
     from rich.text import Text
 
-    table = _table("machine type")
-    table.add_column("section", no_wrap=True)
-    for name in HEADLINE:
-        table.add_column(TITLES[name], justify="right", no_wrap=True)
-    for machine, figures in results.get("machines", {}).items():
-        sections = list(figures["sections"].items())
-        for position, (section, values) in enumerate(sections):
+    best = highest(figures)
+    return [
+        Text(percent(figure), style="bold" if position in best else "")
+        for position, figure in enumerate(figures)
+    ]
+
+
+def _section_table(figures: Mapping[str, Any]) -> Table:
+    """One system's figures, in percent, for every machine type and section."""
+    from rich.text import Text
+
+    table = _table("machine type", ("section", *HEADLINE))
+    for machine, own in figures.get("machines", {}).items():
+        for position, (section, values) in enumerate(own["sections"].items()):
             cells = [percent(values[name]) for name in AUC_METRICS]
-            alone = percent(figures["overall"]) if len(sections) == 1 else ""
-            table.add_row(
-                Text("" if position else printable(machine)),
-                Text(printable(section)),
-                *cells,
-                alone,
-            )
-        if len(sections) > 1:
-            table.add_row(
-                "",
-                Text("harmonic mean", style="dim"),
-                *(Text(percent(figures[name]), style="bold") for name in HEADLINE),
-            )
+            alone = percent(own["overall"]) if len(own["sections"]) == 1 else ""
+            names = "" if position else printable(machine), printable(section)
+            table.add_row(*map(Text, names), *cells, alone)
+        if len(own["sections"]) > 1:
+            means = [Text(percent(own[name]), style="bold") for name in HEADLINE]
+            table.add_row("", Text("harmonic mean", style="dim"), *means)
         table.add_section()
-    (console or Console()).print(table)
+    return table
 
 
-def _table(first: str) -> Table:
+def _table(first: str, others: Sequence[str] = ()) -> Table:
+    """A table whose first column wraps; the others, which hold figures, are never cut."""
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column(first, overflow="fold")  # a long name wraps before a figure is cut
+    table.add_column(first, overflow="fold")
+    for name in others:
+        justify: Literal["left", "right"] = "left" if name == "section" else "right"
+        table.add_column(TITLES.get(name, name), justify=justify, no_wrap=True)
     return table

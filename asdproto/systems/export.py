@@ -1,4 +1,4 @@
-"""A trained prototype detector as one file that jax alone can run.
+"""A trained prototype detector as four files that jax alone can run.
 
 ::
 

@@ -17,7 +17,7 @@ from asdproto.data.collection import read_collection
 from asdproto.data.extract import build_store
 from asdproto.data.problems import CollectionError
 from asdproto.data.store import open_store
-from asdproto.errors import DataError, StoreError
+from asdproto.errors import DataError
 from asdproto.features import FeatureSettings, file_features
 from asdproto.files import locked
 
@@ -80,7 +80,7 @@ def test_a_finished_store_of_something_else_is_refused(tmp_path):
     build(made, tmp_path / "store")
 
     def refused(words, made=made, settings=SETTINGS, **more):
-        with pytest.raises(StoreError, match=words) as caught:
+        with pytest.raises(DataError, match=words) as caught:
             build(made, tmp_path / "store", settings, **more)
         assert "Choose another folder, or delete this one" in caught.value.remedy
 
@@ -109,18 +109,18 @@ def test_recordings_that_cannot_be_used_are_all_named_or_left_out(tmp_path):
     with pytest.raises(CollectionError, match="3 faults:") as caught:
         build(made, tmp_path / "store")
     assert [error.file for error in caught.value.errors] == bad
-    with pytest.raises(StoreError, match="has not ended"):
+    with pytest.raises(DataError, match="has not ended"):
         open_store(tmp_path / "store")
     with pytest.warns(UserWarning, match="3 faults left out"):
         store = build(made, tmp_path / "store", on_error="skip")
     assert [entry["file"] for entry in store.manifest["skipped"]] == bad
     assert len(store) == 5
     assert build(made, tmp_path / "store", on_error="skip").clips == store.clips
-    with pytest.raises(StoreError, match="3 faults left out"):
+    with pytest.raises(DataError, match="3 faults left out"):
         build(made, tmp_path / "store")
     # One of them is repaired.
     paths[0].write_bytes(whole)
-    with pytest.raises(StoreError, match="recordings left out that changed since"):
+    with pytest.raises(DataError, match="recordings left out that changed since"):
         build(read_collection(made.root), tmp_path / "store", on_error="skip")
 
 
@@ -190,15 +190,15 @@ def test_folders_and_arguments_that_are_refused(tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/thesis.txt").touch()
     store = tmp_path / "store"
-    with pytest.raises(StoreError, match=r"other things in it \(thesis.txt\)"):
+    with pytest.raises(DataError, match=r"other things in it \(thesis.txt\)"):
         build(made, tmp_path / "full")
-    with pytest.raises(StoreError, match="found a file"):
+    with pytest.raises(DataError, match="found a file"):
         build(made, tmp_path / "full/thesis.txt")
     with pytest.raises(ValueError, match="workers must be at least 1, found 0"):
         build(made, store, workers=0)
     with pytest.raises(ValueError, match="on_error must be 'stop' or 'skip', found 'ignore'"):
         build(made, store, on_error="ignore")
-    with pytest.raises(StoreError, match="'int8'"):
+    with pytest.raises(DataError, match="'int8'"):
         build(made, store, dtype="int8")
     with pytest.raises(ValueError, match="mel filters are narrower"):
         build(made, store, FeatureSettings(n_mels=600))

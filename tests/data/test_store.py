@@ -11,7 +11,7 @@ import pytest
 from asdproto.audio_info import AudioInfo
 from asdproto.data.dcase import Clip
 from asdproto.data.store import Row, open_store, overlong, save_store, write_store
-from asdproto.errors import StoreError
+from asdproto.errors import DataError
 from asdproto.features import FeatureSettings
 from asdproto.files import checksum
 
@@ -84,14 +84,14 @@ def test_what_recordings_were_is_kept(tmp_path):
     ],
 )
 def test_what_cannot_be_stored_is_refused(tmp_path, features, number, more, words):
-    with pytest.raises(StoreError, match=words):
+    with pytest.raises(DataError, match=words):
         write_store(tmp_path / "s", features, clips(number), settings={}, **more)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").touch()
-    with pytest.raises(StoreError, match="something there already"):
+    with pytest.raises(DataError, match="something there already"):
         write_store(tmp_path, arrays(), clips(3), settings={})
     assert os.listdir(tmp_path) == ["thesis.txt"]
 
@@ -114,7 +114,7 @@ def test_other_settings_are_refused_and_the_difference_named(tmp_path):
     settings = FeatureSettings(n_mels=8)
     write_store(tmp_path / "s", arrays(), clips(3), settings=settings)
     assert open_store(tmp_path / "s", expect=settings).settings["n_mels"] == 8
-    with pytest.raises(StoreError, match="n_mels is 8 in the store, 128 asked for") as caught:
+    with pytest.raises(DataError, match="n_mels is 8 in the store, 128 asked for") as caught:
         open_store(tmp_path / "s", expect=FeatureSettings())
     assert "scale" not in caught.value.found
 
@@ -124,7 +124,7 @@ def test_verification_names_the_damaged_clip(tmp_path):
     with open(tmp_path / "s/features.npy", "r+b") as stream:
         stream.seek(-9 * 8 * 2 + 5, os.SEEK_END)  # in the first frame of the last clip
         stream.write(b"\x55")
-    with pytest.raises(StoreError, match=r"1 of 3 clips \(fan/train/2\.wav\)"):
+    with pytest.raises(DataError, match=r"1 of 3 clips \(fan/train/2\.wav\)"):
         open_store(tmp_path / "s")
     assert len(open_store(tmp_path / "s", verify=False)) == 3
 
@@ -163,7 +163,7 @@ def test_damage_is_named_in_one_line_with_its_file(tmp_path, name, damage, words
         os.mkfifo(file)  # reading it would wait for a writer
     elif damage is not None:
         file.write_bytes(damage(content))
-    with pytest.raises(StoreError, match=words) as caught:
+    with pytest.raises(DataError, match=words) as caught:
         open_store(tmp_path / "s")
     assert len(str(caught.value).splitlines()) == 1
     assert name in str(caught.value) or damage is None
@@ -172,7 +172,7 @@ def test_damage_is_named_in_one_line_with_its_file(tmp_path, name, damage, words
 def test_a_store_of_another_format_and_no_store(tmp_path):
     store = write_store(tmp_path / "s", arrays(), clips(3), settings={})
     other = dataclasses.replace(store, root=tmp_path / "other")
-    with pytest.raises(StoreError, match="found nothing; expected a feature store"):
+    with pytest.raises(DataError, match="found nothing; expected a feature store"):
         open_store(other.root)
 
 

@@ -199,7 +199,7 @@ def test_score_folders_are_checked(tmp_path):
     good.unlink()
     (tmp_path / SCORE).unlink()
     os.mkfifo(tmp_path / SCORE)
-    with pytest.raises(DataError, match="no regular file"):
+    with pytest.raises(DataError, match="found a folder, pipe, socket or device"):
         official.read_official(tmp_path)
 
 

@@ -75,7 +75,7 @@ def test_every_flipped_bit_is_noticed(tmp_path):
         (tmp_path / "run" / "config.json", lambda: run_folder.read_config(tmp_path / "run")),
     ):
         before = read()
-        for position in _flips(path, 120):
+        for position in _flips(path, 60):
             # Blanks between the fields of json are all that may change.
             with contextlib.suppress(DataError):
                 assert read() == before, position

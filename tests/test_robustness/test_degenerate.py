@@ -16,6 +16,7 @@ from asdproto.errors import DataError
 from asdproto.features import FeatureSettings
 from asdproto.results.run_folder import SCORES, read_figures, read_scores
 from asdproto.results.tables import print_table
+from asdproto.scoring.metrics import harmonic_mean
 from asdproto.systems.detector import EqualEmbeddingsWarning
 from asdproto.systems.prototype import EncoderConfig, PrototypeSystem, ScoreConfig
 from asdproto.systems.run import train_run, train_yardsticks
@@ -108,54 +109,41 @@ def said(caught, category=UserWarning):
     return "\n".join(str(one.message) for one in caught if issubclass(one.category, category))
 
 
-def test_a_class_with_one_clip(tmp_path):
-    clips = [*train_clips(), *train_clips(section="01", classes=1, of=1), *scored_clips()]
-    figures, _, _ = run(tmp_path, [*clips, *scored_clips("01")])
-    assert all(0 <= one["overall"] <= 1 for one in figures.values())
-
-
-def test_a_section_with_one_class(tmp_path):
-    clips = [*train_clips(), *train_clips("01", domains=("source",), classes=1)]
-    figures, _, _ = run(tmp_path, [*clips, *scored_clips(), *scored_clips("01")])
-    assert all(0 <= one["overall"] <= 1 for one in figures.values())
-
-
 def test_one_class_altogether(tmp_path):
     clips = train_clips(domains=("source",), classes=1, of=6) + scored_clips()
     with pytest.raises(DataError, match=r"found 1 attribute class among 6 clips; expected at le"):
         run(tmp_path, clips)
 
 
-def test_a_section_without_target_clips(tmp_path):
-    clips = [*train_clips(), *train_clips("01", domains=("source",))]
-    figures, caught, _ = run(
-        tmp_path, [*clips, *scored_clips(), *scored_clips("01", domains=("source",))]
-    )
+def test_sections_of_one_clip_one_class_and_one_domain(tmp_path):
+    """All in one collection: scored, and what is undefined is named and in no mean."""
+    clips = [
+        *train_clips(),
+        *train_clips("01", classes=1, of=1),
+        *train_clips("02", domains=("source",), classes=1),
+        *(clip for section in ("00", "01") for clip in scored_clips(section)),
+        *scored_clips("02", domains=("source",)),
+    ]
+    figures, caught, _ = run(tmp_path, clips)
     assert "undefined figures are left out of the means" in said(caught)
-    assert "fan section 01" in said(caught)
+    assert "fan section 02" in said(caught)
     for one in figures.values():
         assert 0 <= one["overall"] <= 1
         sections = one["machines"]["fan"]["sections"]
-        assert one["target_auc"] == pytest.approx(sections["00"]["target_auc"], abs=1e-9)
-        assert math.isnan(sections["01"]["target_auc"])
-        assert any("section 01" in text for text in one["undefined"])
+        defined = [sections[section]["target_auc"] for section in ("00", "01")]
+        assert one["target_auc"] == pytest.approx(harmonic_mean(defined), abs=1e-9)
+        assert math.isnan(sections["02"]["target_auc"])
+        assert any("section 02" in text for text in one["undefined"])
 
 
-def test_no_anomalies_in_one_section_and_in_all(tmp_path, capsys):
-    normal = {"states": ("normal",)}
-    clips = [*train_clips(), *train_clips("01"), *scored_clips(), *scored_clips("01", **normal)]
-    figures, caught, _ = run(tmp_path / "one", clips)
-    assert "section 01" in said(caught)
-    for one in figures.values():
-        sections = one["machines"]["fan"]["sections"]
-        assert one["pauc"] == pytest.approx(sections["00"]["pauc"], abs=1e-9)
-    clips = [*train_clips(), *scored_clips(**normal)]
-    figures, caught, scores = run(tmp_path / "all", clips)
+def test_no_anomalies(tmp_path, capsys):
+    clips = [*train_clips(), *scored_clips(states=("normal",))]
+    figures, caught, scores = run(tmp_path, clips)
     assert "undefined figures are left out of the means" in said(caught)
-    assert len(scores["finetune"]) == len(scored_clips(**normal))
+    assert len(scores["finetune"]) == 4
     assert math.isnan(figures["finetune"]["overall"])
     # Written as null and shown as a dash, not as a number.
-    path = tmp_path / "all" / "run" / "scores" / "finetune" / "results.json"
+    path = tmp_path / "run" / "scores" / "finetune" / "results.json"
     assert json.loads(path.read_text())["overall"] is None
     assert math.isnan(read_figures(path)["overall"])
     print_table({"systems": figures})
