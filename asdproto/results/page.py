@@ -14,6 +14,7 @@ import importlib.resources
 import json
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -107,7 +108,7 @@ def write_scored_report(
     machines = {clip.machine_type for clip in clips}
     held_out = run.systems[name].held_out
     own = {machine: scores for machine, scores in held_out.items() if machine in machines}
-    system = ScoredSystem(list(clips), held_out=own)
+    system = ScoredSystem(sorted(clips, key=lambda clip: clip.file), held_out=own)
     shown = Run(
         run.name, systems={name: system}, result=name, store=run.store, recordings=run.recordings
     )
@@ -126,7 +127,14 @@ def render(run: Run, sounds: Sounds) -> str:
     environment = jinja2.Environment(
         autoescape=True, finalize=escaped, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(percent=percent, number=number, data_url=_data_url, share=_share)
+
+    def breakable(name: str) -> Any:
+        """A name that lines may break where its parts end."""
+        return markupsafe.Markup(re.sub(r"([/_])", r"\1<wbr>", html_text(name)))
+
+    environment.filters.update(
+        percent=percent, number=number, data_url=_data_url, share=_share, breakable=breakable
+    )
     system = run.systems.get(run.result, ScoredSystem())
     times, source = times_of(system.clips, sounds)
     evaluated = {name: one.figures for name, one in run.systems.items() if one.figures}
