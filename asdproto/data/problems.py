@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from asdproto.data.dcase import Clip
-from asdproto.errors import DataError, counted, describe, some
+from asdproto.errors import DataError, counted, describe, printable, some
 
 ERROR, NOTICE = "error", "notice"
 _MOST_LISTED = 200  # lines of an error
@@ -87,9 +87,11 @@ class CollectionError(DataError):
         lines = listed(self.errors)
         if len(lines) > _MOST_LISTED:
             lines[_MOST_LISTED:] = [f"and {len(lines) - _MOST_LISTED} more"]
-        found = "\n  ".join([f"{counted(len(self.errors), 'fault')}:", *lines])
+        found, expected = counted(len(self.errors), "fault"), "a collection without"
         remedy = "Repair them, or leave them out: --on-error skip ('skip' in Python)."
-        super().__init__(path, f"{found}\n", "a collection without", remedy)
+        super().__init__(path, found, expected, remedy)
+        said = "\n  ".join([f"{printable(self.file)}: found {found}:", *lines])
+        self.args = (f"{said}\n; expected {expected}. {remedy}",)
 
 
 def section_name(clip: Clip) -> str:

@@ -141,7 +141,7 @@ def test_a_detector_is_its_own_files_or_none(finished, tmp_path):
         (folder / name).write_bytes(saved)
     saved = (folder / "detector.json").read_text()
     (folder / "detector.json").write_text(saved.replace('"width": 4', '"width": 8'))
-    with pytest.raises(DataError, match="manifest that was changed"):
+    with pytest.raises(DataError, match="other content than was saved"):
         Detector.load(copy)
 
 
