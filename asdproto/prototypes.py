@@ -2,7 +2,7 @@
 
 Everything is a pure function of arrays and an explicit key, safe under jit, vmap, grad and pmap.
 Means are kept as sums and counts until the last moment, because sums of parts add up: over batches
-of a loop, and over devices with one ``psum``.
+of a loop, and over devices with one ``psum``. A ValueError names the shapes that do not fit.
 
 References:
   Zeng et al., Robust Prototype Learning for Anomalous Sound Detection, 2023.
@@ -13,29 +13,18 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from asdproto.losses.numerics import accumulator, expand, keep, own_class, replicated, take_rows
-
-__all__ = [
-    "class_means",
-    "class_prototypes",
-    "class_sums",
-    "l2_normalize",
-    "leave_one_out_prototypes",
-    "mix_negatives",
-    "sample_mix",
-    "sub_prototypes",
-    "subset_mask",
-]
-
-
-def _check_examples(embeddings: jax.Array, labels: jax.Array) -> None:
-    if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1]:
-        raise ValueError(
-            "embeddings must have shape [examples, dim] and labels shape [examples]; found "
-            f"embeddings {embeddings.shape} and labels {labels.shape}"
-        )
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise ValueError(f"labels must be integers, found {labels.dtype}")
+from asdproto.losses.numerics import (
+    accumulator,
+    as_labels,
+    as_mask,
+    as_pairs,
+    as_rows,
+    expand,
+    keep,
+    own_class,
+    replicated,
+    take_rows,
+)
 
 
 def l2_normalize(x: ArrayLike, axis: int = -1, eps: float = 1e-12) -> jax.Array:
@@ -50,7 +39,6 @@ def l2_normalize(x: ArrayLike, axis: int = -1, eps: float = 1e-12) -> jax.Array:
       Same shape and dtype as ``x``; lengths are computed in float32 or better.
 
     Examples:
-      >>> import jax.numpy as jnp
       >>> print(l2_normalize(jnp.array([[3.0, 4.0], [0.0, 0.0]])))
       [[0.6 0.8]
        [0.  0. ]]
@@ -94,28 +82,23 @@ def class_sums(
       Sums, shape ``[num_classes, dim]``, and counts (sums of weights), shape ``[num_classes]``;
       both float32 (float64 if the embeddings are).
 
-    Raises:
-      ValueError: Shapes do not fit; the message names both.
-
     Examples:
-      >>> import jax.numpy as jnp
       >>> sums, counts = class_sums(jnp.array([[1.0], [2.0], [4.0]]), jnp.array([0, 1, 0]), 3)
       >>> print(sums.ravel(), counts)
       [5. 2. 0.] [2. 1. 0.]
     """
-    embeddings, labels = jnp.asarray(embeddings), jnp.asarray(labels)
-    _check_examples(embeddings, labels)
+    embeddings = as_rows("embeddings", embeddings)
+    labels = as_labels(labels, embeddings)
     dtype = accumulator(embeddings)
     member = own_class(labels, num_classes).astype(dtype)
-    for name, factor in (("where", where), ("weights", weights)):
-        if factor is None:
-            continue
-        factor = jnp.asarray(factor)
-        if factor.shape != labels.shape:
-            raise ValueError(f"{name} has shape {factor.shape}, labels have {labels.shape}")
-        member = member * factor.astype(dtype)[:, None]
-    if where is not None:  # 0 * nan is nan: what is masked may hold anything
-        embeddings = keep(embeddings, jnp.asarray(where).astype(bool))
+    if weights is not None:
+        weights = jnp.asarray(weights)
+        if weights.shape != labels.shape:
+            raise ValueError(f"weights has shape {weights.shape}, labels have {labels.shape}")
+        member *= weights.astype(dtype)[:, None]
+    if where is not None:
+        where = as_mask("where", where, labels.shape)
+        member, embeddings = keep(member, where), keep(embeddings, where)
     member, embeddings = replicated(member), replicated(embeddings.astype(dtype))
     sums = jnp.einsum("nc,nd->cd", member, embeddings, precision=lax.Precision.HIGHEST)
     return sums, jnp.sum(member, axis=0)
@@ -134,14 +117,7 @@ def class_means(sums: ArrayLike, counts: ArrayLike) -> jax.Array:
       Unit vectors, shape ``[..., dim]``; a class without examples gives a zero vector (leave it
       out of a loss with ``class_where=counts > 0``).
 
-    Raises:
-      ValueError: Leading dimensions differ; the message names both shapes.
-
-    References:
-      Zeng et al., Robust Prototype Learning for Anomalous Sound Detection, 2023, Eq. 2.
-
     Examples:
-      >>> import jax.numpy as jnp
       >>> print(class_means(jnp.array([[6.0, 8.0], [0.0, 0.0]]), jnp.array([2.0, 0.0])))
       [[0.6 0.8]
        [0.  0. ]]
@@ -169,23 +145,14 @@ def class_prototypes(
 ) -> tuple[jax.Array, jax.Array]:
     """Unit prototype of every class (Eq. 2), over all devices when ``axis_name`` is given.
 
-    Args:
-      embeddings: Floating, shape ``[examples, dim]``.
-      labels: Integer, shape ``[examples]``.
-      num_classes: Number of classes; static.
-      where: Boolean, shape ``[examples]``; excluded examples count nowhere.
-      weights: Floating, shape ``[examples]``.
-      axis_name: Mapped axis over which examples are spread; sums and counts are added over it.
+    Examples are spread over that mapped axis, which sums and counts are added over; further
+    arguments are those of :func:`class_sums`.
 
     Returns:
       Prototypes, shape ``[num_classes, dim]`` (zero vectors for absent classes), and counts, shape
       ``[num_classes]``.
 
-    Raises:
-      ValueError: Shapes do not fit; the message names both.
-
     Examples:
-      >>> import jax.numpy as jnp
       >>> prototypes, counts = class_prototypes(
       ...     jnp.array([[1.0, 0.0], [0.6, 0.8], [0.0, 2.0]]), jnp.array([0, 1, 1]), 3)
       >>> print(counts)
@@ -214,13 +181,9 @@ def leave_one_out_prototypes(
     Returns:
       Unit vectors, shape ``[examples, dim]``, and a boolean array, shape ``[examples]``, false for
       examples that are alone in their class (their vector is zero): pass it as ``where``.
-
-    Raises:
-      ValueError: Shapes do not fit; the message names both.
     """
-    embeddings, labels = jnp.asarray(embeddings), jnp.asarray(labels)
-    sums, counts = jnp.asarray(sums), jnp.asarray(counts)
-    _check_examples(embeddings, labels)
+    embeddings = as_rows("embeddings", embeddings)
+    labels, sums, counts = as_labels(labels, embeddings), jnp.asarray(sums), jnp.asarray(counts)
     if sums.shape != (counts.shape[0], embeddings.shape[1]):
         raise ValueError(
             f"sums must have shape [classes, dim] to fit counts {counts.shape} and embeddings "
@@ -240,7 +203,7 @@ def subset_mask(
     *,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """Draws a random share of every class: exactly ``max(1, ceil(ratio * size))`` members.
+    """Draws a random share of every class (section 3.1.1): ``max(1, ceil(ratio * size))`` members.
 
     One sort by (class, random number) ranks every member within its class, so the cost does not
     grow with the number of classes.
@@ -256,15 +219,7 @@ def subset_mask(
     Returns:
       Boolean, shape ``[examples]``; classes without examples have no member drawn.
 
-    Raises:
-      ValueError: Shapes do not fit; the message names both.
-
-    References:
-      Zeng et al., Robust Prototype Learning for Anomalous Sound Detection, 2023, section 3.1.1.
-
     Examples:
-      >>> import jax
-      >>> import jax.numpy as jnp
       >>> labels = jnp.repeat(jnp.arange(2), 8)
       >>> mask = subset_mask(jax.random.key(0), labels, 2, 0.25)
       >>> print(jnp.sum(mask[:8]), jnp.sum(mask[8:]))
@@ -277,10 +232,7 @@ def subset_mask(
         )
     counted = (labels >= 0) & (labels < num_classes)
     if where is not None:
-        where = jnp.asarray(where)
-        if where.shape != labels.shape:
-            raise ValueError(f"where has shape {where.shape}, labels have {labels.shape}")
-        counted &= where.astype(bool)
+        counted &= as_mask("where", where, labels.shape)
     labels, counted = replicated(labels), replicated(counted)
     examples = labels.shape[0]
     group = jnp.where(counted, labels, num_classes).astype(jnp.int32)
@@ -306,29 +258,16 @@ def sub_prototypes(
     where: ArrayLike | None = None,
     axis_name: str | None = None,
 ) -> jax.Array:
-    """Sub-prototypes of multiple-prototype expansion: Eq. 2 over subsets of every class.
+    """Sub-prototypes of multiple-prototype expansion (section 3.1.1): Eq. 2 of subsets of a class.
 
-    Args:
-      embeddings: Floating, shape ``[examples, dim]``.
-      labels: Integer, shape ``[examples]``.
-      masks: Boolean, shape ``[subsets, examples]``, one :func:`subset_mask` per sub-prototype.
-      num_classes: Number of classes; static.
-      where: Boolean, shape ``[examples]``; excluded examples count nowhere.
-      axis_name: Mapped axis over which examples are spread. Masks must then be slices of masks
-        drawn over the labels of all devices, or the share is one of each device's part.
+    Arguments are those of :func:`class_prototypes`, and masks, boolean ``[subsets, examples]``: one
+    :func:`subset_mask` per sub-prototype. With ``axis_name`` they must be slices of masks drawn
+    over the labels of all devices, or the share is one of each device's part.
 
     Returns:
       Unit vectors, shape ``[num_classes, subsets, dim]``; zero vectors for absent classes.
 
-    Raises:
-      ValueError: Shapes do not fit; the message names both.
-
-    References:
-      Zeng et al., Robust Prototype Learning for Anomalous Sound Detection, 2023, section 3.1.1.
-
     Examples:
-      >>> import jax
-      >>> import jax.numpy as jnp
       >>> embeddings = jax.random.normal(jax.random.key(0), (12, 5))
       >>> labels = jnp.arange(12) % 3
       >>> masks = jax.vmap(lambda k: subset_mask(k, labels, 3, 0.5))(
@@ -368,29 +307,17 @@ def mix_negatives(
       Shape ``[..., classes, dim]``. The losses never need this array: see
       :func:`asdproto.losses.negative_prototype_loss`.
 
-    Raises:
-      ValueError: Shapes do not fit; the message names them.
-
-    References:
-      Zeng et al., Robust Prototype Learning for Anomalous Sound Detection, 2023, Eq. 5.
-
     Examples:
-      >>> import jax.numpy as jnp
       >>> print(mix_negatives(jnp.array([1.0, 0.0]), jnp.array([[0.0, 1.0]]), jnp.array([0.25])))
       [[0.25 0.75]]
     """
-    anchor, prototypes, mix = jnp.asarray(anchor), jnp.asarray(prototypes), jnp.asarray(mix)
+    anchor, prototypes = jnp.asarray(anchor), jnp.asarray(prototypes)
     if anchor.shape[-1:] != prototypes.shape[-1:] or prototypes.ndim != 2:
         raise ValueError(
             "anchor must have shape [..., dim] and prototypes shape [classes, dim]; found anchor "
             f"{anchor.shape} and prototypes {prototypes.shape}"
         )
-    if mix.shape != (*anchor.shape[:-1], prototypes.shape[0]):
-        raise ValueError(
-            f"mix must have shape [..., classes] to fit anchor {anchor.shape} and prototypes "
-            f"{prototypes.shape}; found mix {mix.shape}"
-        )
-    mix = mix[..., None]
+    mix = as_pairs(mix, (*anchor.shape[:-1], prototypes.shape[0]))[..., None]
     mixed = mix * anchor[..., None, :] + (1 - mix) * expand(prototypes, mix.ndim)
     return l2_normalize(mixed) if normalize else mixed
 
@@ -398,7 +325,7 @@ def mix_negatives(
 def sample_mix(
     key: jax.Array, shape: tuple[int, ...], low: ArrayLike = 0.25, high: ArrayLike = 0.5
 ) -> jax.Array:
-    """Mixing coefficients of (anchor, negative) pairs, uniform in ``[low, high)``.
+    """Mixing coefficients of (anchor, negative) pairs (Table 3), uniform in ``[low, high)``.
 
     Under ``pmap`` and ``shard_map`` every device draws the same numbers from the same key. Where
     devices hold different anchors, fold the device into the key
@@ -414,11 +341,7 @@ def sample_mix(
     Returns:
       Float32 of the given shape.
 
-    References:
-      Zeng et al., Robust Prototype Learning for Anomalous Sound Detection, 2023, Table 3.
-
     Examples:
-      >>> import jax
       >>> sample_mix(jax.random.key(0), (4, 10)).shape
       (4, 10)
     """

@@ -2,7 +2,8 @@
 
 A plan says for every step of an epoch which clips form the batch and where each crop starts. It is
 drawn at once for the whole epoch, as a pure function of the key, so that a run resumed in the
-middle of an epoch, a loop on the host and a loop on the device all see the same batches.
+middle of an epoch, a loop on the host and a loop on the device all see the same batches. Of plans,
+``frames`` is int32 ``[clips]``, frames of each clip and no fewer than a crop; numbers are static.
 """
 
 from typing import NamedTuple
@@ -12,19 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
-
-__all__ = [
-    "ClassMembers",
-    "Plan",
-    "class_members",
-    "crop_starts",
-    "episode",
-    "epoch_permutation",
-    "plan_episodes",
-    "plan_permutation",
-    "plan_stacks",
-    "take_crops",
-]
 
 
 class Plan(NamedTuple):
@@ -101,7 +89,6 @@ def epoch_permutation(key: jax.Array, num_clips: int, batch_size: int) -> jax.Ar
       int32, shape ``[ceil(num_clips / batch_size), batch_size]``.
 
     Examples:
-      >>> import jax
       >>> print(sorted(epoch_permutation(jax.random.key(0), 4, 2).ravel().tolist()))
       [0, 1, 2, 3]
     """
@@ -128,9 +115,6 @@ def episode(
     Returns:
       Clips, int32, shape ``[num_ways, num_shots]``, and their classes, int32,
       shape ``[num_ways]``.
-
-    References:
-      Zeng et al., Robust Prototype Learning for Anomalous Sound Detection, 2023, section 3.1.2.
     """
     class_key, member_key = jax.random.split(key)
     counts, offsets = jnp.asarray(members.counts), jnp.asarray(members.offsets)
@@ -166,14 +150,7 @@ def crop_starts(key: jax.Array, frames: ArrayLike, crop: int) -> jax.Array:
 def plan_permutation(key: jax.Array, frames: ArrayLike, batch_size: int, crop: int) -> Plan:
     """Plan of an epoch of random batches: every clip once, each with a random crop.
 
-    Args:
-      key: Random key of the epoch.
-      frames: int32, shape ``[clips]``, frames of each clip.
-      batch_size: Clips per batch; static.
-      crop: Frames of a crop; static.
-
-    Returns:
-      Plan of ``ceil(clips / batch_size)`` steps.
+    It has ``ceil(clips / batch_size)`` steps.
     """
     frames = jnp.asarray(frames)
     order_key, crop_key = jax.random.split(key)
@@ -193,17 +170,7 @@ def plan_episodes(
 ) -> Plan:
     """Plan of an epoch of balanced episodes.
 
-    Args:
-      key: Random key of the epoch.
-      frames: int32, shape ``[clips]``, frames of each clip.
-      members: Index of clips by class.
-      steps: Episodes; static.
-      num_ways: N, classes per episode; static.
-      num_shots: K, clips per class; static.
-      crop: Frames of a crop; static.
-
-    Returns:
-      Plan of ``steps`` steps of ``num_ways * num_shots`` clips, the shots of a class adjacent.
+    It has ``steps`` steps of ``num_ways * num_shots`` clips, the shots of a class adjacent.
     """
     frames = jnp.asarray(frames)
     episode_key, crop_key = jax.random.split(key)
@@ -223,15 +190,8 @@ def plan_stacks(
 ) -> Plan:
     """Plan of an epoch of every crop of every clip once, in random order.
 
-    Args:
-      key: Random key of the epoch.
-      frames: int32, shape ``[clips]``, frames of each clip, at least ``crop``.
-      num_crops: Sum of ``frames - crop + 1``; static.
-      batch_size: Crops per batch; static.
-      crop: Frames of a crop; static.
-
-    Returns:
-      Plan of ``ceil(num_crops / batch_size)`` steps; the last is completed from the first.
+    ``num_crops`` is the sum of ``frames - crop + 1``. There are ``ceil(num_crops / batch_size)``
+    steps; the last is completed from the first.
     """
     ends = jnp.cumsum(jnp.asarray(frames) - crop + 1)
     number = epoch_permutation(key, num_crops, batch_size)

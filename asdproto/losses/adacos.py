@@ -26,24 +26,13 @@ MIN_SCALE = 1.0
 
 
 class AdaCosState(NamedTuple):
-    """What the adaptive losses carry from step to step.
-
-    Attributes:
-      scale: Float32 scalar, at least 1.
-    """
+    """What the adaptive losses carry from step to step: a float32 scalar, at least 1."""
 
     scale: jax.Array
 
 
 def adacos_init(num_classes: int, sub_clusters: int = 1) -> AdaCosState:
     r"""First state, and the scale of fixed AdaCos: :math:`\sqrt 2 \log(C S - 1)`, at least 1.
-
-    Args:
-      num_classes: Number of classes.
-      sub_clusters: Prototypes of each class.
-
-    Returns:
-      The state.
 
     References:
       Zhang et al., AdaCos: Adaptively Scaling Cosine Logits for Effectively Learning Deep Face
@@ -84,36 +73,19 @@ def adacos_loss(
     new scale is used at once, and has no gradient. It is never below 1, and stays what it was
     where the batch is empty or not finite. Examples that do not count do not move it.
 
-    Args:
-      embeddings: Floating, shape ``[..., dim]``, unit length.
-      prototypes: Floating, shape ``[classes, dim]``, unit length.
-      labels: Integer, shape ``[...]``.
-      state: From :func:`adacos_init` or the step before.
-      adaptive: Whether to renew the scale; if not, the given one is used and returned: fixed
-        AdaCos, and every evaluation.
-      axis_name: Mapped axis that examples are spread over; the scale is that of all of them.
-      **options: See :mod:`asdproto.losses`.
-
-    Returns:
-      Loss per example, shape ``[...]``, and the new state.
+    The state is from :func:`adacos_init` or the step before, and the new one is returned beside the
+    loss. Without ``adaptive`` the scale is not renewed: fixed AdaCos, and every evaluation. Where
+    examples are spread over a mapped axis ``axis_name``, the scale is that of all of them.
 
     References:
-      Zhang et al., AdaCos: Adaptively Scaling Cosine Logits for Effectively Learning Deep Face
-      Representations, 2019.
+      Zhang et al., AdaCos, 2019.
 
     Examples:
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> z, prototypes, labels = jnp.eye(4)[:2], jnp.eye(4), jnp.array([0, 1])
-      >>> loss, state = adacos_loss(z, prototypes, labels, adacos_init(4))
-      >>> [f"{x:.3f}" for x in loss], f"{state.scale:.3f}"
-      (['0.693', '0.693'], '1.099')
-
-      The plain form, with the scale that came out:
-
-      >>> log_probability = jax.nn.log_softmax(state.scale * z @ prototypes.T)
-      >>> [f"{-log_probability[i, y]:.3f}" for i, y in enumerate(labels)]
-      ['0.693', '0.693']
+      >>> z, label = jnp.array([0.8, 0.6]), 0
+      >>> loss, state = adacos_loss(z, jnp.eye(2), label, adacos_init(9))
+      >>> scale = 2.94 * 0.6 / jnp.cos(jnp.arccos(0.8))  # the log of a single exponential
+      >>> print(f"{loss:.3f}, plainly {-jax.nn.log_softmax(scale * z)[label]:.3f}")
+      0.497, plainly 0.497
     """
     return _adaptive_softmax(
         dots, embeddings, prototypes, labels, state, adaptive, axis_name, **options
@@ -149,20 +121,12 @@ def sub_cluster_adacos_loss(
       2021.
 
     Examples:
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> z, labels, state = jnp.eye(4)[:2], jnp.array([0, 1]), adacos_init(2, 2)
+      >>> z, label, state = jnp.array([0.6, 0.8, 0.0, 0.0]), 0, adacos_init(2, 2)
       >>> prototypes = jnp.eye(4).reshape(2, 2, 4)
-      >>> loss, _ = sub_cluster_adacos_loss(z, prototypes, labels, state, adaptive=False)
-      >>> [f"{x:.3f}" for x in loss], f"{state.scale:.3f}"
-      (['0.299', '1.352'], '1.554')
-
-      The plain form:
-
-      >>> cosine = jnp.einsum("bd,cmd->bcm", z, prototypes)
-      >>> probability = jax.nn.softmax(state.scale * cosine, axis=(1, 2)).sum(axis=2)
-      >>> [f"{-jnp.log(probability[i, y]):.3f}" for i, y in enumerate(labels)]
-      ['0.299', '1.352']
+      >>> loss, _ = sub_cluster_adacos_loss(z, prototypes, label, state, adaptive=False)
+      >>> probability = jax.nn.softmax(state.scale * prototypes @ z, axis=(0, 1))[label].sum()
+      >>> print(f"{loss:.3f}, plainly {-jnp.log(probability):.3f}")
+      0.287, plainly 0.287
     """
     return _adaptive_softmax(
         functools.partial(dots, ndim=(3,)),
@@ -200,16 +164,14 @@ def adaproj_loss(
     a class's vectors among themselves.
 
     Arguments and results are those of :func:`adacos_loss`, with bases ``[classes, subspace_dim,
-    dim]`` in the place of prototypes: unit vectors, orthonormal within a class for a projection in
-    the strict sense (random ones in many dimensions nearly are).
+    dim]`` of unit vectors, orthonormal within a class for a projection in the strict sense (random
+    ones in many dimensions nearly are).
 
     References:
       Wilkinghoff, AdaProj: Adaptively Scaled Angular Margin Subspace Projections for Anomalous
       Sound Detection with Auxiliary Classification Tasks, 2024.
 
     Examples:
-      >>> import jax
-      >>> import jax.numpy as jnp
       >>> z, bases = jnp.array([0.6, 0.8, 0.0, 0.0]), jnp.eye(4).reshape(2, 2, 4)
       >>> loss, state = adaproj_loss(z, bases, 0, adacos_init(2), adaptive=False)
       >>> cosine = jnp.linalg.norm(bases @ z, axis=1)  # of orthonormal vectors

@@ -26,20 +26,13 @@ def prototypical_network_logits(
 ) -> jax.Array:
     r"""Negative squared distances, :math:`(-\lVert z - p_c \rVert^2 + \lVert z \rVert^2) / \tau`.
 
-    The embedding's own length, the same for all classes, is left out: no softmax sees it.
+    Of vectors of any length. The embedding's own length, the same for all classes, is left out: no
+    softmax sees it. In an episode the embeddings are the queries, and the prototypes are the plain
+    means of each class's support examples: ``sums / counts[:, None]`` of
+    :func:`asdproto.prototypes.class_sums`, not brought to unit length.
 
-    Args:
-      embeddings: Floating, shape ``[..., dim]``, any length.
-      prototypes: Floating, shape ``[classes, dim]``, any length.
-      temperature: Positive scalar.
-
-    Returns:
-      Shape ``[..., classes]``.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> print(prototypical_network_logits(jnp.array([0.0, 1.0]), jnp.eye(2)))
-      [-1.  1.]
+    References:
+      Snell et al., Prototypical Networks for Few-shot Learning, 2017, Eq. 2.
     """
     scores = dots(embeddings, prototypes)
     length2 = expand(squared_length(prototypes).astype(scores.dtype), scores.ndim)
@@ -54,25 +47,9 @@ def prototypical_network_loss(
     temperature: ArrayLike = 1.0,
     **options: Unpack[Options],
 ) -> jax.Array:
-    r"""Cross entropy of a softmax over negative squared distances (prototypical networks).
-
-    .. math::
-       L = -\log \frac{\exp(-\lVert z - p_y \rVert^2 / \tau)}
-                      {\sum_c \exp(-\lVert z - p_c \rVert^2 / \tau)}
-
-    In an episode the embeddings are the queries, and the prototypes are the plain means of each
-    class's support examples: ``sums / counts[:, None]`` of :func:`asdproto.prototypes.class_sums`,
-    not brought to unit length. The query's own length cancels and is left out.
-
-    Arguments are those of :func:`prototypical_network_logits`, and the options of
-    :mod:`asdproto.losses`; the loss is one number an example, shape ``[...]``.
-
-    References:
-      Snell et al., Prototypical Networks for Few-shot Learning, 2017, Eq. 2.
+    """Minus the log-softmax of :func:`prototypical_network_logits`.
 
     Examples:
-      >>> import jax
-      >>> import jax.numpy as jnp
       >>> z, prototypes = jnp.array([0.0, 1.0]), jnp.array([[0.0, 2.0], [1.0, 0.0]])
       >>> loss = prototypical_network_loss(z, prototypes, 0)
       >>> logits = -jnp.sum((z - prototypes) ** 2, axis=1)
@@ -98,31 +75,19 @@ def center_loss(
 
     .. math:: L = \tfrac{1}{2} \lVert z - p_y \rVert^2
 
-    It pulls only, and is used beside a loss that keeps classes apart. No softmax and so no
-    ``chunk_size``. The paper moves its centers by a rule of their own; here they are prototypes
-    like any other: learn them, compute them anew (:func:`asdproto.prototypes.class_prototypes`),
-    or hold them with ``stop_gradient``.
-
-    Args:
-      embeddings: Floating, shape ``[..., dim]``, any length.
-      prototypes: Floating, shape ``[classes, dim]``, any length.
-      labels: Integer, shape ``[...]``.
-      where: Boolean, shape ``[...]``.
-      class_where: Boolean, shape ``[classes]``; examples of excluded classes give 0.
-
-    Returns:
-      Loss per example, shape ``[...]``.
+    Of vectors of any length. It pulls only, and is used beside a loss that keeps classes apart. It
+    is no softmax, and has no ``chunk_size``. The paper moves its centers by a rule of their own;
+    here they are prototypes like any other: learn them, compute them anew
+    (:func:`asdproto.prototypes.class_prototypes`), or hold them with ``stop_gradient``.
 
     References:
       Wen et al., A Discriminative Feature Learning Approach for Deep Face Recognition, 2016.
 
     Examples:
-      >>> import jax.numpy as jnp
-      >>> z, prototypes, labels = jnp.array([[3.0, 4.0]]), jnp.zeros((2, 2)), jnp.array([1])
-      >>> print(center_loss(z, prototypes, labels))
-      [12.5]
-      >>> print(jnp.sum((z - prototypes[labels]) ** 2, axis=1) / 2)
-      [12.5]
+      >>> z, prototypes, label = jnp.array([3.0, 4.0]), jnp.zeros((2, 2)), 1
+      >>> loss = center_loss(z, prototypes, label)
+      >>> print(f"{loss}, plainly {jnp.sum((z - prototypes[label]) ** 2) / 2}")
+      12.5, plainly 12.5
     """
     embeddings, prototypes = as_float("embeddings", embeddings), as_float("prototypes", prototypes)
     check_vectors(embeddings, prototypes)

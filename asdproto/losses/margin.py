@@ -1,8 +1,9 @@
 """Softmax over learned prototypes with a margin on the own class.
 
-The margin losses read dot products as cosines: bring prototypes, and embeddings where a docstring
-says so, to unit length first, with :func:`asdproto.prototypes.l2_normalize`, which is the only part
-of these losses that is not here.
+Each equation is a ``_logits`` function of embeddings ``[..., dim]``, learned prototypes and labels,
+and gives logits ``[..., classes]``; its loss is minus their log-softmax. Products are read as
+cosines: bring prototypes, and embeddings where a docstring does not say "any length", to unit
+length first, with :func:`asdproto.prototypes.l2_normalize`.
 """
 
 import functools
@@ -12,7 +13,15 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from asdproto.losses.numerics import dots, keep, own_class, positive, scalar, squared_length
+from asdproto.losses.numerics import (
+    dots,
+    keep,
+    own_class,
+    own_scores,
+    positive,
+    scalar,
+    squared_length,
+)
 from asdproto.losses.softmax import Options, counted_examples, nll
 
 
@@ -24,29 +33,16 @@ def arcface_logits(
     margin: ArrayLike = 0.5,
     scale: ArrayLike = 64.0,
 ) -> jax.Array:
-    r"""Scaled cosines with the own class's angle widened (ArcFace).
+    r"""The own class's angle widened by ``margin`` radians, in ``[0, pi)`` (ArcFace).
 
     .. math:: s \cos(\theta_y + m), \quad s \cos\theta_c \text{ for } c \ne y,
        \qquad \cos\theta_c = z \cdot w_c
 
-    Where the angle and the margin exceed :math:`\pi`, and the cosine would rise again, it is
-    continued by :math:`\cos\theta_y - m \sin m`, as is usual.
+    Beyond :math:`\pi`, where the cosine would rise again, it goes on as :math:`\cos\theta_y - m
+    \sin m`, as is usual.
 
-    Args:
-      embeddings: Floating, shape ``[..., dim]``, unit length.
-      prototypes: Floating, shape ``[classes, dim]``, unit length.
-      labels: Integer, shape ``[...]``.
-      margin: Radians, in ``[0, pi)``.
-      scale: Positive scalar.
-
-    Returns:
-      Shape ``[..., classes]``.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> logits = arcface_logits(jnp.array([0.8, 0.6]), jnp.eye(2), 0, margin=0.3, scale=4.0)
-      >>> [f"{x:.2f}" for x in logits]
-      ['2.35', '2.40']
+    References:
+      Deng et al., ArcFace: Additive Angular Margin Loss for Deep Face Recognition, 2019.
     """
     return _angular(dots(embeddings, prototypes), labels, margin, scale)
 
@@ -60,20 +56,12 @@ def arcface_loss(
     scale: ArrayLike = 64.0,
     **options: Unpack[Options],
 ) -> jax.Array:
-    r"""Softmax with an additive angular margin on the own class (ArcFace).
-
-    Minus the log-softmax of :func:`arcface_logits`. Arguments are those, and the options of
-    :mod:`asdproto.losses`; the loss is one number an example, shape ``[...]``.
-
-    References:
-      Deng et al., ArcFace: Additive Angular Margin Loss for Deep Face Recognition, 2019.
+    """Minus the log-softmax of :func:`arcface_logits`.
 
     Examples:
-      >>> import jax
-      >>> import jax.numpy as jnp
       >>> z, label = jnp.array([0.8, 0.6]), 0
       >>> loss = arcface_loss(z, jnp.eye(2), label, margin=0.3, scale=4.0)
-      >>> logits = arcface_logits(z, jnp.eye(2), label, margin=0.3, scale=4.0)
+      >>> logits = 4 * jnp.array([jnp.cos(jnp.arccos(0.8) + 0.3), 0.6])
       >>> print(f"{loss:.3f}, plainly {-jax.nn.log_softmax(logits)[label]:.3f}")
       0.720, plainly 0.720
     """
@@ -89,26 +77,13 @@ def cosface_logits(
     margin: ArrayLike = 0.35,
     scale: ArrayLike = 64.0,
 ) -> jax.Array:
-    r"""Scaled cosines less a margin on the own class (CosFace).
+    r"""The own class's cosine lessened by ``margin`` (CosFace, additive margin softmax).
 
     .. math:: s (\cos\theta_y - m), \quad s \cos\theta_c \text{ for } c \ne y,
        \qquad \cos\theta_c = z \cdot w_c
 
-    Args:
-      embeddings: Floating, shape ``[..., dim]``, unit length.
-      prototypes: Floating, shape ``[classes, dim]``, unit length.
-      labels: Integer, shape ``[...]``.
-      margin: Scalar, of the cosine.
-      scale: Positive scalar.
-
-    Returns:
-      Shape ``[..., classes]``.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> logits = cosface_logits(jnp.array([0.8, 0.6]), jnp.eye(2), 0, margin=0.2, scale=4.0)
-      >>> [f"{x:.2f}" for x in logits]
-      ['2.40', '2.40']
+    References:
+      Wang et al., CosFace: Large Margin Cosine Loss for Deep Face Recognition, 2018.
     """
     cosine = dots(embeddings, prototypes)
     own = own_class(labels, cosine.shape[-1])
@@ -125,22 +100,14 @@ def cosface_loss(
     scale: ArrayLike = 64.0,
     **options: Unpack[Options],
 ) -> jax.Array:
-    r"""Softmax with a margin on the own class's cosine (CosFace, additive margin softmax).
-
-    Minus the log-softmax of :func:`cosface_logits`. Arguments are those, and the options of
-    :mod:`asdproto.losses`; the loss is one number an example, shape ``[...]``.
-
-    References:
-      Wang et al., CosFace: Large Margin Cosine Loss for Deep Face Recognition, 2018.
+    """Minus the log-softmax of :func:`cosface_logits`.
 
     Examples:
-      >>> import jax
-      >>> import jax.numpy as jnp
       >>> z, label = jnp.array([0.8, 0.6]), 0
-      >>> loss = cosface_loss(z, jnp.eye(2), label, margin=0.2, scale=4.0)
-      >>> logits = cosface_logits(z, jnp.eye(2), label, margin=0.2, scale=4.0)
+      >>> loss = cosface_loss(z, jnp.eye(2), label, margin=0.1, scale=4.0)
+      >>> logits = 4 * jnp.array([0.8 - 0.1, 0.6])
       >>> print(f"{loss:.3f}, plainly {-jax.nn.log_softmax(logits)[label]:.3f}")
-      0.693, plainly 0.693
+      0.513, plainly 0.513
     """
     logits = functools.partial(cosface_logits, margin=margin, scale=scale)
     return nll(logits, embeddings, prototypes, labels, **options)
@@ -158,15 +125,11 @@ def sub_center_arcface_logits(
 
     .. math:: \cos\theta_c = \max_m z \cdot w_{c,m} \quad \text{in the equation of ArcFace}
 
-    Args:
-      embeddings: Floating, shape ``[..., dim]``, unit length.
-      prototypes: Floating, shape ``[classes, sub_centers, dim]``, unit length.
-      labels: Integer, shape ``[...]``.
-      margin: Radians, in ``[0, pi)``.
-      scale: Positive scalar.
+    Prototypes are ``[classes, sub_centers, dim]``.
 
-    Returns:
-      Shape ``[..., classes]``.
+    References:
+      Deng et al., Sub-center ArcFace: Boosting Face Recognition by Large-scale Noisy Web
+      Faces, 2020.
     """
     return _angular(dots(embeddings, prototypes, (3,)).max(axis=-1), labels, margin, scale)
 
@@ -180,15 +143,9 @@ def sub_center_arcface_loss(
     scale: ArrayLike = 64.0,
     **options: Unpack[Options],
 ) -> jax.Array:
-    """Minus the log-softmax of :func:`sub_center_arcface_logits`; arguments as there.
-
-    References:
-      Deng et al., Sub-center ArcFace: Boosting Face Recognition by Large-scale Noisy Web
-      Faces, 2020.
+    """Minus the log-softmax of :func:`sub_center_arcface_logits`.
 
     Examples:
-      >>> import jax
-      >>> import jax.numpy as jnp
       >>> z, label = jnp.array([0.8, 0.6]), 0
       >>> p = jnp.array([[[1.0, 0], [0.6, 0.8]], [[0, 1.0], [0, 1.0]]])
       >>> loss = sub_center_arcface_loss(z, p, label, margin=0.3, scale=4.0)
@@ -208,25 +165,19 @@ def sphereface_logits(
     margin: ArrayLike = 4.0,
     scale: ArrayLike = 1.0,
 ) -> jax.Array:
-    r"""Products with the own class's angle multiplied (SphereFace, A-softmax).
+    r"""The own class's angle multiplied by ``margin``, of embeddings of any length (SphereFace).
 
     .. math:: s \lVert z \rVert \psi(\theta_y), \quad s \, z \cdot w_c \text{ for } c \ne y, \qquad
        \psi(\theta) = (-1)^k \cos(m \theta) - 2 k, \quad k = \lfloor m \theta / \pi \rfloor
 
-    Args:
-      embeddings: Floating, shape ``[..., dim]``, any length.
-      prototypes: Floating, shape ``[classes, dim]``, unit length.
-      labels: Integer, shape ``[...]``.
-      margin: Positive factor of the angle.
-      scale: Positive scalar; the paper's is 1, its embeddings are long.
+    The paper's scale is 1, its embeddings are long.
 
-    Returns:
-      Shape ``[..., classes]``.
+    References:
+      Liu et al., SphereFace: Deep Hypersphere Embedding for Face Recognition, 2017, Eq. 7.
     """
     products = dots(embeddings, prototypes)
-    own = own_class(labels, products.shape[-1])
     length = _length(embeddings).astype(products.dtype)
-    along = jnp.sum(jnp.where(own, products, 0), axis=-1, keepdims=True)
+    along = own_scores(products, labels)[..., None]
     cosine = jnp.where(length == 0, 0, along / jnp.where(length == 0, 1, length))
     inside = jnp.square(cosine) < 1 - 4 * jnp.finfo(cosine.dtype).eps
     ends = jnp.where(cosine > 0, 0, jnp.pi).astype(cosine.dtype)
@@ -236,6 +187,7 @@ def sphereface_logits(
     widened = (1 - 2 * jnp.mod(turns, 2)) * jnp.cos(angle) - 2 * turns
     # A nan is on neither side, and has to be noticed.
     widened = jnp.where(jnp.isnan(cosine), cosine, widened)
+    own = own_class(labels, products.shape[-1])
     return positive("scale", scale, cosine.dtype) * jnp.where(own, length * widened, products)
 
 
@@ -248,14 +200,9 @@ def sphereface_loss(
     scale: ArrayLike = 1.0,
     **options: Unpack[Options],
 ) -> jax.Array:
-    """Minus the log-softmax of :func:`sphereface_logits`; arguments as there.
-
-    References:
-      Liu et al., SphereFace: Deep Hypersphere Embedding for Face Recognition, 2017, Eq. 7.
+    """Minus the log-softmax of :func:`sphereface_logits`.
 
     Examples:
-      >>> import jax
-      >>> import jax.numpy as jnp
       >>> z, label = jnp.array([4.0, 3.0]), 0
       >>> loss = sphereface_loss(z, jnp.eye(2), label, margin=2.0)
       >>> logits = jnp.array([5 * jnp.cos(2 * jnp.arccos(0.8)), 3.0])
@@ -277,18 +224,12 @@ def magface_logits(
 ) -> jax.Array:
     r"""ArcFace whose margin grows with the embedding's length, a measure of its quality (MagFace).
 
-    The margin is that of ``margins`` in proportion to the length's place in ``lengths``.
+    Embeddings are of any length. The margin goes from the first of ``margins`` to the second,
+    radians, as the length goes through ``lengths``; outside of these it stays.
 
-    Args:
-      embeddings: Floating, shape ``[..., dim]``, any length.
-      prototypes: Floating, shape ``[classes, dim]``, unit length.
-      labels: Integer, shape ``[...]``.
-      margins: Smallest and largest, radians.
-      lengths: Between which embeddings are meant to lie; others count as the nearer end.
-      scale: Positive scalar.
-
-    Returns:
-      Shape ``[..., classes]``.
+    References:
+      Meng et al., MagFace: A Universal Representation for Face Recognition and Quality Assessment,
+      2021.
     """
     products = dots(embeddings, prototypes)
     length = _length(embeddings).astype(products.dtype)
@@ -313,15 +254,9 @@ def magface_loss(
 
     .. math:: L + \lambda \left( a / u^2 + 1 / a \right), \quad a = \lVert z \rVert
 
-    with u the larger of ``lengths``; the second term is no softmax, so this loss is not only one.
-
-    References:
-      Meng et al., MagFace: A Universal Representation for Face Recognition and Quality Assessment,
-      2021.
+    with u the larger of ``lengths``. The second term is no softmax, so this loss is not only one.
 
     Examples:
-      >>> import jax
-      >>> import jax.numpy as jnp
       >>> z, label = jnp.array([8.0, 6.0]), 0
       >>> loss = magface_loss(z, jnp.eye(2), label, scale=4.0)
       >>> logits = arcface_logits(z / 10, jnp.eye(2), label, margin=0.45, scale=4.0)
@@ -349,12 +284,11 @@ def _angular(
     cosine: jax.Array, labels: ArrayLike, margin: ArrayLike, scale: ArrayLike
 ) -> jax.Array:
     """ArcFace's logits from cosines ``[..., C]``; the margin is a scalar or ``[..., 1]``."""
-    own = own_class(labels, cosine.shape[-1])
-    # One angle an example: over all classes the root takes longer than the softmax.
-    own_cosine = jnp.sum(jnp.where(own, cosine, 0), axis=-1, keepdims=True)
     if jnp.ndim(margin) == 0:
         margin = scalar("margin", margin, cosine.dtype)
-    widened = _widen(own_cosine, jnp.asarray(margin))
+    # One angle an example: over all classes the root takes longer than the softmax.
+    widened = _widen(own_scores(cosine, labels)[..., None], jnp.asarray(margin))
+    own = own_class(labels, cosine.shape[-1])
     return positive("scale", scale, cosine.dtype) * jnp.where(own, widened, cosine)
 
 

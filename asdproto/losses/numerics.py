@@ -24,6 +24,25 @@ def as_float(name: str, x: ArrayLike) -> jax.Array:
     return x
 
 
+def as_rows(name: str, x: ArrayLike) -> jax.Array:
+    """The argument as a floating array of examples, ``[examples, dim]``."""
+    x = as_float(name, x)
+    if x.ndim != 2:
+        raise ValueError(
+            f"{name} must have shape [examples, dim], found {x.shape}; for several batches use vmap"
+        )
+    return x
+
+
+def as_paired_rows(**arrays: ArrayLike) -> list[jax.Array]:
+    """Two arguments as floating arrays of one shape, ``[examples, dim]``."""
+    rows = [as_rows(name, x) for name, x in arrays.items()]
+    if rows[0].shape != rows[1].shape:
+        found = " and ".join(f"{name} {x.shape}" for name, x in zip(arrays, rows, strict=True))
+        raise ValueError(f"{' and '.join(arrays)} must have the same shape; found {found}")
+    return rows
+
+
 def as_labels(
     labels: ArrayLike, embeddings: jax.Array, num_classes: int | None = None
 ) -> jax.Array:
@@ -123,6 +142,36 @@ def own_class(labels: ArrayLike, num_classes: int) -> jax.Array:
     labels = _integers(jnp.asarray(labels), num_classes)[..., None]
     shape = (*(1 for _ in labels.shape[:-1]), num_classes)
     return labels == lax.broadcasted_iota(jnp.int32, shape, labels.ndim - 1)
+
+
+@jax.custom_jvp
+def own_scores(scores: jax.Array, labels: ArrayLike) -> jax.Array:
+    """Scores ``[..., C(, M)]`` of an example's own class, ``[...(, M)]``; 0 where it has none.
+
+    Their gradient is a mask, which joins what else is done with the scores; that of a gather would
+    be an array of its own.
+    """
+    labels = jnp.asarray(labels)
+    axis = labels.ndim
+    if _explicit_axes(scores) is not None:  # no gather along classes that are spread over devices
+        return _masked_own(scores, labels)
+    classes = scores.shape[axis]
+    labels = jnp.expand_dims(_integers(labels, classes), range(axis, scores.ndim))
+    own = jnp.take_along_axis(scores, jnp.clip(labels, 0, classes - 1), axis=axis)
+    return jnp.squeeze(jnp.where((labels >= 0) & (labels < classes), own, 0), axis)
+
+
+@own_scores.defjvp
+def _own_scores_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    scores, labels = primals
+    return own_scores(scores, labels), _masked_own(tangents[0], labels)
+
+
+def _masked_own(scores: jax.Array, labels: ArrayLike) -> jax.Array:
+    axis = jnp.ndim(labels)
+    own = own_class(labels, scores.shape[axis])
+    own = jnp.expand_dims(own, range(axis + 1, scores.ndim))
+    return jnp.sum(jnp.where(own, scores, 0), axis=axis)
 
 
 def check_vectors(x: jax.Array, y: jax.Array, ndim: tuple[int, ...] = (2,)) -> None:
@@ -233,7 +282,6 @@ def masked_mean(
       ValueError: The mask does not fit; the message names both shapes.
 
     Examples:
-      >>> import jax.numpy as jnp
       >>> print(masked_mean(jnp.array([1.0, 3.0, 9.0]), jnp.array([True, True, False])))
       2.0
     """

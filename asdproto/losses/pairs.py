@@ -5,6 +5,7 @@ positives and negatives. :func:`_in_batch` takes it over the batch.
 """
 
 from collections.abc import Callable
+from typing import TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +14,10 @@ from jax.typing import ArrayLike
 
 from asdproto.losses.numerics import (
     accumulator,
-    as_float,
     as_labels,
     as_mask,
+    as_paired_rows,
+    as_rows,
     dots,
     gram,
     keep,
@@ -32,14 +34,20 @@ from asdproto.losses.prototype import prototypical_loss
 Anchor = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
+class Options(TypedDict, total=False):
+    """Keywords of every loss within a batch; :mod:`asdproto.losses` says what they mean."""
+
+    where: ArrayLike | None
+    axis_name: str | None
+    chunk_size: int | None
+
+
 def supervised_contrastive_loss(
     embeddings: ArrayLike,
     labels: ArrayLike,
     *,
     temperature: ArrayLike = 0.1,
-    where: ArrayLike | None = None,
-    axis_name: str | None = None,
-    chunk_size: int | None = None,
+    **options: Unpack[Options],
 ) -> jax.Array:
     r"""Mean over an anchor's positives of -log softmax among all others of the batch (SupCon).
 
@@ -47,35 +55,16 @@ def supervised_contrastive_loss(
        L_i = -\frac{1}{|P(i)|} \sum_{p \in P(i)}
              \log \frac{\exp(z_i \cdot z_p / \tau)}{\sum_{a \ne i} \exp(z_i \cdot z_a / \tau)}
 
-    with :math:`P(i)` the other examples of the anchor's class. An anchor without positives gives 0.
-
-    Args:
-      embeddings: Floating, shape ``[examples, dim]``, unit length; all views of all clips in one
-        batch.
-      labels: Integer, shape ``[examples]``; an example with a negative label has no class: it
-        gives 0 and is a negative to everyone.
-      temperature: Positive scalar; may be traced.
-      where: Boolean, shape ``[examples]``; excluded examples are neither anchors (they
-        give 0) nor compared with.
-      axis_name: Mapped axis that examples are spread over; each device's anchors are compared
-        with the examples of all. Average gradients over devices, as for any mean.
-      chunk_size: Anchors at a time; the number of examples must then be known, not symbolic.
-
-    Returns:
-      Loss per anchor, shape ``[examples]``, float32 (float64 if an argument is).
-
-    Raises:
-      ValueError: Shapes do not fit; the message names both.
+    with :math:`P(i)` the other examples of the anchor's class: all views of all clips in one batch.
 
     References:
       Khosla et al., Supervised Contrastive Learning, 2020, Eq. 2.
 
     Examples:
-      >>> import jax.numpy as jnp
-      >>> embeddings = jnp.array([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
-      >>> loss = supervised_contrastive_loss(embeddings, jnp.array([0, 0, 1]), temperature=0.5)
-      >>> [f"{x:.3f}" for x in loss]
-      ['0.263', '0.913', '0.000']
+      >>> z = jnp.array([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+      >>> loss = supervised_contrastive_loss(z, jnp.array([0, 0, 1]), temperature=0.5)
+      >>> print(f"{loss[0]:.3f}, plainly {-jax.nn.log_softmax(z[1:] @ z[0] / 0.5)[0]:.3f}")
+      0.263, plainly 0.263
     """
     scale = _inverse("temperature", temperature, embeddings)
 
@@ -84,7 +73,7 @@ def supervised_contrastive_loss(
         mean = masked_mean(logits, positive)
         return masked_logsumexp(logits, where=positive | negative) - mean
 
-    return _in_batch(anchor, embeddings, labels, where, axis_name, chunk_size)
+    return _in_batch(anchor, embeddings, labels, **options)
 
 
 def nt_xent_loss(
@@ -92,9 +81,7 @@ def nt_xent_loss(
     labels: ArrayLike,
     *,
     temperature: ArrayLike = 0.1,
-    where: ArrayLike | None = None,
-    axis_name: str | None = None,
-    chunk_size: int | None = None,
+    **options: Unpack[Options],
 ) -> jax.Array:
     r"""Mean over an anchor's positives of -log softmax of each against the negatives (NT-Xent).
 
@@ -103,21 +90,20 @@ def nt_xent_loss(
              {\exp(z_i \cdot z_p / \tau) + \sum_{n \in N(i)} \exp(z_i \cdot z_n / \tau)}
 
     with :math:`P(i)` the other examples of the anchor's class and :math:`N(i)` those of other
-    classes. For two views of every clip, as in SimCLR, give both views the clip's index as label:
-    then an anchor has one positive. Unlike in SupCon, positives do not compete with each other.
-    An anchor without positives gives 0; so does one without negatives.
-
-    Arguments and results are those of :func:`supervised_contrastive_loss`.
+    classes; without negatives an anchor gives 0. For two views of every clip, as in SimCLR, give
+    both views the clip's index as label: then an anchor has one positive. Unlike in SupCon,
+    positives do not compete with each other.
 
     References:
       Chen et al., A Simple Framework for Contrastive Learning of Visual Representations, 2020.
       Sohn, Improved Deep Metric Learning with Multi-class N-pair Loss Objective, 2016.
 
     Examples:
-      >>> import jax.numpy as jnp
-      >>> embeddings = jnp.array([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
-      >>> [f"{x:.3f}" for x in nt_xent_loss(embeddings, jnp.array([0, 0, 1]), temperature=0.5)]
-      ['0.263', '0.913', '0.000']
+      >>> z = jnp.array([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+      >>> loss = nt_xent_loss(z, jnp.array([0, 0, 1]), temperature=0.5)
+      >>> positive, negative = jnp.exp(z[1:] @ z[0] / 0.5)
+      >>> print(f"{loss[0]:.3f}, plainly {-jnp.log(positive / (positive + negative)):.3f}")
+      0.263, plainly 0.263
     """
     scale = _inverse("temperature", temperature, embeddings)
 
@@ -127,7 +113,7 @@ def nt_xent_loss(
         each = softplus(negatives - jnp.where(positive, logits, 0))
         return masked_mean(each, positive)
 
-    return _in_batch(anchor, embeddings, labels, where, axis_name, chunk_size)
+    return _in_batch(anchor, embeddings, labels, **options)
 
 
 def multi_similarity_loss(
@@ -137,9 +123,7 @@ def multi_similarity_loss(
     alpha: ArrayLike = 2.0,
     beta: ArrayLike = 50.0,
     base: ArrayLike = 0.5,
-    where: ArrayLike | None = None,
-    axis_name: str | None = None,
-    chunk_size: int | None = None,
+    **options: Unpack[Options],
 ) -> jax.Array:
     r"""Soft weights on positives less similar, and negatives more similar, than a base.
 
@@ -147,15 +131,13 @@ def multi_similarity_loss(
        L_i = \frac{1}{\alpha} \log \Big(1 + \sum_{p \in P(i)} e^{-\alpha (z_i \cdot z_p - b)}\Big)
            + \frac{1}{\beta} \log \Big(1 + \sum_{n \in N(i)} e^{\beta (z_i \cdot z_n - b)}\Big)
 
-    Arguments and results are those of :func:`supervised_contrastive_loss`, with three scalars for
-    the temperature. Pairs are not mined.
+    Pairs are not mined.
 
     References:
       Wang et al., Multi-Similarity Loss with General Pair Weighting for Deep Metric Learning, 2019,
       Eq. 17.
 
     Examples:
-      >>> import jax.numpy as jnp
       >>> z = jnp.array([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
       >>> loss = multi_similarity_loss(z, jnp.array([0, 0, 1]))
       >>> pull = jnp.log(1 + jnp.exp(-2 * (0.6 - 0.5))) / 2
@@ -172,7 +154,7 @@ def multi_similarity_loss(
         push = masked_logsumexp(b * (scores - middle), where=negative)
         return softplus(pull) / a + softplus(push) / b
 
-    return _in_batch(anchor, embeddings, labels, where, axis_name, chunk_size)
+    return _in_batch(anchor, embeddings, labels, **options)
 
 
 def circle_loss(
@@ -181,9 +163,7 @@ def circle_loss(
     *,
     margin: ArrayLike = 0.4,
     scale: ArrayLike = 80.0,
-    where: ArrayLike | None = None,
-    axis_name: str | None = None,
-    chunk_size: int | None = None,
+    **options: Unpack[Options],
 ) -> jax.Array:
     r"""Every pair weighed by its distance from its optimum (circle loss).
 
@@ -192,15 +172,12 @@ def circle_loss(
              \sum_{p \in P(i)} e^{-s a_p (c_p - 1 + m)}\Big), \quad
        a_n = [c_n + m]_+, \quad a_p = [1 + m - c_p]_+, \quad c_j = z_i \cdot z_j
 
-    The weights a have no gradient. Arguments and results are those of
-    :func:`supervised_contrastive_loss`, with a margin of the cosine and a scale in the place of the
-    temperature.
+    The weights a have no gradient.
 
     References:
       Sun et al., Circle Loss: A Unified Perspective of Pair Similarity Optimization, 2020, Eq. 6.
 
     Examples:
-      >>> import jax.numpy as jnp
       >>> z = jnp.array([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
       >>> loss = circle_loss(z, jnp.array([0, 0, 1]), margin=0.4, scale=4.0)
       >>> pull, push = -4 * (1.4 - 0.6) * (0.6 - 0.6), 4 * (0.0 + 0.4) * (0.0 - 0.4)
@@ -218,7 +195,7 @@ def circle_loss(
             masked_logsumexp(pull, where=positive) + masked_logsumexp(push, where=negative)
         )
 
-    return _in_batch(anchor, embeddings, labels, where, axis_name, chunk_size)
+    return _in_batch(anchor, embeddings, labels, **options)
 
 
 def triplet_loss(
@@ -227,9 +204,7 @@ def triplet_loss(
     *,
     margin: ArrayLike = 0.2,
     hard: bool = False,
-    where: ArrayLike | None = None,
-    axis_name: str | None = None,
-    chunk_size: int | None = None,
+    **options: Unpack[Options],
 ) -> jax.Array:
     r"""Positives nearer than negatives by a margin, of all triplets or the hardest (triplet loss).
 
@@ -237,27 +212,14 @@ def triplet_loss(
        L_i = \frac{1}{|P(i)| |N(i)|} \sum_{p, n} [m + d_{ip} - d_{in}]_+ \quad \text{or} \quad
        L_i = [m + \max_p d_{ip} - \min_n d_{in}]_+, \qquad d_{ij} = \lVert z_i - z_j \rVert
 
-    Arguments and results are those of :func:`supervised_contrastive_loss`, with a margin of the
-    distance in the place of the temperature. Over all triplets memory is ``[examples, examples,
-    examples]``: give ``chunk_size``, or take the hardest. An anchor without negatives gives 0.
-
-    Args:
-      embeddings: Floating, shape ``[examples, dim]``, unit length.
-      labels: Integer, shape ``[examples]``.
-      margin: Scalar.
-      hard: Whether only the farthest positive and the nearest negative count.
-      where: See :func:`supervised_contrastive_loss`; so for what follows.
-      axis_name: Mapped axis that examples are spread over.
-      chunk_size: Anchors at a time.
-
-    Returns:
-      Loss per anchor, shape ``[examples]``.
+    ``hard`` takes an anchor's farthest positive and nearest negative only. Over all triplets memory
+    is ``[examples, examples, examples]``: give ``chunk_size``, or take the hardest. An anchor
+    without negatives gives 0.
 
     References:
       Hermans et al., In Defense of the Triplet Loss for Person Re-Identification, 2017, Eq. 5, 6.
 
     Examples:
-      >>> import jax.numpy as jnp
       >>> z = jnp.array([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
       >>> loss = triplet_loss(z, jnp.array([0, 0, 1]), margin=1.0)
       >>> far, near = jnp.linalg.norm(z[0] - z[1]), jnp.linalg.norm(z[0] - z[2])
@@ -277,7 +239,7 @@ def triplet_loss(
         each = jnp.maximum(m + distance[:, None] - distance[None, :], 0)
         return masked_mean(each, positive[:, None] & negative[None, :])
 
-    return _in_batch(anchor, embeddings, labels, where, axis_name, chunk_size)
+    return _in_batch(anchor, embeddings, labels, **options)
 
 
 def n_pair_loss(
@@ -287,34 +249,21 @@ def n_pair_loss(
 
     .. math:: L_i = \log \Big(1 + \sum_{j \ne i} e^{z_i \cdot p_j - z_i \cdot p_i}\Big)
 
-    The prototypical loss with the positives as prototypes, a class each, at temperature 1. The
-    paper's further term, the mean squared length, is left to the caller.
-
-    Args:
-      embeddings: Floating, shape ``[examples, dim]``, any length.
-      positives: Floating, shape ``[examples, dim]``; another example of each class, no class twice.
-      where: Boolean, shape ``[examples]``; excluded pairs give 0 and are no negatives.
-
-    Returns:
-      Loss per example, shape ``[examples]``.
+    The prototypical loss with the positives as prototypes, a class each, at temperature 1.
+    Embeddings and positives are ``[examples, dim]``, of any length: two examples of each class, no
+    class twice. What ``where`` excludes is no negative either. The paper's further term, the mean
+    squared length, is left to the caller.
 
     References:
       Sohn, Improved Deep Metric Learning with Multi-class N-pair Loss Objective, 2016, Eq. 6.
 
     Examples:
-      >>> import jax
-      >>> import jax.numpy as jnp
       >>> z, p = jnp.array([[2.0, 0.0], [0.0, 1.0]]), jnp.array([[1.0, 0.0], [1.0, 1.0]])
       >>> loss, plain = n_pair_loss(z, p), -jnp.diag(jax.nn.log_softmax(z @ p.T))
       >>> print(loss, plain)
       [0.693... 0.313...] [0.693... 0.313...]
     """
-    embeddings, positives = as_float("embeddings", embeddings), as_float("positives", positives)
-    if embeddings.ndim != 2 or embeddings.shape != positives.shape:
-        raise ValueError(
-            "embeddings and positives must have the same shape [examples, dim]; found embeddings "
-            f"{embeddings.shape} and positives {positives.shape}"
-        )
+    embeddings, positives = as_paired_rows(embeddings=embeddings, positives=positives)
     labels = jnp.arange(embeddings.shape[0]) + jnp.zeros_like(embeddings[:, 0], int)
     present = None if where is None else replicated(jnp.asarray(where))
     return prototypical_loss(
@@ -330,17 +279,12 @@ def _in_batch(
     anchor: Anchor,
     embeddings: ArrayLike,
     labels: ArrayLike,
-    where: ArrayLike | None,
-    axis_name: str | None,
-    chunk_size: int | None,
+    where: ArrayLike | None = None,
+    axis_name: str | None = None,
+    chunk_size: int | None = None,
 ) -> jax.Array:
     """Compares every anchor with all examples of all devices."""
-    embeddings = as_float("embeddings", embeddings)
-    if embeddings.ndim != 2:
-        raise ValueError(
-            "embeddings must have shape [examples, dim] (use vmap for several batches); found "
-            f"{embeddings.shape} with labels {jnp.shape(labels)}"
-        )
+    embeddings = as_rows("embeddings", embeddings)
     examples = embeddings.shape[0]
     labels = as_labels(labels, embeddings)
     counted = jnp.ones_like(labels, bool)

@@ -34,18 +34,8 @@ def prototypical_logits(
 ) -> jax.Array:
     r"""Logits of Eq. 1 and 3, :math:`z \cdot p_c / \tau`.
 
-    Args:
-      embeddings: Floating, shape ``[..., dim]``, unit length.
-      prototypes: Floating, shape ``[classes, dim]`` or ``[classes, per_class, dim]``, unit length.
-      temperature: Positive scalar.
-
-    Returns:
-      Shape ``[..., classes]`` or ``[..., classes, per_class]``.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> print(prototypical_logits(jnp.array([1.0, 0.0]), jnp.eye(2), temperature=0.5))
-      [2. 0.]
+    Prototypes are ``[classes, dim]`` or ``[classes, per_class, dim]``, and logits ``[...,
+    classes]`` or ``[..., classes, per_class]``.
     """
     scores = dots(embeddings, prototypes, ndim=(2, 3))
     return scores / positive("temperature", temperature, scores.dtype)
@@ -71,29 +61,14 @@ def negative_prototype_logits(
     negative from the own class; its place holds -1e30, which no softmax sees and which, unlike
     minus infinity, may be multiplied by a soft label of 0.
 
-    Args:
-      embeddings: Floating, shape ``[..., dim]``, unit length.
-      prototypes: Floating, shape ``[classes, dim]`` or ``[classes, per_class, dim]``, unit length.
-      labels: Integer, shape ``[...]``.
-      mix: Coefficients in ``[0, 1]``, shape ``[..., classes]`` or ``[..., classes, per_class]``;
-        :func:`asdproto.prototypes.sample_mix` draws them.
-      normalize_mixed: Whether mixed vectors are scaled to unit length; the paper does not say.
-      temperature: Positive scalar.
+    ``mix`` are coefficients in ``[0, 1]``, one for every embedding and prototype: ``[...,
+    classes]`` or ``[..., classes, per_class]``; :func:`asdproto.prototypes.sample_mix` draws them.
+    The paper does not say whether mixed vectors are scaled to unit length, as ``normalize_mixed``
+    does.
 
     Returns:
-      Two arrays, each ``[..., classes]`` or ``[..., classes, per_class]``. For a cross entropy of
-      one's own, join them: ``jnp.concatenate(..., axis=-1)``.
-
-    Raises:
-      ValueError: ``mix`` has another shape.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> z, mix = jnp.array([1.0, 0.0]), jnp.array([0.0, 0.25])
-      >>> prototypes = jnp.array([[1.0, 0.0], [0.6, 0.8]])
-      >>> scores, mixed = negative_prototype_logits(z, prototypes, 0, mix, temperature=0.5)
-      >>> print(scores, f"{mixed[1]:.1f}")
-      [2.  1.2] 1.4
+      Two arrays of the shape of ``mix``. For a cross entropy of one's own, join them:
+      ``jnp.concatenate(..., axis=-1)``.
     """
     scores = dots(embeddings, prototypes, ndim=(2, 3))
     mix = as_pairs(mix, scores.shape).astype(scores.dtype)
@@ -126,40 +101,23 @@ def prototypical_loss(
     .. math::
        L = -\log \frac{\exp(z \cdot p_y / \tau)}{\sum_{c=1}^C \exp(z \cdot p_c / \tau)}
 
-    Args:
-      embeddings: Floating, shape ``[..., dim]``, unit length.
-      prototypes: Floating, shape ``[classes, dim]``, unit length.
-      labels: Integer, shape ``[...]``.
-      temperature: Positive scalar.
-      own_prototypes: Floating, shape ``[..., dim]``: for each example, what stands for its own
-        class's prototype, such as the mean without the example itself
-        (:func:`asdproto.prototypes.leave_one_out_prototypes`).
-      **options: See :mod:`asdproto.losses`.
+    ``own_prototypes``, floating ``[..., dim]``, stand for each example's own prototype, such as the
+    mean without the example itself (:func:`asdproto.prototypes.leave_one_out_prototypes`).
 
     Examples:
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> z, labels = jnp.array([[1.0, 0.0], [0.0, 1.0]]), jnp.array([0, 0])
-      >>> prototypes = jnp.array([[1.0, 0.0], [0.6, 0.8]])
-      >>> loss = prototypical_loss(z, prototypes, labels, temperature=0.5)
-      >>> [f"{x:.3f}" for x in loss]
-      ['0.371', '1.784']
-
-      The plain form:
-
-      >>> logits = prototypical_logits(z, prototypes, temperature=0.5)
-      >>> plain = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1)[:, 0]
-      >>> bool(jnp.allclose(loss, plain))
-      True
+      >>> z, label, prototypes = jnp.array([0.0, 1.0]), 0, jnp.array([[1.0, 0.0], [0.6, 0.8]])
+      >>> loss = prototypical_loss(z, prototypes, label, temperature=0.5)
+      >>> print(f"{loss:.3f}, plainly {-jax.nn.log_softmax(prototypes @ z / 0.5)[label]:.3f}")
+      1.784, plainly 1.784
     """
 
     def logits(examples: Any, prototypes: jax.Array, labels: jax.Array) -> jax.Array:
         z, own = examples
         scores = prototypical_logits(z, prototypes, temperature=temperature)
-        return scores if own is None else _replace_own(scores, labels, z, own, temperature)
+        return _replace_own(scores, labels, z, own, temperature)
 
-    own = _check_own(own_prototypes, embeddings)
-    return nll(logits, (embeddings, own), prototypes, labels, **options)
+    examples = embeddings, _check_own(own_prototypes, embeddings)
+    return nll(logits, examples, prototypes, labels, **options)
 
 
 def multi_prototype_loss(
@@ -176,24 +134,17 @@ def multi_prototype_loss(
        L = -\frac{1}{|P_y|} \sum_{p \in P_y}
            \log \frac{\exp(z \cdot p / \tau)}{\sum_{a \in P} \exp(z \cdot a / \tau)}
 
-    Arguments are those of :func:`prototypical_loss`, with prototypes ``[classes, per_class, dim]``:
-    the class mean and its sub-prototypes (:func:`asdproto.prototypes.sub_prototypes`) side by side.
-    Prototypes excluded by a ``class_where`` of ``[classes, per_class]`` occur in neither sum.
+    Prototypes are ``[classes, per_class, dim]``: the class mean and its sub-prototypes
+    (:func:`asdproto.prototypes.sub_prototypes`) side by side. Those excluded by a ``class_where``
+    of ``[classes, per_class]`` occur in neither sum.
 
     Examples:
-      >>> import jax
-      >>> import jax.numpy as jnp
       >>> z, label = jnp.array([1.0, 0.0]), 0
       >>> prototypes = jnp.array([[[1.0, 0.0], [0.8, 0.6]], [[0.0, 1.0], [0.6, 0.8]]])
       >>> loss = multi_prototype_loss(z, prototypes, label, temperature=0.5)
-      >>> print(f"{loss:.3f}")
-      1.013
-
-      The plain form:
-
-      >>> logits = prototypical_logits(z, prototypes, temperature=0.5)
-      >>> bool(jnp.allclose(loss, -jnp.mean(jax.nn.log_softmax(logits, axis=(0, 1))[label])))
-      True
+      >>> plain = -jnp.mean(jax.nn.log_softmax(prototypes @ z / 0.5, axis=(0, 1))[label])
+      >>> print(f"{loss:.3f}, plainly {plain:.3f}")
+      1.013, plainly 1.013
     """
 
     def logits(z: jax.Array, prototypes: jax.Array, labels: jax.Array) -> jax.Array:
@@ -220,24 +171,17 @@ def negative_prototype_loss(
            {\sum_i \exp(z \cdot p_i / \tau) + \sum_{j \ne y} \exp(z \cdot \hat z_j / \tau)},
        \quad \hat z_j = \lambda_j z + (1 - \lambda_j) p_j
 
-    Arguments are those of :func:`negative_prototype_logits`, ``own_prototypes`` as in
-    :func:`prototypical_loss`, and the options of :mod:`asdproto.losses`. Coefficients of the own
-    class are not used; an excluded class gives no mixed negative either.
+    Arguments are those of :func:`negative_prototype_logits`, and ``own_prototypes`` as in
+    :func:`prototypical_loss`. An excluded class gives no mixed negative either.
 
     Examples:
-      >>> import jax
-      >>> import jax.numpy as jnp
-      >>> z, mix = jnp.array([1.0, 0.0]), jnp.array([0.0, 0.25])
+      >>> z, label, mix = jnp.array([1.0, 0.0]), 0, jnp.array([0.0, 0.25])
       >>> prototypes = jnp.array([[1.0, 0.0], [0.6, 0.8]])
-      >>> loss = negative_prototype_loss(z, prototypes, 0, mix, temperature=0.5)
-      >>> print(f"{loss:.3f}")
-      0.692
-
-      The plain form:
-
-      >>> logits = negative_prototype_logits(z, prototypes, 0, mix, temperature=0.5)
-      >>> bool(jnp.allclose(loss, -jax.nn.log_softmax(jnp.concatenate(logits))[0]))
-      True
+      >>> loss = negative_prototype_loss(z, prototypes, label, mix, temperature=0.5)
+      >>> mixed = 0.25 * z + 0.75 * prototypes[1]
+      >>> logits = jnp.append(prototypes @ z, mixed @ z) / 0.5
+      >>> print(f"{loss:.3f}, plainly {-jax.nn.log_softmax(logits)[label]:.3f}")
+      0.692, plainly 0.692
     """
     equation = functools.partial(
         negative_prototype_logits, normalize_mixed=normalize_mixed, temperature=temperature
@@ -246,12 +190,10 @@ def negative_prototype_loss(
     def logits(examples: Any, prototypes: jax.Array, labels: jax.Array, mix: jax.Array) -> Any:
         z, own = examples
         scores, mixed = equation(z, prototypes, labels, mix)
-        if own is not None:
-            scores = _replace_own(scores, labels, z, own, temperature)
-        return scores, mixed
+        return _replace_own(scores, labels, z, own, temperature), mixed
 
-    own = _check_own(own_prototypes, embeddings)
-    return nll(logits, (embeddings, own), prototypes, labels, (mix,), **options)
+    examples = embeddings, _check_own(own_prototypes, embeddings)
+    return nll(logits, examples, prototypes, labels, (mix,), **options)
 
 
 def multi_negative_prototype_loss(
@@ -272,26 +214,16 @@ def multi_negative_prototype_loss(
             \sum_{a \in P \setminus P_y} \exp(z \cdot \hat z_a / \tau)},
        \quad \hat z_a = \lambda_a z + (1 - \lambda_a) a
 
-    The paper uses Eq. 3 and 6 in different stages; their combination is ours.
-
-    Arguments are those of :func:`negative_prototype_logits`, with prototypes ``[classes, per_class,
-    dim]``, and the options of :mod:`asdproto.losses`.
+    The paper uses Eq. 3 and 6 in different stages; their combination is ours. Arguments are those
+    of :func:`negative_prototype_logits`, with prototypes ``[classes, per_class, dim]``.
 
     Examples:
-      >>> import jax
-      >>> import jax.numpy as jnp
       >>> z, mix = jnp.array([1.0, 0.0]), jnp.full((2, 2), 0.5)
       >>> prototypes = jnp.array([[[1.0, 0.0], [0.8, 0.6]], [[0.0, 1.0], [0.6, 0.8]]])
       >>> loss = multi_negative_prototype_loss(z, prototypes, 0, mix, temperature=0.5)
-      >>> print(f"{loss:.3f}")
-      1.392
-
-      The plain form:
-
-      >>> logits = negative_prototype_logits(z, prototypes, 0, mix, temperature=0.5)
-      >>> plain = -jnp.mean(jax.nn.log_softmax(jnp.concatenate(logits), axis=(0, 1))[0])
-      >>> bool(jnp.allclose(loss, plain))
-      True
+      >>> vectors = jnp.concatenate([*prototypes, (z + prototypes[1]) / 2])
+      >>> print(f"{loss:.3f}, plainly {-jax.nn.log_softmax(vectors @ z / 0.5)[:2].mean():.3f}")
+      1.392, plainly 1.392
     """
     logits = functools.partial(
         negative_prototype_logits, normalize_mixed=normalize_mixed, temperature=temperature
@@ -321,8 +253,6 @@ def angular_prototypical_loss(
       Chung et al., In Defence of Metric Learning for Speaker Recognition, 2020, Eq. 8.
 
     Examples:
-      >>> import jax
-      >>> import jax.numpy as jnp
       >>> z, label = jnp.array([0.8, 0.6]), 0
       >>> loss = angular_prototypical_loss(z, jnp.eye(2), label)
       >>> print(f"{loss:.3f}, plainly {-jax.nn.log_softmax(10 * z - 5)[label]:.3f}")
@@ -353,9 +283,15 @@ def _check_own(own_prototypes: ArrayLike | None, embeddings: ArrayLike) -> jax.A
 
 
 def _replace_own(
-    scores: jax.Array, labels: jax.Array, z: jax.Array, own: jax.Array, temperature: ArrayLike
+    scores: jax.Array,
+    labels: jax.Array,
+    z: jax.Array,
+    own: jax.Array | None,
+    temperature: ArrayLike,
 ) -> jax.Array:
     """Logits ``[..., C]`` with that of the own class by another prototype of it, ``[..., D]``."""
+    if own is None:
+        return scores
     product = jnp.sum(z.astype(scores.dtype) * own.astype(scores.dtype), axis=-1, keepdims=True)
     product /= positive("temperature", temperature, scores.dtype)
     return jnp.where(own_class(labels, scores.shape[-1]), product, scores)

@@ -36,22 +36,12 @@ def proxy_softmax_logits(
 ) -> jax.Array:
     r"""Logits of the softmax over learned prototypes, :math:`z \cdot w_c / \tau + b_c`.
 
-    Args:
-      embeddings: Floating, shape ``[..., dim]``.
-      prototypes: Floating, shape ``[classes, dim]``.
-      temperature: Positive scalar.
-      bias: Floating, shape ``[classes]``.
+    The bias is ``[classes]``. Of unit vectors and a small temperature this is the normalized
+    softmax; of any length, with ``temperature=1`` and a bias, the last layer of a classifier.
 
-    Returns:
-      Shape ``[..., classes]``.
-
-    Raises:
-      ValueError: ``bias`` has another shape.
-
-    Examples:
-      >>> import jax.numpy as jnp
-      >>> print(proxy_softmax_logits(jnp.array([1.0, 0.0]), jnp.eye(2), temperature=0.5))
-      [2. 0.]
+    References:
+      Zhai and Wu, Classification is a Strong Baseline for Deep Metric Learning, 2019.
+      Movshovitz-Attias et al., No Fuss Distance Metric Learning using Proxies, 2017.
     """
     scores = dots(embeddings, prototypes)
     scores /= positive("temperature", temperature, scores.dtype)
@@ -69,29 +59,13 @@ def proxy_softmax_loss(
     bias: ArrayLike | None = None,
     **options: Unpack[Options],
 ) -> jax.Array:
-    r"""Cross entropy of a softmax over learned prototypes (proxy NLL, normalized softmax).
-
-    .. math::
-       L = -\log \frac{\exp(z \cdot w_y / \tau + b_y)}{\sum_c \exp(z \cdot w_c / \tau + b_c)}
-
-    With unit vectors and a small temperature this is the normalized softmax; with raw vectors,
-    ``temperature=1`` and a bias it is the usual last layer of a classifier.
-
-    Arguments are those of :func:`proxy_softmax_logits`, and the options of :mod:`asdproto.losses`;
-    the loss is one number an example, shape ``[...]``.
-
-    References:
-      Zhai and Wu, Classification is a Strong Baseline for Deep Metric Learning, 2019.
-      Movshovitz-Attias et al., No Fuss Distance Metric Learning using Proxies, 2017.
+    """Minus the log-softmax of :func:`proxy_softmax_logits` (normalized softmax, proxy NLL).
 
     Examples:
-      >>> import jax
-      >>> import jax.numpy as jnp
       >>> z, label = jnp.array([1.0, 0.0]), 0
-      >>> loss = proxy_softmax_loss(z, jnp.eye(2), label, temperature=1.0)
-      >>> logits = proxy_softmax_logits(z, jnp.eye(2), temperature=1.0)
-      >>> print(f"{loss:.3f}, plainly {-jax.nn.log_softmax(logits)[label]:.3f}")
-      0.313, plainly 0.313
+      >>> loss = proxy_softmax_loss(z, jnp.eye(2), label, temperature=0.5)
+      >>> print(f"{loss:.3f}, plainly {-jax.nn.log_softmax(z / 0.5)[label]:.3f}")
+      0.127, plainly 0.127
     """
     bias = None if bias is None else _per_class("bias", bias, prototypes)
 
@@ -111,17 +85,11 @@ def logit_adjusted_logits(
 ) -> jax.Array:
     r"""Logits that expect frequent classes more, :math:`z \cdot w_c / \tau + a \log n_c`.
 
+    ``counts``, floating ``[classes]``, are training examples of each; less than one counts as one.
     Scoring without the second term is then balanced over classes.
 
-    Args:
-      embeddings: Floating, shape ``[..., dim]``.
-      prototypes: Floating, shape ``[classes, dim]``.
-      counts: Floating, shape ``[classes]``, training examples of each; less than one counts as one.
-      temperature: Positive scalar.
-      adjustment: Scalar a.
-
-    Returns:
-      Shape ``[..., classes]``.
+    References:
+      Menon et al., Long-tail Learning via Logit Adjustment, 2021, Eq. 10.
     """
     logits = proxy_softmax_logits(embeddings, prototypes, temperature=temperature)
     log_counts = jnp.log(jnp.maximum(_per_class("counts", counts, prototypes), 1))
@@ -139,14 +107,9 @@ def logit_adjusted_loss(
     adjustment: ArrayLike = 1.0,
     **options: Unpack[Options],
 ) -> jax.Array:
-    """Minus the log-softmax of :func:`logit_adjusted_logits`; arguments as there.
-
-    References:
-      Menon et al., Long-tail Learning via Logit Adjustment, 2021, Eq. 10.
+    """Minus the log-softmax of :func:`logit_adjusted_logits`.
 
     Examples:
-      >>> import jax
-      >>> import jax.numpy as jnp
       >>> z, label, counts = jnp.array([0.8, 0.6]), 0, jnp.array([2.0, 20.0])
       >>> loss = logit_adjusted_loss(z, jnp.eye(2), label, counts, temperature=0.5)
       >>> logits = z @ jnp.eye(2) / 0.5 + jnp.log(counts)
@@ -177,15 +140,13 @@ def focal_loss(
 
     .. math:: -(1 - p_y)^\gamma \log p_y, \quad p = \mathrm{softmax}(z \cdot w / \tau + b)
 
-    Any loss here that is a log-likelihood becomes focal by ``(1 - exp(-loss)) ** focus * loss``. It
-    is no softmax itself, and so has no logits. Further arguments: :func:`proxy_softmax_logits`.
+    It is no softmax itself, and so has no logits; the p are those of :func:`proxy_softmax_logits`.
+    Any other log-likelihood becomes focal by ``(1 - exp(-loss)) ** focus * loss``.
 
     References:
       Lin et al., Focal Loss for Dense Object Detection, 2017, Eq. 4.
 
     Examples:
-      >>> import jax
-      >>> import jax.numpy as jnp
       >>> z, label = jnp.array([0.8, 0.6]), 0
       >>> loss = focal_loss(z, jnp.eye(2), label, temperature=0.5)
       >>> p = jax.nn.softmax(z / 0.5)[label]
@@ -211,17 +172,13 @@ def proxy_nca_loss(
 ) -> jax.Array:
     """Softmax over squared distances to learned unit proxies, the own one among them (ProxyNCA++).
 
-    Prototypical networks with learned prototypes and another temperature: logits are those of
-    :func:`prototypical_network_logits`, embeddings ``[..., dim]`` and prototypes ``[classes, dim]``
-    of unit length.
+    :func:`prototypical_network_loss` of learned unit prototypes, at another temperature.
 
     References:
       Teh et al., ProxyNCA++: Revisiting and Revitalizing Proxy Neighborhood Component Analysis,
       2020, Eq. 4.
 
     Examples:
-      >>> import jax
-      >>> import jax.numpy as jnp
       >>> z, label = jnp.array([0.8, 0.6]), 1
       >>> loss = proxy_nca_loss(z, jnp.eye(2), label)
       >>> logits = -9 * jnp.sum((z - jnp.eye(2)) ** 2, axis=1)
@@ -247,16 +204,11 @@ def soft_triple_logits(
     .. math:: \lambda (S_c - \delta \, [c = y]), \quad
        S_c = \sum_m \mathrm{softmax}_m(z \cdot w_{c,m} / \gamma) \; z \cdot w_{c,m}
 
-    Args:
-      embeddings: Floating, shape ``[..., dim]``, unit length.
-      prototypes: Floating, shape ``[classes, centers, dim]``, unit length.
-      labels: Integer, shape ``[...]``.
-      temperature: Positive scalar, of the choice among centers.
-      margin: Scalar, of the similarity.
-      scale: Positive scalar.
+    Prototypes are ``[classes, centers, dim]``; ``temperature`` is that of the choice among centers.
+    The paper's further term, which merges centers, knows no examples and is left to the caller.
 
-    Returns:
-      Shape ``[..., classes]``.
+    References:
+      Qian et al., SoftTriple Loss: Deep Metric Learning Without Triplet Sampling, 2019, Eq. 8.
     """
     scores = dots(embeddings, prototypes, (3,))
     weights = jax.nn.softmax(scores / positive("temperature", temperature, scores.dtype), axis=-1)
@@ -276,16 +228,9 @@ def soft_triple_loss(
     scale: ArrayLike = 20.0,
     **options: Unpack[Options],
 ) -> jax.Array:
-    """Minus the log-softmax of :func:`soft_triple_logits`; arguments as there.
-
-    The paper's further term, which merges centers, knows no examples and is left to the caller.
-
-    References:
-      Qian et al., SoftTriple Loss: Deep Metric Learning Without Triplet Sampling, 2019, Eq. 8.
+    """Minus the log-softmax of :func:`soft_triple_logits`.
 
     Examples:
-      >>> import jax
-      >>> import jax.numpy as jnp
       >>> z, label = jnp.array([0.8, 0.6]), 0
       >>> p = jnp.array([[[1.0, 0], [0.6, 0.8]], [[0, 1.0], [0, 1.0]]])
       >>> loss = soft_triple_loss(z, p, label, scale=4.0)
@@ -316,27 +261,16 @@ def proxy_anchor_loss(
        L_c = \frac{C}{C^+} \log \Big(1 + \sum_{i: y_i = c} e^{-s (z_i \cdot w_c - m)}\Big) +
              \log \Big(1 + \sum_{i: y_i \ne c} e^{s (z_i \cdot w_c + m)}\Big)
 
-    with :math:`C^+` the classes that have an example. The anchors are the classes, so it has **one
-    number a class**, whose mean over the classes is the paper's loss; no ``chunk_size``.
-
-    Args:
-      embeddings: Floating, shape ``[examples, dim]``, unit length.
-      prototypes: Floating, shape ``[classes, dim]``, unit length.
-      labels: Integer, shape ``[examples]``; without a class, an example is a negative to everyone.
-      margin: Scalar, of the cosine.
-      scale: Positive scalar.
-      where: Boolean, shape ``[examples]``.
-      class_where: Boolean, shape ``[classes]``; excluded classes give 0, their examples are
-        negatives.
-
-    Returns:
-      Loss per class, shape ``[classes]``; 0 where no example counts.
+    with :math:`C^+` the classes that have an example. Embeddings are ``[examples, dim]``. The
+    anchors are the classes, so this fits no softmax and is **one number a class**, 0 where no
+    example counts; its mean over the classes is the paper's loss. An example without a class is a
+    negative to everyone, as is one of a class that ``class_where`` excludes. There is no
+    ``chunk_size``.
 
     References:
       Kim et al., Proxy Anchor Loss for Deep Metric Learning, 2020, Eq. 4.
 
     Examples:
-      >>> import jax.numpy as jnp
       >>> z, labels = jnp.array([[0.8, 0.6], [0.6, 0.8]]), jnp.array([0, 0])
       >>> loss = proxy_anchor_loss(z, jnp.eye(2), labels, scale=2.0)
       >>> positive = jnp.log(1 + jnp.exp(-2 * (z[:, 0] - 0.1)).sum())

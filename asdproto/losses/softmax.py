@@ -12,7 +12,7 @@ chunk of the classes at a time.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ from asdproto.losses.numerics import (
     keep,
     masked_logsumexp,
     own_class,
+    own_scores,
 )
 
 # (examples, classes, labels, *pairs) -> logits [..., C] or [..., C, M], or a tuple of these and of
@@ -44,21 +45,6 @@ class Options(TypedDict, total=False):
     where: ArrayLike | None
     class_where: ArrayLike | None
     chunk_size: int | None
-
-
-class Compared(NamedTuple):
-    """Examples compared with their own class and with all others.
-
-    Attributes:
-      own: Logits of the own class's M prototypes, shape ``[..., M]``; 0 where they do not count.
-      counted: Which of these prototypes count, shape ``[..., M]``; none does for an example whose
-        loss is 0.
-      others: Logsumexp of all other logits, shape ``[...]``.
-    """
-
-    own: jax.Array
-    counted: jax.Array
-    others: jax.Array
 
 
 def nll(
@@ -112,8 +98,14 @@ def compare(
     where: ArrayLike | None = None,
     class_where: ArrayLike | None = None,
     chunk_size: int | None = None,
-) -> Compared:
-    """Compares every example with its own class and with all others; arguments as :func:`nll`."""
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Compares every example with its own class and with all others; arguments as :func:`nll`.
+
+    Returns:
+      Logits of the own class's M prototypes, shape ``[..., M]``, 0 where they do not count; which
+      of them count, none for an example whose loss is 0; and the logsumexp of all other logits,
+      shape ``[...]``.
+    """
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, found {chunk_size}")
     examples = jax.tree.map(lambda x: as_float("embeddings", x), examples)
@@ -144,7 +136,7 @@ def compare(
             chunk, examples, classes, pairs, present, chunk_size, len(batch), num_classes
         )
     own_counted &= counted[..., None]
-    return Compared(jnp.where(own_counted, own, 0), own_counted, others)
+    return jnp.where(own_counted, own, 0), own_counted, others
 
 
 def counted_examples(
@@ -180,25 +172,23 @@ def _compare_all(
     """Own logits ``[..., M]``, which of them count, and the logsumexp of the others ``[...]``."""
     scores = logits(examples, classes, labels, *pairs)
     scores, *negatives = scores if isinstance(scores, tuple) else (scores,)
-    lead, num_classes = scores.shape[: labels.ndim], scores.shape[labels.ndim]
+    lead, num_classes = labels.shape, scores.shape[labels.ndim]
     if scores.ndim == labels.ndim + 1:
         if present is not None and present.ndim > 1:
             raise ValueError(f"class_where must have shape [classes], found {present.shape}")
         scores = scores[..., None]
     per_class = scores.shape[-1]
-    is_own = own_class(labels, num_classes)[..., None]
-    own = jnp.sum(jnp.where(is_own, scores, 0), axis=-2)
+    own = own_scores(scores, labels)
+    own_counted = jnp.ones_like(own, bool)
     # Rows of C * M: a last axis that is short is slow.
     rows = (*lead, num_classes * per_class)
     place = lax.broadcasted_iota(jnp.int32, (*(1 for _ in lead), rows[-1]), len(lead))
     other = lax.div(place, jnp.int32(per_class)) != labels[..., None]
     negatives = [x.reshape(rows) for x in negatives]
-    if present is None:
-        own_counted = jnp.ones_like(own, bool)
-    else:
+    if present is not None:
         present = jnp.broadcast_to(present.reshape(num_classes, -1), (num_classes, per_class))
         present = jnp.expand_dims(present, range(len(lead)))
-        own_counted = (is_own & present).any(axis=-2)
+        own_counted = (own_class(labels, num_classes)[..., None] & present).any(axis=-2)
         present = present.reshape(place.shape)
         other &= present
         negatives = [jnp.where(present, x, LOG_ZERO) for x in negatives]

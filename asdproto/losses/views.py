@@ -9,8 +9,9 @@ from jax.typing import ArrayLike
 
 from asdproto.losses.numerics import (
     accumulator,
-    as_float,
     as_mask,
+    as_paired_rows,
+    as_rows,
     dots,
     gram,
     keep,
@@ -21,9 +22,7 @@ from asdproto.losses.numerics import (
 
 
 class VICRegTerms(NamedTuple):
-    """The weighted terms of :func:`vicreg_loss`.
-
-    The loss is ``invariance.mean() + variance + covariance``.
+    """The weighted terms of :func:`vicreg_loss`: ``invariance.mean() + variance + covariance``.
 
     Attributes:
       invariance: Per example, shape ``[examples]``.
@@ -56,34 +55,21 @@ def vicreg_loss(
     with :math:`v` of :func:`variance_loss` and :math:`c` of :func:`covariance_loss`. The variance
     is halved as in the authors' code, which their default weights belong to.
 
-    Args:
-      first: Floating, shape ``[examples, dim]``, any length.
-      second: Floating, same shape; row i is another view of row i of ``first``.
-      invariance_weight: Scalar; may be traced. So may all that follow.
-      variance_weight: Scalar.
-      covariance_weight: Scalar.
-      eps: Positive scalar, added to variances before the root.
-      where: Boolean, shape ``[examples]``; excluded pairs count nowhere.
-      axis_name: Mapped axis that examples are spread over; means and covariances are those of all.
-        Average gradients over devices, as for any mean.
-
-    Returns:
-      :class:`VICRegTerms`, float32 (float64 if an argument is), weighted.
-
-    Raises:
-      ValueError: Shapes do not fit; the message names both.
+    Row i of ``second`` is another view of row i of ``first``, ``[examples, dim]``, of any length.
+    ``eps`` is added to variances before the root. Pairs that ``where``, ``[examples]``, excludes
+    count nowhere. Where examples are spread over a mapped axis ``axis_name``, means and covariances
+    are those of all; average gradients over devices, as for any mean.
 
     References:
       Bardes et al., VICReg: Variance-Invariance-Covariance Regularization for Self-Supervised
       Learning, 2022.
 
     Examples:
-      >>> import jax.numpy as jnp
       >>> first = jnp.array([[2.0, 0.0], [-2.0, 0.0], [0.0, 2.0], [0.0, -2.0]])
       >>> print(vicreg_loss(first, first + 1.0))
       VICRegTerms(invariance=Array([25., 25., 25., 25.], dtype=float32), ...)
     """
-    first, second = _check_views(first, second)
+    first, second = as_paired_rows(first=first, second=second)
     if where is not None:
         where = as_mask("where", where, first.shape[:1])
         first, second = keep(first, where), keep(second, where)
@@ -111,24 +97,13 @@ def variance_loss(
 
     .. math:: v(X) = \frac{1}{D} \sum_d \max(0, 1 - \sqrt{\mathrm{var}(X_d) + \epsilon})
 
-    Args:
-      embeddings: Floating, shape ``[examples, dim]``.
-      eps: Positive scalar; may be traced.
-      where: Boolean, shape ``[examples]``; excluded examples do not count.
-      axis_name: Mapped axis that examples are spread over.
-
-    Returns:
-      Scalar, float32 (float64 if the embeddings are); 0 for fewer than two examples, which have
-      no variance.
-
-    Raises:
-      ValueError: Embeddings are not ``[examples, dim]``.
+    A scalar of embeddings ``[examples, dim]``, 0 for fewer than two; further arguments are those of
+    :func:`vicreg_loss`.
 
     References:
       Bardes et al., VICReg, 2022, Eq. 1. The variance is the unbiased one.
 
     Examples:
-      >>> import jax.numpy as jnp
       >>> print(f"{variance_loss(jnp.zeros((4, 3))):.3f}")
       0.990
     """
@@ -148,32 +123,21 @@ def covariance_loss(
 
     .. math:: c(X) = \frac{1}{D} \sum_{d \ne e} \mathrm{cov}(X_d, X_e)^2
 
-    The sum of all squared entries of :math:`X^T X` is that of :math:`X X^T`, so wide embeddings of
-    a small batch need no ``[dim, dim]`` matrix.
-
-    Args:
-      embeddings: Floating, shape ``[examples, dim]``.
-      where: Boolean, shape ``[examples]``; excluded examples do not count.
-      axis_name: Mapped axis that examples are spread over.
-
-    Returns:
-      Scalar, float32 (float64 if the embeddings are); 0 for fewer than two examples.
-
-    Raises:
-      ValueError: Embeddings are not ``[examples, dim]``.
+    A scalar of embeddings ``[examples, dim]``, 0 for fewer than two; further arguments are those of
+    :func:`vicreg_loss`.
 
     References:
       Bardes et al., VICReg, 2022, Eq. 3 and 4.
 
     Examples:
-      >>> import jax.numpy as jnp
       >>> print(covariance_loss(jnp.array([[1.0, 1.0], [-1.0, -1.0], [0.0, 0.0]])))
       1.0
     """
     centered, count = _center(embeddings, where, axis_name)
     examples, dim = centered.shape
-    # With twice as many dimensions as examples the diagonal is at most half of the sum, and the
-    # difference loses no more than a bit.
+    # The sum of all squared entries of X'X is that of XX', which is small for a small batch of wide
+    # embeddings. With twice as many dimensions as examples the diagonal is at most half of the sum,
+    # and the difference loses no more than a bit.
     few = isinstance(examples, int) and 2 * examples <= dim  # not where the size is symbolic
     if axis_name is None and few:
         products = gram(centered)
@@ -201,30 +165,19 @@ def barlow_twins_loss(
 
     .. math:: L = \sum_d (1 - c_{dd})^2 + \lambda \sum_{d \ne e} c_{de}^2
 
-    with the correlations c of the views' dimensions over the batch. A statistic of the batch, so
-    there is one number, and none per example.
-
-    Args:
-      first: Floating, shape ``[examples, dim]``, any length.
-      second: Floating, same shape; row i is another view of row i of ``first``.
-      off_diagonal: Scalar, weight of the second sum.
-      eps: Positive scalar, added to variances before the root.
-      where: Boolean, shape ``[examples]``; excluded pairs count nowhere.
-      axis_name: Mapped axis that examples are spread over; correlations are those of all.
-
-    Returns:
-      Scalar, 0 without examples.
+    with the correlations c of the views' dimensions over the batch: one number a batch, 0 without
+    examples. ``eps`` is added to variances before the root; further arguments are those of
+    :func:`vicreg_loss`.
 
     References:
       Zbontar et al., Barlow Twins: Self-Supervised Learning via Redundancy Reduction, 2021, Eq. 1.
 
     Examples:
-      >>> import jax.numpy as jnp
       >>> x = jnp.array([[1.0, 1.0], [-1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])
       >>> print(f"{barlow_twins_loss(x, -x):.2f}, plainly {2 * (1 + 1)**2:.2f}")
       8.00, plainly 8.00
     """
-    first, second = _check_views(first, second)
+    first, second = as_paired_rows(first=first, second=second)
     eps = positive("eps", eps, accumulator(first, second))
     views = []
     for x in (first, second):
@@ -243,23 +196,11 @@ def barlow_twins_loss(
     return jnp.where(squares.any() | jnp.isnan(squares).any(), jnp.sum(terms), 0)
 
 
-def _check_views(first: ArrayLike, second: ArrayLike) -> tuple[jax.Array, jax.Array]:
-    first, second = as_float("first", first), as_float("second", second)
-    if first.ndim != 2 or first.shape != second.shape:
-        raise ValueError(
-            "first and second must have the same shape [examples, dim]; found first "
-            f"{first.shape} and second {second.shape}"
-        )
-    return first, second
-
-
 def _center(
     embeddings: ArrayLike, where: ArrayLike | None, axis_name: str | None
 ) -> tuple[jax.Array, jax.Array]:
     """Embeddings about their mean (zero where excluded), in the accumulator's dtype, and count."""
-    embeddings = as_float("embeddings", embeddings)
-    if embeddings.ndim != 2:
-        raise ValueError(f"embeddings must have shape [examples, dim], found {embeddings.shape}")
+    embeddings = as_rows("embeddings", embeddings)
     embeddings = replicated(embeddings.astype(accumulator(embeddings)))
     counted = jnp.ones(embeddings.shape[:1], bool)
     if where is not None:
