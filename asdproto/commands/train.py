@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import importlib
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
@@ -140,6 +141,9 @@ def start_devices(arguments: argparse.Namespace) -> Devices:
 
 def run(arguments: argparse.Namespace) -> int:
     """Trains, scores and reports, with other processes where there are any."""
+    # What a base install lacks is missed before JAX is set up, which may be too old for it there.
+    importlib.import_module("flax")
+
     from asdproto.training.processes import joined
 
     processes = arguments.coordinator, arguments.processes, arguments.process_id
