@@ -11,22 +11,29 @@ def data(examples=23, classes=5, dim=4, seed=0):
     return rng.normal(size=(examples, dim)).astype(np.float32), rng.integers(0, classes, examples)
 
 
+def unit_mean(rows):
+    """Zeros of nothing."""
+    mean = rows.astype(np.float64).mean(axis=0) if len(rows) else np.zeros(rows.shape[1])
+    return mean / max(np.linalg.norm(mean), 1e-30)
+
+
+def assert_close(found, expected, rtol=1e-5, atol=1e-6):
+    np.testing.assert_allclose(found, expected, rtol=rtol, atol=atol)
+
+
 def test_l2_normalize():
     x = np.array([[3.0, 4.0], [1e-20, 0.0], [0.0, 0.0], [-1e15, 1e15]], np.float32)
-    expected = [[0.6, 0.8], [0, 0], [0, 0], [-np.sqrt(0.5), np.sqrt(0.5)]]
-    np.testing.assert_allclose(prototypes.l2_normalize(x), expected, rtol=1e-6)
-    np.testing.assert_allclose(
-        prototypes.l2_normalize(x.T, axis=0), np.transpose(expected), rtol=1e-6
-    )
+    expected = np.array([[0.6, 0.8], [0, 0], [0, 0], [-np.sqrt(0.5), np.sqrt(0.5)]])
+    assert_close(prototypes.l2_normalize(x), expected)
+    assert_close(prototypes.l2_normalize(x.T, axis=0), expected.T)
     short = prototypes.l2_normalize(jnp.array([3e-8, 4e-8]))  # far from zero, but for its square
-    np.testing.assert_allclose(short, [0.6, 0.8], rtol=1e-6)
+    assert_close(short, [0.6, 0.8])
     for dtype, size in ((jnp.float32, 1e25), (jnp.bfloat16, 3e38)):  # squares are infinite
         x, direction = (jnp.array(v, dtype) * size for v in ([0.6, 0.8], [0.8, -0.6]))
         value, change = jax.jvp(prototypes.l2_normalize, (x,), (direction,))
-        np.testing.assert_allclose(value.astype(float), [0.6, 0.8], rtol=0.01)
-        np.testing.assert_allclose(change.astype(float), [0.8, -0.6], rtol=0.01)
-    small = prototypes.l2_normalize(jnp.array([3.0, 4.0], jnp.bfloat16))
-    assert small.dtype == jnp.bfloat16
+        assert value.dtype == dtype
+        assert_close(value.astype(float), [0.6, 0.8], rtol=0.01)
+        assert_close(change.astype(float), [0.8, -0.6], rtol=0.01)
 
 
 def test_l2_normalize_has_a_gradient_everywhere():
@@ -35,7 +42,7 @@ def test_l2_normalize_has_a_gradient_everywhere():
     found = gradient(jnp.array([[0.0, 0.0], [3.0, 4.0]]))
     np.testing.assert_array_equal(found[0], 0)
     # (w - u (u.w)) / |x| with u = x / |x|
-    np.testing.assert_allclose(found[1], (weights - jnp.array([0.6, 0.8]) * 2.2) / 5, rtol=1e-5)
+    assert_close(found[1], (weights - jnp.array([0.6, 0.8]) * 2.2) / 5)
 
 
 def test_class_sums_equal_a_loop():
@@ -43,18 +50,15 @@ def test_class_sums_equal_a_loop():
     y[3] = -1  # of no class
     where = np.arange(len(y)) % 4 != 1
     weights = np.linspace(0.5, 2, len(y)).astype(np.float32)
-    sums, counts = prototypes.class_sums(z, y, 6, where=where, weights=weights)
-    expected = np.zeros((6, 4))
-    total = np.zeros(6)
-    for vector, label, keep, weight in zip(z, y, where, weights, strict=True):
-        if keep and label >= 0:
+    poisoned = np.where(where[:, None], z, np.nan)
+    sums, counts = prototypes.class_sums(poisoned, y, 6, where=where, weights=weights)
+    expected, total = np.zeros((6, 4)), np.zeros(6)
+    for vector, label, counted, weight in zip(z, y, where, weights, strict=True):
+        if counted and label >= 0:
             expected[label] += weight * vector.astype(np.float64)
             total[label] += weight
-    np.testing.assert_allclose(sums, expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(counts, total, rtol=1e-6)
-    poisoned = np.where(where[:, None], z, np.nan)
-    again, _ = prototypes.class_sums(poisoned, y, 6, where=where, weights=weights)
-    np.testing.assert_array_equal(again, sums)
+    assert_close(sums, expected)
+    assert_close(counts, total)
 
 
 def test_bfloat16_embeddings_are_summed_in_float32():
@@ -64,36 +68,30 @@ def test_bfloat16_embeddings_are_summed_in_float32():
     assert sums[0, 0] == counts[0] == 1000  # bfloat16 stops counting at 256
 
 
-def test_class_means_are_unit_vectors_and_absent_classes_zero():
-    z, y = data()
+def test_class_prototypes_of_one_device_and_of_four():
+    """Unit vectors, zero for absent classes; fine-tuning takes their gradient through the psum."""
+    z, y = data(examples=24)
     y[y == 2] = 1
-    means, counts = prototypes.class_prototypes(z, y, 5)
-    for c in range(5):
-        members = z[y == c].astype(np.float64)
-        assert counts[c] == len(members)
-        mean = members.mean(axis=0) if len(members) else np.zeros(4)
-        np.testing.assert_allclose(
-            means[c], mean / max(np.linalg.norm(mean), 1e-30), rtol=1e-5, atol=1e-6
-        )
 
+    def total(z, y, axis_name=None):
+        means, counts = prototypes.class_prototypes(z, y, 5, axis_name=axis_name)
+        return (means * jnp.arange(20.0).reshape(5, 4)).sum(), (means, counts)
 
-def test_absent_classes_have_no_gradient():
-    z, y = data(classes=3)
-    gradient = jax.grad(lambda z: prototypes.class_prototypes(z, y, 5)[0].sum())(jnp.asarray(z))
+    (_, (means, counts)), gradient = jax.value_and_grad(total, has_aux=True)(jnp.asarray(z), y)
+    np.testing.assert_array_equal(counts, np.bincount(y, minlength=5))
+    assert_close(means, [unit_mean(z[y == c]) for c in range(5)])
     assert bool(jnp.isfinite(gradient).all())
 
-
-def test_prototypes_of_four_devices_equal_those_of_one():
-    z, y = data(examples=24)
-    expected, counts = prototypes.class_prototypes(z, y, 5)
-    run = jax.pmap(
-        lambda z, y: prototypes.class_prototypes(z, y, 5, axis_name="d"),
+    # Every device returns the same total, and a gradient under pmap is that of the sum of what
+    # devices return: four times the total. A step that averages gradients divides by it.
+    spread, several = jax.pmap(
+        jax.grad(lambda z, y: total(z, y, "d"), has_aux=True),
         axis_name="d",
         devices=jax.devices()[:4],
-    )
-    found, found_counts = run(z.reshape(4, 6, 4), y.reshape(4, 6))
-    np.testing.assert_allclose(found, np.broadcast_to(expected, (4, 5, 4)), rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(found_counts[2], counts)
+    )(z.reshape(4, 6, 4), y.reshape(4, 6))
+    assert_close(spread.reshape(24, 4) / 4, gradient, rtol=1e-4, atol=1e-5)
+    assert_close(several[0], np.broadcast_to(means, (4, 5, 4)))
+    np.testing.assert_array_equal(several[1][2], counts)
 
 
 def test_leave_one_out_equals_a_loop():
@@ -101,37 +99,27 @@ def test_leave_one_out_equals_a_loop():
     sums, counts = prototypes.class_sums(z, y, 5)
     found, exists = prototypes.leave_one_out_prototypes(z, y, sums, counts)
     for i in range(11):
-        others = z[(y == y[i]) & (np.arange(11) != i)].astype(np.float64)
+        others = z[(y == y[i]) & (np.arange(11) != i)]
         assert exists[i] == (len(others) > 0)
-        mean = others.mean(axis=0) if len(others) else np.zeros(4)
-        np.testing.assert_allclose(
-            found[i], mean / max(np.linalg.norm(mean), 1e-30), rtol=1e-4, atol=1e-5
-        )
+        assert_close(found[i], unit_mean(others), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("ratio", "expected"),
-    [
-        # sizes 1, 3, 100, 30, 0: ceil of the share, at least 1
+def test_subsets_have_exactly_their_share():
+    """Of classes of 1, 3, 100, 30 and no examples: the share rounded up, at least 1."""
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(5), [1, 3, 100, 30, 0]))
+    draw = jax.jit(lambda key, ratio: prototypes.subset_mask(key, labels, 5, ratio))
+    for ratio, expected in (
         (1.0, [1, 3, 100, 30, 0]),
         (0.25, [1, 1, 25, 8, 0]),
         (0.125, [1, 1, 13, 4, 0]),
         (0.07, [1, 1, 7, 3, 0]),
-        (0.1, [1, 1, 10, 3, 0]),
         (0.334, [1, 2, 34, 11, 0]),
         (1e-9, [1, 1, 1, 1, 0]),
         (0.3, [1, 1, 30, 9, 0]),  # 0.3 * 100 is 30.000002 in float32
-    ],
-)
-def test_subsets_have_exactly_their_share(ratio, expected):
-    rng = np.random.default_rng(0)
-    labels = rng.permutation(np.repeat(np.arange(5), [1, 3, 100, 30, 0]))
-    draw = jax.jit(lambda key, ratio: prototypes.subset_mask(key, labels, 5, ratio))
-    mask = np.asarray(draw(jax.random.key(1), ratio))
-    np.testing.assert_array_equal(np.bincount(labels[mask], minlength=5), expected)
-    other = np.asarray(draw(jax.random.key(2), ratio))
-    assert ratio == 1 or (mask != other).any()
-    np.testing.assert_array_equal(mask, draw(jax.random.key(1), ratio))
+    ):
+        mask, other = (np.asarray(draw(jax.random.key(seed), ratio)) for seed in (1, 2))
+        np.testing.assert_array_equal(np.bincount(labels[mask], minlength=5), expected)
+        assert ratio == 1 or (mask != other).any()
 
 
 def test_subsets_leave_out_what_is_masked_or_of_no_class():
@@ -148,22 +136,16 @@ def test_every_member_is_drawn_equally_often():
     draw = jax.jit(jax.vmap(lambda key: prototypes.subset_mask(key, labels, 3, 0.25)))
     often = np.asarray(draw(jax.random.split(jax.random.key(5), 4000))).mean(axis=0)
     # Standard deviation of a share of 1/4 over 4,000 draws: 0.007; five of them.
-    np.testing.assert_allclose(often, 0.25, atol=0.035)
+    assert_close(often, 0.25, atol=0.035)
 
 
 def test_sub_prototypes_equal_a_loop():
     z, y = data(examples=30)
-    keys = jax.random.split(jax.random.key(0), 3)
-    masks = np.stack([prototypes.subset_mask(key, y, 5, 0.4) for key in keys])
+    masks = np.random.default_rng(1).random((3, 30)) < 0.6
     where = np.arange(30) != 7
     found = prototypes.sub_prototypes(z, y, masks, 5, where=where)
-    assert found.shape == (5, 3, 4)
-    for c in range(5):
-        for m in range(3):
-            mean = z[(y == c) & masks[m] & where].astype(np.float64).mean(axis=0)
-            np.testing.assert_allclose(
-                found[c, m], mean / np.linalg.norm(mean), rtol=1e-4, atol=1e-5
-            )
+    expected = [[unit_mean(z[(y == c) & mask & where]) for mask in masks] for c in range(5)]
+    assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("normalize", [False, True])
@@ -175,7 +157,7 @@ def test_mixed_negatives_equal_a_loop(normalize):
         for c in range(3):
             mixed = mix[i, c] * anchors[i] + (1 - mix[i, c]) * others[c]
             mixed = mixed / np.linalg.norm(mixed) if normalize else mixed
-            np.testing.assert_allclose(found[i, c], mixed, rtol=1e-5, atol=1e-6)
+            assert_close(found[i, c], mixed)
 
 
 def test_drawn_coefficients_are_uniform_and_bounds_may_be_traced():
@@ -187,75 +169,29 @@ def test_drawn_coefficients_are_uniform_and_bounds_may_be_traced():
     np.testing.assert_allclose(draw(0.5, 0.5), 0.5)
 
 
-def test_devices_draw_the_same_unless_the_key_is_folded():
-    def run(draw):
-        devices = jax.devices()[:4]
-        return jax.pmap(lambda _: draw(jax.random.key(0)), axis_name="d", devices=devices)(
-            jnp.arange(4)
-        )
-
-    same = run(lambda key: prototypes.sample_mix(key, (3, 5)))
-    np.testing.assert_array_equal(
-        same, jnp.stack([prototypes.sample_mix(jax.random.key(0), (3, 5))] * 4)
-    )
-    folded = run(
-        lambda key: prototypes.sample_mix(jax.random.fold_in(key, jax.lax.axis_index("d")), (3, 5))
-    )
-    assert len(np.unique(folded)) == folded.size
-    # The rows of one device's draw for the anchors of all.
-    rows = run(
-        lambda key: jax.lax.dynamic_slice_in_dim(
-            prototypes.sample_mix(key, (12, 5)), 3 * jax.lax.axis_index("d"), 3
-        )
-    )
-    whole = prototypes.sample_mix(jax.random.key(0), (12, 5))
-    np.testing.assert_array_equal(rows.reshape(12, 5), whole)
-
-
 def test_errors_name_both_shapes():
     z, y = data()
-    with pytest.raises(ValueError, match=r"embeddings \(23, 4\) and labels \(22,\)"):
-        prototypes.class_sums(z, y[:-1], 5)
-    with pytest.raises(ValueError, match="labels must be integers, found float"):
-        prototypes.class_sums(z, y.astype(np.float32), 5)
-    with pytest.raises(ValueError, match=r"where has shape \(3,\), labels have \(23,\)"):
-        prototypes.class_sums(z, y, 5, where=np.ones(3, bool))
-    with pytest.raises(ValueError, match=r"sums \(5, 4\) and counts \(4,\)"):
-        prototypes.class_means(np.ones((5, 4)), np.ones(4))
-    with pytest.raises(
-        ValueError, match=r"counts \(4,\) and embeddings \(23, 4\); found sums \(5, 4\)"
-    ):
-        prototypes.leave_one_out_prototypes(z, y, np.ones((5, 4)), np.ones(4))
-    with pytest.raises(ValueError, match=r"masks \(2, 22\) and labels \(23,\)"):
-        prototypes.sub_prototypes(z, y, np.ones((2, 22), bool), 5)
-    with pytest.raises(ValueError, match=r"where has shape \(2,\), labels have \(23,\)"):
-        prototypes.subset_mask(jax.random.key(0), y, 5, 0.5, where=np.ones(2, bool))
-    with pytest.raises(ValueError, match=r"found float32 \(23,\)"):
-        prototypes.subset_mask(jax.random.key(0), z[:, 0], 5, 0.5)
-    with pytest.raises(ValueError, match=r"anchor \(4,\) and prototypes \(3, 5\)"):
-        prototypes.mix_negatives(z[0], np.ones((3, 5)), np.ones(3))
-    with pytest.raises(
-        ValueError, match=r"anchor \(4,\) and prototypes \(3, 4\); found mix \(2,\)"
-    ):
-        prototypes.mix_negatives(z[0], np.ones((3, 4)), np.ones(2))
+    key = jax.random.key(0)
 
+    def refuses(message, function, *arguments, **keywords):
+        with pytest.raises(ValueError, match=message):
+            function(*arguments, **keywords)
 
-def test_gradients_pass_through_prototypes_to_every_device():
-    """Fine-tuning differentiates through in-batch means; their psum must carry gradients."""
-    z, y = data(examples=24)
-
-    def total(z, y, axis_name=None):
-        means, _ = prototypes.class_prototypes(z, y, 5, axis_name=axis_name)
-        return (means * jnp.arange(20.0).reshape(5, 4)).sum()
-
-    expected = jax.grad(total)(jnp.asarray(z), y)
-
-    # Every device returns the same total, and a gradient under pmap is that of the sum of what
-    # devices return: four times the total. A step that averages gradients divides by it.
-    found = jax.pmap(
-        jax.grad(lambda z, y: total(z, y, "d")), axis_name="d", devices=jax.devices()[:4]
-    )(z.reshape(4, 6, 4), y.reshape(4, 6))
-    np.testing.assert_allclose(found.reshape(24, 4) / 4, expected, rtol=1e-4, atol=1e-5)
+    sums, means = prototypes.class_sums, prototypes.class_means
+    refuses(r"labels \(22,\) and embeddings \(23, 4\)", sums, z, y[:-1], 5)
+    refuses(r"shape \[examples, dim\], found \(23,\)", sums, z[:, 0], y, 5)
+    refuses("labels must be integers, found float", sums, z, y.astype(np.float32), 5)
+    refuses(r"where must have shape \(23,\), found \(3,\)", sums, z, y, 5, where=np.ones(3, bool))
+    refuses(r"weights has shape \(3,\), labels have \(23,\)", sums, z, y, 5, weights=np.ones(3))
+    refuses(r"sums \(5, 4\) and counts \(4,\)", means, np.ones((5, 4)), np.ones(4))
+    leave_one_out, ones = prototypes.leave_one_out_prototypes, np.ones((5, 4))
+    refuses(r"counts \(4,\) and .*found sums \(5, 4\)", leave_one_out, z, y, ones, np.ones(4))
+    masks = np.ones((2, 22), bool)
+    refuses(r"masks \(2, 22\) and labels \(23,\)", prototypes.sub_prototypes, z, y, masks, 5)
+    refuses(r"found float32 \(23,\)", prototypes.subset_mask, key, z[:, 0], 5, 0.5)
+    mix = prototypes.mix_negatives
+    refuses(r"anchor \(4,\) and prototypes \(3, 5\)", mix, z[0], np.ones((3, 5)), np.ones(3))
+    refuses(r"mix must have shape .*\(3,\), found \(2,\)", mix, z[0], np.ones((3, 4)), np.ones(2))
 
 
 def everything(embeddings, labels, where, key):

@@ -4,6 +4,7 @@ Every function takes one batch and returns one number per example. Classes that 
 left out of ``present``; examples that do not count are taken away by the caller.
 """
 
+import functools
 import math
 
 import jax
@@ -18,90 +19,159 @@ def log_sum_exp(values):
     return top + math.log(sum(math.exp(v - top) for v in values))
 
 
+def cross_entropy(logits, label):
+    """Of one example; ``logits`` by class."""
+    return log_sum_exp(list(logits.values())) - logits[label]
+
+
 def unit(x):
     return x / math.sqrt(float(x @ x))
 
 
-def prototypical(z, prototypes, labels, present, *, temperature):
-    losses = []
-    for anchor, label in zip(z, labels, strict=True):
-        logits = {c: float(anchor @ prototypes[c]) / temperature for c in present}
-        losses.append(log_sum_exp(list(logits.values())) - logits[label])
-    return np.array(losses)
+def by_example(equation):
+    """A loss from its equation for one example, its label, prototypes and classes present."""
+
+    @functools.wraps(equation)
+    def loss(z, prototypes, labels, present, *more, **hyper):
+        losses = []
+        for i, (anchor, label) in enumerate(zip(z, labels, strict=True)):
+            # What is more is of every class, or of every pair of example and class.
+            own = (x[i] if np.ndim(x) > 1 else x for x in more)
+            losses.append(equation(anchor, label, prototypes, present, *own, **hyper))
+        return np.array(losses)
+
+    return loss
 
 
-def multi_prototype(z, prototypes, labels, present, *, temperature):
-    losses = []
-    for anchor, label in zip(z, labels, strict=True):
-        logits = {c: [float(anchor @ p) / temperature for p in prototypes[c]] for c in present}
-        everything = log_sum_exp([x for row in logits.values() for x in row])
-        losses.append(sum(everything - x for x in logits[label]) / len(logits[label]))
-    return np.array(losses)
+@by_example
+def prototypical(anchor, label, prototypes, present, *, temperature):
+    return cross_entropy({c: float(anchor @ prototypes[c]) / temperature for c in present}, label)
 
 
-def negative_prototype(z, prototypes, labels, present, mix, *, temperature, normalize=False):
-    losses = []
-    for i, (anchor, label) in enumerate(zip(z, labels, strict=True)):
-        own = float(anchor @ prototypes[label]) / temperature
-        logits = [float(anchor @ prototypes[c]) / temperature for c in present]
-        for c in present:
+@by_example
+def multi_prototype(anchor, label, prototypes, present, *, temperature):
+    logits = {c: [float(anchor @ p) / temperature for p in prototypes[c]] for c in present}
+    everything = log_sum_exp([x for row in logits.values() for x in row])
+    return sum(everything - x for x in logits[label]) / len(logits[label])
+
+
+@by_example
+def negative_prototype(anchor, label, prototypes, present, mix, *, temperature, normalize=False):
+    logits = [float(anchor @ prototypes[c]) / temperature for c in present]
+    for c in present:
+        if c != label:
+            mixed = mix[c] * anchor + (1 - mix[c]) * prototypes[c]
+            mixed = unit(mixed) if normalize else mixed
+            logits.append(float(anchor @ mixed) / temperature)
+    return log_sum_exp(logits) - float(anchor @ prototypes[label]) / temperature
+
+
+@by_example
+def multi_negative_prototype(anchor, label, prototypes, present, mix, *, temperature):
+    logits = []
+    for c in present:
+        for m, p in enumerate(prototypes[c]):
+            logits.append(float(anchor @ p) / temperature)
             if c != label:
-                mixed = mix[i, c] * anchor + (1 - mix[i, c]) * prototypes[c]
-                mixed = unit(mixed) if normalize else mixed
+                mixed = mix[c, m] * anchor + (1 - mix[c, m]) * p
                 logits.append(float(anchor @ mixed) / temperature)
-        losses.append(log_sum_exp(logits) - own)
-    return np.array(losses)
+    own = [float(anchor @ p) / temperature for p in prototypes[label]]
+    return log_sum_exp(logits) - sum(own) / len(own)
 
 
-def multi_negative_prototype(z, prototypes, labels, present, mix, *, temperature):
-    losses = []
-    for i, (anchor, label) in enumerate(zip(z, labels, strict=True)):
-        logits = []
-        for c in present:
-            for m, p in enumerate(prototypes[c]):
-                logits.append(float(anchor @ p) / temperature)
-                if c != label:
-                    mixed = mix[i, c, m] * anchor + (1 - mix[i, c, m]) * p
-                    logits.append(float(anchor @ mixed) / temperature)
-        own = [float(anchor @ p) / temperature for p in prototypes[label]]
-        losses.append(log_sum_exp(logits) - sum(own) / len(own))
-    return np.array(losses)
+def angular_prototypical(*arguments, scale):
+    return prototypical(*arguments, temperature=1 / scale)
 
 
-def softmax(z, prototypes, labels, present, bias, *, temperature):
-    losses = []
-    for anchor, label in zip(z, labels, strict=True):
-        logits = {c: float(anchor @ prototypes[c]) / temperature + bias[c] for c in present}
-        losses.append(log_sum_exp(list(logits.values())) - logits[label])
-    return np.array(losses)
+@by_example
+def prototypical_network(anchor, label, prototypes, present, *, temperature):
+    return cross_entropy(
+        {c: -float(np.sum((anchor - prototypes[c]) ** 2)) / temperature for c in present}, label
+    )
 
 
-def arcface(z, prototypes, labels, present, *, margin, scale):
-    losses = []
-    for anchor, label in zip(z, labels, strict=True):
-        logits = {}
-        for c in present:
-            angle = math.acos(max(-1.0, min(1.0, float(anchor @ prototypes[c]))))
-            cosine = math.cos(angle)
-            if c == label:
-                widened = math.cos(angle + margin)
-                cosine = (
-                    widened if angle + margin <= math.pi else cosine - margin * math.sin(margin)
-                )
-            logits[c] = scale * cosine
-        losses.append(log_sum_exp(list(logits.values())) - logits[label])
-    return np.array(losses)
+@by_example
+def center(anchor, label, prototypes, present):
+    return np.sum((anchor - prototypes[label]) ** 2) / 2
 
 
-def cosface(z, prototypes, labels, present, *, margin, scale):
-    losses = []
-    for anchor, label in zip(z, labels, strict=True):
-        logits = {
-            c: scale * (float(anchor @ prototypes[c]) - (margin if c == label else 0))
-            for c in present
-        }
-        losses.append(log_sum_exp(list(logits.values())) - logits[label])
-    return np.array(losses)
+@by_example
+def proxy_softmax(anchor, label, prototypes, present, bias, *, temperature):
+    return cross_entropy(
+        {c: float(anchor @ prototypes[c]) / temperature + bias[c] for c in present}, label
+    )
+
+
+def logit_adjusted(z, prototypes, labels, present, counts, *, temperature, adjustment):
+    prior = np.maximum(counts, 1) / sum(np.maximum(counts, 1))
+    bias = adjustment * np.log(prior)
+    return proxy_softmax(z, prototypes, labels, present, bias, temperature=temperature)
+
+
+def focal(*arguments, temperature, focus):
+    losses = proxy_softmax(*arguments, temperature=temperature)
+    return np.array([(1 - math.exp(-loss)) ** focus * loss for loss in losses])
+
+
+@by_example
+def soft_triple(anchor, label, prototypes, present, *, temperature, margin, scale):
+    logits = {}
+    for c in present:
+        scores = [float(anchor @ w) for w in prototypes[c]]
+        weights = [math.exp(x / temperature) for x in scores]
+        similar = sum(w * x for w, x in zip(weights, scores, strict=True)) / sum(weights)
+        logits[c] = scale * (similar - (margin if c == label else 0))
+    return cross_entropy(logits, label)
+
+
+@by_example
+def arcface(anchor, label, prototypes, present, *, margin, scale):
+    logits = {}
+    for c in present:
+        angle = math.acos(max(-1.0, min(1.0, float(anchor @ prototypes[c]))))
+        cosine = math.cos(angle)
+        if c == label:
+            beyond = angle + margin > math.pi
+            cosine = cosine - margin * math.sin(margin) if beyond else math.cos(angle + margin)
+        logits[c] = scale * cosine
+    return cross_entropy(logits, label)
+
+
+@by_example
+def sub_center_arcface(anchor, label, prototypes, present, *, margin, scale):
+    nearest = {c: max(prototypes[c], key=lambda w: float(anchor @ w)) for c in present}
+    return arcface([anchor], nearest, [label], present, margin=margin, scale=scale)[0]
+
+
+@by_example
+def cosface(anchor, label, prototypes, present, *, margin, scale):
+    logits = {c: scale * float(anchor @ prototypes[c]) for c in present}
+    logits[label] -= scale * margin
+    return cross_entropy(logits, label)
+
+
+@by_example
+def sphereface(anchor, label, prototypes, present, *, margin, scale):
+    length = math.sqrt(float(anchor @ anchor))
+    logits = {c: scale * float(anchor @ prototypes[c]) for c in present}
+    angle = margin * math.acos(logits[label] / scale / length)
+    turns = math.floor(angle / math.pi)
+    logits[label] = scale * length * ((-1) ** turns * math.cos(angle) - 2 * turns)
+    return cross_entropy(logits, label)
+
+
+@by_example
+def magface(anchor, label, prototypes, present, *, scale, length_weight):
+    """With lengths from 1 to 4 and margins from 0.2 to 0.6."""
+    length = min(max(math.sqrt(float(anchor @ anchor)), 1.0), 4.0)
+    margin = 0.2 + (length - 1) / 3 * 0.4
+    loss = arcface([unit(anchor)], prototypes, [label], present, margin=margin, scale=scale)
+    return loss[0] + length_weight * (length / 16 + 1 / length)
+
+
+def adaptive_scale(sums, angles):
+    angle = min(math.pi / 4, float(np.median(angles)))
+    return max(1.0, math.log(sum(sums) / len(sums)) / math.cos(angle))
 
 
 def adacos_scale(cosines, labels, scale):
@@ -110,169 +180,37 @@ def adacos_scale(cosines, labels, scale):
     for row, label in zip(cosines, labels, strict=True):
         sums.append(sum(math.exp(scale * x) for c, x in row.items() if c != label))
         angles.append(math.acos(max(-1.0, min(1.0, row[label]))))
-    mean = sum(sums) / len(sums)
-    return max(1.0, math.log(mean) / math.cos(min(math.pi / 4, float(np.median(angles)))))
+    return adaptive_scale(sums, angles)
 
 
-def adacos(z, prototypes, labels, present, *, scale, adaptive=True):
+def of_cosines(cosines, labels, scale):
+    scale = adacos_scale(cosines, labels, scale)
+    scaled = [{c: scale * x for c, x in row.items()} for row in cosines]
+    return np.array([cross_entropy(*pair) for pair in zip(scaled, labels, strict=True)])
+
+
+def adacos(z, prototypes, labels, present, *, scale):
     cosines = [{c: float(anchor @ prototypes[c]) for c in present} for anchor in z]
-    if adaptive:
-        scale = adacos_scale(cosines, labels, scale)
-    losses = [
-        log_sum_exp([scale * x for x in row.values()]) - scale * row[label]
-        for row, label in zip(cosines, labels, strict=True)
-    ]
-    return np.array(losses)
-
-
-def sub_cluster_adacos(z, prototypes, labels, present, *, scale):
-    sums, angles = [], []
-    for anchor, label in zip(z, labels, strict=True):
-        cosines = {c: [float(anchor @ p) for p in prototypes[c]] for c in present}
-        sums.append(sum(math.exp(scale * x) for row in cosines.values() for x in row))
-        angles.append(min(math.acos(x) for x in cosines[label]))
-    mean = sum(sums) / len(sums)
-    scale = max(1.0, math.log(mean) / math.cos(min(math.pi / 4, float(np.median(angles)))))
-    losses = []
-    for anchor, label in zip(z, labels, strict=True):
-        terms = {c: [scale * float(anchor @ p) for p in prototypes[c]] for c in present}
-        everything = log_sum_exp([x for row in terms.values() for x in row])
-        losses.append(everything - log_sum_exp(terms[label]))
-    return np.array(losses)
+    return of_cosines(cosines, labels, scale)
 
 
 def adaproj(z, bases, labels, present, *, scale):
-    cosines = []
-    for anchor in z:
-        row = {}
-        for c in present:
-            projected = sum(float(anchor @ w) * w for w in bases[c])
-            row[c] = float(anchor @ unit(projected))
-        cosines.append(row)
-    scale = adacos_scale(cosines, labels, scale)
-    losses = [
-        log_sum_exp([scale * x for x in row.values()]) - scale * row[label]
-        for row, label in zip(cosines, labels, strict=True)
+    projected = [{c: sum(float(a @ w) * w for w in bases[c]) for c in present} for a in z]
+    cosines = [
+        {c: float(a @ unit(q)) for c, q in row.items()} for a, row in zip(z, projected, strict=True)
     ]
-    return np.array(losses)
+    return of_cosines(cosines, labels, scale)
 
 
-def prototypical_network(z, prototypes, labels, present, *, temperature):
-    losses = []
-    for anchor, label in zip(z, labels, strict=True):
-        logits = {c: -float(np.sum((anchor - prototypes[c]) ** 2)) / temperature for c in present}
-        losses.append(log_sum_exp(list(logits.values())) - logits[label])
-    return np.array(losses)
-
-
-def center(z, prototypes, labels, present):
-    del present
-    return np.array([np.sum((a - prototypes[y]) ** 2) / 2 for a, y in zip(z, labels, strict=True)])
-
-
-def supervised_contrastive(z, labels, *, temperature):
-    losses = []
-    for i, anchor in enumerate(z):
-        logits = {j: float(anchor @ z[j]) / temperature for j in range(len(z)) if j != i}
-        positives = [j for j in logits if labels[j] == labels[i] and labels[i] >= 0]
-        if not positives:
-            losses.append(0.0)
-            continue
-        everything = log_sum_exp(list(logits.values()))
-        losses.append(sum(everything - logits[j] for j in positives) / len(positives))
-    return np.array(losses)
-
-
-def nt_xent(z, labels, *, temperature):
-    losses = []
-    for i, anchor in enumerate(z):
-        logits = {j: float(anchor @ z[j]) / temperature for j in range(len(z)) if j != i}
-        positives = [j for j in logits if labels[j] == labels[i] and labels[i] >= 0]
-        negatives = [logits[j] for j in logits if j not in positives]
-        each = [log_sum_exp([logits[j], *negatives]) - logits[j] for j in positives]
-        losses.append(sum(each) / len(each) if each else 0.0)
-    return np.array(losses)
-
-
-def vicreg(first, second, *, eps, weights=(25.0, 25.0, 1.0)):
-    """The three weighted terms; the first per example."""
-    count, dim = first.shape
-    invariance = [sum((a - b) ** 2) / dim for a, b in zip(first, second, strict=True)]
-    variance = covariance = 0.0
-    for x in (first, second):
-        centered = x - x.mean(axis=0)
-        for d in range(dim):
-            spread = math.sqrt(float(centered[:, d] @ centered[:, d]) / (count - 1) + eps)
-            variance += max(0.0, 1 - spread) / dim / 2
-            for e in range(dim):
-                if d != e:
-                    entry = float(centered[:, d] @ centered[:, e]) / (count - 1)
-                    covariance += entry**2 / dim
-    return weights[0] * np.array(invariance), weights[1] * variance, weights[2] * covariance
-
-
-def cross_entropy(logits, label):
-    """Of one example; ``logits`` by class."""
-    return log_sum_exp(list(logits.values())) - logits[label]
-
-
-def sub_center_arcface(z, prototypes, labels, present, *, margin, scale):
-    losses = []
-    for anchor, label in zip(z, labels, strict=True):
-        nearest = {c: max(prototypes[c], key=lambda w, a=anchor: float(a @ w)) for c in present}
-        losses += list(arcface([anchor], nearest, [label], present, margin=margin, scale=scale))
-    return np.array(losses)
-
-
-def sphereface(z, prototypes, labels, present, *, margin, scale):
-    losses = []
-    for anchor, label in zip(z, labels, strict=True):
-        length = math.sqrt(float(anchor @ anchor))
-        logits = {c: scale * float(anchor @ prototypes[c]) for c in present}
-        angle = margin * math.acos(logits[label] / scale / length)
-        turns = math.floor(angle / math.pi)
-        logits[label] = scale * length * ((-1) ** turns * math.cos(angle) - 2 * turns)
-        losses.append(cross_entropy(logits, label))
-    return np.array(losses)
-
-
-def magface(z, prototypes, labels, present, *, scale, length_weight):
-    """With lengths from 1 to 4 and margins from 0.2 to 0.6."""
-    losses = []
-    for anchor, label in zip(z, labels, strict=True):
-        length = min(max(math.sqrt(float(anchor @ anchor)), 1.0), 4.0)
-        margin = 0.2 + (length - 1) / 3 * 0.4
-        loss = arcface([unit(anchor)], prototypes, [label], present, margin=margin, scale=scale)
-        losses.append(loss[0] + length_weight * (length / 16 + 1 / length))
-    return np.array(losses)
-
-
-def logit_adjusted(z, prototypes, labels, present, counts, *, temperature, adjustment):
-    prior = np.maximum(counts, 1) / sum(np.maximum(counts, 1))
-    bias = adjustment * np.log(prior)
-    return softmax(z, prototypes, labels, present, bias, temperature=temperature)
-
-
-def focal(z, prototypes, labels, present, bias, *, temperature, focus):
-    losses = softmax(z, prototypes, labels, present, bias, temperature=temperature)
-    return np.array([(1 - math.exp(-loss)) ** focus * loss for loss in losses])
-
-
-def soft_triple(z, prototypes, labels, present, *, temperature, margin, scale):
-    losses = []
-    for anchor, label in zip(z, labels, strict=True):
-        logits = {}
-        for c in present:
-            scores = [float(anchor @ w) for w in prototypes[c]]
-            weights = [math.exp(x / temperature) for x in scores]
-            similar = sum(w * x for w, x in zip(weights, scores, strict=True)) / sum(weights)
-            logits[c] = scale * (similar - (margin if c == label else 0))
-        losses.append(cross_entropy(logits, label))
-    return np.array(losses)
-
-
-def angular_prototypical(z, prototypes, labels, present, *, scale):
-    return prototypical(z, prototypes, labels, present, temperature=1 / scale)
+def sub_cluster_adacos(z, prototypes, labels, present, *, scale):
+    rows = [{c: [float(anchor @ p) for p in prototypes[c]] for c in present} for anchor in z]
+    sums = [sum(math.exp(scale * x) for several in row.values() for x in several) for row in rows]
+    angles = [min(map(math.acos, row[label])) for row, label in zip(rows, labels, strict=True)]
+    scale = adaptive_scale(sums, angles)
+    classes = [
+        {c: log_sum_exp([scale * x for x in several]) for c, several in row.items()} for row in rows
+    ]
+    return np.array([cross_entropy(*pair) for pair in zip(classes, labels, strict=True)])
 
 
 def proxy_anchor(z, prototypes, labels, *, margin, scale):
@@ -303,6 +241,18 @@ def by_anchor(equation):
         return np.array(losses)
 
     return loss
+
+
+@by_anchor
+def supervised_contrastive(positive, negative, *, temperature):
+    logits = [x / temperature for x in positive + negative]
+    return log_sum_exp(logits) - sum(positive) / temperature / len(positive)
+
+
+@by_anchor
+def nt_xent(positive, negative, *, temperature):
+    logits, others = ([x / temperature for x in scores] for scores in (positive, negative))
+    return sum(log_sum_exp([x, *others]) - x for x in logits) / len(logits)
 
 
 @by_anchor
@@ -340,7 +290,24 @@ def n_pair(z, positives):
     return np.array([log_sum_exp(list(row)) - row[i] for i, row in enumerate(scores)])
 
 
-def barlow_twins(first, second, *, off_diagonal):
+def vicreg(first, second, labels, *, eps):
+    """The three weighted terms together."""
+    count, dim = first.shape
+    invariance = np.array([sum((a - b) ** 2) / dim for a, b in zip(first, second, strict=True)])
+    variance = covariance = 0.0
+    for x in (first, second):
+        centered = x - x.mean(axis=0)
+        for d in range(dim):
+            spread = math.sqrt(float(centered[:, d] @ centered[:, d]) / (count - 1) + eps)
+            variance += max(0.0, 1 - spread) / dim / 2
+            for e in range(dim):
+                if d != e:
+                    entry = float(centered[:, d] @ centered[:, e]) / (count - 1)
+                    covariance += entry**2 / dim
+    return 25 * invariance + 25 * variance + covariance
+
+
+def barlow_twins(first, second, labels, *, off_diagonal):
     total = 0.0
     for d in range(first.shape[1]):
         for e in range(first.shape[1]):

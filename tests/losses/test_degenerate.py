@@ -1,4 +1,4 @@
-"""Where one loss must become another, and properties of single losses."""
+"""Properties of single losses."""
 
 import inspect
 import types
@@ -18,6 +18,7 @@ from asdproto.prototypes import (
     subset_mask,
 )
 from tests.losses import oracles
+from tests.losses.cases import CASES
 
 STATIC = {"chunk_size", "normalize_mixed", "adaptive", "axis_name"}
 
@@ -31,7 +32,7 @@ def _jitted(loss):
 
 
 jitted = types.SimpleNamespace(
-    **{name: _jitted(getattr(losses, name)) for name in losses.__all__ if name.endswith("_loss")}
+    **{name: _jitted(getattr(losses, name)) for name in dir(losses) if name.endswith("_loss")}
 )
 
 # The same sums in another order.
@@ -74,15 +75,6 @@ def test_one_prototype_a_class_is_the_prototypical_loss(batch):
     np.testing.assert_allclose(jitted.multi_prototype_loss(z, p[:, None], y), expected, **CLOSE)
 
 
-def test_mix_of_zero_doubles_the_negatives(batch):
-    z, p, y = batch
-    loss = jitted.negative_prototype_loss(z, p, y, jnp.zeros((9, 5)), temperature=0.3)
-    logits = z @ p.T / 0.3
-    own = jnp.take_along_axis(logits, y[:, None], 1)[:, 0]
-    total = 2 * jnp.exp(logits).sum(1) - jnp.exp(own)
-    np.testing.assert_allclose(loss, jnp.log(total) - own, rtol=1e-5)
-
-
 @pytest.mark.parametrize("normalize", [False, True])
 def test_the_closed_form_is_the_definition(batch, normalize):
     z, p, y = batch
@@ -117,13 +109,6 @@ def test_the_closed_form_is_the_definition(batch, normalize):
         )
 
 
-def test_one_prototype_with_mixed_negatives_is_the_negative_prototype_loss(batch):
-    z, p, y = batch
-    mix = jax.random.uniform(jax.random.key(2), (9, 5))
-    loss = losses.multi_negative_prototype_loss(z, p[:, None], y, mix[..., None])
-    np.testing.assert_allclose(loss, jitted.negative_prototype_loss(z, p, y, mix), **CLOSE)
-
-
 def test_mix_has_a_coefficient_for_every_prototype(batch):
     z, p, y = batch
     with pytest.raises(ValueError, match=r"\(9, 5\), found \(9, 4\)"):
@@ -156,13 +141,11 @@ def test_anchors_left_out_of_their_prototypes(batch):
         jitted.prototypical_loss(z, prototypes, y, own_prototypes=own[:, :5])
 
 
-@pytest.mark.parametrize("mixed", [False, True])
-def test_own_prototypes_of_excluded_examples_may_hold_anything(batch, mixed):
+def test_own_prototypes_of_excluded_examples_may_hold_anything(batch):
     z, p, y = batch
     where, own = jnp.arange(9) != 4, l2_normalize(z + 0.1)
     present = jnp.arange(5) != y[2]  # leaves out an example, too
-    mix = (jnp.full((9, 5), 0.3),) if mixed else ()
-    loss = losses.negative_prototype_loss if mixed else losses.prototypical_loss
+    mix = jnp.full((9, 5), 0.3)
 
     @jax.jit
     def gradients(z, own, temperature):
@@ -174,7 +157,7 @@ def test_own_prototypes_of_excluded_examples_may_hold_anything(batch, mixed):
                 "where": where,
                 "class_where": present,
             }
-            return jnp.sum(loss(z, p, y, *mix, **options))
+            return jnp.sum(losses.negative_prototype_loss(z, p, y, mix, **options))
 
         return jax.value_and_grad(total, argnums=(0, 1, 2))(z, own, temperature)
 
@@ -185,16 +168,6 @@ def test_own_prototypes_of_excluded_examples_may_hold_anything(batch, mixed):
     assert float(jnp.abs(expected[1][1]).max()) > 0
 
 
-def test_a_margin_of_zero_is_the_scaled_softmax(batch):
-    expected = jitted.proxy_softmax_loss(*batch, temperature=1 / 16)
-    for loss in (jitted.arcface_loss, jitted.cosface_loss):
-        np.testing.assert_allclose(loss(*batch, margin=0.0, scale=16.0), expected, rtol=1e-5)
-    state = losses.AdaCosState(jnp.float32(16))
-    fixed, after = jitted.adacos_loss(*batch, state, adaptive=False)
-    np.testing.assert_allclose(fixed, expected, rtol=1e-5)
-    assert after.scale == 16
-
-
 def test_arcface_keeps_rising_beyond_pi():
     """Own angle from 0 to pi: the loss must never fall, though cos(angle + margin) would."""
     angles = jnp.linspace(0.0, jnp.pi, 200)
@@ -202,40 +175,6 @@ def test_arcface_keeps_rising_beyond_pi():
     prototypes = jnp.eye(3)[jnp.array([0, 2])]
     loss = jitted.arcface_loss(z, prototypes, jnp.zeros(200, int), margin=0.5, scale=10.0)
     assert bool((jnp.diff(loss) >= -1e-5).all())
-
-
-def test_one_sub_cluster_is_adacos(batch):
-    z, p, y = batch
-    state = losses.adacos_init(5)
-    assert state == losses.adacos_init(5, 1)
-    expected, _ = jitted.adacos_loss(z, p, y, state, adaptive=False)
-    found, _ = jitted.sub_cluster_adacos_loss(z, p[:, None], y, state, adaptive=False)
-    np.testing.assert_allclose(found, expected, **CLOSE)
-
-
-def test_equal_sub_clusters_change_nothing(batch):
-    z, p, y = batch
-    state = losses.adacos_init(5)
-    expected, _ = jitted.adacos_loss(z, p, y, state, adaptive=False)
-    same = jnp.repeat(p[:, None], 3, axis=1)
-    found, _ = jitted.sub_cluster_adacos_loss(z, same, y, state, adaptive=False)
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
-
-
-def test_a_subspace_of_one_dimension_compares_without_sign(batch):
-    z, p, y = batch
-    state = losses.adacos_init(5)
-    found, _ = jitted.adaproj_loss(z, p[:, None], y, state, adaptive=False)
-    logits = state.scale * jnp.abs(z @ p.T)
-    expected = -jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], 1)[:, 0]
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
-
-
-def test_a_subspace_of_all_dimensions_holds_everything(batch):
-    z, _, y = batch
-    bases = jnp.broadcast_to(jnp.eye(6), (5, 6, 6))
-    loss, _ = jitted.adaproj_loss(z, bases, y, losses.adacos_init(5), adaptive=False)
-    np.testing.assert_allclose(loss, np.log(5), rtol=1e-5)
 
 
 def test_scale_of_adacos_is_kept_in_bounds(batch):
@@ -264,25 +203,16 @@ def test_scale_of_adacos_goes_by_the_median_of_small_angles(batch):
     np.testing.assert_allclose(state.scale, oracles.adacos_scale(cosines, y, 6.0), rtol=1e-5)
 
 
-def test_squared_distances_of_unit_vectors_are_products(batch):
-    expected = jitted.prototypical_loss(*batch, temperature=0.5)
-    np.testing.assert_allclose(jitted.prototypical_network_loss(*batch), expected, rtol=1e-5)
-
-
-def test_two_views_make_the_contrastive_losses_equal(batch):
+def test_without_positives_losses_within_a_batch_are_zero(batch):
     z, _, _ = batch
-    pairs = jnp.array([0, 0, 1, 1, 2, 2, 3, 3])
-    np.testing.assert_allclose(
-        jitted.supervised_contrastive_loss(z[:8], pairs),
-        jitted.nt_xent_loss(z[:8], pairs),
-        rtol=1e-5,
-    )
 
+    @jax.jit
+    def total(z):
+        anchored = (case for case in CASES if case.in_batch and list(case.arrays) == ["embeddings"])
+        alone = [case.loss({"embeddings": z}, jnp.arange(9)) for case in anchored]
+        return jnp.sum(jnp.stack(alone))
 
-@pytest.mark.parametrize("loss", [jitted.supervised_contrastive_loss, jitted.nt_xent_loss])
-def test_without_positives_contrastive_losses_are_zero(batch, loss):
-    z, _, _ = batch
-    value, gradient = jax.value_and_grad(lambda z: loss(z, jnp.arange(9)).sum())(z)
+    value, gradient = jax.value_and_grad(total)(z)
     assert value == 0
     np.testing.assert_array_equal(gradient, 0)
 
@@ -352,52 +282,33 @@ def test_hessian_vector_products(batch):
     )
 
 
-@pytest.mark.parametrize(
-    ("name", "hyper"),
-    [
-        ("prototypical", {"temperature": 0.3}),
-        ("proxy_softmax", {"temperature": 0.3, "bias": jnp.linspace(-1, 2, 5)}),
-        ("prototypical_network", {"temperature": 0.6}),
-        ("arcface", {"margin": 0.4, "scale": 5.0}),
-        ("cosface", {"margin": 0.3, "scale": 5.0}),
-        ("negative_prototype", {"temperature": 0.3}),
-        (
-            "negative_prototype",
-            {"temperature": 0.3, "normalize_mixed": True},
-        ),
-    ],
-)
-@pytest.mark.parametrize("leading", [(9,), (3, 3)])
-def test_cross_entropy_of_logits_is_the_loss(batch, name, hyper, leading):
-    z, p, y = batch
-    z, y = z.reshape(*leading, 6), y.reshape(leading)
-    more = ()
-    if name == "negative_prototype":
-        more = (jax.random.uniform(jax.random.key(1), (*leading, 5)),)
-    arguments = (z, p, y, *more)
-    function = getattr(losses, f"{name}_logits")
-    takes_labels = "labels" in inspect.signature(function).parameters
-    found = function(*(arguments if takes_labels else (z, p)), **hyper)
-    if more:
+# MagFace's loss has another term.
+LOGITS = {name.removesuffix("_logits") for name in dir(losses) if name.endswith("_logits")}
+LOGITS -= {"magface"}
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.name in LOGITS], ids=str)
+def test_cross_entropy_of_logits_is_the_loss(case):
+    """Of embeddings with two leading axes."""
+    arrays, y = case.make()
+    arrays = {name: jnp.asarray(x, jnp.float32) for name, x in arrays.items()}
+    for name in arrays:
+        if case.arrays[name].startswith("B"):
+            arrays[name] = arrays[name].reshape(2, 4, *arrays[name].shape[1:])
+    y = jnp.asarray(y.reshape(2, 4))
+    expected = case.loss(arrays, y, **case.hyper)
+    function = getattr(losses, f"{case.name}_logits")
+    z, p, *more = (arrays[name] for name in case.arrays)
+    names = inspect.signature(function).parameters
+    if "labels" in names:
+        more.insert(0, y)
+    bias = {"bias": more.pop()} if "bias" in names else {}
+    found = function(z, p, *more, **case.hyper, **bias)
+    if isinstance(found, tuple):  # the own class's place may be multiplied by 0
         found = jnp.concatenate(found, axis=-1)
-    assert found.shape == (*leading, 10 if more else 5)
-    entropy = optax.softmax_cross_entropy_with_integer_labels(found, y)
-    expected = getattr(losses, f"{name}_loss")(*arguments, **hyper)
+    soft = jax.nn.one_hot(y, found.shape[-1])
+    entropy = optax.softmax_cross_entropy(found, soft)
     np.testing.assert_allclose(entropy, expected, rtol=1e-5, atol=1e-5)
-    if more:  # the own class's place may be multiplied by 0
-        soft = optax.softmax_cross_entropy(found, jax.nn.one_hot(y, 10))
-        np.testing.assert_allclose(soft, expected, rtol=1e-5, atol=1e-5)
-
-
-def test_cross_entropy_of_several_prototypes_is_equation_3(batch):
-    z, p, y = batch
-    several = jnp.stack([p, l2_normalize(p + 0.5), -p], axis=1)
-    logits = losses.prototypical_logits(z, several, temperature=0.3)
-    assert logits.shape == (9, 5, 3)
-    each = jnp.repeat(jax.nn.one_hot(y, 5) / 3, 3, axis=1)
-    entropy = optax.softmax_cross_entropy(logits.reshape(9, 15), each)
-    expected = jitted.multi_prototype_loss(z, several, y, temperature=0.3)
-    np.testing.assert_allclose(entropy, expected, rtol=1e-5)
 
 
 def test_a_class_with_some_prototypes_excluded_averages_the_others(batch):
@@ -473,13 +384,11 @@ def test_circle_loss_holds_its_weights(batch):
 
 
 def test_mixed_up_examples_weigh_two_losses(batch):
-    """Cross entropy of soft labels, for logits that know no label; two calls for all others."""
+    """Which is the cross entropy of soft labels, as these logits know no label."""
     z, p, y = batch
     other, weight = (y + 1) % 5, jnp.linspace(0.1, 0.9, 9)
     soft = weight[:, None] * jax.nn.one_hot(y, 5) + (1 - weight)[:, None] * jax.nn.one_hot(other, 5)
-    for name in ("prototypical", "proxy_softmax", "prototypical_network"):
-        loss, logits = getattr(losses, f"{name}_loss"), getattr(losses, f"{name}_logits")
-        mixed = weight * loss(z, p, y) + (1 - weight) * loss(z, p, other)
-        np.testing.assert_allclose(
-            mixed, optax.softmax_cross_entropy(logits(z, p), soft), rtol=1e-5
-        )
+    loss = jitted.prototypical_loss
+    mixed = weight * loss(z, p, y) + (1 - weight) * loss(z, p, other)
+    entropy = optax.softmax_cross_entropy(losses.prototypical_logits(z, p), soft)
+    np.testing.assert_allclose(mixed, entropy, rtol=1e-5)

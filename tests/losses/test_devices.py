@@ -18,57 +18,40 @@ Y = jax.random.randint(jax.random.key(3), (12,), 0, 4)
 WHERE = jnp.arange(12) % 5 != 3
 
 
-def adacos(z, second, y, where, axis_name=None):
-    del second
-    loss, state = losses.adacos_loss(
-        z, P, y, losses.AdaCosState(jnp.float32(9)), where=where, axis_name=axis_name
-    )
-    return jnp.where(where, loss + state.scale, 0)
+def adacos(z, second, y, **options):
+    state = losses.AdaCosState(jnp.float32(9))
+    loss, state = losses.adacos_loss(z, P, y, state, **options)
+    return loss + state.scale
 
 
-def sub_cluster(z, second, y, where, axis_name=None):
-    del second
-    loss, state = losses.sub_cluster_adacos_loss(
-        z,
-        P.reshape(4, 2, 6),
-        y,
-        losses.AdaCosState(jnp.float32(9)),
-        where=where,
-        axis_name=axis_name,
-    )
-    return jnp.where(where, loss + state.scale, 0)
+def vicreg(z, second, y, **options):
+    return sum(losses.vicreg_loss(z, second, **options))
 
 
-def vicreg(z, second, y, where, axis_name=None):
-    del y
-    terms = losses.vicreg_loss(z, second, where=where, axis_name=axis_name)
-    return jnp.where(where, terms.invariance + terms.variance + terms.covariance, 0)
+def barlow_twins(z, second, y, **options):
+    return jnp.broadcast_to(losses.barlow_twins_loss(z, second, **options), y.shape)
 
 
-def contrastive(loss, **keywords):
-    def run(z, second, y, where, axis_name=None):
-        del second
-        return loss(z, y, where=where, axis_name=axis_name, **keywords)
+def supervised_contrastive(z, second, y, **options):
+    return losses.supervised_contrastive_loss(z, y, **options)
 
-    return run
+
+def nt_xent(z, second, y, **options):
+    return losses.nt_xent_loss(z, y, chunk_size=2, **options)
 
 
 @pytest.mark.parametrize(
     "loss",
-    [
-        pytest.param(adacos, id="adacos"),
-        pytest.param(sub_cluster, id="sub_cluster_adacos"),
-        pytest.param(vicreg, id="vicreg"),
-        pytest.param(contrastive(losses.supervised_contrastive_loss), id="supcon"),
-        pytest.param(contrastive(losses.nt_xent_loss, chunk_size=2), id="nt_xent"),
-    ],
+    [adacos, vicreg, barlow_twins, supervised_contrastive, nt_xent],
+    ids=lambda f: f.__name__,
 )
 def test_examples_spread_over_devices_equal_one_device(loss):
     """As a training step does it: the mean over all, gradients averaged over devices."""
 
     def step(weights, z, second, y, where, axis_name=None):
         def mean(weights):
-            values = loss(z * weights, second * weights, y, where, axis_name=axis_name)
+            values = loss(z * weights, second * weights, y, where=where, axis_name=axis_name)
+            values = jnp.where(where, values, 0)
             return losses.masked_mean(values, where, axis_name=axis_name), values
 
         (value, values), gradient = jax.value_and_grad(mean, has_aux=True)(weights)
@@ -92,6 +75,15 @@ def test_examples_spread_over_devices_equal_one_device(loss):
     np.testing.assert_allclose(found_gradient[0], gradient, rtol=1e-4, atol=1e-5)
 
 
+@jax.jit
+def value_and_gradients(z, p, y, mix):
+    def total(z, p):
+        values = losses.negative_prototype_loss(z, p, y, mix, temperature=0.5)
+        return values.sum(), values
+
+    return jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(z, p)
+
+
 @pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("spread", ["examples", "classes"])
 def test_arrays_spread_over_a_mesh_equal_one_device(axis_type, spread):
@@ -101,19 +93,11 @@ def test_arrays_spread_over_a_mesh_equal_one_device(axis_type, spread):
     def place(x, *spec):
         return jax.device_put(x, NamedSharding(mesh, PartitionSpec(*spec)))
 
-    @jax.jit
-    def run(z, p, y, mix):
-        def total(z, p):
-            values = losses.negative_prototype_loss(z, p, y, mix, temperature=0.5)
-            return values.sum(), values
-
-        return jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(z, p)
-
     mix = jax.random.uniform(jax.random.key(5), (12, 8))
-    expected = run(Z, P, Y, mix)
+    expected = value_and_gradients(Z, P, Y, mix)
     with jax.set_mesh(mesh):
         arguments = place(Z, examples), place(P, classes), place(Y, examples)
-        found = run(*arguments, place(mix, examples, classes))
+        found = value_and_gradients(*arguments, place(mix, examples, classes))
     assert found[1][1].sharding.is_equivalent_to(arguments[1].sharding, 2)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected

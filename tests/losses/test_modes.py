@@ -44,29 +44,26 @@ def shapes(case, place=lambda letter: None, batch=BATCH, dtype=jnp.float32):
     )
 
 
-MODES = {
-    "strict dtypes": (lambda: jax.numpy_dtype_promotion("strict"), None),
-    "strict ranks": (lambda: jax.numpy_rank_promotion("raise"), None),
-    "batch spread": (lambda: jax.set_mesh(SHARDED), "B"),
-    "classes spread": (lambda: jax.set_mesh(SHARDED), "C"),
-}
+def trace(case, arguments, chunk_sizes=(None, 4)):
+    for chunk_size in chunk_sizes if case.pieces else (None,):
+        jax.jit(value_and_gradients(case, chunk_size=chunk_size)).trace(*arguments)
 
 
-@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_traces(case, mode):
-    enter, spread = MODES[mode]
-    arguments = shapes(case, lambda letter: "d" if letter == spread else None)
-    for chunk_size in (None, 4) if case.pieces and spread != "C" else (None,):
-        with enter():
-            jax.jit(value_and_gradients(case, chunk_size=chunk_size)).trace(*arguments)
+def test_traces_where_dtypes_and_ranks_are_not_promoted(case):
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        trace(case, shapes(case))
+        trace(case, shapes(case, dtype=jnp.bfloat16), [4])
+        with jax.enable_x64(True):
+            trace(case, shapes(case, dtype=jnp.float64), [None])
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float64])
+@pytest.mark.parametrize(("spread", "chunk_sizes"), [("B", [None, 4]), ("C", [None])])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_traces_other_dtypes_under_strict_promotion(case, dtype):
-    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
-        jax.jit(value_and_gradients(case)).trace(*shapes(case, dtype=dtype))
+def test_traces_on_an_explicit_mesh(case, spread, chunk_sizes):
+    with jax.set_mesh(SHARDED):
+        arguments = shapes(case, lambda letter: "d" if letter == spread else None)
+        trace(case, arguments, chunk_sizes)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
