@@ -1,9 +1,9 @@
 """What the loss benchmark compares the losses with.
 
-``ENTRIES`` names every loss three ways: ours; the naive form, which is what the formula says when
-it is typed in; and, where there is one, the same loss of pytorch-metric-learning. For Eq. 6 the
-formula may be typed in with mixed vectors, or in closed form. All take raw vectors and bring them
-to unit length themselves where the loss wants it, so that the same work is timed.
+``ENTRIES`` names every loss up to four ways: ours; the formula typed into JAX, with optax's cross
+entropy (or its NT-Xent) where that is the loss, or with plain operations; and the same loss of
+pytorch-metric-learning. All take raw vectors and bring them to unit length themselves where the
+loss wants it, so that the same work is timed.
 """
 
 import functools
@@ -14,13 +14,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from asdproto import losses
 from asdproto.prototypes import l2_normalize as unit
-from asdproto.prototypes import mix_negatives, sample_mix
+from asdproto.prototypes import sample_mix
 
 SUB_PROTOTYPES = 4
 MIX_KEY = jax.random.key(17)
+Loss = Callable[..., jax.Array]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,10 +34,9 @@ class Entry:
       arrays: Its differentiable arguments: "embeddings" [batch, dim], "second" likewise,
         "prototypes" [classes, dim], "several" [classes, SUB_PROTOTYPES, dim].
       ours: From those, labels and keywords to losses.
-      naive: From those and labels to losses; None if nothing simpler can be written.
-      closed: As ``naive``, of a formula that is simplified first.
-      rival: From the numpy arrays and torch's module to a pytorch-metric-learning loss, called
-        with embeddings and labels (or the second view); None if it has none.
+      optax: From those and labels to losses, the same with one of optax's losses.
+      naive: As ``optax``, with plain operations.
+      torch: From the numpy arrays to a :class:`Rival`.
       group: Examples that share a label, for losses within a batch; 0 for random classes.
       chunk: Whether it can be computed by pieces.
       more: Further differentiable arguments, by name.
@@ -43,10 +44,10 @@ class Entry:
 
     name: str
     arrays: tuple[str, ...]
-    ours: Callable[..., jax.Array]
-    naive: Callable[..., jax.Array] | None = None
-    rival: Callable[[dict[str, np.ndarray]], Any] | None = None
-    closed: Callable[..., jax.Array] | None = None
+    ours: Loss
+    optax: Loss | None = None
+    naive: Loss | None = None
+    torch: Callable[[dict[str, np.ndarray]], "Rival"] | None = None
     group: int = 0
     chunk: bool = True
     more: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -70,61 +71,139 @@ class Entry:
         return {**made, **self.more}
 
 
-def pick(log_probabilities: jax.Array, y: jax.Array) -> jax.Array:
-    return -jnp.take_along_axis(log_probabilities, y[:, None], axis=1)[:, 0]
+@dataclass(frozen=True)
+class Rival:
+    """A loss of pytorch-metric-learning.
+
+    Attributes:
+      module: The loss.
+      call: From the module, embeddings, second embeddings if there are some, and labels.
+      weights: Its parameter, if it has one.
+      as_ours: From the parameter's gradient to that of our prototypes.
+    """
+
+    module: Any
+    call: Callable[..., Any]
+    weights: Any = None
+    as_ours: Callable[[Any], Any] | None = None
 
 
-def naive_softmax(z: jax.Array, p: jax.Array, y: jax.Array, temperature: float) -> jax.Array:
-    return pick(jax.nn.log_softmax(unit(z) @ unit(p).T / temperature), y)
+def rival(
+    name: str, call: Callable[..., Any] = lambda module, *rest: module(*rest), **keywords: Any
+) -> Callable[[dict[str, np.ndarray]], Rival]:
+    """A loss of that library; its weights, where it has some, are our prototypes."""
+
+    def make(arrays: dict[str, np.ndarray]) -> Rival:
+        import pytorch_metric_learning.losses
+        import torch
+        from pytorch_metric_learning.reducers import MeanReducer
+
+        kind = getattr(pytorch_metric_learning.losses, name)
+        own = arrays.get("prototypes", arrays.get("several"))
+        if own is None:
+            # Of a mean over those that are not 0, which it has by default, ours is no copy.
+            reducer = {"reducer": MeanReducer()} if "Triplet" in name else {}
+            return Rival(kind(**keywords, **reducer), call)
+        module = kind(num_classes=len(own), embedding_size=own.shape[-1], **keywords)
+        (weights,) = module.parameters()
+        rows = own.reshape(-1, own.shape[-1])
+        flipped = weights.shape != rows.shape
+        weights.data = torch.from_numpy((rows.T if flipped else rows).copy())
+        return Rival(
+            module, call, weights, lambda x: (x.T if flipped else x).reshape(tuple(own.shape))
+        )
+
+    return make
+
+
+def cross_entropy(logits: Callable[..., jax.Array]) -> Loss:
+    """Optax's, of logits from embeddings, prototypes and labels."""
+
+    def run(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
+        return optax.softmax_cross_entropy_with_integer_labels(logits(z, p, y), y)
+
+    return run
+
+
+def cosine(z: jax.Array, p: jax.Array) -> jax.Array:
+    """Of every pair: ``[batch, classes]``, or ``[batch, classes, several]``."""
+    return jnp.einsum("bd,...d->b...", unit(z), unit(p))
+
+
+def scaled(factor: float) -> Loss:
+    return cross_entropy(lambda z, p, y: factor * cosine(z, p))
+
+
+def own_class(p: jax.Array, y: jax.Array) -> jax.Array:
+    return jax.nn.one_hot(y, p.shape[0])
+
+
+def arcface_logits(cosines: jax.Array, own: jax.Array) -> jax.Array:
+    angle = jnp.arccos(jnp.clip(cosines, -1 + 1e-7, 1 - 1e-7))
+    return 64 * jnp.cos(angle + 0.5 * own)
+
+
+def sphereface_logits(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
+    length = jnp.linalg.norm(z, axis=1, keepdims=True)
+    cosines = cosine(z, p)
+    angle = 2 * jnp.arccos(jnp.clip(cosines, -1 + 1e-7, 1 - 1e-7))
+    turns = jnp.floor(angle / jnp.pi)
+    widened = (-1) ** turns * jnp.cos(angle) - 2 * turns
+    return length * jnp.where(own_class(p, y) > 0, widened, cosines)
+
+
+def soft_triple_logits(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
+    scores = cosine(z, p)
+    similarity = jnp.sum(jax.nn.softmax(10 * scores) * scores, axis=2)
+    return 20 * (similarity - 0.01 * own_class(p, y))
+
+
+def naive_focal(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
+    loss = scaled(20)(z, p, y)
+    return (1 - jnp.exp(-loss)) ** 2 * loss
+
+
+def naive_proxy_anchor(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
+    own, cosines = own_class(p, y), cosine(z, p)
+    positive = jnp.log1p(jnp.sum(own * jnp.exp(-32 * (cosines - 0.1)), axis=0))
+    negative = jnp.log1p(jnp.sum((1 - own) * jnp.exp(32 * (cosines + 0.1)), axis=0))
+    anchored = jnp.sum(own.any(axis=0))
+    return positive * p.shape[0] / anchored + negative
 
 
 def naive_multi_prototype(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
-    logits = jnp.einsum("bd,cmd->bcm", unit(z), unit(p)) / 0.07
+    logits = cosine(z, p) / 0.07
     own = jnp.take_along_axis(logits, y[:, None, None], axis=1)[:, 0]
     return jnp.mean(jax.nn.logsumexp(logits, axis=(1, 2))[:, None] - own, axis=1)
 
 
-def ours_negative(z: jax.Array, p: jax.Array, y: jax.Array, **keywords: Any) -> jax.Array:
-    mix = sample_mix(MIX_KEY, (len(z), len(p)))
-    return losses.negative_prototype_loss(unit(z), unit(p), y, mix, **keywords)
+def mixed(loss: Loss) -> Loss:
+    """A loss with coefficients of mixing, which are drawn."""
+
+    def run(z: jax.Array, p: jax.Array, y: jax.Array, **keywords: Any) -> jax.Array:
+        mix = sample_mix(MIX_KEY, (len(z), *p.shape[:-1]))
+        return loss(unit(z), unit(p), y, mix, **keywords)
+
+    return run
 
 
-def naive_negative(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
-    """Eq. 6 with every mixed negative made as a vector."""
-    z, p = unit(z), unit(p)
-    mix = sample_mix(MIX_KEY, (len(z), len(p)))
-    mixed = jax.vmap(mix_negatives, (0, None, 0))(z, p, mix)
-    return naive_eq6(z @ p.T, jnp.einsum("bd,bcd->bc", z, mixed), y)
+def mixed_logits(z: jax.Array, p: jax.Array, y: jax.Array, mix: jax.Array) -> jax.Array:
+    """Eq. 6 in closed form, by class."""
+    scores = cosine(z, p)
+    negatives = (mix + (1 - mix) * scores).reshape(len(z), p.shape[0], -1)
+    negatives = jnp.where(own_class(p, y)[..., None] > 0, -jnp.inf, negatives)
+    logits = jnp.concatenate([scores.reshape(negatives.shape), negatives], axis=2)
+    return logits / 0.07
 
 
-def closed_negative(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
-    """Eq. 6 in closed form, and plain autodiff."""
-    z, p = unit(z), unit(p)
-    mix = sample_mix(MIX_KEY, (len(z), len(p)))
-    scores = z @ p.T
-    mixed = mix * jnp.sum(z * z, axis=1, keepdims=True) + (1 - mix) * scores
-    return naive_eq6(scores, mixed, y)
+def naive_negative(z: jax.Array, p: jax.Array, y: jax.Array, mix: jax.Array) -> jax.Array:
+    logits = mixed_logits(z, p, y, mix)
+    own = jnp.take_along_axis(logits, y[:, None, None], axis=1)[:, 0]
+    own = own[:, : own.shape[1] // 2]
+    return jnp.mean(jax.nn.logsumexp(logits, axis=(1, 2))[:, None] - own, axis=1)
 
 
-def naive_eq6(scores: jax.Array, mixed: jax.Array, y: jax.Array) -> jax.Array:
-    own = jax.nn.one_hot(y, scores.shape[1], dtype=bool)
-    logits = jnp.concatenate([scores, jnp.where(own, -jnp.inf, mixed)], axis=1) / 0.07
-    return pick(jax.nn.log_softmax(logits), y)
-
-
-def naive_arcface(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
-    cosine = unit(z) @ unit(p).T
-    own = jax.nn.one_hot(y, p.shape[0])
-    angle = jnp.arccos(jnp.clip(cosine, -1 + 1e-7, 1 - 1e-7))
-    return pick(jax.nn.log_softmax(64 * jnp.cos(angle + 0.5 * own)), y)
-
-
-def naive_cosface(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
-    cosine = unit(z) @ unit(p).T
-    return pick(jax.nn.log_softmax(64 * (cosine - 0.35 * jax.nn.one_hot(y, p.shape[0]))), y)
-
-
-def adaptive(loss: Callable[..., Any], sub_clusters: int) -> Callable[..., jax.Array]:
+def adaptive(loss: Callable[..., Any], sub_clusters: int) -> Loss:
     def run(z: jax.Array, p: jax.Array, y: jax.Array, **keywords: Any) -> jax.Array:
         state = losses.adacos_init(p.shape[0], sub_clusters)
         return loss(unit(z), unit(p), y, state, **keywords)[0]
@@ -132,61 +211,101 @@ def adaptive(loss: Callable[..., Any], sub_clusters: int) -> Callable[..., jax.A
     return run
 
 
-def naive_scale(logits: jax.Array, own: jax.Array, y: jax.Array, scale: jax.Array) -> jax.Array:
-    others = jnp.where(jax.nn.one_hot(y, logits.shape[1], dtype=bool), 0, jnp.exp(scale * logits))
-    median = jnp.median(jnp.arccos(jnp.clip(own, -1, 1)))
-    renewed = jnp.log(jnp.mean(jnp.sum(others, axis=1))) / jnp.cos(jnp.minimum(jnp.pi / 4, median))
-    return jax.lax.stop_gradient(jnp.maximum(renewed, 1))
-
-
-def naive_adacos(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
-    logits = unit(z) @ unit(p).T
-    own = -pick(logits, y)
-    scale = naive_scale(logits, own, y, losses.adacos_init(p.shape[0]).scale)
-    return pick(jax.nn.log_softmax(scale * logits), y)
-
-
-def naive_sub_cluster(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
-    logits = jnp.einsum("bd,cmd->bcm", unit(z), unit(p))
-    own = jnp.take_along_axis(logits, y[:, None, None], axis=1)[:, 0].max(axis=1)
-    scale = losses.adacos_init(*p.shape[:2]).scale
-    mean = jnp.mean(jnp.sum(jnp.exp(scale * logits), axis=(1, 2)))
+def renewed(sums: jax.Array, own: jax.Array) -> jax.Array:
+    """AdaCos's scale."""
     angle = jnp.minimum(jnp.pi / 4, jnp.median(jnp.arccos(jnp.clip(own, -1, 1))))
-    scale = jax.lax.stop_gradient(jnp.maximum(jnp.log(mean) / jnp.cos(angle), 1))
-    probabilities = jax.nn.softmax(scale * logits, axis=(1, 2)).sum(axis=2)
-    return pick(jnp.log(probabilities), y)
+    return jax.lax.stop_gradient(jnp.maximum(jnp.log(jnp.mean(sums)) / jnp.cos(angle), 1))
 
 
-def naive_adaproj(z: jax.Array, w: jax.Array, y: jax.Array) -> jax.Array:
-    z, w = unit(z), unit(w)
-    projected = unit(jnp.einsum("bcm,cmd->bcd", jnp.einsum("bd,cmd->bcm", z, w), w))
-    logits = jnp.einsum("bd,bcd->bc", z, projected)
-    scale = naive_scale(logits, -pick(logits, y), y, losses.adacos_init(w.shape[0]).scale)
-    return pick(jax.nn.log_softmax(scale * logits), y)
+def adacos_logits(cosines: jax.Array, y: jax.Array) -> jax.Array:
+    scale, own = losses.adacos_init(cosines.shape[1]).scale, jax.nn.one_hot(y, cosines.shape[1])
+    sums = jnp.sum(jnp.where(own > 0, 0, jnp.exp(scale * cosines)), axis=1)
+    return renewed(sums, jnp.sum(own * cosines, axis=1)) * cosines
 
 
-def naive_prototypical_network(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
-    return pick(jax.nn.log_softmax(-jnp.sum((z[:, None] - p) ** 2, axis=2) / 64), y)
+def sub_cluster_logits(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
+    cosines, scale = cosine(z, p), losses.adacos_init(*p.shape[:2]).scale
+    own = jnp.take_along_axis(cosines, y[:, None, None], axis=1)[:, 0].max(axis=1)
+    sums = jnp.sum(jnp.exp(scale * cosines), axis=(1, 2))
+    return jax.nn.logsumexp(renewed(sums, own) * cosines, axis=2)
 
 
-def naive_pairs(z: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Cosines, and which are of positives and which of an anchor with itself."""
-    itself = jnp.eye(len(y), dtype=bool)
-    return unit(z) @ unit(z).T, (y[:, None] == y) & ~itself, itself
+def adaproj_logits(z: jax.Array, w: jax.Array, y: jax.Array) -> jax.Array:
+    projected = unit(jnp.einsum("bcm,cmd->bcd", cosine(z, w), unit(w)))
+    return adacos_logits(jnp.einsum("bd,bcd->bc", unit(z), projected), y)
 
 
-def naive_supervised_contrastive(z: jax.Array, y: jax.Array) -> jax.Array:
-    cosine, positive, itself = naive_pairs(z, y)
-    log_probability = jax.nn.log_softmax(jnp.where(itself, -jnp.inf, cosine / 0.1))
-    return -jnp.sum(jnp.where(positive, log_probability, 0), axis=1) / positive.sum(axis=1)
+def within_batch(equation: Callable[..., jax.Array]) -> Loss:
+    """A loss from cosines of all pairs, and which are of positives and of negatives."""
+
+    def run(z: jax.Array, y: jax.Array) -> jax.Array:
+        same, itself = y[:, None] == y, jnp.eye(len(y), dtype=bool)
+        return equation(cosine(z, z), same & ~itself, ~same)
+
+    return run
 
 
-def naive_nt_xent(z: jax.Array, y: jax.Array) -> jax.Array:
-    cosine, positive, itself = naive_pairs(z, y)
-    exponential = jnp.exp(cosine / 0.1)
-    negatives = jnp.sum(jnp.where(positive | itself, 0, exponential), axis=1, keepdims=True)
+@within_batch
+def naive_supervised_contrastive(cosines: jax.Array, own: jax.Array, others: jax.Array) -> Any:
+    log_probability = jax.nn.log_softmax(jnp.where(own | others, cosines / 0.1, -jnp.inf))
+    return -jnp.sum(jnp.where(own, log_probability, 0), axis=1) / own.sum(axis=1)
+
+
+@within_batch
+def naive_nt_xent(cosines: jax.Array, own: jax.Array, others: jax.Array) -> jax.Array:
+    exponential = jnp.exp(cosines / 0.1)
+    negatives = jnp.sum(jnp.where(others, exponential, 0), axis=1, keepdims=True)
     each = -jnp.log(exponential / (exponential + negatives))
-    return jnp.sum(jnp.where(positive, each, 0), axis=1) / positive.sum(axis=1)
+    return jnp.sum(jnp.where(own, each, 0), axis=1) / own.sum(axis=1)
+
+
+@within_batch
+def naive_multi_similarity(cosines: jax.Array, own: jax.Array, others: jax.Array) -> jax.Array:
+    positive = jnp.sum(jnp.where(own, jnp.exp(-2 * (cosines - 0.5)), 0), axis=1)
+    negative = jnp.sum(jnp.where(others, jnp.exp(50 * (cosines - 0.5)), 0), axis=1)
+    return jnp.log1p(positive) / 2 + jnp.log1p(negative) / 50
+
+
+@within_batch
+def naive_circle(cosines: jax.Array, own: jax.Array, others: jax.Array) -> jax.Array:
+    held = jax.lax.stop_gradient(cosines)
+    pull = -80 * jnp.maximum(1.4 - held, 0) * (cosines - 0.6)
+    push = 80 * jnp.maximum(held + 0.4, 0) * (cosines - 0.4)
+    pull, push = jnp.where(own, pull, -jnp.inf), jnp.where(others, push, -jnp.inf)
+    return jax.nn.softplus(jax.nn.logsumexp(pull, axis=1) + jax.nn.logsumexp(push, axis=1))
+
+
+@within_batch
+def naive_triplet(cosines: jax.Array, own: jax.Array, others: jax.Array) -> jax.Array:
+    distance = jnp.sqrt(jnp.where(own | others, 2 - 2 * cosines, 1))
+    each = jnp.maximum(0.2 + distance[:, :, None] - distance[:, None, :], 0)
+    triplet = own[:, :, None] & others[:, None, :]
+    return jnp.sum(jnp.where(triplet, each, 0), axis=(1, 2)) / jnp.sum(triplet, axis=(1, 2))
+
+
+@within_batch
+def naive_triplet_hard(cosines: jax.Array, own: jax.Array, others: jax.Array) -> jax.Array:
+    distance = jnp.sqrt(jnp.where(own | others, 2 - 2 * cosines, 1))
+    far = jnp.max(jnp.where(own, distance, 0), axis=1)
+    return jnp.maximum(0.2 + far - jnp.min(jnp.where(others, distance, 2), axis=1), 0)
+
+
+def hardest(module: Any, embeddings: Any, labels: Any) -> Any:
+    from pytorch_metric_learning.miners import BatchHardMiner
+
+    return module(embeddings, labels, BatchHardMiner()(embeddings, labels))
+
+
+def two_views(module: Any, first: Any, second: Any, labels: Any) -> Any:
+    del labels
+    return module(first, ref_emb=second)
+
+
+def two_of_each_class(module: Any, first: Any, second: Any, labels: Any) -> Any:
+    import torch
+
+    module.distance.normalize_embeddings = False
+    return module(torch.cat([first, second]), torch.cat([labels, labels]))
 
 
 def ours_vicreg(first: jax.Array, second: jax.Array, y: jax.Array) -> jax.Array:
@@ -204,104 +323,227 @@ def naive_vicreg(first: jax.Array, second: jax.Array, y: jax.Array) -> jax.Array
     return total
 
 
-def rival(name: str, **keywords: Any) -> Callable[[dict[str, np.ndarray]], Any]:
-    """A pytorch-metric-learning loss; its weights, where it has some, are our prototypes."""
-
-    def make(arrays: dict[str, np.ndarray]) -> Any:
-        import pytorch_metric_learning.losses
-        import torch
-
-        kind = getattr(pytorch_metric_learning.losses, name)
-        if "prototypes" not in arrays:
-            return kind(**keywords)
-        classes, dim = arrays["prototypes"].shape
-        module = kind(num_classes=classes, embedding_size=dim, **keywords)
-        module.W.data = torch.from_numpy(arrays["prototypes"].T.copy())
-        return module
-
-    return make
+def naive_barlow_twins(first: jax.Array, second: jax.Array, y: jax.Array) -> jax.Array:
+    a, b = ((x - x.mean(axis=0)) / jnp.sqrt(x.var(axis=0) + 1e-5) for x in (first, second))
+    same, correlation = jnp.eye(a.shape[1]), a.T @ b / len(a)
+    return jnp.sum(jnp.where(same > 0, (1 - correlation) ** 2, 5e-3 * correlation**2))
 
 
-def normalized(loss: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+def naive_magface(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
+    length = jnp.clip(jnp.linalg.norm(z, axis=1), 10, 110)
+    margin = 0.45 + (length - 10) / 100 * 0.35
+    logits = arcface_logits(cosine(z, p), 2 * margin[:, None] * own_class(p, y))
+    entropy = optax.softmax_cross_entropy_with_integer_labels(logits, y)
+    return entropy + 35 * (length / 110**2 + 1 / length)
+
+
+def normalized(loss: Loss, **hyper: Any) -> Loss:
     """A loss of unit vectors as one of raw vectors: all arguments but the labels."""
 
     def run(*arguments: Any, **keywords: Any) -> jax.Array:
-        return loss(*map(unit, arguments[:-1]), arguments[-1], **keywords)
+        return loss(*map(unit, arguments[:-1]), arguments[-1], **hyper, **keywords)
 
     return run
 
 
+def unit_prototypes(loss: Loss, **hyper: Any) -> Loss:
+    """A loss of embeddings of any length."""
+    return lambda z, p, y, **keywords: loss(z, unit(p), y, **hyper, **keywords)
+
+
+def adjusted(z: jax.Array, p: jax.Array, y: jax.Array, **keywords: Any) -> jax.Array:
+    counts = 1 + jnp.arange(len(p), dtype=jnp.float32)
+    return losses.logit_adjusted_loss(unit(z), unit(p), y, counts, **keywords)
+
+
+def adjusted_logits(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
+    return 20 * cosine(z, p) + jnp.log(1 + jnp.arange(len(p), dtype=jnp.float32))
+
+
 ONE, SEVERAL = ("embeddings", "prototypes"), ("embeddings", "several")
+BATCH, VIEWS = ("embeddings",), ("embeddings", "second")
+DEGREES = float(np.degrees(0.5))
 ENTRIES: Sequence[Entry] = (
+    Entry("prototypical", ONE, normalized(losses.prototypical_loss), scaled(1 / 0.07)),
     Entry(
-        "prototypical",
-        ONE,
-        normalized(losses.prototypical_loss),
-        functools.partial(naive_softmax, temperature=0.07),
-    ),
-    Entry(
-        "multi_prototype", SEVERAL, normalized(losses.multi_prototype_loss), naive_multi_prototype
-    ),
-    Entry("negative_prototype", ONE, ours_negative, naive_negative, closed=closed_negative),
-    Entry(
-        "softmax",
-        ONE,
-        normalized(losses.proxy_softmax_loss),
-        functools.partial(naive_softmax, temperature=0.05),
-        rival("NormalizedSoftmaxLoss", temperature=0.05),
-    ),
-    Entry(
-        "arcface",
-        ONE,
-        normalized(losses.arcface_loss),
-        naive_arcface,
-        rival("ArcFaceLoss", margin=float(np.degrees(0.5)), scale=64),
-    ),
-    Entry(
-        "cosface",
-        ONE,
-        normalized(losses.cosface_loss),
-        naive_cosface,
-        rival("CosFaceLoss", margin=0.35, scale=64),
-    ),
-    Entry("adacos", ONE, adaptive(losses.adacos_loss, 1), naive_adacos),
-    Entry(
-        "sub_cluster_adacos",
+        "multi_prototype",
         SEVERAL,
-        adaptive(losses.sub_cluster_adacos_loss, SUB_PROTOTYPES),
-        naive_sub_cluster,
+        normalized(losses.multi_prototype_loss),
+        naive=naive_multi_prototype,
     ),
-    Entry("adaproj", SEVERAL, adaptive(losses.adaproj_loss, 1), naive_adaproj),
+    Entry(
+        "negative_prototype",
+        ONE,
+        mixed(losses.negative_prototype_loss),
+        naive=mixed(naive_negative),
+    ),
+    Entry(
+        "multi_negative_prototype",
+        SEVERAL,
+        mixed(losses.multi_negative_prototype_loss),
+        naive=mixed(naive_negative),
+    ),
+    Entry("angular_prototypical", ONE, normalized(losses.angular_prototypical_loss), scaled(10)),
     Entry(
         "prototypical_network",
         ONE,
         # Raw vectors are far apart: at temperature 1 the softmax would be 0 and 1.
         functools.partial(losses.prototypical_network_loss, temperature=64.0),
-        naive_prototypical_network,
+        cross_entropy(lambda z, p, y: (2 * z @ p.T - jnp.sum(p**2, axis=1)) / 64),
+        cross_entropy(lambda z, p, y: -jnp.sum((z[:, None] - p) ** 2, axis=2) / 64),
     ),
-    Entry("center", ONE, losses.center_loss, chunk=False),
+    Entry(
+        "center",
+        ONE,
+        losses.center_loss,
+        naive=lambda z, p, y: jnp.sum((z - p[y]) ** 2, axis=1) / 2,
+        chunk=False,
+    ),
+    Entry(
+        "softmax",
+        ONE,
+        normalized(losses.proxy_softmax_loss),
+        scaled(20),
+        torch=rival("NormalizedSoftmaxLoss", temperature=0.05),
+    ),
+    Entry("logit_adjusted", ONE, adjusted, cross_entropy(adjusted_logits)),
+    Entry("focal", ONE, normalized(losses.focal_loss), naive_focal),
+    Entry(
+        "proxy_nca",
+        ONE,
+        normalized(losses.proxy_nca_loss),
+        scaled(18),
+        torch=rival("ProxyNCALoss", softmax_scale=9),
+    ),
+    Entry(
+        "soft_triple",
+        SEVERAL,
+        normalized(losses.soft_triple_loss),
+        cross_entropy(soft_triple_logits),
+        torch=rival("SoftTripleLoss", centers_per_class=SUB_PROTOTYPES),
+    ),
+    Entry(
+        "proxy_anchor",
+        ONE,
+        normalized(losses.proxy_anchor_loss),
+        naive=naive_proxy_anchor,
+        torch=rival("ProxyAnchorLoss", margin=0.1, alpha=32),
+        chunk=False,
+    ),
+    Entry(
+        "arcface",
+        ONE,
+        normalized(losses.arcface_loss),
+        cross_entropy(lambda z, p, y: arcface_logits(cosine(z, p), own_class(p, y))),
+        torch=rival("ArcFaceLoss", margin=DEGREES, scale=64),
+    ),
+    Entry(
+        "sub_center_arcface",
+        SEVERAL,
+        normalized(losses.sub_center_arcface_loss),
+        cross_entropy(lambda z, p, y: arcface_logits(cosine(z, p).max(axis=2), own_class(p, y))),
+        torch=rival("SubCenterArcFaceLoss", margin=DEGREES, scale=64, sub_centers=SUB_PROTOTYPES),
+    ),
+    Entry(
+        "cosface",
+        ONE,
+        normalized(losses.cosface_loss),
+        cross_entropy(lambda z, p, y: 64 * (cosine(z, p) - 0.35 * own_class(p, y))),
+        torch=rival("CosFaceLoss", margin=0.35, scale=64),
+    ),
+    Entry(
+        "sphereface",
+        ONE,
+        unit_prototypes(losses.sphereface_loss, margin=2.0),
+        cross_entropy(sphereface_logits),
+        torch=rival("SphereFaceLoss", margin=2, scale=1),
+    ),
+    Entry("magface", ONE, unit_prototypes(losses.magface_loss), naive_magface),
+    Entry(
+        "adacos",
+        ONE,
+        adaptive(losses.adacos_loss, 1),
+        cross_entropy(lambda z, p, y: adacos_logits(cosine(z, p), y)),
+    ),
+    Entry(
+        "sub_cluster_adacos",
+        SEVERAL,
+        adaptive(losses.sub_cluster_adacos_loss, SUB_PROTOTYPES),
+        cross_entropy(sub_cluster_logits),
+    ),
+    Entry("adaproj", SEVERAL, adaptive(losses.adaproj_loss, 1), cross_entropy(adaproj_logits)),
     Entry(
         "supervised_contrastive",
-        ("embeddings",),
+        BATCH,
         normalized(losses.supervised_contrastive_loss),
-        naive_supervised_contrastive,
-        rival("SupConLoss", temperature=0.1),
+        naive=naive_supervised_contrastive,
+        torch=rival("SupConLoss", temperature=0.1),
         group=8,
     ),
     Entry(
         "nt_xent",
-        ("embeddings",),
+        BATCH,
         normalized(losses.nt_xent_loss),
+        functools.partial(optax.losses.ntxent, temperature=0.1),
         naive_nt_xent,
         rival("NTXentLoss", temperature=0.1),
         group=2,
     ),
     Entry(
+        "multi_similarity",
+        BATCH,
+        normalized(losses.multi_similarity_loss),
+        naive=naive_multi_similarity,
+        torch=rival("MultiSimilarityLoss"),
+        group=8,
+    ),
+    Entry(
+        "circle",
+        BATCH,
+        normalized(losses.circle_loss),
+        naive=naive_circle,
+        torch=rival("CircleLoss"),
+        group=8,
+    ),
+    Entry(
+        "triplet",
+        BATCH,
+        normalized(losses.triplet_loss),
+        naive=naive_triplet,
+        torch=rival("TripletMarginLoss", margin=0.2),
+        group=8,
+    ),
+    Entry(
+        "triplet, hard",
+        BATCH,
+        normalized(losses.triplet_loss, hard=True),
+        naive=naive_triplet_hard,
+        torch=rival("TripletMarginLoss", hardest, margin=0.2),
+        group=8,
+    ),
+    Entry(
+        "n_pair",
+        VIEWS,
+        lambda first, second, y: losses.n_pair_loss(first, second),
+        cross_entropy(lambda first, second, y: first @ second.T),
+        torch=rival("NPairsLoss", two_of_each_class),
+        group=1,
+        chunk=False,
+    ),
+    Entry(
         "vicreg",
-        ("embeddings", "second"),
+        VIEWS,
         ours_vicreg,
-        naive_vicreg,
-        rival("VICRegLoss"),
+        naive=naive_vicreg,
+        torch=rival("VICRegLoss", two_views),
+        group=1,
+        chunk=False,
+    ),
+    Entry(
+        "barlow_twins",
+        VIEWS,
+        lambda first, second, y: losses.barlow_twins_loss(first, second),
+        naive=naive_barlow_twins,
         group=1,
         chunk=False,
     ),

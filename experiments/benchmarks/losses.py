@@ -1,6 +1,6 @@
 r"""The losses: speed and memory, and what each of them learns.
 
-    python -m experiments.benchmarks.losses --out experiments/results/losses_speed_cpu.json
+    python -m experiments.benchmarks.losses --cores 1 --out losses_speed_cpu.json
     python -m experiments.benchmarks.losses --loss arcface --sizes 512x1024x256 --rounds 50
     python -m experiments.benchmarks.losses --part quality --data ROOT OTHER_ROOT \
         --workdir runs/losses --seeds 0 1 2 3 4 --out quality.json --plot quality.png
@@ -8,14 +8,14 @@ r"""The losses: speed and memory, and what each of them learns.
     python -m experiments.benchmarks.losses --own mine:objective --loss mine:objective softmax
 
 **Speed.** For every loss and size (batch x classes x dimensions), the time of a value and its
-gradients in all vector arguments: ours, ours by pieces of 2,048 classes (or of 512 anchors), the
-naive form in JAX (of Eq. 6 its closed form typed in plainly, and its definition), and
+gradients in all vector arguments: ours; ours by chunks of 2,048 classes (or of 512 anchors); the
+formula typed into JAX, with optax's loss where it has one and with plain operations; and
 pytorch-metric-learning's same loss, where it is installed (``pip install -e '.[bench]'``). Values
 and gradients are compared before anything is timed; then all take turns in one process, so that
 what else the machine does slows all alike. Ratios are medians over rounds, of time on the clock and
-of CPU time; on one core (``--cores 1``) the latter is hardly disturbed by other work. Memory is
-what the compiled program takes beside its arguments and results, as the compiler says; what would
-not fit into ``--memory`` is compiled, reported and not run.
+of CPU time. The table has the latter's on a CPU; on one core (``--cores 1``) it is hardly disturbed
+by other work. Memory is what the compiled program takes beside its arguments and results, as the
+compiler says; what would not fit into ``--memory`` is compiled, reported and not run.
 
 **Quality.** One encoder, schedule, sampler and data set; only the loss differs. All train for the
 epochs of the preset's pre-training on balanced episodes of 8 classes x 4 clips, from the same
@@ -29,12 +29,11 @@ may be made in pieces: what a work folder holds is read back, see :mod:`experime
 working directory, where ``function(stage)`` returns an
 :class:`asdproto.training.objectives.Objective`. ``--loss`` then takes its path as a name.
 ``experiments`` is no part of the installed package: run this from a checkout.
-
-Neither part has been measured with today's losses.
 """
 
 import argparse
 import json
+import math
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,6 +43,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -55,18 +55,20 @@ from experiments import common, loss_quality
 from experiments.benchmarks.loss_rivals import ENTRIES, Entry
 from experiments.benchmarks.timing import interleave, ratios, spread
 
-SIZES = ((128, 147, 512), (512, 1024, 256), (1024, 10_000, 512), (4096, 100_000, 512))
-# With several prototypes a class, as many of them at the large end.
-SEVERAL_SIZES = ((128, 147, 512), (512, 1024, 256), (1024, 2500, 512), (4096, 25_000, 512))
-IN_BATCH_SIZES = ((512, 0, 256), (1024, 0, 512), (4096, 0, 512))
+SIZES = ((128, 147, 512), (512, 1024, 256))
+IN_BATCH_SIZES = ((128, 0, 512), (512, 0, 256))
+# Of accelerators, too; with several prototypes a class, as many of them.
+LARGE_SIZES = ((1024, 10_000, 512), (4096, 100_000, 512))
+LARGE_SEVERAL_SIZES = ((1024, 2500, 512), (4096, 25_000, 512))
+LARGE_IN_BATCH_SIZES = ((1024, 0, 512), (4096, 0, 512))
 PIECES = {"classes": 2048, "anchors": 512}
 GIB = 2**30
 OwnLosses = Mapping[str, loss_quality.MakeObjective]
-LABELS = {
+KINDS = {
     "ours": "ours",
     "pieces": "ours, chunked",
-    "closed": "closed form, plain autodiff",
-    "naive": "naive form",
+    "optax": "optax",
+    "naive": "plain JAX",
     "torch": "pytorch-metric-learning",
 }
 
@@ -90,7 +92,9 @@ def torch_memory(entry: Entry, arrays: dict[str, np.ndarray], batch: int) -> int
     """About the bytes that the rival takes."""
     if entry.name == "nt_xent":  # makes a matrix of positive pairs by negative pairs
         return 6 * 4 * batch * batch * (batch - 2)
-    rows = len(arrays["prototypes"]) if "prototypes" in arrays else batch
+    if entry.name == "triplet":
+        return 8 * 8 * batch * batch * (entry.group - 1)
+    rows = math.prod(list(arrays.values())[1].shape[:-1]) if not entry.group else batch
     return 8 * 4 * batch * rows  # about eight matrices of scores
 
 
@@ -100,29 +104,29 @@ def in_torch(
     """A call of the rival: loss and gradients, which are those of ours in the same order."""
     import torch
 
-    assert entry.rival is not None
+    assert entry.torch is not None
     device = "cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else "cpu"
-    module = entry.rival(arrays).to(device)
-    embeddings, *second = (
+    rival = entry.torch(arrays)
+    rival.module.to(device)
+    vectors = [
         torch.from_numpy(arrays[name]).to(device).requires_grad_()
         for name in ("embeddings", "second")
         if name in arrays
-    )
+    ]
     target = torch.from_numpy(labels).to(device)
-    weights = [module.W] if hasattr(module, "W") else []
+    leaves = vectors if rival.weights is None else [*vectors, rival.weights]
 
     def call() -> tuple[Any, list[Any]]:
-        for leaf in (embeddings, *second, *weights):
+        for leaf in leaves:
             leaf.grad = None
-        if second:
-            value = module(embeddings, ref_emb=second[0])
-        else:
-            value = module(embeddings, target)
+        value = rival.call(rival.module, *vectors, target)
         value.backward()
         if device == "cuda":
             torch.cuda.synchronize()
-        gradients = [leaf.grad for leaf in (embeddings, *second)]
-        return value.detach(), [*gradients, *(leaf.grad.T for leaf in weights)]
+        gradients = [leaf.grad for leaf in leaves]
+        if rival.as_ours is not None:
+            gradients[-1] = rival.as_ours(gradients[-1])
+        return value.detach(), gradients
 
     return call
 
@@ -165,11 +169,10 @@ def measure(
     whole, piece = (batch, "anchors") if entry.group else (classes, "classes")
     if entry.chunk and whole > PIECES[piece]:
         add("pieces", lambda *arguments: entry.ours(*arguments, chunk_size=PIECES[piece]))
-    if entry.closed is not None:
-        add("closed", entry.closed)
-    if entry.naive is not None:
-        add("naive", entry.naive)
-    if entry.rival is not None and args.torch:
+    for name, rival in {"optax": entry.optax, "naive": entry.naive}.items():
+        if rival is not None:
+            add(name, rival)
+    if entry.torch is not None and args.torch:
         needed, results["torch"] = torch_memory(entry, arrays, batch), {}
         if needed > args.memory * GIB:
             results["torch"]["skipped"] = f"needs about {needed / GIB:.0f} GiB"
@@ -204,6 +207,7 @@ def device() -> dict[str, Any]:
     facts: dict[str, Any] = {
         "device": jax.devices()[0].device_kind,
         "cores": cores(),
+        "clock": "CPU" if jax.default_backend() == "cpu" else "wall",
         "load_before": round(os.getloadavg()[0], 2),
         "versions": {"python": platform.python_version(), "jax": jax.__version__},
     }
@@ -241,9 +245,12 @@ def entries(
     args: argparse.Namespace, own: OwnLosses
 ) -> Iterator[tuple[Entry, tuple[int, int, int]]]:
     """What is to be timed, at which size."""
+    large = jax.default_backend() != "cpu"
     for entry in ENTRIES:
-        sizes = SEVERAL_SIZES if "several" in entry.arrays else SIZES
-        for size in args.sizes or (IN_BATCH_SIZES if entry.group else sizes):
+        sizes, more = SIZES, LARGE_SEVERAL_SIZES if "several" in entry.arrays else LARGE_SIZES
+        if entry.group:
+            sizes, more = IN_BATCH_SIZES, LARGE_IN_BATCH_SIZES
+        for size in args.sizes or (sizes + more if large else sizes):
             if not args.loss or entry.name in args.loss:
                 yield entry, (size[0], 0 if entry.group else size[1], size[2])
     for name, make in own.items():
@@ -260,34 +267,49 @@ def show_size(size: Sequence[int]) -> str:
 
 def one_line(row: dict[str, Any]) -> str:
     """A row in words."""
-    cells = {LABELS[name]: cell(name, row[name]) for name in LABELS if name in row}
-    parts = "; ".join(f"{label} {text}" for label, text in cells.items())
-    return f"{row['loss']} {show_size(row['size'])}: {parts}"
-
-
-def cell(name: str, costs: dict[str, Any]) -> str:
-    """Time, time over ours (on the clock, and CPU time), and memory."""
-    if "skipped" in costs:
-        return costs["skipped"]
-    parts = [f"{costs['ms']['median']:,.2f} ms"]
-    if name != "ours":
-        wall, cpu = (costs[kind]["median"] for kind in ("times_ours", "cpu_times_ours"))
-        parts.append(f"({wall:.2f}x, CPU {cpu:.2f}x)")
-    if "temporary_mib" in costs:
-        parts.append(f"{costs['temporary_mib']:,.1f} MiB")
-    return " ".join(parts)
+    parts = []
+    for name in KINDS:
+        if name not in row:
+            continue
+        costs = row[name]
+        text = costs.get("skipped") or f"{costs['ms']['median']:,.2f} ms"
+        if "times_ours" in costs and name != "ours":
+            wall, cpu = (costs[kind]["median"] for kind in ("times_ours", "cpu_times_ours"))
+            text += f" ({wall:.2f}x, CPU {cpu:.2f}x)"
+        if "temporary_mib" in costs:
+            text += f" {costs['temporary_mib']:,.1f} MiB"
+        parts.append(f"{KINDS[name]} {text}")
+    return f"{row['loss']} {show_size(row['size'])}: {'; '.join(parts)}"
 
 
 def report(result: dict[str, Any], console: Console) -> None:
-    """Prints the table."""
-    table = Table(title="Value and gradients: time (over ours) and temporary memory")
-    for name in ("loss", "batch x classes x dim", *LABELS.values(), "agree to"):
-        table.add_column(name, justify="left" if name == "loss" else "right")
+    """Prints the table, of 80 columns at most."""
+    times = "cpu_times_ours" if result["clock"] == "CPU" else "times_ours"
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        title=f"Value and gradients: ours, and {result['clock']} time of others over ours",
+    )
+    table.add_column("loss", overflow="fold", max_width=18)
+    for name in ("B x C x D", "ms", "MiB", "chunked", "optax", "plain", "p-m-l"):
+        table.add_column(name, justify="right", overflow="fold")
+    worst = {}
     for row in result["rows"]:
-        cells = [cell(name, row[name]) if name in row else "" for name in LABELS]
-        worst = [x for name in LABELS for x in row.get(name, {}).get("difference", {}).values()]
-        table.add_row(row["loss"], show_size(row["size"]), *cells, f"{max(worst, default=0.0):.0e}")
-    console.print(table)
+        costs = row["ours"]
+        cells = [f"{costs['ms']['median']:,.2f}" if "ms" in costs else "-"]
+        cells.append(f"{costs['temporary_mib']:,.1f}")
+        for name in list(KINDS)[1:]:
+            known = row.get(name, {})
+            skipped = "-" if "skipped" in known else ""
+            cells.append(f"{known[times]['median']:.2f}" if times in known else skipped)
+            if known.get("difference"):
+                worst[max(known["difference"].values())] = f"{KINDS[name]}, {row['loss']}"
+        table.add_row(row["loss"], show_size(row["size"]), *cells)
+    console.print(table, highlight=False)
+    if worst:
+        largest = max(worst)
+        console.print(f"values and gradients agree to {largest:.0e} ({worst[largest]})")
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
@@ -301,10 +323,10 @@ def plot(result: dict[str, Any], path: Path) -> None:
     figure, (times, memory) = pyplot.subplots(
         1, 2, figsize=(13, 0.32 * len(rows) + 1.5), sharey=True, layout="constrained"
     )
-    for name, mark in {"closed": "^", "naive": "o", "torch": "s"}.items():
+    for name, mark in {"optax": "^", "naive": "o", "torch": "s"}.items():
         known = {place: row[name] for place, row in enumerate(rows) if name in row}
         slower = {i: one["times_ours"]["median"] for i, one in known.items() if "ms" in one}
-        times.plot(list(slower.values()), list(slower), mark, label=LABELS[name])
+        times.plot(list(slower.values()), list(slower), mark, label=KINDS[name])
         larger = {
             i: one["temporary_mib"] / max(rows[i]["ours"]["temporary_mib"], 0.01)
             for i, one in known.items()
@@ -384,7 +406,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, OwnLosse
     add = parser.add_argument_group("speed").add_argument
     add("--sizes", nargs="+", type=parse_size, metavar="BxCxD")
     add("--rounds", type=within(int, at_least(1)), default=30, help="turns at most")
-    add("--seconds", type=float, default=20.0, help="time of a loss at a size")
+    add("--seconds", type=float, default=4.0, help="time of a loss at a size")
     add("--memory", type=float, default=6.0, metavar="GIB", help="not to exceed")
     add("--cores", type=int, metavar="N", help="use N cores only")
     args = parser.parse_args(arguments)
