@@ -68,6 +68,7 @@ _CONFIG_FIELDS: dict[str, tuple[type, ...]] = {
     "classes": (list, type(None)),
     "features": (str, type(None)),
     "data": (str, type(None)),
+    "collection": (dict, type(None)),
 }
 
 

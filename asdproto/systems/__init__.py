@@ -106,7 +106,7 @@ def preset(kind: str, name: str) -> Any:
         raise ConfigError(f"system {kind!r}: found no PRESETS in {module.__name__}")
     presets = presets.get(kind, presets)  # a module may hold several kinds
     if name not in presets:
-        raise ConfigError(_unknown("preset", name, presets))
+        raise ConfigError(_unknown("preset", str(name), presets))
     return presets[name]
 
 

@@ -536,6 +536,7 @@ class Detector:
             raise ConfigError("one detector is nothing to fuse; give two or more")
         first = detectors[0]
         for number, one in enumerate(detectors):
+            one._check_fitted()
             if (one.train_clips_, one.dtype_) != (first.train_clips_, first.dtype_):
                 raise DataError(
                     one.name_,
@@ -715,11 +716,12 @@ class Detector:
     def _quantile(self, contamination: float | None = None) -> float:
         value = self.contamination if contamination is None else contamination
         number = isinstance(value, float | int | np.number) and not isinstance(value, bool)
-        if not number or not 0 < value < 1:
+        quantile = round(1 - float(value), 12) if number else 0.0
+        if not 0 < quantile < 1:
             raise ConfigError(
                 f"contamination={value!r}: expected a share of normal clips in (0, 1)"
             )
-        return round(1 - float(value), 12)
+        return quantile
 
     def _seeds(self) -> list[int]:
         seeds: Any = self.seed if isinstance(self.seed, Sequence) else [self.seed]
@@ -744,6 +746,10 @@ class Detector:
         system = self.system
         if isinstance(system, str):
             system = preset(choose(clips)[0] if system == "auto" else system, self.preset)
+        if not dataclasses.is_dataclass(type(system)):
+            raise ConfigError(
+                f"system={system!r}: expected a name, the path of a class, or a value"
+            )
         overrides = [f"{name.replace('__', '.')}={value}" for name, value in self.overrides.items()]
         return override(system, overrides)
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from asdproto.audio_info import AudioInfo
 from asdproto.config import ConfigError
 from asdproto.data.collection import audio_files, read_collection
 from asdproto.data.dataset import ClipArrays
-from asdproto.data.dcase import Clip, parse_name
+from asdproto.data.dcase import Clip, name_fault, parse_name
 from asdproto.data.identity import stamp_of
 from asdproto.data.store import FeatureStore, Row
 from asdproto.errors import DataError
@@ -91,6 +91,8 @@ def per_clip(value: Any, clips: int, name: str, known: Sequence[str] = ()) -> li
     """
     if value is None or isinstance(value, str):
         value = [value] * clips
+    if not isinstance(value, Iterable):
+        raise ConfigError(f"{name}={value!r}: expected a text, or one a clip")
     values = list(value)
     if len(values) != clips:
         raise ConfigError(f"{name} has {len(values)} values for {clips} clips: expected one a clip")
@@ -140,9 +142,14 @@ def training_clips(
                 known |= {name: text for name, text in zip(known, told, strict=True) if text}
                 state = parsed.state or state
         known |= {name: str(own[index]) for name, own in values.items() if own[index]}
+        for name in ("machine_type", "section"):
+            if expected := name_fault(known[name]):
+                raise ConfigError(f"{name} of clip {index} is {known[name]!r}: expected {expected}")
         path = name_of(source, int(index))
         made.append(Clip(path=path, split="train", state=state, **known))
         kept.append(source)
+    if not made:
+        raise DataError("y", "anomalies only", "normal clips", "Give clips to train on.")
     return made, kept
 
 

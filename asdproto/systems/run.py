@@ -25,6 +25,7 @@ from asdproto.config import ConfigError, from_dict, override, to_dict
 from asdproto.data.collection import Collection, read_collection
 from asdproto.data.dataset import Dataset, section_keys
 from asdproto.data.dcase import Clip
+from asdproto.data.identity import changes
 from asdproto.data.store import MANIFEST as STORE_MANIFEST
 from asdproto.data.store import FeatureStore, is_store, open_store
 from asdproto.errors import DataError
@@ -354,7 +355,11 @@ def rescore(run: Path, overrides: Sequence[str], out: Path | None = None) -> dic
         if config["kind"] != "fused" and overrides:
             raise
         raise DataError(path, str(error), "the settings of a run", AGAIN) from None
-    data = prepare_for(system, open_store(config["features"]), config["machines"])
+    store = open_store(config["features"])
+    data = prepare_for(system, store, config["machines"])
+    _check_recordings(
+        store.root, config["collection"], store.identity(), facts_of(data.train_clips)
+    )
     systems, members = dict(results["systems"]), dict(results.get("members", {}))
     config = {**config, "system": to_dict(system)}
     folder = new_folder(out, "run", "config.json") if out is not None else locked(run, LOCK)
@@ -385,6 +390,21 @@ def rescore(run: Path, overrides: Sequence[str], out: Path | None = None) -> dic
     return results
 
 
+def _check_recordings(
+    path: Path,
+    own: Mapping[str, Sequence[int]] | None,
+    found: Mapping[str, Sequence[int]] | None,
+    clips: Sequence[tuple[str, str, str]],
+) -> None:
+    """Refuses training recordings that have the names of others: sizes and times tell."""
+    own, found = own or {}, found or {}
+    known = [name for name, *_ in clips if name in own and name in found]
+    told = changes({name: own[name] for name in known}, {name: found[name] for name in known})
+    if told:
+        expected = "those that the run was trained on"
+        raise DataError(path, f"other recordings: {told}", expected, "Train on one collection.")
+
+
 def fuse(out: Path, sources: Sequence[Path]) -> dict[str, Any]:
     """Makes one detector of several, as a run folder.
 
@@ -406,7 +426,9 @@ def fuse(out: Path, sources: Sequence[Path]) -> dict[str, Any]:
     ]
     detectors = [Detector.load(folder) for folder in folders]
     fused = Detector.fuse(detectors)
-    config = read_config(folders[0].parents[1])
+    config, *others = [read_config(folder.parents[1]) for folder in folders]
+    for folder, other in zip(folders[1:], others, strict=True):
+        _check_recordings(folder, config["collection"], other["collection"], fused.train_clips_)
     systems: dict[str, Any] = {}
     for folder in folders:
         if (folder / "scores.csv").is_file() and (own := read_figures(folder / "results.json")):
@@ -417,7 +439,9 @@ def fuse(out: Path, sources: Sequence[Path]) -> dict[str, Any]:
         "system": {**fused.settings_, "sources": [str(folder) for folder in folders]},
         "seeds": sorted({member.seed for member in fused.members_}),
         "names": [fused.name_],
-        **{name: config[name] for name in ("machines", "classes", "features", "data")},
+        **{
+            name: config[name] for name in ("machines", "classes", "features", "data", "collection")
+        },
     }
     with new_folder(out, "run", "config.json") as work:
         figures = save_scores(work / "scores" / fused.name_, fused, clips, found)

@@ -233,6 +233,12 @@ BAD_FITS = [
     ({}, [NORMAL[0], NAN], {}, "waveform 1: found samples that are not finite"),
     ({}, [NORMAL[0], np.zeros(9)], {}, "waveform 1: found 9 samples"),
     ({"system": "prototype"}, NORMAL, {}, "1 attribute class among 12"),
+    ({"system": 3}, NORMAL, {}, "system=3: expected a name"),
+    ({"preset": None}, NORMAL, {}, "preset 'None' is unknown"),
+    ({"contamination": 1e-300}, NORMAL, {}, "contamination=1e-300: expected"),
+    ({}, NORMAL, {"attributes": 3}, "attributes=3: expected a text, or one a clip"),
+    ({}, NORMAL, {"machine_types": "a\nb"}, r"machine_type of clip 0 is 'a\\nb': expected"),
+    ({}, NORMAL, {"y": [1] * 12}, "y: found anomalies only"),
 ]
 
 

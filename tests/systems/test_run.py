@@ -16,7 +16,13 @@ from asdproto.config import ConfigError, override
 from asdproto.data.collection import read_collection
 from asdproto.data.extract import build_store
 from asdproto.errors import DataError
-from asdproto.results.run_folder import read_config, read_results, read_scores, write_results
+from asdproto.results.run_folder import (
+    read_config,
+    read_results,
+    read_scores,
+    write_config,
+    write_results,
+)
 from asdproto.systems import run
 from asdproto.systems.detector import Detector
 from asdproto.systems.prototype import PrototypeSystem
@@ -237,6 +243,20 @@ def test_a_detector_is_not_fused_with_itself(finished, tmp_path):
     with pytest.raises(ConfigError, match="finetune is given twice"):
         run.fuse(tmp_path / "no", [workdir, workdir / "scores" / "finetune"])
     assert not (tmp_path / "no").exists()
+
+
+def test_other_recordings_of_the_same_names_are_noticed(finished, tmp_path):
+    """Where runs are fused, and where a run's features have become those of others."""
+    runs = [shutil.copytree(finished[2], tmp_path / name) for name in ("one", "other")]
+    for number, copy in enumerate(runs):
+        names = [name for name, *_ in Detector.load(copy).train_clips_]
+        collection = {name: [number, 0, 0] for name in names}
+        write_config(copy, {**read_config(copy), "collection": collection})
+    with pytest.raises(DataError, match=r"finetune: found other recordings: \d+ files changed"):
+        run.fuse(tmp_path / "no", [runs[0] / "scores" / "spectral-knn", runs[1]])
+    write_results(runs[0], finished[3])
+    with pytest.raises(DataError, match=r"features: found other recordings: \d+ files changed"):
+        run.rescore(runs[0], ["score.kind=knn"], tmp_path / "no")
 
 
 # --- export
