@@ -58,13 +58,17 @@ def repeat(files: Sequence[Path], folder: Path, number: int) -> Collection:
     return read_collection(folder)
 
 
-def plain(file: Path, mels: int = SETTINGS.n_mels) -> np.ndarray:
+def plain(file: Path) -> np.ndarray:
     """The loop's body that everybody writes."""
     import librosa
 
     audio, rate = librosa.load(file, sr=SETTINGS.sample_rate)
     mel = librosa.feature.melspectrogram(
-        y=audio, sr=rate, n_fft=SETTINGS.n_fft, hop_length=SETTINGS.hop_length, n_mels=mels
+        y=audio,
+        sr=rate,
+        n_fft=SETTINGS.n_fft,
+        hop_length=SETTINGS.hop_length,
+        n_mels=SETTINGS.n_mels,
     )
     return librosa.power_to_db(mel)
 

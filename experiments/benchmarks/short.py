@@ -29,7 +29,7 @@ import importlib.util
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ import jax
 from rich.console import Console
 
 from asdproto.config import ConfigError
+from asdproto.systems.prototype import STAGES
 from asdproto.training import step as steps
 from experiments.benchmarks import train
 from experiments.benchmarks.common import Bench, describe, file_name, per_step, project
@@ -55,72 +56,56 @@ GOALS: dict[str, tuple[tuple[str, ...], float, bool]] = {
 }
 
 
-class Short:
-    """The figures; the pre-training step that was compiled first is timed beside PyTorch's."""
+def measure_step(bench: Bench, stage: str) -> dict[str, Any]:
+    """A step of a stage."""
+    task = bench.task(stage, bench.loop, bench.count)
+    run, program = bench.stepper(task, bench.loop)
+    seconds = interleave({"step": run}, bench.args.rounds)[0]["step"]
+    return {
+        "batch": task.stage.batch,
+        "milliseconds": per_step(seconds, bench.count),
+        "compile_seconds": program.seconds,
+        "compiled_memory_bytes": program.memory,
+    }
 
-    def __init__(self, bench: Bench, result: dict[str, Any]):
-        self.bench, self.result = bench, result
-        self.pretrain_step: Callable[[], None] | None = None
 
-    def step(self, stage: str) -> dict[str, Any]:
-        """A step of a stage."""
-        bench = self.bench
-        task = bench.task(stage, bench.loop, bench.count)
-        run, program = bench.stepper(task, bench.loop)
-        if stage == "pretrain":
-            self.pretrain_step = run
-        seconds = interleave({"step": run}, bench.args.rounds)[0]["step"]
-        return {
-            "batch": task.stage.batch,
-            "milliseconds": per_step(seconds, bench.count),
-            "compile_seconds": program.seconds,
-            "compiled_memory_bytes": program.memory,
-        }
+def measure_torch(bench: Bench, how: str) -> dict[str, Any]:
+    """The step of pre-training beside PyTorch's, ``"eager"`` or ``"compiled"``."""
+    if importlib.util.find_spec("torch") is None:
+        return {"skipped": "PyTorch is not installed"}
+    from experiments.benchmarks.torch_reference import Rival
 
-    def schedule(self) -> dict[str, Any]:
-        """Seconds of the whole schedule, from the steps and the pass."""
-        measured = {stage: self.result[stage] for stage in ("pretrain", "finetune")}
-        return project(self.bench, {"steps": measured, "pass": self.result["pass"]})
+    task = bench.task("pretrain", bench.loop, bench.count)
+    state = bench.state(task)
+    index, plan, _ = bench.inputs(task)
+    batch = jax.device_get(steps.take_batch(task, index, plan.steps, state.step, None))
+    rival = Rival(
+        task, jax.device_get(state), batch, dtype=bench.args.dtype, compiled=how == "compiled"
+    )
+    rival.run(5)  # compiles, searches, warms up and records the graphs
+    ours, _ = bench.stepper(task, bench.loop)
+    contenders = {"ours": ours, how: lambda: rival.run(bench.count)}
+    seconds, _ = interleave(contenders, bench.args.rounds)
+    return {
+        "ours_milliseconds": per_step(seconds["ours"], bench.count),
+        f"{how}_milliseconds": per_step(seconds[how], bench.count),
+        f"speed_to_{how}": ratios(seconds[how], seconds["ours"]),
+    }
 
-    def torch(self, how: str) -> dict[str, Any]:
-        """The step of pre-training beside PyTorch's, ``"eager"`` or ``"compiled"``."""
-        if importlib.util.find_spec("torch") is None:
-            return {"skipped": "PyTorch is not installed"}
-        from experiments.benchmarks.torch_reference import Rival
 
-        bench = self.bench
-        task = bench.task("pretrain", bench.loop, bench.count)
-        state = bench.state(task)
-        index, plan, _ = bench.inputs(task)
-        batch = jax.device_get(steps.take_batch(task, index, plan.steps, state.step, None))
-        rival = Rival(
-            task, jax.device_get(state), batch, dtype=bench.args.dtype, compiled=how == "compiled"
-        )
-        rival.run(5)  # compiles, searches, warms up and records the graphs
-        assert self.pretrain_step is not None
-        contenders = {"ours": self.pretrain_step, how: lambda: rival.run(bench.count)}
-        seconds, _ = interleave(contenders, bench.args.rounds)
-        return {
-            "ours_milliseconds": per_step(seconds["ours"], bench.count),
-            f"{how}_milliseconds": per_step(seconds[how], bench.count),
-            f"speed_to_{how}": ratios(seconds[how], seconds["ours"]),
-        }
-
-    def sweep(self) -> dict[str, Any]:
-        """Several runs as one program, at the lowering that training takes."""
-        lowering = self.bench.task("pretrain", "scan").model.lowering  # type: ignore[attr-defined]
-        found = train.measure_sweep(self.bench, (lowering,))
+def measure(bench: Bench, name: str, result: dict[str, Any]) -> dict[str, Any]:
+    """One figure of :data:`GOALS`; those before it are in ``result``."""
+    if name in STAGES:
+        return measure_step(bench, name)
+    if name == "pass":
+        return train.measure_pass(bench)
+    if name == "schedule":
+        return project(bench, {"steps": result, "pass": result["pass"]})
+    if name == "sweep":  # at the lowering that training takes
+        lowering = bench.task("pretrain", "scan").model.lowering  # type: ignore[attr-defined]
+        found = train.measure_sweep(bench, (lowering,))
         return {"lowering": lowering, **found.pop(lowering), **found}
-
-    def measure(self, name: str) -> dict[str, Any]:
-        """One figure of :data:`GOALS`."""
-        if name in ("pretrain", "finetune"):
-            return self.step(name)
-        if name in ("eager", "compiled"):
-            return self.torch(name)
-        if name == "pass":
-            return train.measure_pass(self.bench)
-        return self.schedule() if name == "schedule" else self.sweep()
+    return measure_torch(bench, name)
 
 
 def judged(name: str, figures: dict[str, Any]) -> dict[str, Any]:
@@ -165,13 +150,13 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     out = own.out
     if out is not None and out.suffix != ".json":
         out = out / file_name("short", result["device"], args.dtype)
-    short, failed = Short(bench, result), []
+    failed = []
     for name in GOALS:
         try:
             if time.monotonic() - started > own.limit:
                 figures: dict[str, Any] = {"skipped": f"{own.limit:g} s are over"}
             else:
-                figures = judged(name, short.measure(name))
+                figures = judged(name, measure(bench, name, result))
         except Exception as error:  # the other figures must not be lost
             failed.append(name)
             figures = {"failed": f"{type(error).__name__}: {error}"[:1000]}

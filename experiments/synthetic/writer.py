@@ -63,13 +63,12 @@ def synthesize(
 
     Args:
       out: Folder to make.
-      machines: Machine types, of :data:`MACHINES`.
-      sections: Sections, of :data:`SECTIONS`.
-      clips: Normal training clips of a section in the source domain; 990 in the real set.
-      target_clips: Normal training clips of a section in the target domain; 10 in the real set.
-      test_clips: Test clips of a section, for each of source and target, normal and anomaly; 50 in
-        the real set.
-      seconds: Length of a clip, at least 1; 10 in the real set.
+      machines: Of :data:`MACHINES`.
+      sections: Of :data:`SECTIONS`.
+      clips: Normal training clips of a section in the source domain.
+      target_clips: Normal training clips of a section in the target domain.
+      test_clips: Of a section, for each of source and target, normal and anomaly.
+      seconds: Length of a clip, at least 1.
       seed: Of everything that differs between clips.
       workers: Processes; one a core when ``None``.
 

@@ -39,12 +39,12 @@ def test_every_figure_is_measured_in_order_and_written_at_once(tmp_path, monkeyp
 
 @pytest.mark.usefixtures("one_block")
 def test_what_fails_or_comes_too_late_costs_only_itself(monkeypatch, tmp_path):
-    def measure(self, name):
+    def measure(bench, name, result):
         if name == "finetune":
             raise RuntimeError("out of luck")
         return {"fine": 1}
 
-    monkeypatch.setattr(short.Short, "measure", measure)
+    monkeypatch.setattr(short, "measure", measure)
     out = tmp_path / "short.json"
     with pytest.raises(SystemExit, match="failed: finetune"):
         short.main([*TINY, "--out", str(out)])
