@@ -45,7 +45,8 @@ def add(parsers: dict[str, Parser]) -> None:
         validate,
         "list every problem of a collection of recordings",
         "Lists every problem of a collection: file, found, expected, what to do about it.\n"
-        "Exits 1 where it cannot be used as it is; notices alone exit 0.",
+        "Exits 1 where it cannot be used as it is; notices alone exit 0. The csv of\n"
+        "--write-csv belongs into the collection's folder, as clips.csv.",
     )
     parser.add_argument(
         "root",
@@ -53,8 +54,7 @@ def add(parsers: dict[str, Parser]) -> None:
         help="folder of recordings in folders of any names, folder in the layout of DCASE Task 2, "
         "folder with clips.csv, or such a csv",
     )
-    described = "describe the recordings as they were understood in this csv, to be edited; it "
-    described += "belongs into the collection's folder, as clips.csv (default: no file)"
+    described = "write how the recordings were understood, to be edited (default: no file)"
     add_options(parser, ("--write-csv", Path, "FILE", described))
 
     parser = add_command(

@@ -42,7 +42,10 @@ def add(parsers: dict[str, Any]) -> None:
         "Scores recordings with a detector of a finished run, the most anomalous first.\n"
         "Scores are identical to those computed during training. Machine type and section\n"
         "are those of clips.csv, or of names and the nearest known folder. A recording that\n"
-        "cannot be read is named, the others are scored, and the exit code is 1.",
+        "cannot be read is named, the others are scored, and the exit code is 1.\n"
+        "With --watch, rows are added to --csv, and what is in it already is not scored again;\n"
+        "--on-alarm runs COMMAND FILE for every anomaly, with the row as json on its standard\n"
+        "input.",
         usage=f"{program()} score RUN PATH ... [options]\n"
         f"       {program()} score RUN --watch FOLDER [options]",
     )
@@ -50,14 +53,9 @@ def add(parsers: dict[str, Any]) -> None:
     parser.add_argument(
         "paths", type=Path, nargs="*", metavar="path", help="recording, folder, or csv of clips"
     )
-    watched = "score the recordings in this folder and those to come, until Ctrl-C; rows are added "
-    watched += "to --csv, and what is in it already is not scored again (default: off)"
-    alarm = (
-        "with --watch: run COMMAND FILE for every anomaly, with the row as json on its standard "
-    )
-    alarm += "input (default: none)"
-    order = "order of the rows: highest score first, or by name"
     detectors = "of the run, such as finetune or spectral (default: the run's result)"
+    arriving = "score the recordings in this folder and those to come, until Ctrl-C (default: off)"
+    order = "order of the rows: highest score first, or by name"
     add_options(
         parser,
         ("--detector", str, "NAME", detectors),
@@ -66,13 +64,12 @@ def add(parsers: dict[str, Any]) -> None:
         ("--top", within(int, at_least(1)), "N", "print the first N rows only (default: all)"),
         ("--csv", Path, "FILE", "write all rows, unrounded, to this file too (default: none)"),
         ("--report", Path, "FILE", "write a web page about the recordings (default: none)"),
-        ("--watch", Path, "FOLDER", watched),
-        ("--on-alarm", str, "COMMAND", alarm),
+        ("--watch", Path, "FOLDER", arriving),
+        ("--on-alarm", str, "COMMAND", "what to run for every anomaly (default: nothing)"),
         ("--sort", ("score", "name"), None, order, "score"),
         ("--format", ("table", "csv", "jsonl"), None, "format of the rows", "table"),
     )
-    limits = "scores above X are anomalies (default: one for each machine type, from its training "
-    limits += "clips)"
+    limits = "scores above X are anomalies (default: from training, one for each machine type)"
     shares = "share of normal clips that may be called anomalies (default: as trained)"
     finite = within(float, strictly_between(-math.inf, math.inf))
     add_options(
@@ -128,14 +125,13 @@ def _check_usage(arguments: argparse.Namespace) -> None:
 
     if not arguments.workdir.is_dir():
         raise DataError(arguments.workdir, "no such folder", "the folder of a run", "Check it.")
-    watched = arguments.watch is not None
-    both = "recordings and --watch" if watched else "no recording"
-    csv = arguments.csv
+    watched, csv = arguments.watch is not None, arguments.csv
+    given = "recordings and --watch" if watched else "no recording"
     if csv is not None and (csv.parent / MANIFEST).is_file():
         expected = "a file of your own"
         raise DataError(csv, "a file of a detector", expected, "Choose another name.")
     for wrong, found, expected in (
-        (bool(arguments.paths) == watched, both, "recordings, or --watch FOLDER"),
+        (bool(arguments.paths) == watched, given, "recordings, or --watch FOLDER"),
         (watched and arguments.report, "--watch and --report", "one of them"),
         (arguments.on_alarm and not watched, "--on-alarm alone", "--watch with it"),
         (csv is not None and csv == arguments.report, "one file for --csv and --report", "two"),

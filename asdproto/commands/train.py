@@ -55,13 +55,11 @@ def add(subparsers: Any) -> None:
 def add_arguments(parser: Parser, kind: str | None = None) -> None:
     """Adds the options of a command that trains one kind of system, or any where it is ``None``."""
     if kind is None:
-        kinds = f"what to train: {', '.join(KINDS)}, or package.module:Class (default: what suits "
-        kinds += "the number of clips and classes)"
+        kinds = f"{', '.join(KINDS)}, or package.module:Class (default: what suits the recordings)"
         add_options(parser, ("--system", _kind, "KIND", kinds))
     else:
         parser.set_defaults(system=kind)
-    presets = "quick to try, small for CPUs and small collections, paper as published (default: "
-    presets += "small on a CPU, paper on an accelerator)"
+    presets = "to try, for CPUs, as published (default: small on a CPU, paper on an accelerator)"
     add_options(parser, ("--preset", PRESETS, None, presets))
     parser.add_argument(
         "--seeds",
