@@ -74,35 +74,42 @@ def silence(root):
         soundfile.write(path, np.zeros(8000), 16000)
 
 
-def faulty(root):
-    """Names, lengths, sections and kinds of files that cannot be used."""
+def bad_names(root):
+    """A line break, a section without training clips, an anomaly for training, no grammar."""
     more(root, "a\nb", 1)
-    more(root, "pump", 1, samples=16000 * 100)
     add(root, "fan/test/section_01_source_test_normal_0000_v_1.wav")
     add(root, TRAIN.replace("normal", "anomaly").format("0007"), seed=98)
     add(root, "fan/train/x.wav", seed=97)
+
+
+def bad_sounds(root):
+    """A clip that is much longer than the others, a pipe."""
+    more(root, "pump", 4)
+    more(root, "long", 1, samples=16000 * 100)
     os.mkfifo(root / TRAIN.format("0009"))
 
 
-def faulty_table(root):
-    """Paths that lead outside, by name and by a link, and to nothing."""
+def listed(root, *files):
+    table(root, [f"{file},fan,00,source,train,normal" for file in files])
+
+
+def bad_files(root):
+    """A link to the outside and a file that is missing, in a csv."""
     os.symlink("/etc", root / "etc")
-    rows = [f"{file},fan,00,source,train,normal" for file in ("../x.wav", "etc/y.wav", "z.wav")]
-    table(root, rows)
+    listed(root, "etc/y.wav", "z.wav")
 
 
 # What to do to a collection, and words of each fault that it has then.
 CASES = {
     "nothing": (lambda root: None, ()),
     "odd": (odd, ()),
-    "a csv": (lambda root: table(root, []), ()),
+    "a csv": (listed, ()),
     "one class": (one_class, ()),
     "only silence": (silence, ()),
-    "faulty": (
-        faulty,
-        (r"a\\nb", "pump/train", "fan section 01", "anomaly_0007", "train/x.wav", "_0009_"),
-    ),
-    "a faulty csv": (faulty_table, (r"\.\./x.wav", "etc/y.wav", "z.wav")),
+    "bad names": (bad_names, (r"a\\nb", "fan section 01", "anomaly_0007", "train/x.wav")),
+    "bad sounds": (bad_sounds, ("long/train", "_0009_")),
+    "a csv of bad names": (lambda root: listed(root, "../x.wav"), (r"\.\./x.wav",)),
+    "a csv of bad files": (bad_files, ("etc/y.wav", "z.wav")),
 }
 
 
