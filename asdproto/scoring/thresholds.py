@@ -99,13 +99,5 @@ def gamma_threshold(scores: np.ndarray, *, quantile: float = 0.9) -> float:
 
 
 def decide(scores: np.ndarray, threshold: float | np.ndarray) -> np.ndarray:
-    """Decision per clip: 1 (anomaly) where the score exceeds the threshold, else 0.
-
-    Args:
-      scores: Floating, shape ``[n]``.
-      threshold: Scalar, or shape ``[n]`` where thresholds differ between clips.
-
-    Returns:
-      int64, shape ``[n]``.
-    """
+    """1 (anomaly) where a clip's score exceeds the threshold, or its own one, else 0; int64."""
     return (np.asarray(scores, np.float64) > threshold).astype(np.int64)
