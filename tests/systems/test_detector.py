@@ -130,7 +130,7 @@ def test_a_saved_detector_is_a_run(knn, folder, tmp_path):
     assert [float(row.split(",")[column]) for row in rows[1:]] == sorted(expected, reverse=True)
     text = page.read_text()
     rows = again.details(folder / "new")
-    places = [text.index(f"{row.file}</h3>") for row in sorted(rows, key=lambda r: -r.score)]
+    places = [text.index(f"{row.name}</h3>") for row in sorted(rows, key=lambda r: -r.score)]
     assert places == sorted(places)  # the most anomalous first
     assert text.count("<audio") == 4
     assert text.count("limit 0.001") == 1 + 4
