@@ -171,6 +171,21 @@ def measure_pass(bench: Bench) -> dict[str, Any]:
     }
 
 
+def compare_steps(
+    bench: Bench, made: dict[str, tuple[Callable[[], None], Compiled]], base: str
+) -> dict[str, Any]:
+    """Steps by name, in turns, and how fast each is to the one of the name ``base``."""
+    seconds, _ = interleave({name: run for name, (run, _) in made.items()}, bench.args.rounds)
+    return {
+        name: {
+            "milliseconds": per_step(seconds[name], bench.count),
+            f"speed_to_{base}": ratios(seconds[base], seconds[name]),
+            "compile_seconds": program.seconds,
+        }
+        for name, (_, program) in made.items()
+    }
+
+
 def measure_loops(bench: Bench) -> dict[str, Any]:
     """Pre-training steps as one program and one by one."""
     made = {"dispatch": bench.stepper(bench.task("pretrain", "dispatch", bench.count), "dispatch")}
@@ -180,39 +195,24 @@ def measure_loops(bench: Bench) -> dict[str, Any]:
     if bench.platform == "cpu":  # the cliff that the default walks around
         native = bench.task("pretrain", "scan", bench.count, lowering="native")
         made["scan, native convolution"] = bench.stepper(native, "scan")
-    seconds, _ = interleave({name: run for name, (run, _) in made.items()}, bench.args.rounds)
-    return {
-        name: {
-            "milliseconds": per_step(seconds[name], bench.count),
-            "speed_to_dispatch": ratios(seconds["dispatch"], seconds[name]),
-            "compile_seconds": made[name][1].seconds,
-        }
-        for name in made
-    }
+    return compare_steps(bench, made, "dispatch")
 
 
 def measure_lowering(bench: Bench) -> dict[str, Any]:
     """Pre-training steps by lowering and width."""
     figures: dict[str, Any] = {}
     for width in bench.widths:
-        runs = {
+        made = {
             name: bench.stepper(
                 bench.task("pretrain", bench.loop, bench.count, width=width, lowering=name),
                 bench.loop,
-            )[0]
+            )
             for name in get_args(Lowering)
         }
         if compiler_options(bench.platform):
             task = bench.task("pretrain", bench.loop, bench.count, width=width)
-            runs["default_options"] = bench.stepper(task, bench.loop, suited=False)[0]
-        seconds, _ = interleave(runs, bench.args.rounds)
-        figures[str(width)] = {
-            name: {
-                "milliseconds": per_step(taken, bench.count),
-                "speed_to_native": ratios(seconds["native"], taken),
-            }
-            for name, taken in seconds.items()
-        }
+            made["default_options"] = bench.stepper(task, bench.loop, suited=False)
+        figures[str(width)] = compare_steps(bench, made, "native")
     return figures
 
 

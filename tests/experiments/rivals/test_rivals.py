@@ -18,7 +18,7 @@ from asdproto.systems.embedding import window_starts
 from asdproto.systems.run import train_run
 from asdproto.systems.system import RunOptions, prepare_for
 from asdproto.training.devices import use_devices
-from experiments.rivals import adacos, disentangled, rival, stgram
+from experiments.rivals import adacos, dgmix, disentangled, mobilenet, rival, stgram
 from experiments.rivals.rival import ALL, Network
 from tests.experiments.rivals import tiny
 
@@ -26,6 +26,27 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::asdproto.scoring.thresholds.ThresholdWarning"),
     pytest.mark.filterwarnings("ignore::asdproto.training.loop.CollapseWarning"),
 ]
+
+SMALL = {
+    adacos.AdaCosSystem: {"stages": (1,)},
+    disentangled.DisentangledSystem: {"stages": (1,)},
+    mobilenet.MobileNetSystem: {"stages": ((2, 16, 1, 2),), "head": 16},
+    dgmix.DGMixSystem: {"stages": ((2, 16, 1, 2),), "head": 16},
+    stgram.STgramSystem: {"stages": ((1, 16, 1, 2),), "head": 16, "n_mels": tiny.FEATURES.n_mels},
+}
+
+
+@pytest.fixture(scope="module")
+def small_networks():
+    """Compiling networks of many blocks is most of what a run of two epochs does."""
+    with pytest.MonkeyPatch.context() as patch:
+        for kind, changes in SMALL.items():
+
+            def encoder(self, build=kind.encoder, changes=changes):
+                return build(self).clone(**changes)
+
+            patch.setattr(kind, "encoder", encoder)
+        yield
 
 
 @pytest.fixture(scope="module")
