@@ -36,9 +36,8 @@ class AutoEncoder(nn.Module):
 
         Args:
           stacks: Floating, shape ``[batch, ...]``; all but the first axis are one vector.
-          train: Normalize by the statistics of this batch (and update the running ones, in the
-            collection ``batch_stats``), or by the running ones.
-          where: Boolean, shape ``[batch]``; others are padding and do not enter the statistics.
+          train: Whether to normalize by the batch, see :class:`BatchNorm`.
+          where: Boolean, shape ``[batch]``, false for padding.
 
         Returns:
           float32, of the same shape.

@@ -2,9 +2,8 @@
 
 XLA's convolution is right on an accelerator, but for windows larger than the map: its rewriting of
 their gradients for a GPU adds transposes and copies, which one matrix product over gathered patches
-does not need. For an H100 (experiments/benchmarks/program.py) patches there make 258 kernels and
-884 MB of a pre-training step's 268 and 870, 284 and 1,917 of a fine-tuning step's 297 and 1,859;
-patches everywhere would move 1,740 and 4,093 MB.
+does not need. For an H100 (experiments/benchmarks/program.py) patches there save 10 of the kernels
+of a pre-training step and 13 of a fine-tuning step; patches everywhere would move twice the bytes.
 On a CPU the convolution falls off cliffs: small maps and strided windows run tens of times slower
 than patches, and any convolution inside a loop body loses its threads. Under ``vmap`` over models a
 convolution becomes a grouped one, where patches become a batched matrix product. All lowerings
@@ -34,15 +33,9 @@ _CPU_SMALL_MAP = 16
 
 
 def default_lowering(backend: str | None = None, *, in_loop: bool = False) -> Lowering:
-    """Lowering that suits a backend.
+    """Lowering that suits a backend (``"cpu"``, ``"gpu"``, ``"tpu"``; JAX's default when ``None``).
 
-    Args:
-      backend: ``"cpu"``, ``"gpu"`` or ``"tpu"``; the default backend when ``None``.
-      in_loop: Whether the steps run inside ``scan``, or under ``vmap`` over models.
-
-    Returns:
-      ``"native_if_fits"`` on GPU, ``"native"`` on TPU, ``"native_if_large"`` on CPU, ``"patches"``
-      on CPU inside a loop.
+    ``in_loop`` says that the steps run inside ``scan``, or under ``vmap`` over models.
     """
     backend = backend or jax.default_backend()
     if backend == "cpu":
@@ -56,14 +49,8 @@ def compiler_options(backend: str | None = None) -> dict[str, str] | None:
 
     XLA:CPU hands convolutions to a kernel library that takes longer than its own: a step of this
     network gains a tenth (width 16) to a quarter (width 32) by keeping the library to products and
-    reductions; ``experiments/benchmarks/train.py --parts lowering`` compares both. A version of XLA
-    that does not know the option is left at its defaults.
-
-    Args:
-      backend: ``"cpu"``, ``"gpu"`` or ``"tpu"``; the default backend when ``None``.
-
-    Returns:
-      The options, or ``None`` for the backend's defaults.
+    reductions; ``experiments/benchmarks/train.py --parts lowering`` compares both. ``None`` stands
+    for the defaults: of other backends, and of a version of XLA that does not know the option.
     """
     if (backend or jax.default_backend()) != "cpu":
         return None
@@ -84,7 +71,7 @@ def convolve(x: jax.Array, kernel: jax.Array, *, strides: int, lowering: Lowerin
       x: Floating, shape ``[batch, rows, columns, channels]``.
       kernel: Same dtype, shape ``[size, size, channels, features]``, ``size`` odd.
       strides: Step in both directions.
-      lowering: How it is compiled, see :data:`Lowering`.
+      lowering: How it is compiled.
 
     Returns:
       Shape ``[batch, ceil(rows / strides), ceil(columns / strides), features]``.
@@ -124,20 +111,13 @@ def _space_to_depth(
     pad = kernel.shape[0] // 2
     before = pad + pad % 2  # even, so that squares begin where windows do
     half = (kernel.shape[0] + 1) // 2
-    height, width = 2 * (rows + half - 1), 2 * (columns + half - 1)
     batch, old_height, old_width, _ = x.shape
-    x = jnp.pad(
-        x[..., 0],
-        (
-            (0, 0),
-            (before, height - before - old_height),
-            (before, width - before - old_width),
-        ),
-    )
+    height, width = 2 * (rows + half - 1), 2 * (columns + half - 1)
+    after = height - before - old_height, width - before - old_width
+    x = jnp.pad(x[..., 0], ((0, 0), (before, after[0]), (before, after[1])))
     x = x.reshape(batch, height // 2, 2, width // 2, 2).transpose(0, 1, 3, 2, 4)
-    shift = before - pad
-    after = 2 * half - kernel.shape[0] - shift
-    cut = jnp.pad(kernel[:, :, 0], ((shift, after), (shift, after), (0, 0)))
+    ends = before - pad, 2 * half - kernel.shape[0] - (before - pad)
+    cut = jnp.pad(kernel[:, :, 0], (ends, ends, (0, 0)))
     cut = cut.reshape(half, 2, half, 2, -1).transpose(0, 2, 1, 3, 4)
     return x.reshape(batch, height // 2, width // 2, 4), cut.reshape(half, half, 4, -1)
 
@@ -159,12 +139,6 @@ def max_pool_3x3(x: jax.Array) -> jax.Array:
 
     Written as maxima of strided slices, rows first: its gradient is elementwise, where that of a
     windowed reduction is a scatter, slow on every backend. Two equal maxima share the gradient.
-
-    Args:
-      x: Floating, shape ``[batch, rows, columns, channels]``.
-
-    Returns:
-      Shape ``[batch, ceil(rows / 2), ceil(columns / 2), channels]``.
     """
     for axis in (1, 2):
         length = x.shape[axis]

@@ -1,7 +1,7 @@
 """ResNet18 over log-mel crops, with attention pooling: the paper's encoder."""
 
 import functools
-from typing import Literal
+from typing import Literal, get_args
 
 import flax.linen as nn
 import jax
@@ -66,10 +66,8 @@ class ResNet(nn.Module):
 
         Args:
           crops: Floating, shape ``[batch, frames, mels]``, standardized log-mel.
-          train: Normalize by the statistics of this batch (and update the running ones, in the
-            collection ``batch_stats``), or by the running ones.
-          where: Boolean, shape ``[batch]``; examples outside it are padding and do not enter the
-            batch statistics.
+          train: Whether to normalize by the batch, see :class:`BatchNorm`.
+          where: Boolean, shape ``[batch]``, false for padding.
 
         Returns:
           Unit embeddings, float32, shape ``[batch, embedding_dim]``.
@@ -135,21 +133,19 @@ class TimeFrequencyAttentionPooling(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps ``[batch, time, frequency, channels]`` to float32 ``[batch, channels]``."""
+        if self.attention not in get_args(Attention):
+            expected = ", ".join(map(repr, get_args(Attention)))
+            raise ValueError(f"attention={self.attention!r} is unknown; expected one of {expected}")
+        # Each mean is the input of one attention, and what the other attention weighs where the
+        # variant averages this axis. The map is read once more at most.
         time_mean = jnp.mean(x, axis=1, dtype=jnp.float32)  # [batch, frequency, channels]
         frequency_mean = jnp.mean(x, axis=2, dtype=jnp.float32)  # [batch, time, channels]
-        # Each mean serves twice: as the input of one attention, and as the summary that the other
-        # attention weighs where the variant averages this axis. The map is read once more at most.
         if self.attention == "mean":
             return jnp.mean(time_mean, axis=1)
         if self.attention == "time":
             return jnp.einsum("bt,btc->bc", self._weights("time", frequency_mean), frequency_mean)
         if self.attention == "frequency":
             return jnp.einsum("bf,bfc->bc", self._weights("frequency", time_mean), time_mean)
-        if self.attention != "time-frequency":
-            raise ValueError(
-                f"attention={self.attention!r} is unknown; expected 'time-frequency', 'time', "
-                "'frequency' or 'mean'"
-            )
         a = self._weights("time", frequency_mean)
         b = self._weights("frequency", time_mean)
         weights = a[:, :, None] * b[:, None, :]
