@@ -1,4 +1,4 @@
-"""The experiment's command, slowed down where a test wants it; test_hosts.py starts it.
+"""The experiment's command with a small network, slowed down where a test wants it.
 
 ASDPROTO_TEST_SLOW=SECONDS python -m tests.multiprocess.command --data ROOT ...
 """
@@ -10,6 +10,7 @@ import time
 import jax
 
 from asdproto.systems import run
+from asdproto.systems.prototype import EncoderConfig
 from asdproto.training import processes
 from experiments import common, two_stage
 
@@ -31,6 +32,8 @@ def _slow(function):
 if __name__ == "__main__":
     _initialize = jax.distributed.initialize
     jax.distributed.initialize = functools.partial(_initialize, shutdown_timeout_seconds=SHUTDOWN)
+    build = EncoderConfig.build
+    EncoderConfig.build = lambda *args, **more: build(*args, **more).clone(stages=(1,))
     # What process 0 does alone: features before training, scores after it.
     from asdproto.data import extract
 

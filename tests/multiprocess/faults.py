@@ -31,22 +31,14 @@ def _impatient(*options: object, **limits: object) -> None:
 def run(fault: str, folder: Path, process: int) -> None:
     """A short run, with a fault in process 1 unless its name says another."""
     here = fault.endswith(str(process)) if fault[-1].isdigit() else process == 1
-    workdir = folder / (f"run{process}" if fault == "unshared" else "run")
-    facts = {"seeds": [0], "system": {"width": 4}}
-    if here and fault == "settings":
-        facts = {"seeds": [0], "system": {"width": 8}}
-    if here and fault == "other-step":
-        processes._saved = lambda workdir: [workdir / "checkpoints" / "pretrain" / "7"]
-    agree_on(facts, workdir)
+    workdir = folder / "run"
+    agree_on({"system": {"width": 8 if here and fault == "settings" else 4}}, workdir)
     (workdir / "checkpoints" / "pretrain" / "5").mkdir(parents=True, exist_ok=True)
     if fault == "error-in-lone-work0":
         alone(lambda: _raise(DataError("clip.wav", "noise", "a recording", "Delete it.")))
-    alone(lambda: time.sleep(3 if fault == "slow" else 0))
-    if here and fault == "error":
-        _raise(DataError("ROOT", "nothing", "a feature store", "Make one."))
     devices = use_devices()
     with signals.deferred() as asked:
-        for step in range(10**6 if fault != "slow" else 3):
+        for step in range(10**6):
             if here and step == 3:
                 (folder / "began").touch()
                 if fault.startswith("kill"):
@@ -61,8 +53,6 @@ def run(fault: str, folder: Path, process: int) -> None:
                 print(f"stops at step {step}")
                 signals.stop(f"step {step} is saved")
             time.sleep(0.01)
-    if process == 0:
-        time.sleep(4 if fault == "slow" else 0)  # reports, longer than JAX would wait at the end
 
 
 def _raise(error: Exception) -> None:

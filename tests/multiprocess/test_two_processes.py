@@ -1,12 +1,8 @@
 """Two processes of two devices each compute what one process computes on one device."""
 
 import json
-import os
 import shutil
-import socket
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,44 +11,13 @@ import pytest
 from asdproto.training.checkpoint import Checkpoints, _named
 from asdproto.training.devices import use_devices
 from asdproto.training.loop import StageRun
-from tests.multiprocess.worker import SHAPES, STAGES, STOP, embeddings, train
+from tests.multiprocess.processes import Processes, free_address
+from tests.multiprocess.worker import STAGES, STOP, embeddings, train
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 # As in tests/training/test_epoch.py: sums over devices in another order, 9 to 12 steps on.
 LOSSES, PARAMETERS = {"rtol": 1e-3}, {"atol": 1e-3, "rtol": 0}
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        return listener.getsockname()[1]
-
-
-def run_processes(commands: list[list[str]], logs: Path, seconds: float = 380) -> None:
-    """Runs the processes of one run together; when one fails the others are ended."""
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu"}
-    running = []
-    for i, command in enumerate(commands):
-        with open(logs / f"log.{i}", "w") as log:
-            running.append(
-                subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
-            )
-    give_up = time.monotonic() + seconds
-    try:
-        while any(process.poll() is None for process in running):
-            if any(process.poll() for process in running) or time.monotonic() > give_up:
-                break
-            time.sleep(0.05)
-    finally:
-        for process in running:
-            process.kill()
-            process.wait()
-    codes = [process.returncode for process in running]
-    if any(codes):
-        output = "\n".join(f"[{i}]\n{(logs / f'log.{i}').read_text()}" for i in range(len(codes)))
-        pytest.fail(f"the processes ended with {codes} (-9: ended by this test)\n{output[-6000:]}")
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +34,10 @@ def folder(tmp_path_factory):
         for saved in (folder / "written_by_one" / stage).iterdir():
             if saved.name.isdigit() and int(saved.name) > STOP:
                 shutil.rmtree(saved)
-    address = f"localhost:{_free_port()}"
-    worker = [sys.executable, "-m", "tests.multiprocess.worker", str(folder), address, "2"]
-    run_processes([[*worker, str(process)] for process in range(2)], folder)
+    worker = [sys.executable, "-m", "tests.multiprocess.worker", str(folder), free_address(), "2"]
+    commands = [[*worker, str(process)] for process in range(2)]
+    codes, _, outputs = Processes(commands, folder, JAX_NUM_CPU_DEVICES="2").end(seconds=380)
+    assert codes == [0, 0], outputs
     return folder
 
 
@@ -100,14 +66,13 @@ def test_the_processes_find_each_other(folder):
     assert not second["is_main"]
 
 
-@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("stage", STAGES)
-def test_two_processes_equal_one(folder, stage, shape):
-    losses = _losses(folder / f"{stage}-{shape}.0.jsonl")
+def test_two_processes_equal_one(folder, stage):
+    losses = _losses(folder / f"{stage}-whole.0.jsonl")
     expected = _losses(folder / f"{stage}.jsonl")
     assert list(losses) == list(expected) == [1, 2, 3]
     np.testing.assert_allclose(list(losses.values()), list(expected.values()), **LOSSES)
-    first, second = (np.load(folder / f"{stage}-{shape}.{process}.npz") for process in range(2))
+    first, second = (np.load(folder / f"{stage}-whole.{process}.npz") for process in range(2))
     _check(folder, stage, first)
     for name in first:  # replicas do not drift apart
         np.testing.assert_array_equal(first[name], second[name], err_msg=name)
@@ -121,8 +86,8 @@ def test_processes_that_share_windows_give_the_bits_of_one(folder):
 
 def test_process_0_alone_writes_metrics(folder):
     written = {path.name for path in folder.glob("*-*.jsonl")}
-    shapes = (*SHAPES, "stopped", "resumed")
-    assert written == {f"{stage}-{shape}.0.jsonl" for stage in STAGES for shape in shapes}
+    runs = "whole", "stopped", "resumed"
+    assert written == {f"{stage}-{run}.0.jsonl" for stage in STAGES for run in runs}
 
 
 @pytest.mark.parametrize("stage", STAGES)
