@@ -17,8 +17,7 @@ from asdproto.scoring.rows import rows_by
 from asdproto.systems import prototype
 from asdproto.systems.prototype import PrototypeSystem
 from asdproto.systems.system import RunOptions
-from asdproto.training.devices import use_devices
-from asdproto.training.epoch import default_loop
+from asdproto.training.devices import default_loop, use_devices
 from asdproto.training.loop import train
 from asdproto.training.stage import Finetuning, Pretraining
 from asdproto.training.state import TrainState

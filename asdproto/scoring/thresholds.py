@@ -99,5 +99,13 @@ def gamma_threshold(scores: np.ndarray, *, quantile: float = 0.9) -> float:
 
 
 def decide(scores: np.ndarray, threshold: float | np.ndarray) -> np.ndarray:
-    """1 (anomaly) where a clip's score exceeds the threshold, or its own one, else 0; int64."""
+    """Decision per clip: 1 (anomaly) where the score exceeds the threshold, else 0.
+
+    Args:
+      scores: Floating, shape ``[n]``.
+      threshold: Scalar, or shape ``[n]`` where thresholds differ between clips.
+
+    Returns:
+      int64, shape ``[n]``.
+    """
     return (np.asarray(scores, np.float64) > threshold).astype(np.int64)

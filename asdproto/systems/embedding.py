@@ -79,9 +79,17 @@ def shared_by(devices: Devices) -> Iterator[None]:
 def embed_clips(model: nn.Module, variables: Any, clips: ClipArrays, **options: Any) -> np.ndarray:
     """Unit embedding of every clip: its :func:`window_means`, brought to unit length.
 
-    Arguments are those of :func:`window_means`. Returns float32 ``[clips, dim]``.
+    Args:
+      model: Encoder.
+      variables: Its parameters and running statistics.
+      clips: Features on the host.
+      **options: As for :func:`window_means`: ``mean``, ``scale``, and which windows.
+
+    Returns:
+      float32, shape ``[clips, dim]``, unit length.
     """
-    return unit_rows(window_means(model, variables, clips, **options)).astype(np.float32)
+    embeddings = window_means(model, variables, clips, **options)
+    return unit_rows(embeddings).astype(np.float32)
 
 
 def unit_rows(vectors: np.ndarray) -> np.ndarray:
@@ -175,11 +183,11 @@ def training_batch_stats(
     that were still moving. These are the mean over batches of random crops.
 
     Args:
-      model: Encoder, as for :func:`window_means`, as are the next four.
+      model: Encoder.
       variables: Its parameters and running statistics.
       clips: Training clips on the host.
-      mean: Subtracted from every frame.
-      scale: Multiplies every frame then.
+      mean: Floating, shape ``[mels]``, subtracted from every frame.
+      scale: Floating, shape ``[mels]``, multiplies every frame then.
       batches: Batches to average over.
       batch: Crops in each.
       seed: Of the choice of clips and crops.

@@ -2,20 +2,22 @@
 
 import contextlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from asdproto.audio_info import AudioInfo, describe_samples
+from asdproto.audio_info import AudioInfo
 from asdproto.config import ConfigError
 from asdproto.data.collection import audio_files, read_collection
 from asdproto.data.dataset import ClipArrays
 from asdproto.data.dcase import Clip, name_fault, parse_name
+from asdproto.data.identity import stamp_of
 from asdproto.data.store import FeatureStore, Row
 from asdproto.errors import DataError
 from asdproto.features import FeatureSettings, audio_features, file_features
+from asdproto.files import checksum
 
 Clips = str | os.PathLike | Sequence[str | os.PathLike | np.ndarray] | np.ndarray
 # One for all clips, one a clip, or unknown.
@@ -55,24 +57,19 @@ def name_of(source: Any, index: int) -> str:
 
 
 def features_of(
-    source: Any, name: str, sample_rate: int | None, settings: FeatureSettings
-) -> tuple[np.ndarray, AudioInfo]:
-    """Features of a file or a waveform, float32, and what is known of its audio.
-
-    Args:
-      source: The file, or the samples.
-      name: What it is called in messages.
-      sample_rate: Of a waveform, hertz.
-      settings: Feature settings.
+    source: Any, index: int, sample_rate: int | None, settings: FeatureSettings
+) -> tuple[np.ndarray, AudioInfo | None]:
+    """Features of a file or a waveform, float32, and what is known of a file's audio.
 
     Raises:
-      DataError: It cannot be used.
+      DataError: It cannot be used; the message names the file or the waveform's index.
       ConfigError: A waveform comes without a sample rate.
     """
     if not isinstance(source, np.ndarray):
         return file_features(source, settings)
     if sample_rate is None:
         raise ConfigError("waveforms need their sample_rate, in hertz")
+    name = name_of(source, index)
     if source.ndim != 1 or not np.issubdtype(source.dtype, np.floating):
         raise DataError(
             name,
@@ -83,8 +80,7 @@ def features_of(
     if not np.abs(source).max(initial=0.0) < _LOUDEST:  # also where it is not a number
         found = "samples that are not finite, or far beyond full scale"
         raise DataError(name, found, "finite samples", "Replace or scale the waveform.")
-    features = audio_features(source, sample_rate, settings, name=name)
-    return features, describe_samples(np.asarray(source, np.float32), sample_rate)
+    return audio_features(source, sample_rate, settings, name=name), None
 
 
 def per_clip(value: Any, clips: int, name: str, known: Sequence[str] = ()) -> list[str | None]:
@@ -127,29 +123,34 @@ def training_clips(
     sources = sources_of(clips)
     if not sources:
         raise DataError("X", "no clips", "normal clips", "Give recordings or waveforms.")
+    domains = {"domain": DOMAINS}
     values = {
-        name: per_clip(value, len(sources), name, DOMAINS if name == "domain" else ())
+        name: per_clip(value, len(sources), name, domains.get(name, ()))
         for name, value in columns.items()
     }
     normal = np.ones(len(sources), bool)
     if labels is not None:
         normal = labels_of(labels, len(sources)) == 0
-    rows, made = np.flatnonzero(normal).tolist(), []
-    for index in rows:
-        source, known, state = sources[index], dict(_KNOWN), "normal"
+    made, kept = [], []
+    for index in np.flatnonzero(normal):
+        source, known = sources[index], dict(_KNOWN)
+        state = "normal"
         if not isinstance(source, np.ndarray):
             with contextlib.suppress(DataError):  # any name will do
                 parsed = parse_name(source)
-                known |= {name: getattr(parsed, name) or text for name, text in known.items()}
+                told = (parsed.section, parsed.machine_type, parsed.domain, parsed.attributes)
+                known |= {name: text for name, text in zip(known, told, strict=True) if text}
                 state = parsed.state or state
         known |= {name: str(own[index]) for name, own in values.items() if own[index]}
         for name in ("machine_type", "section"):
             if expected := name_fault(known[name]):
                 raise ConfigError(f"{name} of clip {index} is {known[name]!r}: expected {expected}")
-        made.append(Clip(path=name_of(source, index), split="train", state=state, **known))
+        path = name_of(source, int(index))
+        made.append(Clip(path=path, split="train", state=state, **known))
+        kept.append(source)
     if not made:
         raise DataError("y", "anomalies only", "normal clips", "Give clips to train on.")
-    return made, [sources[index] for index in rows]
+    return made, kept
 
 
 def labels_of(labels: Any, clips: int) -> np.ndarray:
@@ -164,18 +165,26 @@ def labels_of(labels: Any, clips: int) -> np.ndarray:
     return labels.astype(np.int64)
 
 
+def stamp(source: Any) -> tuple[int, int]:
+    """What tells that a file or a waveform has changed."""
+    if isinstance(source, np.ndarray):
+        return len(source), checksum(source)
+    return stamp_of(Path(source))
+
+
 def memory_store(
     clips: Sequence[Clip],
-    found: Sequence[tuple[np.ndarray, AudioInfo]],
+    features: Callable[[int], tuple[np.ndarray, AudioInfo | None]],
     settings: FeatureSettings,
 ) -> FeatureStore:
     """A feature store in memory, of the precision of one on disk.
 
     Args:
       clips: The clips.
-      found: What :func:`features_of` says of each.
+      features: What :func:`features_of` says of a clip, by its number.
       settings: Feature settings.
     """
+    found = [features(index) for index in range(len(clips))]
     stacked = stack([array.astype(np.float16) for array, _ in found])
     rows = zip(clips, stacked.frames, found, strict=True)
     return FeatureStore(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from asdproto.config import ConfigError, between, check_fields, strictly_between
+from asdproto.config import ConfigError, between, check_fields, strictly_between, to_dict
 from asdproto.data.dataset import (
     CLASS_KEYS,
     Classes,
@@ -37,10 +37,10 @@ from asdproto.systems.system import (
     RunOptions,
     Section,
     backend_labels,
+    open_checkpoints,
 )
 from asdproto.training import loop as training
-from asdproto.training.devices import AXIS, Devices, use_devices
-from asdproto.training.epoch import Loop, default_loop
+from asdproto.training.devices import AXIS, Devices, Loop, default_loop, use_devices
 from asdproto.training.loop import StageRun
 from asdproto.training.objectives import Objective, mpe_objective, npe_objective
 from asdproto.training.stage import Episodes, Finetuning, Pretraining
@@ -179,7 +179,6 @@ class PrototypeSystem:
 
     kind: ClassVar[str] = "prototype"
     reads_waveforms: ClassVar[bool] = False
-    is_fused: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -234,10 +233,23 @@ class PrototypeSystem:
     ) -> dict[str, list[Member]]:
         """Trains the stages and fits the back-end on their embeddings.
 
-        Several seeds are trained as one program on accelerators. All processes embed the clips
-        together, and return the same.
+        Args:
+          data: The data set.
+          options: How the run goes.
+          seeds: One or more; several are trained as one program on accelerators.
+
+        Returns:
+          By name, one member a seed; the same in all processes, which embed the clips together.
+
+        Raises:
+          DataError: The training clips are of one class only.
         """
-        together = jax.process_count() == 1 and options.devices.local[0].platform != "cpu"
+        self.check_clips(data.train_clips)
+        together = (
+            len(seeds) > 1
+            and jax.process_count() == 1
+            and options.devices.local[0].platform != "cpu"
+        )
         if together or len(seeds) == 1:
             states = train(self, data, options, seeds)
         else:
@@ -254,7 +266,7 @@ class PrototypeSystem:
         """The back-end of this system on a trained member's encoder, without training."""
         model = member.model
         assert isinstance(model, PrototypeModel)
-        return fit_backend(self, data, model.variables, (model.mean, model.scale), member.seed)
+        return fit_backend(self, data, model.variables, model.mean, model.scale, member.seed)
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> "PrototypeModel":
         """The model that :meth:`PrototypeModel.to_arrays` described."""
@@ -351,6 +363,7 @@ def train(
     loop = options.loop or default_loop(devices.local[0].platform)
     keys = [jax.random.key(seed) for seed in seeds]
     final: list[dict[str, TrainState]] = [{} for _ in seeds]
+    settings: dict[str, Any] = {"seeds": list(seeds)}
     for stage in system.stages:
         task = make_task(system, stage, data, devices, "scan" if several else loop)
         states = [
@@ -359,10 +372,11 @@ def train(
         ]
         stage_keys = [stage_key(key, stage) for key in keys]
         hypers = [task.stage.hyper() for _ in keys]
-        with stage_run(stage + label, options) as run:
+        with stage_run(stage + label, options, settings) as run:
             trained = training.train(task, data, options.devices, states, stage_keys, hypers, run)
         for stages, state in zip(final, trained, strict=True):
             stages[stage] = state
+        settings[stage] = {"loss": task.objective.name, **to_dict(task.stage)}
     return final
 
 
@@ -379,16 +393,14 @@ def stage_key(key: jax.Array, stage: str) -> jax.Array:
 
 
 @contextlib.contextmanager
-def stage_run(name: str, options: RunOptions) -> Iterator[StageRun]:
-    """How a stage of a run goes; its checkpoints are open until the block ends."""
-    with contextlib.ExitStack() as stack:
-        checkpoints = None
-        if options.workdir is not None:
-            # A library of its own, which scoring never needs.
-            from asdproto.training.checkpoint import Checkpoints
+def stage_run(
+    name: str, options: RunOptions, settings: Mapping[str, Any] | None = None
+) -> Iterator[StageRun]:
+    """How a stage of a run goes; its checkpoints are open until the block ends.
 
-            folder = options.workdir / "checkpoints" / name
-            checkpoints = stack.enter_context(contextlib.closing(Checkpoints(folder)))
+    ``settings`` are those of :class:`asdproto.training.loop.StageRun`.
+    """
+    with open_checkpoints(options.workdir, name) as checkpoints:
         yield StageRun(
             name=name,
             checkpoints=checkpoints,
@@ -398,6 +410,7 @@ def stage_run(name: str, options: RunOptions) -> Iterator[StageRun]:
             loop=options.loop,
             resident=options.resident,
             profile=options.profile,
+            settings=settings or {},
         )
 
 
@@ -426,7 +439,8 @@ class PrototypeModel:
 
     def compare(self, clips: ClipArrays, sections: Sequence[Section]) -> Comparison:
         """See :class:`asdproto.systems.system.Model`."""
-        return Comparison(*self.scorer.compare(self.embed(clips), sections))
+        embeddings = self.embed(clips)
+        return Comparison(*self.scorer.compare(embeddings, sections), embeddings)
 
     @property
     def scoring_variables(self) -> dict[str, Any]:
@@ -461,22 +475,23 @@ def fit(system: PrototypeSystem, data: Dataset, state: TrainState, seed: int) ->
     """Fits the back-end on the training clips' embeddings by a trained encoder."""
     variables = {"params": state.params["encoder"], "batch_stats": state.batch_stats}
     moments = data.moments(system.encoder.standardization)
-    return fit_backend(system, data, variables, moments, seed)
+    return fit_backend(system, data, variables, *moments, seed)
 
 
 def fit_backend(
     system: PrototypeSystem,
     data: Dataset,
     variables: dict[str, Any],
-    moments: tuple[np.ndarray, np.ndarray],
+    mean: np.ndarray,
+    scale: np.ndarray,
     seed: int,
 ) -> Member:
-    """As :func:`fit`, from the encoder's variables, and mean and scale of its input."""
-    mean, scale = moments
+    """As :func:`fit`, from the encoder's variables and what its input was standardized by."""
     batch_stats, config = None, system.score.backend
     if system.score.batch_stats == "training":
         model = evaluation_model(system)
         batch_stats = training_batch_stats(model, variables, data.train, mean=mean, scale=scale)
+    mean, scale = np.asarray(mean, np.float32), np.asarray(scale, np.float32)
     unfitted = PrototypeModel(system, variables, batch_stats, mean, scale, Scorer(config, {}))
     embeddings = unfitted.embed(data.train)
     training = embeddings, backend_labels(data, config), section_keys(data.train_clips), config

@@ -1,17 +1,17 @@
 """Checkpoints through Orbax: the only module that knows it.
 
-A checkpoint is a dictionary of named arrays and a small json of their kinds and checksums, so that
-it can be read without the classes of this package, and on any number of devices. Orbax writes into
-a folder of another name and renames it when all is on disk: what has a step's name was whole. That
-it still is, checksums tell before anything is used: 5 ms of the 58 ms of processor time in which
-the 35 MB of a ResNet18 of width 64 are restored.
+A checkpoint is a dictionary of named arrays, and a small json of their kinds and checksums and of
+what they were trained with. It can be read without the classes of this package, and on any number
+of devices. Orbax writes into a folder of another name and renames it when all is on disk: what has
+a step's name was whole. That it still is, checksums tell before anything is used.
 """
 
 import contextlib
+import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 
 from asdproto.errors import DataError
 from asdproto.files import checksum, json_checksum
+from asdproto.training.processes import differences
 
 _REMEDY = "Delete the folder: the same command then starts this stage again."
 
@@ -64,42 +65,46 @@ class Checkpoints:
         """Step of the latest whole checkpoint, or ``None``."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: Any) -> None:
+    def save(self, step: int, state: Any, identity: Mapping[str, Any] | None = None) -> None:
         """Saves in the background; every process of a run must call it.
 
         Args:
           step: Step of the state.
           state: Tree of arrays on the host.
+          identity: What it was trained with: names and what is fit for json, may be nested.
 
         Raises:
           CheckpointError: This save or an earlier one failed, and its checkpoint is not there;
             those before it are.
         """
         named = _named(state)
-        about = {name: [*_kind(leaf), checksum(leaf)] for name, leaf in named.items()}
+        arrays = {name: [*_kind(leaf), checksum(leaf)] for name, leaf in named.items()}
+        about = {"arrays": arrays, "identity": _as_json(identity or {})}
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(named),
-            about=ocp.args.JsonSave({"arrays": about, "checksum": json_checksum(about)}),
+            about=ocp.args.JsonSave({**about, "checksum": json_checksum(about)}),
         )
         with self._writing():
             self._manager.save(step, args=args)
 
-    def restore(self, like: Any, step: int | None = None) -> Any:
-        """Restores a state.
+    def restore(self, like: Any, identity: Mapping[str, Any] | None = None) -> Any:
+        """Restores the latest state that is not damaged.
+
+        Damaged ones after it are deleted with a :class:`DamageWarning`, so that training can save
+        these steps again.
 
         Args:
           like: Tree of arrays (or of ``jax.ShapeDtypeStruct``) with the state's structure.
-          step: Which; when ``None``, the latest that is not damaged. Damaged ones after it are
-            deleted with a :class:`DamageWarning`, so that training can save these steps again.
+          identity: What it must have been trained with; anything when ``None``.
 
         Returns:
           Tree of NumPy arrays with the structure of ``like``.
 
         Raises:
-          CheckpointError: There is none, none is whole, or its arrays are not those of ``like``;
-            the message names the first that differ.
+          CheckpointError: There is none, none is whole, it was trained with something else, or its
+            arrays are not those of ``like``; the message names the first that differ.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True) if step is None else [step]
+        steps = sorted(self._manager.all_steps(), reverse=True)
         if not steps:
             raise CheckpointError(
                 self.folder,
@@ -110,7 +115,7 @@ class Checkpoints:
         damages: dict[int, _Damage] = {}
         for one in steps:
             try:
-                state = self._restore(like, one)
+                state = self._restore(like, one, identity)
             except _Damage as damage:
                 damages[one] = damage
                 continue
@@ -128,45 +133,40 @@ class Checkpoints:
             self.folder, f"damaged checkpoints only ({reasons})", "one that is whole", _REMEDY
         )
 
-    def _restore(self, like: Any, step: int) -> Any:
+    def _restore(self, like: Any, step: int, identity: Mapping[str, Any] | None) -> Any:
         """The state of a step; :class:`_Damage` where any of its bits are not those saved."""
+        about = self._read(step, ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
+        if not isinstance(about, dict) or about.pop("checksum", None) != json_checksum(about):
+            raise _Damage("the checksum of its description differs")
+        if identity is not None:
+            self._check(step, about["identity"], _as_json(identity))
         wanted = _named(like)
-        about = self._about(step)
-        saved = {name: (tuple(shape), dtype) for name, (shape, dtype, _) in about.items()}
-        expected = {name: _kind(leaf) for name, leaf in wanted.items()}
-        odd = sorted(
-            name for name in saved.keys() | expected.keys() if saved.get(name) != expected.get(name)
-        )
-        if odd:
-            details = "; ".join(
-                f"{name}: found {_described(saved.get(name))}, "
-                f"expected {_described(expected.get(name))}"
-                for name in odd[:3]
-            )
-            raise CheckpointError(
-                self.folder,
-                f"a checkpoint of step {step} that was written by another configuration "
-                f"({len(odd)} arrays differ: {details})",
-                "one of this configuration",
-                "Use the configuration it was written with, or another work folder.",
-            )
+        expected = {name: list(_kind(leaf)) for name, leaf in wanted.items()}
+        self._check(step, {name: kind for name, (*kind, _) in about["arrays"].items()}, expected)
         # Arrays come back to the host, wherever they were written: the caller knows its devices.
         abstract = {name: np.empty(shape, dtype) for name, (shape, dtype) in expected.items()}
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
         restored = self._read(step, args)["state"]
         for name in wanted:
-            if checksum(restored[name]) != about[name][2]:
+            if checksum(restored[name]) != about["arrays"][name][2]:
                 raise _Damage(f"the checksum of {name} differs")
         return jax.tree.unflatten(jax.tree.structure(like), [restored[name] for name in wanted])
 
-    def _about(self, step: int) -> dict[str, Any]:
-        """Shape, dtype and checksum of every array of a checkpoint."""
-        about = self._read(step, ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
-        if not isinstance(about, dict) or about.get("checksum") != json_checksum(
-            about.get("arrays")
-        ):
-            raise _Damage("the checksum of its description differs")
-        return about["arrays"]
+    def _check(self, step: int, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+        """Refuses a checkpoint that was trained with something else."""
+        different = list(differences(found, expected))
+        if different:
+            details = "; ".join(
+                f"{name} is {there!r:.60} there, {here!r:.60} here"
+                for name, there, here in different[:3]
+            )
+            more = f"; and {len(different) - 3} more" if len(different) > 3 else ""
+            raise CheckpointError(
+                self.folder,
+                f"a checkpoint of step {step} that another run has written ({details}{more})",
+                "one of these settings, seeds and training clips",
+                "Delete the folder, or use what it was trained with, or another work folder.",
+            )
 
     def _read(self, step: int, args: Any) -> Any:
         try:
@@ -216,10 +216,11 @@ def _named(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
 
 
-def _kind(leaf: Any) -> tuple[tuple[int, ...], str]:
+def _kind(leaf: Any) -> tuple[list[int], str]:
     """Shape and dtype."""
-    return tuple(np.shape(leaf)), np.dtype(leaf.dtype).name
+    return list(np.shape(leaf)), np.dtype(leaf.dtype).name
 
 
-def _described(kind: tuple[tuple[int, ...], str] | None) -> str:
-    return "nothing" if kind is None else f"{kind[1]} {kind[0]}"
+def _as_json(value: Any) -> Any:
+    """A value as it comes back from json."""
+    return json.loads(json.dumps(value, default=str))

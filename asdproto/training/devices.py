@@ -1,12 +1,12 @@
 """The one place that knows whether a function is jitted or pmapped, and how data reach devices."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -15,6 +15,11 @@ from asdproto.models.convolution import compiler_options
 from asdproto.training.processes import agreed_to_stop
 
 AXIS = "batch"
+
+# "scan": the whole epoch (plan, prototype pass, all steps) is one program, right for accelerators.
+# "dispatch": the host calls one compiled step after another, right for a CPU, where a convolution
+# inside a loop loses its threads, and for crops that the host gathers.
+Loop = Literal["scan", "dispatch"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +37,6 @@ class Devices:
     first: int
 
     @property
-    def axis_name(self) -> str | None:
-        """Name of the mapped axis; ``None`` for one device, where nothing is mapped."""
-        return AXIS if self.count > 1 else None
-
-    @property
     def is_main(self) -> bool:
         """Whether this process writes reports."""
         return jax.process_index() == 0
@@ -47,11 +47,9 @@ class Devices:
         return len(self.local) < self.count
 
     def agree(self, due: bool, stop: bool) -> tuple[bool, bool]:
-        """What every process does, since all must do the same; all must ask at the same step.
+        """Whether to save, and to stop: all processes must do the same, and ask at the same step.
 
-        Args:
-          due: Whether this process would save; process 0's clock decides.
-          stop: Whether this process was asked to stop; any of them stops all.
+        Process 0's clock decides whether a save is ``due``; any process stops all.
         """
         if not self.has_peers:
             return due, stop
@@ -90,13 +88,9 @@ class Devices:
           Function of the same positional arguments. On one device it is jitted, and arguments and
           results have no device axis.
         """
-        donate = tuple(donate)
         if self.count == 1:
-
-            def single(*args: Any) -> Any:
-                return function(*args, axis_name=None)
-
-            return jax.jit(single, donate_argnums=donate, compiler_options=self._options)
+            alone = functools.partial(function, axis_name=None)
+            return self._jit(alone, donate)
 
         def mapped(position: jax.Array, *args: Any) -> Any:
             del position  # pmap wants one mapped argument at least
@@ -104,57 +98,49 @@ class Devices:
 
         # Mapping over processes leaves the choice of devices to jax, in the order that
         # jax.local_devices() has; one process may name a subset.
-        devices = None if jax.process_count() > 1 else self.local
         compiled = jax.pmap(
             mapped,
             axis_name=AXIS,
             in_axes=(0, *in_axes),
             out_axes=out_axes,
-            donate_argnums=tuple(d + 1 for d in donate),
-            devices=devices,
+            donate_argnums=tuple(number + 1 for number in donate),
+            devices=None if jax.process_count() > 1 else self.local,
         )
         position = self.shard(np.arange(len(self.local), dtype=np.int32))
-        return lambda *args: compiled(position, *args)
+        return functools.partial(compiled, position)
 
     def compile_runs(self, function: Callable[..., Any], *, in_axes: Sequence[int | None]) -> Any:
-        """Compiles a function of several independent runs, dealt out to the local devices.
+        """Compiles the ``vmap`` of a function over independent runs, dealt out to local devices.
 
-        Args:
-          function: ``vmap`` of a pure function over runs; nothing in it crosses devices.
-          in_axes: 0 for arguments with a leading axis over runs, ``None`` for shared ones.
-
-        Returns:
-          Function that donates its first argument. On several devices, arguments and results with
-          an axis over runs have one over devices before it.
+        ``in_axes`` is 0 for arguments with a leading axis over runs, ``None`` for shared ones. On
+        several devices, those of 0, and results, have an axis over devices before it. The first
+        argument is donated.
         """
         if self.count == 1:
-            return jax.jit(function, donate_argnums=0, compiler_options=self._options)
-        return jax.pmap(
-            function, in_axes=tuple(in_axes), donate_argnums=0, devices=list(self.local)
-        )
+            return self._jit(function, (0,))
+        return jax.pmap(function, in_axes=tuple(in_axes), donate_argnums=0, devices=self.local)
 
-    @property
-    def _options(self) -> dict[str, str] | None:
-        # pmap takes none; on a CPU, which alone has some, it is there for tests.
-        return compiler_options(self.local[0].platform)
-
-    def _sharding(self, *spec: str) -> NamedSharding:
-        return NamedSharding(Mesh(np.array(self.local), (AXIS,)), PartitionSpec(*spec))
+    def _jit(self, function: Callable[..., Any], donate: Sequence[int]) -> Callable[..., Any]:
+        # pmap takes no such options; on a CPU, which alone has some, it is there for tests.
+        options = compiler_options(self.local[0].platform)
+        return jax.jit(function, donate_argnums=tuple(donate), compiler_options=options)
 
     def replicate(self, tree: Any) -> Any:
         """Puts a tree on every local device, whole."""
-        if self.count == 1:
-            return jax.device_put(tree, self.local[0])
-        return jax.device_put(tree, self._sharding())
+        return self._put(tree)
 
     def shard(self, tree: Any) -> Any:
         """Puts arrays ``[local devices, ...]`` on the local devices, one part each.
 
         On one device the arrays have no device axis.
         """
+        return self._put(tree, AXIS)
+
+    def _put(self, tree: Any, *spec: str) -> Any:
         if self.count == 1:
             return jax.device_put(tree, self.local[0])
-        return jax.device_put(tree, self._sharding(AXIS))
+        mesh = Mesh(np.array(self.local), (AXIS,))
+        return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(*spec)))
 
     def to_host(self, tree: Any) -> Any:
         """NumPy copies of a replicated tree."""
@@ -171,19 +157,16 @@ def first_device() -> Devices:
 
 
 def use_devices(limit: int | None = None) -> Devices:
-    """The devices of this run.
+    """The devices of this run, over all its processes.
 
     Args:
       limit: Take only the first so many; all when ``None``. Only a single process may limit.
-
-    Returns:
-      The devices, over all processes of the run.
 
     Raises:
       ValueError: More devices are asked for than there are, or a limit is set with several
         processes.
     """
-    everything = jax.devices()
+    everything, processes = jax.devices(), jax.process_count()
     if limit is None:
         limit = len(everything)
     if not 1 <= limit <= len(everything):
@@ -191,31 +174,27 @@ def use_devices(limit: int | None = None) -> Devices:
             f"devices={limit}, but this run has {len(everything)} "
             f"({everything[0].platform}); ask for 1 to {len(everything)}"
         )
-    if jax.process_count() > 1 and limit != len(everything):
+    if processes > 1 and limit != len(everything):
         raise ValueError(
-            f"devices={limit} with {jax.process_count()} processes: a run over several processes "
+            f"devices={limit} with {processes} processes: a run over several processes "
             "uses all devices of each; start fewer processes instead"
         )
-    local = jax.local_devices() if jax.process_count() > 1 else everything[:limit]
-    first = jax.process_index() * len(local)
-    return Devices(tuple(local), limit, first)
+    local = jax.local_devices() if processes > 1 else everything[:limit]
+    return Devices(tuple(local), limit, jax.process_index() * len(local))
 
 
-def use_compilation_cache(folder: str | None = None) -> None:
+def default_loop(backend: str | None = None) -> Loop:
+    """``"dispatch"`` on CPU, ``"scan"`` elsewhere: measured by experiments/benchmarks/train.py."""
+    return "dispatch" if (backend or jax.default_backend()) == "cpu" else "scan"
+
+
+def use_compilation_cache() -> None:
     """Keeps compiled programs on disk, so that a second run starts at once.
 
-    Args:
-      folder: Where; ``JAX_COMPILATION_CACHE_DIR`` or ``~/.cache/asdproto/xla`` when ``None``.
+    In ``JAX_COMPILATION_CACHE_DIR``, or ``~/.cache/asdproto/xla``.
     """
     if jax.config.values.get("jax_compilation_cache_dir"):
         return
-    folder = folder or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "asdproto", "xla"
-    )
-    jax.config.update("jax_compilation_cache_dir", folder)
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "asdproto", "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
-
-
-def stack_runs(trees: Sequence[Any]) -> Any:
-    """Stacks trees of equal shapes along a new leading axis, for ``vmap`` over runs."""
-    return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *trees)

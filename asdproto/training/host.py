@@ -57,12 +57,7 @@ def gather_crops(
 def fits_on(devices: Devices, nbytes: int) -> bool:
     """Whether an array of ``nbytes`` may live on every device, leaving room to train.
 
-    Args:
-      devices: The devices.
-      nbytes: Size of the array.
-
-    Returns:
-      True where the device does not tell its memory (CPU).
+    True where a device does not tell its memory, as CPUs.
     """
     stats = devices.local[0].memory_stats() or {}
     limit = stats.get("bytes_limit")

@@ -7,31 +7,37 @@ of devices; several side by side at any epoch.
 
 import contextlib
 import dataclasses
-import datetime
 import functools
 import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from asdproto import signals
 from asdproto.data.dataset import Dataset
-from asdproto.files import append, write_atomically
+from asdproto.files import append
 from asdproto.training.checkpoint import Checkpoints
-from asdproto.training.devices import Devices
-from asdproto.training.epoch import Loop, Programs, default_loop
+from asdproto.training.devices import Devices, Loop, default_loop
 from asdproto.training.host import fits_on, gather_crops
-from asdproto.training.profile import StepTrace
+from asdproto.training.progress import Meter, StepTrace, truncate_metrics
 from asdproto.training.stage import Hyper
-from asdproto.training.state import TrainState, clip_index
+from asdproto.training.state import ClipIndex, TrainState, clip_index
+from asdproto.training.step import (
+    add_chunk,
+    empty_sums,
+    finish_prototypes,
+    plan_epoch,
+    run_epoch,
+    take_batch,
+    train_step,
+)
 from asdproto.training.task import Task
 
 _ASK_EVERY = 50  # steps
@@ -58,6 +64,8 @@ class StageRun:
       loop: ``"scan"`` or ``"dispatch"``; what suits the backend when ``None``.
       resident: Whether features live on the devices; decided by their memory when ``None``.
       profile: Steps to record beside the metrics, after those that compile; 0 for none.
+      settings: What led here besides the task, such as seeds and the stage before, fit for json; a
+        checkpoint of other settings is refused.
     """
 
     name: str
@@ -68,6 +76,7 @@ class StageRun:
     loop: Loop | None = None
     resident: bool | None = None
     profile: int = 0
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def train(
@@ -96,7 +105,7 @@ def train(
 
     Raises:
       DivergedError: The loss of a run became nan or infinite; earlier checkpoints stay.
-      CheckpointError: A checkpoint was written by another configuration.
+      CheckpointError: A checkpoint was written with other settings, seeds or data.
       ValueError: The lists differ in length, there are several runs and processes, or the task is
         another data set's.
     """
@@ -111,20 +120,158 @@ def train(
         raise ValueError("a sweep runs in one process; give each process its own part of the runs")
     for one in datasets:
         task.check(one)
-    state = _stack(devices.to_host(list(states)))
+    # Plain numbers: pmap over processes takes a typed key through the host at each call.
+    numbers = [jax.random.key_data(key) for key in keys]
+    inputs = stack_runs(jax.device_get(list(zip(numbers, hypers, strict=True))))
+    identity = {**run.settings, **task.identity(datasets, *inputs)}
+    state = stack_runs(devices.to_host(list(states)))
     if run.checkpoints is not None and run.checkpoints.latest() is not None:
-        state = run.checkpoints.restore(state)
-    step = int(np.max(state.step))
+        state = run.checkpoints.restore(state, identity=identity)
     if run.metrics is not None and devices.is_main:
-        truncate_metrics(run.metrics, run.name, step)
-    if step < task.stage.total_epochs * task.steps_per_epoch:
-        state = _train(task, datasets, devices, state, keys, hypers, run, step)
+        truncate_metrics(run.metrics, run.name, int(np.max(state.step)))
+    if np.max(state.step) < task.stage.total_epochs * task.steps_per_epoch:
+        state = _train(task, datasets, devices, state, inputs, run, identity)
     return [jax.tree.map(lambda x, i=i: x[i], state) for i in range(runs)]
 
 
-def _stack(trees: Sequence[Any]) -> Any:
+def stack_runs(trees: Sequence[Any]) -> Any:
     """NumPy trees of equal shapes, side by side along a new leading axis."""
     return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
+
+
+class Programs:
+    """A task's compiled programs, for one run or for several side by side.
+
+    One run shares its batches among all devices. Several runs have an axis on every leaf of their
+    state and are dealt out to the devices, equal shares to each, the last run repeated to fill
+    them; they know whole epochs only.
+
+    Args:
+      task: Static description; of several runs, laid out for one device.
+      devices: Where the programs run.
+      runs: How many runs.
+      own_data: Whether each of several runs has training clips of its own.
+      unroll: Steps per turn of a scanned loop.
+
+    Attributes:
+      epoch: ``(state, index, key, hyper) -> state`` after it; donates state.
+      plan: ``(step, index, key, hyper) -> EpochPlan``, the same on all devices.
+      empty_sums: ``(step) -> ClassSums`` per device.
+      chunk: ``(state, index, plan, sums, crops) -> sums``; donates sums. ``crops`` are the host's,
+        or ``None``.
+      finish: ``(state, sums) -> state`` with the epoch's prototypes; donates state.
+      step: ``(state, index, plan, hyper, crops) -> state``; donates state.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        devices: Devices,
+        runs: int = 1,
+        *,
+        own_data: bool = False,
+        unroll: int = 1,
+    ):
+        count = devices.count if runs == 1 else 1
+        if task.num_devices != count:
+            raise ValueError(
+                f"the task is laid out for {task.num_devices} devices, but a run uses {count}"
+            )
+        self.task, self.devices, self.runs = task, devices, runs
+        whole = functools.partial(run_epoch, task, unroll=unroll)
+        if runs > 1:
+            in_axes = (0, 0 if own_data else None, 0, 0)
+            self.epoch = devices.compile_runs(jax.vmap(whole, in_axes=in_axes), in_axes=in_axes)
+            return
+
+        def plan(step, index, key, hyper, *, axis_name):
+            return plan_epoch(task, step, index, key, hyper)
+
+        def empty(step, *, axis_name):
+            return empty_sums(task)
+
+        def chunk(state, index, plan, sums, crops, *, axis_name):
+            batch = take_batch(task, index, plan.chunks, sums.chunk, axis_name, crops)
+            return add_chunk(task, state, batch, plan.membership, sums)
+
+        def step(state, index, plan, hyper, crops, *, axis_name):
+            turn = state.step % task.steps_per_epoch
+            batch = take_batch(task, index, plan.steps, turn, axis_name, crops)
+            return train_step(task, state, batch, plan.key, hyper, axis_name)[0]
+
+        same, own = None, 0  # on all devices; one part each
+        self.epoch = devices.compile(whole, in_axes=(same,) * 4, donate=(0,))
+        self.plan = devices.compile(plan, in_axes=(same,) * 4)
+        self.empty_sums = devices.compile(empty, in_axes=(same,), out_axes=own)
+        self.chunk = devices.compile(
+            chunk, in_axes=(same, same, same, own, own), out_axes=own, donate=(3,)
+        )
+        self.finish = devices.compile(finish_prototypes, in_axes=(same, own), donate=(0,))
+        self.step = devices.compile(step, in_axes=(same, same, same, same, own), donate=(0,))
+
+    def put(self, tree: Any) -> Any:
+        """NumPy arrays with a leading axis of runs, on the devices."""
+        if self.runs == 1:
+            return self.devices.replicate(jax.tree.map(lambda x: x[0], tree))
+        count = self.devices.count
+        share = -(-self.runs // count)
+        shape = (share,) if count == 1 else (count, share)
+        filled = np.minimum(np.arange(count * share), self.runs - 1).reshape(shape)
+        return self.devices.shard(jax.tree.map(lambda x: x[filled], tree))
+
+    def get(self, tree: Any) -> Any:
+        """NumPy arrays with a leading axis of runs, from the devices."""
+        if self.runs == 1:
+            return jax.tree.map(lambda x: x[None], self.devices.to_host(tree))
+        axes = 1 if self.devices.count == 1 else 2
+        return jax.tree.map(
+            lambda x: x.reshape(-1, *x.shape[axes:])[: self.runs], jax.device_get(tree)
+        )
+
+    def train_epoch(
+        self,
+        state: TrainState,
+        index: ClipIndex,
+        key: jax.Array,
+        hyper: Hyper,
+        *,
+        loop: Loop,
+        done: int = 0,
+        gather: Callable[..., Iterable[Any]] | None = None,
+    ) -> Iterator[tuple[TrainState, int]]:
+        """Runs the rest of the epoch that ``state`` stands in; all arguments are on the devices.
+
+        Args:
+          state: State at any step; donated.
+          index: The training clips.
+          key: Random key of the stage.
+          hyper: Traced hyper-parameters.
+          loop: An epoch that is partly done, and crops of the host, are dispatched in any case.
+          done: Steps of the epoch already done.
+          gather: ``(devices, batches, first)`` -> crops of the batches from the first on, as
+            :func:`asdproto.training.host.gather_crops` makes them; ``None`` takes them from the
+            resident features, and nothing crosses between host and device.
+
+        Yields:
+          The state, and the steps that it took; the last one ends the epoch.
+        """
+        task = self.task
+        if self.runs > 1 or (loop == "scan" and not done and gather is None):
+            yield self.epoch(state, index, key, hyper), task.steps_per_epoch
+            return
+        plan = self.plan(state.step, index, key, hyper)
+
+        def crops(batches: Any, turns: int, first: int) -> Iterable[Any]:
+            return gather(self.devices, batches, first) if gather else [None] * (turns - first)
+
+        if task.prototypes_per_class and done == 0:
+            sums = self.empty_sums(state.step)
+            for gathered in crops(plan.chunks, task.pass_shape[0], 0):
+                sums = self.chunk(state, index, plan, sums, gathered)
+            state = self.finish(state, sums)
+        for gathered in crops(plan.steps, task.steps_per_epoch, done):
+            state = self.step(state, index, plan, hyper, gathered)
+            yield state, 1
 
 
 def _train(
@@ -132,13 +279,13 @@ def _train(
     datasets: Sequence[Dataset],
     devices: Devices,
     state: TrainState,
-    keys: Sequence[jax.Array],
-    hypers: Sequence[Hyper],
+    inputs: tuple[np.ndarray, Hyper],
     run: StageRun,
-    step: int,
+    identity: Mapping[str, Any],
 ) -> TrainState:
     """The epochs that are left; the state is stacked and on the host, before and after."""
-    runs, per_epoch, epochs = len(keys), task.steps_per_epoch, task.stage.total_epochs
+    runs, per_epoch, epochs = len(state.step), task.steps_per_epoch, task.stage.total_epochs
+    step = int(np.max(state.step))
     resident = run.resident
     if resident is None:
         resident = runs > 1 or fits_on(devices, datasets[0].train.nbytes)
@@ -148,23 +295,22 @@ def _train(
     indices = [
         clip_index(one, resident=resident, standardization=task.standardization) for one in datasets
     ]
-    index = devices.replicate(indices[0]) if len(indices) == 1 else programs.put(_stack(indices))
-    # Plain numbers: pmap over processes takes a typed key through the host at each call.
-    numbers = [jax.random.key_data(key) for key in keys]
-    key, hyper = programs.put(_stack(jax.device_get(list(zip(numbers, hypers, strict=True)))))
+    shared = len(indices) == 1
+    index = devices.replicate(indices[0]) if shared else programs.put(stack_runs(indices))
+    key, hyper = programs.put(inputs)
     state = programs.put(state)
 
-    meter = Meter(
-        run.name if runs == 1 else f"{run.name} x {runs}", epochs, step // per_epoch, run.console
-    )
+    title = run.name if runs == 1 else f"{run.name} x {runs}"
+    meter = Meter(title, epochs, step // per_epoch, run.console)
     # Signals wait for the end of a step where it can be saved.
     signaled = (
         contextlib.nullcontext(lambda: False) if run.checkpoints is None else signals.deferred()
     )
-    traced = 0 if run.metrics is None or not devices.is_main else run.profile
-    trace = StepTrace((run.metrics or Path()).parent / "profile" / run.name, traced)
+    metrics = run.metrics if devices.is_main else None
+    traced = 0 if metrics is None else run.profile
+    trace = StepTrace((metrics or Path()).parent / "profile" / run.name, traced)
     with meter.running(), signaled as asked_to_stop, contextlib.closing(trace):
-        keeper = _Keeper(run, devices, programs, asked_to_stop)
+        keeper = _Keeper(run, devices, programs, identity, asked_to_stop)
         while step < epochs * per_epoch:
             epoch, done = divmod(step, per_epoch)
             started = time.monotonic()
@@ -185,7 +331,7 @@ def _train(
             rate = float(task.stage.learning_rate(epoch))
             clips = runs * (per_epoch - done) * task.stage.batch / seconds
             # The line first: a resumed run drops lines beyond its checkpoint, and misses none.
-            if run.metrics is not None and devices.is_main:
+            if metrics is not None:
                 line = {
                     "stage": run.name,
                     "epoch": epoch + 1,
@@ -196,7 +342,7 @@ def _train(
                     "seconds": round(seconds, 4),
                     "clips_per_second": round(clips, 1),
                 }
-                append(run.metrics, json.dumps(line) + "\n")
+                append(metrics, json.dumps(line) + "\n")
             keeper.look(state, step, epoch, last=epoch + 1 == epochs)
             meter.epoch(epoch + 1, f"loss {losses.mean():.4f}  rate {rate:g}  {clips:.0f} clips/s")
     if losses.min() < 1e-4:
@@ -219,6 +365,7 @@ class _Keeper:
     run: StageRun
     devices: Devices
     programs: Programs
+    identity: Mapping[str, Any]
     asked_to_stop: Callable[[], bool]
     saved: float = dataclasses.field(default_factory=time.monotonic)
 
@@ -242,7 +389,7 @@ class _Keeper:
             # The loss is one step behind: an update can break a state whose loss was still sound.
             if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(arrays)):
                 raise self.diverged(epoch, np.array([math.nan]))
-            run.checkpoints.save(step, arrays)
+            run.checkpoints.save(step, arrays, identity=self.identity)
             self.saved = time.monotonic()
         if stop:
             run.checkpoints.wait()
@@ -260,67 +407,3 @@ class _Keeper:
             f"{run.name}: the loss {which}became {losses[broken[0]]} in epoch {epoch + 1}; {where}."
             " Lower the learning rate or raise the temperature, and start again from there"
         )
-
-
-def truncate_metrics(path: Path, stage: str, step: int) -> None:
-    """Drops the stage's lines beyond a step, which a resumed run writes again."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(errors="replace").splitlines():
-        try:
-            entry = json.loads(line)
-            if entry.get("stage") != stage or entry.get("step", 0) <= step:
-                kept.append(line)
-        except (ValueError, AttributeError, TypeError, RecursionError):
-            continue  # cut short by a kill, or damaged
-    write_atomically(path, "".join(line + "\n" for line in kept).encode())
-
-
-class Meter:
-    """Reports the epochs of one stage: a bar on a terminal, now and then a line elsewhere.
-
-    Args:
-      title: What runs.
-      total: Epochs.
-      first: Epochs already done.
-      console: Where to; ``None`` for silence.
-    """
-
-    def __init__(self, title: str, total: int, first: int, console: Console | None):
-        self._console = console or Console(quiet=True)
-        self._title, self._total, self._first = title, total, first
-        self._spoken = self._warm = time.monotonic()
-        columns = BarColumn(), MofNCompleteColumn(), TextColumn("epochs"), TimeRemainingColumn()
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            *columns,
-            TextColumn("{task.fields[figures]}"),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
-        self._task = self._bar.add_task(title, total=total, completed=first, figures="")
-
-    def running(self) -> contextlib.AbstractContextManager[Any]:
-        """Shows the bar while inside."""
-        return self._bar
-
-    def epoch(self, done: int, figures: str) -> None:
-        """Says that ``done`` epochs are done, with a few words of figures."""
-        self._bar.update(self._task, completed=done, figures=figures)
-        if self._console.is_terminal:
-            return
-        # A log is read later: ten lines a stage, one every half minute of silence, and once the
-        # time that is left, which a bar shows all along.
-        now, since = time.monotonic(), done - self._first
-        if since == 1:  # it compiled
-            self._warm = now
-        elif since == 3:
-            left = (now - self._warm) / 2 * (self._total - done)
-            figures += f"  about {datetime.timedelta(seconds=round(left))} left"
-        tenth = max(1, self._total // 10)
-        if since == 3 or done % tenth == 0 or done == self._total or now - self._spoken > 30:
-            self._console.print(
-                f"{self._title}: epoch {done}/{self._total}  {figures}", highlight=False
-            )
-            self._spoken = now

@@ -32,6 +32,8 @@ CENTER_WEIGHT = 0.1
 
 Make = Callable[[Any], "Objective"]  # from a stage with the options that the loss reads
 Options = TypeVar("Options")
+# Losses and carried state of embeddings, unit prototypes, a batch, the state carried so far.
+Compare = Callable[..., tuple[jax.Array, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,10 +83,7 @@ def mpe_objective(options: EpochPrototypes) -> Objective:
     def loss(params, state, embeddings, batch, *, hyper, **_):
         del params
         values = losses.multi_prototype_loss(
-            embeddings,
-            state.prototypes,
-            batch.labels,
-            temperature=hyper.temperature,
+            embeddings, state.prototypes, batch.labels, temperature=hyper.temperature
         )
         return values, state.loss_state
 
@@ -139,13 +138,8 @@ def batch_sums(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Sums behind the prototypes of a batch, over all devices.
 
-    Args:
-      stage: Loss options. The classes of an episode are those of the episode, by their position in
-        it: N prototypes instead of one for every class of the data set.
-      embeddings: float32, shape ``[batch, dim]``.
-      batch: What they come from.
-      num_classes: Attribute classes of the data set.
-      axis_name: Mapped axis over which the batch is spread, or ``None``.
+    The classes of an episode are those of the episode, by their position in it: N prototypes
+    instead of one for every class of the data set.
 
     Returns:
       Class of every example among the batch's, int32 ``[batch]``; sums, float32
@@ -197,14 +191,11 @@ def reconstruction_objective() -> Objective:
 
 
 def make_objective(name: str, stage: Stage) -> Objective:
-    """A loss as an objective.
+    """A loss of :data:`OBJECTIVES` as an objective.
 
     Args:
-      name: One of :data:`OBJECTIVES`.
+      name: Its name.
       stage: The stage that it serves, with the sampler and the options that the loss reads.
-
-    Returns:
-      The objective.
 
     Raises:
       ValueError: There is no such loss, or the stage does not suit it.
@@ -232,159 +223,14 @@ def _mixing(stage: Stage, **changes: Any) -> EpisodePrototypes:
     return options
 
 
-def _random_units(key: jax.Array, *shape: int) -> jax.Array:
-    return proto.l2_normalize(jax.random.normal(key, shape, jnp.float32))
-
-
-def _temperature(hyper: Hyper) -> dict[str, Any]:
-    return {"temperature": hyper.temperature}
-
-
-def _scale(hyper: Hyper) -> dict[str, Any]:
-    return {"scale": 1 / hyper.temperature}
-
-
-def _distance(hyper: Hyper) -> dict[str, Any]:
-    return {"temperature": 2 * hyper.temperature}
-
-
-def _none(hyper: Hyper) -> dict[str, Any]:
-    del hyper
-    return {}
-
-
-def _learned(function: Callable[..., jax.Array], options: Callable[[Hyper], dict], *per_class: int):
-    """Against learned prototypes, ``per_class`` of each class, at one scale."""
-
-    def init(key, num_classes, dim):
-        return {"prototypes": _random_units(key, num_classes, *per_class, dim)}, {}
-
-    def loss(params, state, embeddings, batch, *, hyper, **_):
-        prototypes = proto.l2_normalize(params["prototypes"])
-        values = function(embeddings, prototypes, batch.labels, **options(hyper))
-        return values, state.loss_state
-
-    return lambda stage: Objective("", loss, init)
-
-
-def _adaptive(function: Callable[..., Any], *per_class: int, clusters: int = 1) -> Make:
-    """Against learned prototypes, at a scale that follows training."""
-
-    def init(key, num_classes, dim):
-        params = {"prototypes": _random_units(key, num_classes, *per_class, dim)}
-        return params, losses.adacos_init(num_classes, clusters)
-
-    def loss(params, state, embeddings, batch, *, axis_name, **_):
-        return function(
-            embeddings,
-            proto.l2_normalize(params["prototypes"]),
-            batch.labels,
-            state.loss_state,
-            where=batch.where,
-            axis_name=axis_name,
-        )
-
-    return lambda stage: Objective("", loss, init)
-
-
-def _in_batch(function: Callable[..., jax.Array], options: Callable[[Hyper], dict]) -> Make:
-    """Examples of a class are each other's positives."""
-
-    def loss(params, state, embeddings, batch, *, hyper, axis_name, **_):
-        del params
-        values = function(
-            embeddings, batch.labels, where=batch.where, axis_name=axis_name, **options(hyper)
-        )
-        return values, state.loss_state
-
-    return lambda stage: Objective("", loss)
-
-
-def _gather(axis_name: str | None, embeddings: jax.Array, batch: Batch) -> tuple[jax.Array, ...]:
-    """Embeddings, labels and mask of the global batch, for losses that know no devices."""
-    where = jnp.ones(batch.labels.shape, bool) if batch.where is None else batch.where
-    arrays = embeddings, batch.labels, where
-    return arrays if axis_name is None else lax.all_gather(arrays, axis_name, tiled=True)
-
-
-def _proxy_anchor(stage: Stage) -> Objective:
-    """One number a class of the global batch; every example is given their mean."""
-    del stage
-
-    def init(key, num_classes, dim):
-        return {"prototypes": _random_units(key, num_classes, dim)}, {}
-
-    def loss(params, state, embeddings, batch, *, hyper, axis_name, **_):
-        prototypes = proto.l2_normalize(params["prototypes"])
-        z, labels, where = _gather(axis_name, embeddings, batch)
-        values = losses.proxy_anchor_loss(z, prototypes, labels, where=where, **_scale(hyper))
-        return jnp.full(batch.labels.shape, jnp.mean(values)), state.loss_state
-
-    return Objective("", loss, init)
-
-
-def _n_pair(stage: Any) -> Objective:
-    """The first two clips of every class of an episode; every example is given the mean."""
-    ways, shots = _with(stage, Episodes).ways, stage.shots
-    if shots < 2:
-        raise ValueError(f"n_pair takes two clips of a class: shots={shots}; set 2 or more")
-
-    def loss(params, state, embeddings, batch, *, hyper, axis_name, **_):
-        del params
-        z = _gather(axis_name, embeddings, batch)[0][: ways * shots]
-        pairs = (z / jnp.sqrt(hyper.temperature)).reshape(ways, shots, -1)
-        values = losses.n_pair_loss(pairs[:, 0], pairs[:, 1])
-        return jnp.full(batch.labels.shape, jnp.mean(values)), state.loss_state
-
-    return Objective("", loss)
-
-
-def _logit_adjusted(stage: Stage) -> Objective:
-    """Softmax, adjusted to the classes' shares of what was met so far."""
-    del stage
-
-    def init(key, num_classes, dim):
-        params = {"prototypes": _random_units(key, num_classes, dim)}
-        return params, {"counts": jnp.ones(num_classes)}
-
-    def loss(params, state, embeddings, batch, *, hyper, num_classes, axis_name, **_):
-        labels, where = _gather(axis_name, embeddings, batch)[1:]
-        met = jax.nn.one_hot(labels, num_classes) * where[:, None]
-        counts = state.loss_state["counts"] + met.sum(axis=0)
-        prototypes = proto.l2_normalize(params["prototypes"])
-        values = losses.logit_adjusted_loss(
-            embeddings, prototypes, batch.labels, counts, temperature=hyper.temperature
-        )
-        return values, {"counts": counts}
-
-    return Objective("", loss, init)
-
-
-def _angular_prototypical(stage: Stage) -> Objective:
-    """Softmax of cosines to the batch's class means, without the anchor in its own."""
-    options = _with(stage, EpisodePrototypes)
-
-    def loss(params, state, embeddings, batch, *, hyper, num_classes, axis_name, **_):
-        del params
-        targets, sums, counts = batch_sums(options, embeddings, batch, num_classes, axis_name)
-        own, exists = proto.leave_one_out_prototypes(embeddings, targets, sums, counts)
-        values = losses.angular_prototypical_loss(
-            embeddings,
-            proto.class_means(sums, counts),
-            targets,
-            own_prototypes=own,
-            where=exists,
-            class_where=counts > 0,
-            **_scale(hyper),
-        )
-        return values, state.loss_state
-
-    return Objective("", loss)
+def _multi_prototype(stage: Stage) -> Objective:
+    options = _with(stage, EpochPrototypes)
+    number = max(options.sub_prototypes, 1)
+    return mpe_objective(dataclasses.replace(options, sub_prototypes=number))
 
 
 def _expanded_negatives(stage: Stage) -> Objective:
     """MPE and NPE in one: the epoch's prototypes and sub-prototypes, and negatives mixed of all."""
-    options = _with(stage, EpochPrototypes)
     normalize = _mixing(stage).normalize_mixed
 
     def loss(params, state, embeddings, batch, *, key, hyper, axis_name, **_):
@@ -402,52 +248,186 @@ def _expanded_negatives(stage: Stage) -> Objective:
         )
         return values, state.loss_state
 
-    number = max(options.sub_prototypes, 1)
-    return Objective("", loss, epoch_prototypes=True, sub_prototypes=number)
+    return dataclasses.replace(_multi_prototype(stage), loss=loss)
 
 
-def _prototypical_network(stage: Stage) -> Objective:
-    """Episodic: squared distances to the batch's plain class means, the anchor's own included."""
-    options = _with(stage, EpisodePrototypes)
+def _with_batch_means(compare: Callable[..., jax.Array]) -> Make:
+    """An objective against the means of the batch's classes.
 
-    def loss(params, state, embeddings, batch, *, hyper, num_classes, axis_name, **_):
-        del params
-        targets, sums, counts = batch_sums(options, embeddings, batch, num_classes, axis_name)
-        values = losses.prototypical_network_loss(
+    Args:
+      compare: ``(embeddings, targets, sums, counts, temperature)`` -> loss of every example.
+    """
+
+    def make(stage: Any) -> Objective:
+        options = _with(stage, EpisodePrototypes)
+
+        def loss(params, state, embeddings, batch, *, hyper, num_classes, axis_name, **_):
+            del params
+            targets, *sums = batch_sums(options, embeddings, batch, num_classes, axis_name)
+            return compare(embeddings, targets, *sums, hyper.temperature), state.loss_state
+
+        return Objective("", loss)
+
+    return make
+
+
+def _angular_prototypical(embeddings, targets, sums, counts, temperature):
+    """Softmax of cosines to the batch's class means, without the anchor in its own."""
+    own, exists = proto.leave_one_out_prototypes(embeddings, targets, sums, counts)
+    return losses.angular_prototypical_loss(
+        embeddings,
+        proto.class_means(sums, counts),
+        targets,
+        own_prototypes=own,
+        where=exists,
+        class_where=counts > 0,
+        scale=1 / temperature,
+    )
+
+
+def _prototypical_network(embeddings, targets, sums, counts, temperature):
+    """Squared distances to the batch's plain class means, the anchor's own included."""
+    return losses.prototypical_network_loss(
+        embeddings,
+        sums / jnp.maximum(counts, 1)[:, None],
+        targets,
+        temperature=2 * temperature,
+        class_where=counts > 0,
+    )
+
+
+def _random_units(key: jax.Array, *shape: int) -> jax.Array:
+    return proto.l2_normalize(jax.random.normal(key, shape, jnp.float32))
+
+
+def _learned(
+    compare: Compare, *per_class: int, carried: Callable[[int], Any] = lambda num_classes: {}
+) -> Make:
+    """An objective against learned unit prototypes.
+
+    Args:
+      compare: ``(embeddings, prototypes, batch, carried state, **keywords)`` -> losses and the new
+        carried state.
+      *per_class: Prototypes of each class; one when empty.
+      carried: Number of classes -> carried state at the start.
+    """
+
+    def init(key, num_classes, dim):
+        prototypes = _random_units(key, num_classes, *per_class, dim)
+        return {"prototypes": prototypes}, carried(num_classes)
+
+    def loss(params, state, embeddings, batch, **keywords):
+        prototypes = proto.l2_normalize(params["prototypes"])
+        return compare(embeddings, prototypes, batch, state.loss_state, **keywords)
+
+    return lambda stage: Objective("", loss, init)
+
+
+def _options(hyper: Hyper, reads: str) -> dict[str, Any]:
+    """The temperature as a loss reads it; between unit vectors, distances take twice of it."""
+    temperature = hyper.temperature
+    return {
+        "temperature": {"temperature": temperature},
+        "distance temperature": {"temperature": 2 * temperature},
+        "scale": {"scale": 1 / temperature},
+        "nothing": {},
+    }[reads]
+
+
+def _plain(function: Callable[..., jax.Array], reads: str) -> Compare:
+    def compare(embeddings, prototypes, batch, carried, *, hyper, **_):
+        values = function(embeddings, prototypes, batch.labels, **_options(hyper, reads))
+        return values, carried
+
+    return compare
+
+
+def _adaptive(function: Callable[..., tuple[jax.Array, Any]]) -> Compare:
+    """At a scale that follows training, which is the carried state."""
+
+    def compare(embeddings, prototypes, batch, carried, *, axis_name, **_):
+        return function(
             embeddings,
-            sums / jnp.maximum(counts, 1)[:, None],
-            targets,
-            temperature=2 * hyper.temperature,
-            class_where=counts > 0,
+            prototypes,
+            batch.labels,
+            carried,
+            where=batch.where,
+            axis_name=axis_name,
         )
-        return values, state.loss_state
 
-    return Objective("", loss)
+    return compare
+
+
+def _gather(axis_name: str | None, embeddings: jax.Array, batch: Batch) -> tuple[jax.Array, ...]:
+    """Embeddings, labels and mask of the global batch, for losses that know no devices."""
+    where = jnp.ones(batch.labels.shape, bool) if batch.where is None else batch.where
+    arrays = embeddings, batch.labels, where
+    return arrays if axis_name is None else lax.all_gather(arrays, axis_name, tiled=True)
+
+
+def _proxy_anchor(embeddings, prototypes, batch, carried, *, hyper, axis_name, **_):
+    """One number a class of the global batch; every example is given their mean."""
+    z, labels, where = _gather(axis_name, embeddings, batch)
+    options = _options(hyper, "scale")
+    values = losses.proxy_anchor_loss(z, prototypes, labels, where=where, **options)
+    return jnp.full(batch.labels.shape, jnp.mean(values)), carried
+
+
+def _logit_adjusted(embeddings, prototypes, batch, carried, *, hyper, num_classes, axis_name, **_):
+    """Softmax, adjusted to the classes' shares of what was met so far."""
+    labels, where = _gather(axis_name, embeddings, batch)[1:]
+    met = jax.nn.one_hot(labels, num_classes) * where[:, None]
+    counts = carried["counts"] + met.sum(axis=0)
+    values = losses.logit_adjusted_loss(
+        embeddings, prototypes, batch.labels, counts, temperature=hyper.temperature
+    )
+    return values, {"counts": counts}
 
 
 def _softmax_center(stage: Stage) -> Objective:
     """Softmax, and center loss to learned centers beside it."""
-    del stage
+    softmax = OBJECTIVES["softmax"](stage)
+    assert softmax.init is not None
+    init_softmax = softmax.init
 
     def init(key, num_classes, dim):
         one, other = jax.random.split(key)
-        shape = num_classes, dim
-        return {
-            "prototypes": _random_units(one, *shape),
-            "centers": _random_units(other, *shape),
-        }, {}
+        params, carried = init_softmax(one, num_classes, dim)
+        return {**params, "centers": _random_units(other, num_classes, dim)}, carried
 
-    def loss(params, state, embeddings, batch, *, hyper, **_):
-        softmax = losses.proxy_softmax_loss(
-            embeddings,
-            proto.l2_normalize(params["prototypes"]),
-            batch.labels,
-            temperature=hyper.temperature,
-        )
+    def loss(params, state, embeddings, batch, **keywords):
+        values, carried = softmax.loss(params, state, embeddings, batch, **keywords)
         center = losses.center_loss(embeddings, params["centers"], batch.labels)
-        return softmax + CENTER_WEIGHT * center, state.loss_state
+        return values + CENTER_WEIGHT * center, carried
 
     return Objective("", loss, init)
+
+
+def _in_batch(function: Callable[..., jax.Array], reads: str = "nothing") -> Make:
+    """Examples of a class are each other's positives."""
+
+    def loss(params, state, embeddings, batch, *, hyper, axis_name, **_):
+        del params
+        options = {"where": batch.where, "axis_name": axis_name, **_options(hyper, reads)}
+        return function(embeddings, batch.labels, **options), state.loss_state
+
+    return lambda stage: Objective("", loss)
+
+
+def _n_pair(stage: Any) -> Objective:
+    """The first two clips of every class of an episode; every example is given the mean."""
+    ways, shots = _with(stage, Episodes).ways, stage.shots
+    if shots < 2:
+        raise ValueError(f"n_pair takes two clips of a class: shots={shots}; set 2 or more")
+
+    def loss(params, state, embeddings, batch, *, hyper, axis_name, **_):
+        del params
+        z = _gather(axis_name, embeddings, batch)[0][: ways * shots]
+        pairs = (z / jnp.sqrt(hyper.temperature)).reshape(ways, shots, -1)
+        values = losses.n_pair_loss(pairs[:, 0], pairs[:, 1])
+        return jnp.full(batch.labels.shape, jnp.mean(values)), state.loss_state
+
+    return Objective("", loss)
 
 
 def _views(name: str, function: Callable[..., jax.Array]) -> Make:
@@ -483,13 +463,6 @@ def _vicreg_sum(first: jax.Array, second: jax.Array, **options: Any) -> jax.Arra
     return terms.invariance + terms.variance + terms.covariance
 
 
-def _multi_prototype(stage: Stage) -> Objective:
-    options = _with(stage, EpochPrototypes)
-    return mpe_objective(
-        dataclasses.replace(options, sub_prototypes=max(options.sub_prototypes, 1))
-    )
-
-
 OBJECTIVES: dict[str, Make] = {
     # The paper's.
     "prototypical": lambda stage: mpe_objective(_with(stage, EpochPrototypes, sub_prototypes=0)),
@@ -498,32 +471,36 @@ OBJECTIVES: dict[str, Make] = {
     "negative_prototype_unit": lambda stage: npe_objective(_mixing(stage, normalize_mixed=True)),
     "mpe_npe": _expanded_negatives,
     # Means of the batch.
-    "prototypical_network": _prototypical_network,
-    "angular_prototypical": _angular_prototypical,
+    "prototypical_network": _with_batch_means(_prototypical_network),
+    "angular_prototypical": _with_batch_means(_angular_prototypical),
     # Learned prototypes.
-    "softmax": _learned(losses.proxy_softmax_loss, _temperature),
+    "softmax": _learned(_plain(losses.proxy_softmax_loss, "temperature")),
     "softmax_center": _softmax_center,
-    "logit_adjusted": _logit_adjusted,
-    "focal": _learned(losses.focal_loss, _temperature),
-    "proxy_nca": _learned(losses.proxy_nca_loss, _distance),
-    "soft_triple": _learned(losses.soft_triple_loss, _scale, SUB_CENTERS),
-    "proxy_anchor": _proxy_anchor,
-    "arcface": _learned(losses.arcface_loss, _scale),
-    "sub_center_arcface": _learned(losses.sub_center_arcface_loss, _scale, SUB_CENTERS),
-    "cosface": _learned(losses.cosface_loss, _scale),
-    "sphereface": _learned(losses.sphereface_loss, _scale),
-    "adacos": _adaptive(losses.adacos_loss),
-    "sub_cluster_adacos": _adaptive(
-        losses.sub_cluster_adacos_loss, SUB_CLUSTERS, clusters=SUB_CLUSTERS
+    "logit_adjusted": _learned(
+        _logit_adjusted, carried=lambda num_classes: {"counts": jnp.ones(num_classes)}
+    ),
+    "focal": _learned(_plain(losses.focal_loss, "temperature")),
+    "proxy_nca": _learned(_plain(losses.proxy_nca_loss, "distance temperature")),
+    "soft_triple": _learned(_plain(losses.soft_triple_loss, "scale"), SUB_CENTERS),
+    "proxy_anchor": _learned(_proxy_anchor),
+    "arcface": _learned(_plain(losses.arcface_loss, "scale")),
+    "sub_center_arcface": _learned(_plain(losses.sub_center_arcface_loss, "scale"), SUB_CENTERS),
+    "cosface": _learned(_plain(losses.cosface_loss, "scale")),
+    "sphereface": _learned(_plain(losses.sphereface_loss, "scale")),
+    "adacos": _learned(_adaptive(losses.adacos_loss), carried=losses.adacos_init),
+    "sub_cluster_adacos": _learned(
+        _adaptive(losses.sub_cluster_adacos_loss),
+        SUB_CLUSTERS,
+        carried=functools.partial(losses.adacos_init, sub_clusters=SUB_CLUSTERS),
     ),
     # Its scale goes by classes, however many vectors span a class's subspace.
-    "adaproj": _adaptive(losses.adaproj_loss, SUBSPACE),
+    "adaproj": _learned(_adaptive(losses.adaproj_loss), SUBSPACE, carried=losses.adacos_init),
     # Examples of the batch.
-    "supervised_contrastive": _in_batch(losses.supervised_contrastive_loss, _temperature),
-    "nt_xent": _in_batch(losses.nt_xent_loss, _temperature),
-    "multi_similarity": _in_batch(losses.multi_similarity_loss, _none),
-    "circle": _in_batch(losses.circle_loss, _none),
-    "triplet": _in_batch(functools.partial(losses.triplet_loss, hard=True), _none),
+    "supervised_contrastive": _in_batch(losses.supervised_contrastive_loss, "temperature"),
+    "nt_xent": _in_batch(losses.nt_xent_loss, "temperature"),
+    "multi_similarity": _in_batch(losses.multi_similarity_loss),
+    "circle": _in_batch(losses.circle_loss),
+    "triplet": _in_batch(functools.partial(losses.triplet_loss, hard=True)),
     "n_pair": _n_pair,
     "vicreg": _views("vicreg", _vicreg_sum),
     "barlow_twins": _views("barlow_twins", losses.barlow_twins_loss),

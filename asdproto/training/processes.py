@@ -54,10 +54,10 @@ def joined(
     """Joins the processes of a run for as long as the block lasts; before any use of a device.
 
     Where one fails or is gone, all end within seconds and say which. None leaves before all have
-    come to the end of the block.
+    come to the end of the block. Without options, JAX finds the processes of a cluster.
 
     Args:
-      coordinator: ``host:port`` of process 0; what JAX finds of a cluster when ``None``.
+      coordinator: ``host:port`` of process 0.
       processes: Number of processes; 1 keeps this one alone.
       process_id: This process's number, from 0.
 
@@ -91,16 +91,10 @@ def is_main() -> bool:
 
 
 def alone(work: Callable[[], Any]) -> Any:
-    """What process 0 alone does, while the others wait for as long as it takes.
+    """What ``work()`` returns in process 0, while the others wait for as long as it takes.
 
-    Args:
-      work: Called in process 0; what it returns must be fit for json.
-
-    Returns:
-      What it returned, in every process.
-
-    Raises:
-      PeerError: It failed, which process 0 raises as it is; or another process failed meanwhile.
+    Every process returns it, so it must be fit for json. Where it fails, process 0 raises the error
+    as it is, and the others :class:`PeerError`.
     """
     if _peers is None:
         return work()
@@ -108,11 +102,7 @@ def alone(work: Callable[[], Any]) -> Any:
 
 
 def agree_on(facts: Mapping[str, Any], workdir: Path | None = None) -> None:
-    """Ends the run where its processes differ in what must be the same.
-
-    Args:
-      facts: By name; fit for json, may be nested.
-      workdir: Folder that all must share, with its checkpoints.
+    """Ends the run where its processes differ in facts, or in a work folder that all must share.
 
     Raises:
       DataError: This process differs from process 0; names the field and both values.
@@ -156,7 +146,7 @@ def _join(coordinator: str | None, processes: int | None, process_id: int | None
     options = coordinator, processes, process_id
     if options == (None, 1, None):
         return False
-    if None in options and options != (None, None, None):
+    if None in options and any(option is not None for option in options):
         raise ConfigError(
             "--coordinator HOST:PORT, --processes N and --process-id I go together; found "
             f"coordinator={coordinator}, processes={processes}, process_id={process_id}"

@@ -38,12 +38,8 @@ _RANGES = {
 class Hyper(NamedTuple):
     """Hyper-parameters that compiled code takes as arguments, so that a sweep may map over them.
 
-    Attributes:
-      learning_rate_scale: Factor on the whole schedule.
-      temperature: Temperature of the loss, positive.
-      mpe_ratio: Share of a class that a sub-prototype averages, in (0, 1].
-      mix_low: Lower bound of the mixing coefficient, in [0, 1].
-      mix_high: Upper bound of the mixing coefficient, in [mix_low, 1].
+    ``learning_rate_scale`` multiplies the whole schedule; the others are fields of the stage, with
+    ``mix_range`` as its two ends.
     """
 
     learning_rate_scale: jax.Array | float = 1.0
@@ -86,10 +82,8 @@ class Stage:
         check_fields(self, **{name: r for name, r in _RANGES.items() if name in names})
         rates = self.learning_rates
         if not rates or not all(0 <= rate <= 1000 and 0 < e <= 1000000 for rate, e in rates):
-            expected = (
-                "one or more pairs (rate, epochs), rates in [0, 1000], epochs in [1, 1000000]"
-            )
-            raise ConfigError(f"learning_rates={rates!r}: expected {expected}")
+            expected = "pairs (rate, epochs), rates in [0, 1000], epochs in [1, 1000000]"
+            raise ConfigError(f"learning_rates={rates!r}: expected one or more {expected}")
         if isinstance(self, EpisodePrototypes) and self.mix_range is not None:
             low, high = self.mix_range
             if low > high:
@@ -101,11 +95,14 @@ class Stage:
         raise NotImplementedError
 
     def full_steps(self, examples: int) -> int:
-        """Steps that go through so many examples; the sampler's."""
-        raise NotImplementedError
+        """Batches that hold every clip (or crop, for :class:`FrameStacks`).
+
+        The last one is completed from the first.
+        """
+        return -(-examples // self.batch)
 
     def steps(self, examples: int) -> int:
-        """Steps of an epoch over ``examples`` clips, or stacks for :class:`FrameStacks`."""
+        """Steps of an epoch over so many clips or crops."""
         return self.steps_per_epoch or self.full_steps(examples)
 
     @property
@@ -116,16 +113,13 @@ class Stage:
     def learning_rate(self, epoch: jax.Array | int) -> jax.Array:
         """Learning rate of an epoch, float32; ``epoch`` may be traced."""
         stretch = self.total_epochs / sum(epochs for _, epochs in self.learning_rates)
-        rate = jnp.float32(self.learning_rates[0][0])
-        boundary = 0
-        for (_, epochs), (following, _) in zip(
-            self.learning_rates, self.learning_rates[1:], strict=False
-        ):
-            boundary += epochs
-            rate = jnp.where(epoch >= round(boundary * stretch), jnp.float32(following), rate)
+        rate, end, start = jnp.float32(0), 0, 0
+        for value, epochs in self.learning_rates:
+            start = round(end * stretch)
+            rate = jnp.where(epoch >= start, jnp.float32(value), rate)
+            end += epochs
         if self.cosine_to is not None:
             first, last = self.learning_rates[-1][0], self.cosine_to
-            start = round(boundary * stretch)
             done = (epoch - start) / max(self.total_epochs - start, 1)
             fallen = last + (first - last) * (1 + jnp.cos(jnp.pi * done)) / 2
             rate = jnp.where(epoch >= start, fallen, rate)
@@ -177,29 +171,21 @@ class RandomBatches:
         """Clips per step."""
         return self.batch_size
 
-    def full_steps(self, examples: int) -> int:
-        """Batches that hold every clip; the last one is completed from the first."""
-        return -(-examples // self.batch_size)
-
 
 @dataclasses.dataclass(frozen=True)
 class FrameStacks:
     """Sampler: every crop that clips hold once an epoch, as autoencoders of short stacks of frames.
 
     Attributes:
-      batch_size: Stacks per step, over all devices.
+      batch_size: Crops per step, over all devices.
     """
 
     batch_size: int = 512
 
     @property
     def batch(self) -> int:
-        """Stacks per step."""
+        """Crops per step."""
         return self.batch_size
-
-    def full_steps(self, examples: int) -> int:
-        """Batches that hold every stack; the last one is completed from the first."""
-        return -(-examples // self.batch_size)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -45,11 +45,8 @@ class ClipIndex(NamedTuple):
         gathers crops.
       labels: int32, shape ``[clips]``.
       frames: int32, shape ``[clips]``.
-      order: int32, shape ``[clips]``; see :class:`asdproto.sampling.ClassMembers`.
-      offsets: int32, shape ``[classes]``.
-      counts: int32, shape ``[classes]``.
-      mean: float32, shape ``[mels]``, subtracted from every frame.
-      scale: float32, shape ``[mels]``, multiplies every frame then.
+      order, offsets, counts: See :class:`asdproto.sampling.ClassMembers`.
+      mean, scale: float32, shape ``[mels]``; frames are standardized as ``(x - mean) * scale``.
     """
 
     features: Array | None
@@ -87,15 +84,7 @@ def device_rows(axis_name: str | None, size: int) -> jax.Array:
 def clip_index(
     data: Dataset, *, resident: bool, standardization: Standardization = "band"
 ) -> ClipIndex:
-    """Index of a data set's training clips, as NumPy arrays.
-
-    Args:
-      data: The data set.
-      resident: Whether features belong to it.
-      standardization: Of the features.
-
-    Returns:
-      The index, to be put on the devices.
+    """Index of a data set's training clips, as NumPy arrays; with features where ``resident``.
 
     Raises:
       ValueError: A class has no clip, and so no prototype.

@@ -1,14 +1,11 @@
 """The static description of a training: a network, a stage and an objective on a data set.
 
-Everything that trains is a :class:`Task`, which :func:`asdproto.training.loop.train` brings to its
-end: checkpoints, metrics, progress and stopping are the loop's, for one run or many. What differs
-is said by three values. The paper's stages are two of them. The autoencoder of short stacks of
-frames is another: its stage is ``class Stacks(FrameStacks, Stage)``, its crop the frames of a
-stack, its network maps crops ``[batch, crop, mels]`` to their likes, and its objective is
-:func:`asdproto.training.objectives.reconstruction_objective`; a data set of one class will do.
+Everything that trains is a :class:`Task` in :func:`asdproto.training.loop.train`: the paper's
+stages, rivals, and the autoencoder, whose network maps crops to their likes.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -16,9 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from asdproto.config import to_dict
 from asdproto.data.dataset import Dataset, Standardization
+from asdproto.files import checksum, json_checksum
 from asdproto.training.objectives import Objective
-from asdproto.training.stage import Episodes, FrameStacks, Stage
+from asdproto.training.stage import Episodes, FrameStacks, Hyper, Stage
 from asdproto.training.state import TrainState
 
 
@@ -76,6 +75,29 @@ class Task:
                     "the task of the data set that it is trained on"
                 )
 
+    def identity(
+        self, datasets: Sequence[Dataset], key: np.ndarray, hyper: Hyper
+    ) -> dict[str, Any]:
+        """What a checkpoint must have been trained with to be continued; fit for json.
+
+        Where it was trained, and how that was compiled, does not count.
+
+        Args:
+          datasets: The data set of all runs, or one for each.
+          key: Numbers of the random key of each run.
+          hyper: Hyper-parameters, each with an axis of runs.
+        """
+        return {
+            "stage": to_dict(self.stage),
+            "loss": self.objective.name,
+            "network": _settings(self.model),
+            "crop": self.crop,
+            "standardization": self.standardization,
+            "hyper-parameters": {name: x.tolist() for name, x in hyper._asdict().items()},
+            "random key": key.tolist(),
+            "training clips": [_fingerprint(data) for data in datasets],
+        }
+
     @property
     def steps_per_epoch(self) -> int:
         """Steps of an epoch."""
@@ -93,30 +115,14 @@ class Task:
         return 1 + self.objective.sub_prototypes if self.objective.epoch_prototypes else 0
 
     @property
-    def pass_crops(self) -> int:
-        """Crops of the prototype pass over all devices, without padding."""
-        return self.num_clips * self.objective.prototype_crops
-
-    @property
-    def device_chunk(self) -> int:
-        """Crops per device and call in the prototype pass."""
-        return min(self.chunk, -(-self.pass_crops // self.num_devices))
-
-    @property
-    def chunks(self) -> int:
-        """Calls of the prototype pass."""
-        return -(-self.pass_crops // (self.device_chunk * self.num_devices))
+    def pass_shape(self) -> tuple[int, int]:
+        """Calls of the prototype pass, and crops of each over all devices, padding included."""
+        crops = self.num_clips * self.objective.prototype_crops
+        size = min(self.chunk, -(-crops // self.num_devices)) * self.num_devices
+        return -(-crops // size), size
 
     def init(self, key: jax.Array, mels: int) -> TrainState:
-        """Fresh state.
-
-        Args:
-          key: Random key; the same key gives the same parameters on any number of devices.
-          mels: Mel filters of the features.
-
-        Returns:
-          State at step 0, on the default device.
-        """
+        """Fresh state at step 0, the same on any number of devices."""
         encoder_key, loss_key = jax.random.split(key)
 
         @jax.jit  # one program instead of a hundred small ones
@@ -127,15 +133,9 @@ class Task:
         return self.start(variables.pop("params"), variables.get("batch_stats", {}), loss_key)
 
     def start(self, encoder: Any, batch_stats: Any, key: jax.Array) -> TrainState:
-        """State at step 0 around an encoder that exists, as fine-tuning starts.
+        """State at step 0 around the parameters and running statistics of an encoder.
 
-        Args:
-          encoder: Parameters of the encoder.
-          batch_stats: Its running statistics.
-          key: Random key for parameters of the loss.
-
-        Returns:
-          State at step 0 with a fresh optimizer.
+        The key is for parameters of the loss.
         """
         loss_params: Any = {}
         loss_state: Any = {}
@@ -165,3 +165,27 @@ def _numbers(data: Dataset, crop: int) -> dict[str, Any]:
         "largest_class": int(np.bincount(data.labels).max(initial=0)),
         "num_crops": int(np.sum(data.train.usable_frames - crop + 1)),
     }
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """Numbers and words of a network, and of those that it is made of."""
+    found: dict[str, Any] = {"kind": type(module).__name__}
+    for field in dataclasses.fields(module):  # type: ignore[arg-type]
+        name, value = field.name, getattr(module, field.name)
+        if name in ("parent", "name", "axis_name", "lowering"):
+            continue
+        if name == "dtype":
+            found[name] = str(value)
+        elif isinstance(value, nn.Module):
+            found[name] = _settings(value)
+        elif all(isinstance(x, int | float | str) for x in jax.tree.leaves(value)):
+            found[name] = value
+    return found
+
+
+def _fingerprint(data: Dataset) -> dict[str, int]:
+    """Number of the training clips, and a checksum of their classes, lengths and first frames."""
+    clips = np.arange(len(data.labels))
+    first = dataclasses.replace(data.train, crop=1).crops(clips, np.zeros_like(clips))
+    parts = [checksum(array) for array in (data.labels, data.train.frames, first)]
+    return {"number": len(clips), "checksum": json_checksum(parts)}

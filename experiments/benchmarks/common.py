@@ -25,8 +25,8 @@ from asdproto.models.convolution import compiler_options
 from asdproto.prototypes import l2_normalize
 from asdproto.systems.prototype import STAGES, PrototypeSystem, make_task
 from asdproto.training import step as steps
-from asdproto.training.devices import Devices, use_devices
-from asdproto.training.epoch import Loop, Programs, default_loop, scan_steps
+from asdproto.training.devices import Devices, Loop, default_loop, use_devices
+from asdproto.training.loop import Programs
 from asdproto.training.stage import Hyper
 from asdproto.training.state import ClipIndex, TrainState, clip_index
 from asdproto.training.task import Task
@@ -217,7 +217,7 @@ class Bench:
     def inputs(self, task: Task) -> tuple[ClipIndex, steps.EpochPlan, Hyper]:
         """Training clips, plan of an epoch and hyper-parameters, on the device."""
         hyper = self.devices.replicate(task.stage.hyper())
-        known = task.stage, task.device_chunk
+        known = task.stage, task.pass_shape
         if known not in self._plans:
             self._plans[known] = jax.jit(functools.partial(steps.plan_epoch, task))(
                 jnp.int32(0), self.index, jax.random.key(1), hyper
@@ -279,7 +279,9 @@ class Bench:
 
         function, calls = run, count
         if loop == "scan":
-            function = functools.partial(scan_steps, task, unroll=unroll) if whole else scan_piece
+            function = (
+                functools.partial(steps.scan_steps, task, unroll=unroll) if whole else scan_piece
+            )
             calls = 1
         compiled = jax.jit(
             function,

@@ -43,8 +43,8 @@ from asdproto.config import ConfigError, override
 from asdproto.data.dataset import Dataset
 from asdproto.systems.prototype import STAGES, make_task
 from asdproto.training.devices import Devices
-from asdproto.training.epoch import run_epoch
 from asdproto.training.state import clip_index
+from asdproto.training.step import run_epoch
 from asdproto.training.task import Task
 from experiments.benchmarks.common import CLASSES, CLIPS, FRAMES, MELS, make_data, versions
 from experiments.benchmarks.timing import show

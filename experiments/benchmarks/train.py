@@ -66,9 +66,8 @@ from asdproto.config import ConfigError, at_least
 from asdproto.models.convolution import Lowering, compiler_options
 from asdproto.systems.prototype import STAGES
 from asdproto.training import step as steps
-from asdproto.training.devices import stack_runs
-from asdproto.training.epoch import Programs, scan_pass
 from asdproto.training.host import gather_crops
+from asdproto.training.loop import Programs, stack_runs
 from experiments.benchmarks.common import (
     CLASSES,
     CLIPS,
@@ -139,7 +138,7 @@ def measure_pass(bench: Bench) -> dict[str, Any]:
     index, plan, _ = bench.inputs(task)
     if bench.loop == "scan":
         whole = jax.jit(
-            lambda *args: scan_pass(task, *args).prototypes,
+            lambda *args: steps.scan_pass(task, *args).prototypes,
             compiler_options=compiler_options(bench.platform),
         )
         program = Compiled.of(whole, state, index, plan)
@@ -153,7 +152,7 @@ def measure_pass(bench: Bench) -> dict[str, Any]:
 
         def run() -> None:
             sums = programs.empty_sums(state.step)
-            for _ in range(task.chunks):
+            for _ in range(task.pass_shape[0]):
                 sums = program.call(state, index, plan, sums, None)
             jax.block_until_ready(sums)
 
@@ -163,7 +162,7 @@ def measure_pass(bench: Bench) -> dict[str, Any]:
     flops, _ = forward_flops(model.width, model.stages, task.crop, MELS)
     return {
         "clips": bench.clips,
-        "crops_per_call": task.device_chunk,
+        "crops_per_call": task.pass_shape[1],
         "seconds": spread(seconds),
         "crops_per_second": spread([bench.clips / value for value in seconds]),
         "tflops": rounded(bench.clips * flops / middle * 1e-12),
@@ -231,7 +230,7 @@ def measure_sweep(bench: Bench, lowerings: Sequence[str] = ()) -> dict[str, Any]
     worth = ("patches",) if bench.platform == "cpu" else ("native", "native_if_fits", "patches")
     for name in lowerings or worth:
         varied = bench.task("pretrain", "scan", data=data, lowering=name)
-        held = [stack_runs([bench.state(varied)] * runs)]
+        held = [bench.devices.replicate(stack_runs([bench.state(varied)] * runs))]
         program = Compiled.of(
             Programs(varied, bench.devices, runs, unroll=bench.args.unroll[0]).epoch,
             held[0], index, keys, hypers,

@@ -27,8 +27,7 @@ from asdproto.scoring.rows import rows_by
 from asdproto.systems.embedding import embed_clips, window_means
 from asdproto.systems.prototype import stage_run
 from asdproto.systems.system import Comparison, Member, RunOptions, Section
-from asdproto.training.devices import AXIS
-from asdproto.training.epoch import default_loop
+from asdproto.training.devices import AXIS, default_loop
 from asdproto.training.loop import train
 from asdproto.training.objectives import Objective
 from asdproto.training.stage import RandomBatches, Stage
@@ -107,7 +106,6 @@ class Rival:
     name: ClassVar[str]
     classes: ClassVar[Classes] = "attributes"
     reads_waveforms: ClassVar[bool] = False
-    is_fused: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         fields = {field.name for field in dataclasses.fields(self)}
@@ -167,6 +165,7 @@ class Rival:
         self, data: Dataset, options: RunOptions, seeds: Sequence[int]
     ) -> dict[str, list[Member]]:
         """Trains the networks of every seed, one after the other; see :mod:`asdproto.systems`."""
+        self.check_clips(data.train_clips)
         members = [_fit_networks(self, data, options, seed) for seed in seeds]
         return {self.name: members}
 

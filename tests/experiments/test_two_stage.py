@@ -17,7 +17,8 @@ from asdproto.results.run_folder import read_scores, tables_of
 from asdproto.scoring.metrics import evaluate
 from asdproto.systems import YARDSTICKS, prototype
 from asdproto.training.checkpoint import Checkpoints
-from asdproto.training.devices import stack_runs, use_devices
+from asdproto.training.devices import use_devices
+from asdproto.training.loop import stack_runs
 from experiments import common, table1, two_stage
 from tests.experiments.collection import TEST, write_collection
 

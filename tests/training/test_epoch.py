@@ -1,6 +1,7 @@
 """One computation in many shapes: loops, devices, host features, sweeps, resumed runs."""
 
 import collections
+import dataclasses
 import json
 import shutil
 import warnings
@@ -13,9 +14,8 @@ import pytest
 from asdproto.training import loop as loops
 from asdproto.training.checkpoint import CheckpointError, Checkpoints
 from asdproto.training.devices import Devices, use_devices
-from asdproto.training.epoch import Programs
 from asdproto.training.host import fits_on
-from asdproto.training.loop import DivergedError, StageRun, train
+from asdproto.training.loop import DivergedError, Programs, StageRun, train
 from asdproto.training.state import clip_index
 from tests.training import tiny
 
@@ -58,34 +58,24 @@ def _check(reference, state, metrics):
     assert int(state.step) == int(expected.step)
 
 
-def test_scan_equals_dispatch(reference, tmp_path):
-    metrics = tmp_path / "metrics.jsonl"
-    state = _train(reference[0], run=StageRun(reference[0], metrics=metrics, loop="scan"))
-    _check(reference, state, metrics)
-
-
-@pytest.mark.parametrize("loop", ["dispatch", "scan"])
-def test_four_devices_equal_one(reference, loop, tmp_path):
+@pytest.mark.parametrize(
+    ("loop", "count", "resident"),
+    [("scan", 1, True), ("scan", 4, True), ("dispatch", 4, True), ("dispatch", 4, False)],
+)
+def test_loops_devices_and_crops_of_the_host_make_no_difference(
+    reference, loop, count, resident, tmp_path
+):
     """Nine anchors over four devices: the last holds padding."""
     metrics = tmp_path / "metrics.jsonl"
-    run = StageRun(reference[0], metrics=metrics, loop=loop)
-    state = _train(reference[0], use_devices(4), run)
-    _check(reference, state, metrics)
-
-
-@pytest.mark.parametrize("count", [1, 4])
-def test_host_features_equal_resident_ones(reference, count, tmp_path):
-    metrics = tmp_path / "metrics.jsonl"
-    run = StageRun(reference[0], metrics=metrics, resident=False)
+    run = StageRun(reference[0], metrics=metrics, loop=loop, resident=resident)
     state = _train(reference[0], use_devices(count), run)
     _check(reference, state, metrics)
-    if count == 1:  # the very same programs on the very same crops
-        assert tiny.same(state.params, reference[1].params)
 
 
-def test_same_seed_same_bits(reference):
-    again = _train(reference[0], run=StageRun(reference[0], loop="dispatch"))
-    assert tiny.same(again, reference[1])
+def test_crops_of_the_host_give_the_same_bits(reference):
+    """The very same programs on the very same crops; also: the same seed, the same bits."""
+    run = StageRun(reference[0], loop="dispatch", resident=False)
+    assert tiny.same(_train(reference[0], run=run).params, reference[1].params)
 
 
 def test_a_run_stopped_anywhere_resumes_bit_for_bit(reference, tmp_path, monkeypatch):
@@ -130,63 +120,88 @@ def test_a_run_stopped_anywhere_resumes_bit_for_bit(reference, tmp_path, monkeyp
 
 
 def test_a_checkpoint_of_one_device_is_resumed_on_four(reference, tmp_path):
-    stage = reference[0]
-    metrics = tmp_path / "metrics.jsonl"
-    task_steps = tiny.make_task(DATA, stage).steps_per_epoch
+    """From the middle of the first epoch."""
+    stage, metrics = reference[0], tmp_path / "metrics.jsonl"
+    step = tiny.make_task(DATA, stage).steps_per_epoch - 1
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=100)
-    short = StageRun(stage, checkpoints, metrics=metrics, save_seconds=0, loop="dispatch")
-    _train(stage, run=short)
+    _train(stage, run=StageRun(stage, checkpoints, metrics, save_seconds=0, loop="dispatch"))
     checkpoints.close()
-    # Leave the one in the middle of the first epoch as the latest.
     for folder in (tmp_path / "checkpoints").iterdir():
-        if folder.name.isdigit() and int(folder.name) > task_steps - 1:
+        if folder.name.isdigit() and int(folder.name) > step:
             shutil.rmtree(folder)
     checkpoints = Checkpoints(tmp_path / "checkpoints", keep=100)
-    assert checkpoints.latest() == task_steps - 1
-    run = StageRun(stage, checkpoints, metrics=metrics, loop="scan")
-    state = _train(stage, use_devices(4), run)
+    assert checkpoints.latest() == step
+    state = _train(stage, use_devices(4), StageRun(stage, checkpoints, metrics, loop="scan"))
     checkpoints.close()
     _check(reference, state, metrics)
 
 
-def test_checkpoints_of_another_configuration_are_refused(tmp_path):
+def test_checkpoints_of_another_run_are_refused(tmp_path):
+    """Of other settings, of another seed, of other clips; whatever folder they were copied to."""
     checkpoints = Checkpoints(tmp_path / "checkpoints")
-    _train("pretrain", run=StageRun("pretrain", checkpoints))
-    with pytest.raises(
-        CheckpointError,
-        match=r"prototypes: found float32 .1, 5, 2, 8., expected float32 .1, 5, 4, 8",
-    ):
-        _train("pretrain", run=StageRun("pretrain", checkpoints), sub_prototypes=3)
+    run = StageRun("pretrain", checkpoints, settings={"seeds": [0]})
+    _train("pretrain", run=run)
+
+    def refused(*, data=DATA, key=KEY, settings=run.settings, **changes):
+        task = tiny.make_task(data, **changes)
+        state = task.init(jax.random.key(0), tiny.MELS)
+        how = dataclasses.replace(run, settings=settings)
+        with pytest.raises(CheckpointError) as caught:
+            tiny.train(task, data, use_devices(1), state, key, how)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "(stage.sub_prototypes is 1 there, 3 here)" in refused(sub_prototypes=3)
+    assert "(seeds is [0] there, [1] here)" in refused(settings={"seeds": [1]})
+    assert "(random key is [[0, 11]] there, [[0, 12]] here)" in refused(key=jax.random.key(12))
+    other = dataclasses.replace(DATA, train=tiny.make_data(1).train)
+    other = dataclasses.replace(
+        other, train=dataclasses.replace(other.train, frames=DATA.train.frames)
+    )
+    text = refused(data=other)
+    assert f"{checkpoints.folder}: found a checkpoint of step 9 that another run" in text
+    assert "training clips" in text
     checkpoints.close()
     with pytest.raises(CheckpointError, match="found no checkpoint"):
         Checkpoints(tmp_path / "empty").restore({})
 
 
-@pytest.mark.parametrize("count", [1, 4])
-@pytest.mark.parametrize("stage", STAGES)
-def test_nothing_crosses_to_the_host_inside_an_epoch_and_all_compiles_once(stage, count):
+@pytest.mark.parametrize(
+    ("stage", "loop", "count"), [("pretrain", "dispatch", 4), ("finetune", "scan", 1)]
+)
+def test_nothing_crosses_to_the_host_inside_an_epoch_and_all_compiles_once(
+    stage, loop, count, monkeypatch
+):
+    traced: collections.Counter = collections.Counter()
+
+    def counting(name):
+        function = getattr(loops, name)
+
+        def counted(*args, **keywords):
+            traced[name] += 1
+            return function(*args, **keywords)
+
+        monkeypatch.setattr(loops, name, counted)
+
+    for name in ("plan_epoch", "add_chunk", "finish_prototypes", "train_step", "run_epoch"):
+        counting(name)
     devices = use_devices(count)
     task = tiny.make_task(DATA, stage, devices)
-    for loop in ("scan", "dispatch"):
-        programs = Programs(task, devices)
-        inputs = clip_index(DATA, resident=True), KEY, task.stage.hyper()
-        inputs = devices.replicate(inputs)
-        state = devices.replicate(task.init(jax.random.key(0), tiny.MELS))
+    programs = Programs(task, devices)
+    inputs = devices.replicate((clip_index(DATA, resident=True), KEY, task.stage.hyper()))
+    state = devices.replicate(task.init(jax.random.key(0), tiny.MELS))
 
-        def epoch(state, loop=loop, programs=programs, inputs=inputs):
-            walk = programs.train_epoch(state, *inputs, loop=loop)
-            return collections.deque(walk, maxlen=1).pop()[0]
+    def epoch(state):
+        walk = programs.train_epoch(state, *inputs, loop=loop)
+        return collections.deque(walk, maxlen=1).pop()[0]
 
-        state = epoch(state)
-        with jax.transfer_guard("disallow"):
-            for _ in range(2):
-                state = epoch(state)
-        assert int(devices.to_host(state.step)) == 3 * task.steps_per_epoch
-        assert set(programs.traces.values()) == {1}, programs.traces
-        expected = {"epoch"} if loop == "scan" else {"plan", "step"}
-        if loop == "dispatch" and stage == "pretrain":
-            expected |= {"empty_sums", "chunk", "finish"}
-        assert set(programs.traces) == expected
+    state = epoch(state)
+    with jax.transfer_guard("disallow"):
+        for _ in range(2):
+            state = epoch(state)
+    assert int(devices.to_host(state.step)) == 3 * task.steps_per_epoch
+    assert set(traced.values()) == {1}
+    assert len(traced) == (1 if loop == "scan" else 4)
 
 
 def test_a_sweep_equals_its_single_runs(reference, tmp_path):

@@ -4,6 +4,7 @@ import dataclasses
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from asdproto.data.dataset import ClipArrays, Dataset
@@ -23,11 +24,13 @@ class Encoder(nn.Module):
     """What training asks of an encoder, batch statistics included, and quick to compile."""
 
     embedding_dim: int = 8
+    hidden: int = 12
+    dtype: jnp.dtype = jnp.float32
     axis_name: str | None = None
 
     @nn.compact
     def __call__(self, crops, *, train, where=None):
-        x = nn.Dense(12, use_bias=False)(crops)
+        x = nn.Dense(self.hidden, use_bias=False, dtype=self.dtype)(crops)
         x = nn.relu(BatchNorm(train=train, axis_name=self.axis_name)(x, where))
         return l2_normalize(nn.Dense(self.embedding_dim)(x.mean(axis=1)))
 
