@@ -49,7 +49,7 @@ class Processes:
         finally:
             for process in self.running:
                 process.kill()
-        codes = [process.wait() for process in self.running]
+            codes = [process.wait() for process in self.running]
         outputs = [log.read_text() for log in self.logs]
         assert len(ended) == len(codes), f"still running after {seconds} s: {outputs}"
         return codes, ended[-1] - ended[0], outputs

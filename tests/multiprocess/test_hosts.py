@@ -66,25 +66,34 @@ def _losses(folder: Path) -> dict[tuple, float]:
     return {(e["stage"], e["epoch"]): e["loss"] for e in map(json.loads, lines)}
 
 
-def test_two_four_and_one_process_train_as_one_does_and_two_finish(tmp_path):
-    """A signal to one of the processes stops all at a step that any number continues from.
+def _train(folder: Path, *counts: tuple[int, int]) -> Path:
+    """Runs on so many hosts, each until so many epochs are done, all in one work folder."""
+    write_collection(folder / "data")
+    for count, epochs in counts:
+        slow = SLOW if count == 2 else 0
+        codes, text = run_command(folder, count, slow=slow, stop_after=epochs)
+        assert codes == [128 + signal.SIGTERM] * count, text
+    return folder
 
-    First extraction, scoring and report outlast what JAX waits for.
-    """
-    for name, counts in (("alone", [(1, 6)]), ("several", [(2, 1), (4, 3), (1, 6)])):
-        write_collection(tmp_path / name / "data")
-        for count, epochs in counts:
-            slow = SLOW if count == 2 else 0
-            codes, text = run_command(tmp_path / name, count, slow=slow, stop_after=epochs)
-            assert codes == [128 + signal.SIGTERM] * count, text
-    losses, expected = (_losses(tmp_path / name) for name in ("several", "alone"))
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A run that two, then four, then one process have pre-trained."""
+    return _train(tmp_path_factory.mktemp("several"), (2, 1), (4, 3), (1, 6))
+
+
+def test_two_then_four_then_one_process_train_as_one_does(folder, tmp_path):
+    """A signal to one of the processes stops all at a step that any number continues from."""
+    losses, expected = _losses(folder), _losses(_train(tmp_path, (1, 6)))
     epochs = [("pretrain", epoch + 1) for epoch in range(6)]
     # Sums over devices in another order, through 12 steps of a network that they drive apart.
     np.testing.assert_allclose(
         [losses[epoch] for epoch in epochs], [expected[epoch] for epoch in epochs], rtol=5e-3
     )
 
-    folder = tmp_path / "several"
+
+def test_two_hosts_finish_and_only_report_again(folder):
+    """First extraction, scoring and report outlast what JAX waits for."""
     codes, text = run_command(folder, 2, "--profile", "2", slow=SLOW)
     assert codes == [0, 0], text
     assert (folder / "run" / "report.html").is_file()
