@@ -318,6 +318,9 @@ def test_names_are_no_formulas_and_no_commands(finished, tmp_path, call, monkeyp
         ("features", "a\x1b[2J", "a\nb\u202e"),
     ):
         assert all(line.isprintable() for line in "".join(call(*words)[1:]).splitlines()), words
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    _, out, _ = call("score", finished, *names, "--format", "csv")
+    assert all(line.isprintable() for line in out.splitlines())
 
 
 def test_a_table_fits_a_terminal_and_names_can_be_told_apart():

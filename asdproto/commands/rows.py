@@ -43,13 +43,15 @@ def print_rows(
     rows: Sequence[ScoredClip], format_: str, *, head: bool = True, times: Times = None
 ) -> None:
     """Prints scored recordings in a ``--format``, one line each, below the titles if ``head``."""
+    terminal = sys.stdout.isatty()
     if format_ == "csv":
-        print(csv_rows(rows, head=head, times=times), end="")
-        return
-    if format_ == "jsonl":
+        text = csv_rows(rows, head=head, times=times)
+        lines = text.removesuffix("\n").split("\n")
+        if terminal:
+            lines = list(map(printable, lines))
+    elif format_ == "jsonl":
         lines = [json_row(row, times) for row in rows]
     else:
-        terminal = sys.stdout.isatty()
         width = shutil.get_terminal_size().columns if terminal else None
         color = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
         lines = table_lines(rows, width, color=color, times=times)[0 if head else 1 :]
