@@ -86,7 +86,7 @@ def score_figure(
     axes = figure.add_axes((0.065, 0.19, 0.925, 0.78))
     scores = np.array([clip.score for clip in clips])
     x: Any = dates.date2num(times) if len(times) else np.arange(1, len(clips) + 1)
-    labeled = any(clip.state for clip in clips)
+    labeled = all(clip.state for clip in clips)
     red = np.array([clip.state == "anomaly" if labeled else bool(clip.decision) for clip in clips])
     size = 16 if len(clips) < 300 else 7
     if held_out is not None and len(held_out):
