@@ -1,6 +1,7 @@
 """One function over many recordings, on every core."""
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -29,7 +30,9 @@ def parallel(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     pool = ThreadPoolExecutor(workers or min(cores or 1, _MOST_WORKERS))
     try:
-        with threadpool_limits(limits=1):
+        # Libraries that threads load at the same time change the filters of warnings, which are the
+        # process's own, and do not put them back.
+        with threadpool_limits(limits=1), warnings.catch_warnings():
             yield from pool.map(function, items)
     finally:  # also after an interrupt: what has not begun does not begin
         pool.shutdown(wait=True, cancel_futures=True)

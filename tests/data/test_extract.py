@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ import soundfile
 from asdproto.data import extract
 from asdproto.data.collection import read_collection
 from asdproto.data.extract import build_store
+from asdproto.data.parallel import parallel
 from asdproto.data.problems import CollectionError
 from asdproto.data.store import open_store
 from asdproto.errors import DataError
@@ -264,3 +267,25 @@ def test_real_recordings_of_three_lengths_and_eight_channels(tmp_path, real_data
     assert store.features.shape == (42, 313, 128)
     assert sum(row.audio.channels == 8 for row in store.rows) == 2
     assert np.isfinite(store.features).all()
+
+
+def test_threads_leave_the_filters_of_warnings_as_they_were():
+    """Two that change them in turn, as libraries do that are loaded at the same time."""
+    before = list(warnings.filters)
+    entered, changed, left = (threading.Event() for _ in range(3))
+
+    def change(first):
+        if first:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                entered.set()
+                changed.wait(10)
+            left.set()
+        else:
+            entered.wait(10)
+            with warnings.catch_warnings():
+                changed.set()
+                left.wait(10)
+
+    list(parallel(change, [True, False], workers=2))
+    assert warnings.filters == before
