@@ -5,16 +5,14 @@ Each module imports what its commands need when they run.
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from asdproto.arguments import Parser
 from asdproto.errors import printable
 
-__all__ = ["add_command", "add_options", "given", "message", "program", "say"]
+__all__ = ["add_command", "add_options", "message", "program", "say"]
 
 
 def program() -> str:
@@ -46,12 +44,6 @@ def add_options(parser: Any, *options: tuple[Any, ...]) -> None:
         if default:
             more["default"], text = default[0], f"{text} (default: {default[0]})"
         parser.add_argument(name, metavar=metavar, help=text, **more)
-
-
-def given(arguments: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
-    """The options among ``names`` that were given, by name."""
-    values = {name: getattr(arguments, name) for name in names}
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def say(text: str) -> None:

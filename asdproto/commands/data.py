@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 from asdproto.arguments import Parser
-from asdproto.commands import add_command, add_options, given, say
+from asdproto.commands import add_command, add_options, program, say
+from asdproto.config import describe_fields, override
 from asdproto.errors import counted
 
 _YEARS = tuple(f"dcase{year}" for year in range(2020, 2026))
@@ -63,22 +66,16 @@ def add(parsers: dict[str, Parser]) -> None:
         features,
         "extract log-mel features into a feature store",
         "Extracts the features of a collection, once, on every core, into a folder that\n"
-        "training reads. Run again after an interruption, it starts over.",
+        "training reads. Run again after an interruption, it starts over. FIELD=VALUE, such as\n"
+        "features.n_mels=64, changes what a feature is; --help-fields lists the fields.",
+        usage=f"{program()} features ROOT STORE [options] [FIELD=VALUE ...]",
     )
     parser.add_argument("root", type=Path, help="the collection, as for validate")
     parser.add_argument("store", type=Path, help="folder of the feature store to make")
-    scales = "mel filters mirrored in frequency, or as they are (default: inverted)"
+    parser.add_overrides(lambda _: describe_fields(_defaults()))
     dtypes = ("float16", "float32")
     add_options(
         parser,
-        ("--scale", ("inverted", "mel"), None, scales),
-        ("--n-mels", int, "N", "number of filters (default: 128)"),
-        ("--n-fft", int, "N", "samples of a frame (default: 1024)"),
-        ("--hop-length", int, "N", "samples between frames (default: 512)"),
-        ("--sample-rate", int, "HZ", "hertz (default: 16000)"),
-        ("--fmin", float, "HZ", "lowest frequency, hertz (default: 0)"),
-        ("--fmax", float, "HZ", "highest frequency, hertz (default: half the sample rate)"),
-        ("--power", float, "P", "of the magnitude (default: 2)"),
         ("--workers", int, "N", "threads (default: one per core)"),
         ("--dtype", dtypes, None, "precision of the stored features", "float16"),
     )
@@ -131,18 +128,24 @@ def validate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _defaults() -> Any:
+    """What overrides change."""
+    from asdproto.features import FeatureSettings
+
+    fields = [("features", FeatureSettings, FeatureSettings())]
+    return dataclasses.make_dataclass("Defaults", fields)()
+
+
 def features(arguments: argparse.Namespace) -> int:
     """Extracts a feature store."""
     from asdproto.data.collection import read_collection
     from asdproto.data.extract import build_store
-    from asdproto.features import FeatureSettings
 
-    names = ("scale", "n_mels", "n_fft", "hop_length", "sample_rate", "fmin", "fmax", "power")
-    settings = FeatureSettings(**given(arguments, names))
+    settings = override(_defaults(), arguments.overrides)
     store = build_store(
         read_collection(arguments.root),
         arguments.store,
-        settings,
+        settings.features,
         on_error=arguments.on_error,
         workers=arguments.workers,
         dtype=arguments.dtype,
