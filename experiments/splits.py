@@ -18,7 +18,7 @@ from asdproto import Detector
 from asdproto.arguments import Parser, within
 from asdproto.audio import read_audio
 from asdproto.config import ConfigError, at_least
-from asdproto.data.collection import audio_files
+from asdproto.data.collection import walk
 from asdproto.systems import NEED_NO_DEVICE
 from experiments import common
 
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--out", type=Path, required=True, help="json with every split")
     args = parser.parse_args(argv)
     normal, anomalous = (
-        [read_audio(folder / name)[0] for name in audio_files(folder)]
+        [read_audio(folder / name)[0] for name in walk(folder)[0]]
         for folder in (args.normal, args.anomalous)
     )
     if not args.train < len(normal) or not anomalous:

@@ -104,7 +104,8 @@ def validate(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from asdproto.data.collection import read_collection
-    from asdproto.data.problems import listed
+    from asdproto.data.problems import errors_in, listed
+    from asdproto.data.table import write_table
     from asdproto.data.validate import validate
 
     with Console(stderr=True).status("Reading"):
@@ -114,9 +115,9 @@ def validate(arguments: argparse.Namespace) -> int:
         say(line)
     say(collection.summary())
     if arguments.write_csv is not None:
-        collection.write_table(arguments.write_csv)
+        write_table(arguments.write_csv, collection.clips)
         say(f"written: {arguments.write_csv}")
-    errors = sum(problem.is_error for problem in problems)
+    errors = len(errors_in(problems))
     if errors:
         say(f"{counted(errors, 'error')}, {counted(len(problems) - errors, 'notice')}")
         return 1

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from asdproto.data.dcase import CONCEALED, SPLIT_FOLDERS, Clip, same_text
-from asdproto.data.problems import ERROR, NOTICE, Problem, as_problem, notice
+from asdproto.data.problems import Notice
 from asdproto.errors import DataError, is_control, quoted
 from asdproto.files import read_csv
 
@@ -47,11 +47,6 @@ class AttributeRow:
     line: int
     file: str
     pairs: tuple[tuple[str, str], ...]
-
-    @property
-    def attributes(self) -> str:
-        """The pairs joined as a file name joins them."""
-        return "_".join(word for pair in self.pairs for word in pair if word)
 
 
 def read_attributes(csv_path: str | os.PathLike) -> list[AttributeRow]:
@@ -131,7 +126,7 @@ def machine_folder(path: str) -> str:
 
 def fill_attributes(
     root: Path, files: Iterable[str], clips: Sequence[Clip]
-) -> tuple[list[Clip], list[Problem]]:
+) -> tuple[list[Clip], list[DataError]]:
     """Take attributes from a collection's attribute files for the clips whose names carry none.
 
     Args:
@@ -160,7 +155,7 @@ def fill_attributes(
         try:
             rows = read_attributes(file)
         except DataError as error:
-            problems.append(as_problem(error, name + error.file.removeprefix(str(file))))
+            problems.append(error.at(name + error.file.removeprefix(str(file))))
             continue
         first_line: dict[str, int] = {}
         for row in rows:
@@ -171,7 +166,7 @@ def fill_attributes(
             if row.file in first_line:
                 expected = f"each file once; line {first_line[row.file]} has it already"
                 found, remedy = f"{row.file!r} a second time", "Remove one of the lines."
-                problems.append(notice(line, found, expected, remedy))
+                problems.append(Notice(line, found, expected, remedy))
             first_line.setdefault(row.file, row.line)
             split, _ = SPLIT_FOLDERS.get(row_split, ("", ""))
             meant = [
@@ -182,21 +177,22 @@ def fill_attributes(
             if not meant:
                 found = f"the file {row.file!r}, which is not there"
                 remedy = "Add the recording, or remove the line."
-                problems.append(Problem(line, found, "a recording of this machine type", remedy))
+                problems.append(DataError(line, found, "a recording of this machine type", remedy))
             for index in meant:
                 problems += _take(row, line, clips, index)
     return clips, problems
 
 
-def _take(row: AttributeRow, line: str, clips: list[Clip], index: int) -> list[Problem]:
+def _take(row: AttributeRow, line: str, clips: list[Clip], index: int) -> list[DataError]:
     """Fill in one clip's attributes, or compare them with those in its name."""
     clip = clips[index]
     if not clip.attributes:
-        clips[index] = dataclasses.replace(clip, attributes=row.attributes)
+        text = "_".join(word for pair in row.pairs for word in pair if word)
+        clips[index] = dataclasses.replace(clip, attributes=text)
         return []
     text, only_keys = disagreement(row, clip.attributes)
     if not text:
         return []
     expected = f"the attributes in the name, {clip.attributes!r}"
     remedy = "The name is what counts; correct the line or remove it."
-    return [Problem(line, text, expected, remedy, NOTICE if only_keys else ERROR)]
+    return [(Notice if only_keys else DataError)(line, text, expected, remedy)]

@@ -24,23 +24,21 @@ from asdproto.data.dcase import (
     same_text,
 )
 from asdproto.data.folders import read_folders
-from asdproto.data.identity import Stamp, facts_of, identity_of, stamp_of
+from asdproto.data.identity import Stamp, identity_of, stamp_of
 from asdproto.data.problems import (
     CollectionError,
-    Problem,
-    as_problem,
+    Notice,
+    errors_in,
     label_problems,
     leave_out,
-    notice,
     same_names,
 )
 from asdproto.data.store import is_store
-from asdproto.data.table import TABLE_NAME, read_table, write_table
+from asdproto.data.table import TABLE_NAME, read_table
 from asdproto.errors import DataError, counted, quoted
 
 _OTHER_AUDIO = (".aac", ".aif", ".aiff", ".au", ".m4a", ".mp3", ".ogg", ".opus", ".wma")
 _ARCHIVES = (".7z", ".gz", ".rar", ".tar", ".tgz", ".zip")
-_PASSED_OVER = ("__macosx",)  # folders; hidden ones are passed over as well
 _FORMS: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")  # how systems spell names of files
 _MOST_NAMED = 6  # machine types in a summary
 
@@ -53,7 +51,7 @@ class Collection:
       path: What was given: a folder or a csv.
       root: Folder that the clips' paths are relative to.
       clips: The clips without fault.
-      problems: What is wrong or worth knowing; see :class:`asdproto.data.problems.Problem`.
+      problems: What is wrong, or worth knowing.
       stamps: Path of each recording -> its size in bytes and modification time in nanoseconds;
         ``(0, 0)`` where there is no such file.
       layout: What told the clips apart: ``"csv"``, ``"names"`` (of DCASE Task 2) or ``"folders"``.
@@ -62,14 +60,14 @@ class Collection:
     path: Path
     root: Path
     clips: list[Clip]
-    problems: list[Problem]
+    problems: list[DataError]
     stamps: Mapping[str, Stamp]
     layout: str
 
     @property
-    def errors(self) -> list[Problem]:
+    def errors(self) -> list[DataError]:
         """The problems that keep recordings from being used."""
-        return [problem for problem in self.problems if problem.is_error]
+        return errors_in(self.problems)
 
     def check(self) -> None:
         """Raise :class:`asdproto.data.problems.CollectionError` where there are errors."""
@@ -80,13 +78,12 @@ class Collection:
         """The clips that no error concerns."""
         return leave_out(self.clips, {problem.file for problem in self.errors})
 
-    def identity(self) -> dict[str, list[int]]:
-        """What tells this collection from another, and from itself when it has changed.
+    def stamp(self, file: str) -> Stamp:
+        """Of a recording; ``(0, 0)`` of what is none."""
+        return self.stamps.get(file, (0, 0))
 
-        Returns:
-          As :func:`asdproto.data.identity.identity_of`; :func:`asdproto.data.identity.changes`
-          compares two.
-        """
+    def identity(self) -> dict[str, list[int]]:
+        """What :func:`asdproto.data.identity.changes` compares."""
         return identity_of(self.clips, [self.stamps[clip.path] for clip in self.clips])
 
     def of_machine(self, machine_type: str) -> "Collection":
@@ -97,7 +94,7 @@ class Collection:
         """
         if fault := name_fault(machine_type):
             raise DataError("--machine", quoted(machine_type), fault, "Choose another name.")
-        clips = [Clip(clip.path, machine_type, *facts_of(clip)[1:]) for clip in self.clips]
+        clips = [replace(clip, machine_type=machine_type) for clip in self.clips]
         problems = [*self.problems, *label_problems(clips)]
         return replace(self, clips=clips, problems=problems)
 
@@ -116,10 +113,6 @@ class Collection:
             parts[_MOST_NAMED:] = [f"and {len(parts) - _MOST_NAMED} more"]
         return f"{counted(len(self.clips), 'recording')}, {told[self.layout]}\n{'; '.join(parts)}"
 
-    def write_table(self, path: str | os.PathLike) -> None:
-        """Describe the clips by a csv that a person can edit; it belongs at the root."""
-        write_table(path, self.clips)
-
 
 _STATES = {"normal": "normal", "anomaly": "anomalous", "": "unlabeled"}
 
@@ -134,13 +127,8 @@ def _counts(clips: Sequence[Clip]) -> str:
     )
 
 
-def check_machines(place: Path, clips: Sequence[Clip], machines: Sequence[str] | None) -> None:
-    """Refuse machine types that no clip has.
-
-    Args:
-      place: Where the clips are, for the message.
-      clips: All clips.
-      machines: Machine types to keep; all when ``None``.
+def check_machines(path: Path, clips: Sequence[Clip], machines: Sequence[str] | None) -> None:
+    """Refuse machine types that no clip below ``path`` has.
 
     Raises:
       DataError: One of them is unknown; the message lists those that there are.
@@ -150,7 +138,7 @@ def check_machines(place: Path, clips: Sequence[Clip], machines: Sequence[str] |
     if unknown:
         found, expected = f"no machine type {', '.join(unknown)}", f"some of {', '.join(known)}"
         remedy = f"Correct --machines{nearest(unknown[0], known) or '.'}"
-        raise DataError(place, found, expected, remedy)
+        raise DataError(path, found, expected, remedy)
 
 
 def read_collection(
@@ -195,13 +183,12 @@ def read_collection(
 
 def _from_table(path: Path, table: Path) -> Collection:
     clips, problems = read_table(table)
-    root = table.parent
-    stamps = {}
+    root, stamps = table.parent, {}
     for index, clip in enumerate(clips):
         spellings = [clip.path, *(unicodedata.normalize(form, clip.path) for form in _FORMS)]
         actual = next((name for name in spellings if os.path.lexists(root / name)), clip.path)
         if actual != clip.path:
-            clips[index] = Clip(actual, *facts_of(clip))
+            clips[index] = replace(clip, path=actual)
         stamps[actual] = stamp_of(root / actual)
     # A csv tells clips apart by their paths; only the official score files cannot.
     problems += same_names(clips, needed=False)
@@ -216,7 +203,7 @@ def _from_files(root: Path, assumed: str) -> Collection:
     files = []
     for file in stamps:
         if fault := path_fault(file):
-            problems.append(Problem(file, "such a name", fault, "Rename it."))
+            problems.append(DataError(file, "such a name", fault, "Rename it."))
         else:
             files.append(file)
     by_name = 2 * sum(follows_grammar(file.rpartition("/")[2]) for file in files) >= len(files)
@@ -228,57 +215,46 @@ def _from_files(root: Path, assumed: str) -> Collection:
         problems += faults
     else:
         clips = read_folders(root, files, assumed)
-    clips, faults = _with_good_names(clips)
-    problems += faults
-    problems += [*_not_read(others), *same_names(clips, needed=by_name)]
+    faults = list(_bad_names(clips))
+    clips = leave_out(clips, {fault.file for fault in faults})
+    problems += [*faults, *_not_read(others), *same_names(clips, needed=by_name)]
     clips = [clip for clip in clips if clip.split != "supplemental"]
     layout = "names" if by_name else "folders"
     return Collection(root, root, clips, problems, stamps, layout)
 
 
-def _read_names(root: Path, files: Sequence[str]) -> tuple[list[Clip], list[Problem]]:
+def _read_names(root: Path, files: Sequence[str]) -> tuple[list[Clip], list[DataError]]:
     """Clips by the grammar of DCASE Task 2; the root may be a machine type's folder or a split."""
     above = root.resolve().parts[1:][-2:]
     is_inside = bool(above) and above[-1].lower() not in CONTAINERS
-    clips, problems = [], []
+    clips: list[Clip] = []
+    problems: list[DataError] = []
     for file in files:
         try:
             clip = parse_name(file)
             if not clip.machine_type and is_inside:
                 clip = parse_name("/".join([*above, file]))
-            clips.append(_placed(file, clip))
         except DataError as error:
-            problems.append(as_problem(error, file))
+            problems.append(error.at(file))
+            continue
+        if not clip.machine_type:
+            found, expected = "no folder that says the machine type", "<machine type>/train/<name>"
+            remedy = "Move it to its machine type's folder."
+            problems.append(DataError(file, found, expected, remedy))
+        elif not clip.split and clip.state:
+            found = "neither the name nor a folder that says the split"
+            remedy = "Move it to its split's folder."
+            problems.append(DataError(file, found, "a folder 'train' or 'test'", remedy))
+        else:  # names without labels occur in evaluation test sets only
+            clips.append(replace(clip, path=file, split=clip.split or "test"))
     return clips, problems
 
 
-def _placed(file: str, clip: Clip) -> Clip:
-    """The clip, if its machine type and split are known."""
-    if not clip.machine_type:
-        found = "no folder that says the machine type"
-        expected = "<machine type>/{train,test}/<name>"
-        raise DataError(file, found, expected, "Move it to its machine type's folder.")
-    if not clip.split and clip.state:
-        found = "neither the name nor a folder that says the split"
-        expected = "a folder 'train' or 'test'"
-        raise DataError(file, found, expected, "Move it to its split's folder.")
-    # Names without labels occur in evaluation test sets only.
-    place = clip.machine_type, clip.section, clip.domain, clip.split or "test"
-    return Clip(file, *place, clip.state, clip.attributes)
-
-
-def _with_good_names(clips: Sequence[Clip]) -> tuple[list[Clip], list[Problem]]:
-    good, problems = [], []
+def _bad_names(clips: Sequence[Clip]) -> Iterator[DataError]:
     for clip in clips:
-        faults = {
-            f"the {what} {quoted(name)}": fault
-            for what, name in (("machine type", clip.machine_type), ("section", clip.section))
-            if (fault := name_fault(name))
-        }
-        problems += [Problem(clip.path, *item, "Rename it.") for item in faults.items()]
-        if not faults:
-            good.append(clip)
-    return good, problems
+        for what, name in (("machine type", clip.machine_type), ("section", clip.section)):
+            if fault := name_fault(name):
+                yield DataError(clip.path, f"the {what} {quoted(name)}", fault, "Rename it.")
 
 
 def _is_attribute_file(file: str) -> bool:
@@ -286,24 +262,18 @@ def _is_attribute_file(file: str) -> bool:
     return name.startswith("attributes") and name.endswith(".csv")
 
 
-def _not_read(files: Sequence[str]) -> Iterator[Problem]:
+def _not_read(files: Sequence[str]) -> Iterator[DataError]:
     """Files that look like recordings and are not read."""
     for file in files:
         suffix = PurePosixPath(file).suffix.lower()
+        found = f"a {suffix} file, which is not read"
         if suffix in _OTHER_AUDIO:
-            found, remedy = f"a {suffix} file, which is not read", "Convert it, or remove it."
-            yield notice(file, found, ".wav or .flac", remedy)
+            yield Notice(file, found, ".wav or .flac", "Convert it, or remove it.")
         elif suffix in _ARCHIVES:
-            found, remedy = "an archive, which is not read", "Unpack it unless that is done."
-            yield notice(file, found, "its files", remedy)
+            yield Notice(file, found, "its files", "Unpack it unless that is done.")
 
 
-def audio_files(root: str | os.PathLike) -> list[str]:
-    """The recordings of :func:`walk` alone."""
-    return list(walk(root)[0])
-
-
-def walk(root: str | os.PathLike) -> tuple[dict[str, Stamp], list[str], list[Problem]]:
+def walk(root: str | os.PathLike) -> tuple[dict[str, Stamp], list[str], list[DataError]]:
     """Walk a folder once, through links but not in circles, past everything hidden.
 
     Args:
@@ -320,13 +290,13 @@ def walk(root: str | os.PathLike) -> tuple[dict[str, Stamp], list[str], list[Pro
     if not os.path.isdir(root):
         found = "a file" if os.path.exists(root) else "nothing"
         raise DataError(root, found, "a folder of recordings", "Check the path.")
-    problems: list[Problem] = []
+    problems: list[DataError] = []
 
     def refuse(error: OSError) -> None:
         folder = os.path.relpath(error.filename, root)
         found = f"a folder that cannot be read ({error.strerror})"
         name = root if folder == "." else folder
-        problems.append(Problem(name, found, "a readable folder", "Correct its permissions."))
+        problems.append(DataError(name, found, "a readable folder", "Correct its permissions."))
 
     audio: dict[str, Stamp] = {}
     others = []
@@ -336,14 +306,14 @@ def walk(root: str | os.PathLike) -> tuple[dict[str, Stamp], list[str], list[Pro
             name
             for name in folders
             if not name.startswith(".")
-            and name.lower() not in _PASSED_OVER
+            and name.lower() != "__macosx"
             and not real.startswith(os.path.join(os.path.realpath(f"{folder}/{name}"), ""))
         ]
-        base = os.path.relpath(folder, root).replace(os.sep, "/")
-        prefix = "" if base == "." else f"{base}/"
+        base = PurePosixPath(os.path.relpath(folder, root).replace(os.sep, "/"))
         for name in names:
+            path = str(base / name)
             if name.lower().endswith(AUDIO_SUFFIXES) and not name.startswith("."):
-                audio[prefix + name] = stamp_of(Path(folder, name))
+                audio[path] = stamp_of(Path(folder, name))
             elif not name.startswith("."):
-                others.append(prefix + name)
-    return {name: audio[name] for name in sorted(audio)}, sorted(others), problems
+                others.append(path)
+    return dict(sorted(audio.items())), sorted(others), problems

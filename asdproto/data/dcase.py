@@ -76,6 +76,10 @@ class Clip:
         """File name without its folder, as the official score files write it."""
         return self.path.rpartition("/")[2]
 
+    def fields(self) -> tuple[str, ...]:
+        """The path and what is known, in the order above."""
+        return tuple(getattr(self, name) for name in self.__slots__)
+
 
 def follows_grammar(name: str) -> bool:
     """Whether a file's name, without its folder, is one of a DCASE set."""

@@ -10,10 +10,9 @@ An archive is fetched as ``NAME.part``, which a later run continues, and is call
 size and checksum are right. It is unpacked to ``NAME.tree``, and deleted once ``NAME.json`` lists
 what came out of it. A part's trees move to their place when all of them are whole, so that no
 machine type is ever seen with a few of its recordings.
-
-pooch has no downloads that continue, so these run on requests; pooch computes the checksum.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -27,10 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-import pooch
 import requests
 from rich.console import Console
-from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from asdproto.data.dcase import name_fault, path_fault
@@ -53,8 +50,6 @@ _WORK = ".download"
 _CHUNK = 2**16  # of which a broken connection loses one
 _TIMEOUT = 60  # seconds without a byte
 _TRIES = 6  # in a row that bring nothing; the waits between them add up to a minute
-# Recordings of DCASE and MIMII are 1.3 to 1.4 times as large as their archives.
-_EXPANSION = 1.5
 
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
@@ -71,27 +66,15 @@ class _Archive:
     work: Path
     target: Path
 
-    @property
-    def file(self) -> Path:
-        return self.work / self.name
-
-    @property
-    def part(self) -> Path:
-        return self.work / f"{self.name}.part"
-
-    @property
-    def tree(self) -> Path:
-        return self.work / f"{self.name}.tree"
-
-    @property
-    def contents(self) -> Path:
-        return self.work / f"{self.name}.json"
+    def at(self, suffix: str = "") -> Path:
+        """Itself, or what is made on its way."""
+        return self.work / f"{self.name}{suffix}"
 
     def files(self) -> dict[str, int]:
         """Path and size of what came out of it; empty before it is unpacked."""
-        if not self.contents.exists():
+        if not self.at(".json").exists():
             return {}
-        contents = read_json(self.contents, remedy="Delete it, and run this again.")
+        contents = read_json(self.at(".json"), remedy="Delete it, and run this again.")
         return contents["files"] if contents["checksum"] == self.checksum else {}
 
     def is_in(self, *folders: Path) -> bool:
@@ -126,45 +109,44 @@ def download(
       Folder (``root/dev_data``, ``root/eval_data``) -> how many files came into it now.
 
     Raises:
-      DataError: The disk has too little space, the server has no such record or stays silent, a
-        checksum is wrong, an archive is damaged or wants to write elsewhere, the folder holds other
-        recordings, or another process works in it.
-      OSError: The disk failed, or is full after all.
+      DataError: The server has no such record or stays silent, a checksum is wrong, an archive is
+        damaged or wants to write elsewhere, the folder holds other recordings, or another process
+        works in it.
+      OSError: The disk failed, or is full.
     """
     root = Path(root)
     for name, known in ((dataset, RECORDS), *((part, FOLDERS) for part in parts)):
         if name not in known:
             raise DataError("download", quoted(name), f"one of {', '.join(known)}", "Correct it.")
-    work = root / _WORK / dataset
     _refuse_foreign(root, dataset, parts)
+    work = root / _WORK / dataset
     work.mkdir(parents=True, exist_ok=True)
     fetched = {root / FOLDERS[part]: 0 for part in parts}
-    with locked(work, "lock"), requests.Session() as session:
-        todo: dict[str, list[_Archive]] = {}
+    bars = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not progress,
+    )
+    with locked(work, "lock"), requests.Session() as session, bars:
         for part in dict.fromkeys(parts):
-            record = RECORDS[dataset][part]
-            place = (work / str(record), root / FOLDERS[part])
-            archives = _known(*place)
-            if not archives or not all(archive.is_in(archive.target) for archive in archives):
+            record, target = RECORDS[dataset][part], root / FOLDERS[part]
+            archives = _known(work / str(record), target)
+            if not archives or not all(archive.is_in(target) for archive in archives):
                 url = f"{server.rstrip('/')}/api/records/{record}"
-                archives = _ask(session, url, pause, *place)
-            todo[part] = [archive for archive in archives if not archive.is_in(archive.target)]
-        every = [archive for archives in todo.values() for archive in archives]
-        _check_space(root, every)
-        with _bars(progress and bool(every)) as bars:
-            for part, archives in todo.items():
-                if progress and archives:
-                    size = decimal(sum(archive.size for archive in archives))
-                    bars.console.print(f"{part}: {size} to fetch", highlight=False)
-                for archive in archives:
-                    if not archive.is_in(archive.tree, archive.target):
-                        _fetch(session, archive, pause, bars)
-                        _unpack(archive, bars)
-                    archive.file.unlink(missing_ok=True)
-                for archive in archives:
-                    if archive.tree.exists():
-                        _move(archive.tree, archive.target)
-                    fetched[archive.target] += len(archive.files())
+                archives = _ask(session, url, pause, work / str(record), target)
+            missing = [archive for archive in archives if not archive.is_in(target)]
+            for archive in missing:
+                if not archive.is_in(archive.at(".tree"), target):
+                    _fetch(session, archive, pause, bars)
+                    _unpack(archive, bars)
+                archive.at().unlink(missing_ok=True)
+            for archive in missing:
+                if archive.at(".tree").exists():
+                    _move(archive.at(".tree"), target)
+                fetched[target] += len(archive.files())
     return fetched
 
 
@@ -262,12 +244,13 @@ def _patiently(
 
 def _fetch(session: requests.Session, archive: _Archive, pause: float, bars: Progress) -> None:
     """Fetches what is missing of an archive, and checks its size and its checksum."""
-    if size_of(archive.file) == archive.size:  # it was checked before it got its name
+    if size_of(archive.at()) == archive.size:  # it was checked before it got its name
         return
+    part = archive.at(".part")
     bar = bars.add_task(archive.name, total=archive.size)
 
     def attempt() -> None:
-        with open(archive.part, "ab") as stream:
+        with open(part, "ab") as stream:
             have = stream.tell()
             if have > archive.size:
                 wrong(f"{have:,} bytes")
@@ -286,7 +269,7 @@ def _fetch(session: requests.Session, archive: _Archive, pause: float, bars: Pro
                     for chunk in response.iter_content(_CHUNK):
                         if have + len(chunk) > archive.size:
                             wrong(f"more than {archive.size:,} bytes")
-                        with naming(archive.part):
+                        with naming(part):
                             stream.write(chunk)
                         have += len(chunk)
                         bars.update(bar, completed=have)
@@ -294,34 +277,34 @@ def _fetch(session: requests.Session, archive: _Archive, pause: float, bars: Pro
             raise requests.ConnectionError("the answer ends too early")
 
     def wrong(found: str) -> None:
-        archive.part.unlink()
+        part.unlink()
         expected = f"the {archive.size:,} bytes with {archive.checksum} that the record names"
         remedy = "Run this again: it is fetched from its beginning."
         raise DataError(archive.url, found, expected, remedy)
 
-    _patiently(attempt, archive.url, pause, lambda: max(0, size_of(archive.part)))
+    _patiently(attempt, archive.url, pause, lambda: max(0, size_of(part)))
     algorithm, _, digest = archive.checksum.partition(":")
-    computed = pooch.file_hash(str(archive.part), algorithm)
+    with open(part, "rb") as stream:
+        computed = hashlib.file_digest(stream, algorithm).hexdigest()
     if computed != digest.lower():
         wrong(f"bytes with {algorithm}:{computed}")
-    os.replace(archive.part, archive.file)
+    os.replace(part, archive.at())
     bars.update(bar, completed=archive.size)
 
 
 def _unpack(archive: _Archive, bars: Progress) -> None:
     """Unpacks an archive into its tree, and lists what is in it once all of it is."""
-    archive.contents.unlink(missing_ok=True)
-    if archive.tree.exists():
-        shutil.rmtree(archive.tree)
+    tree = archive.at(".tree")
+    archive.at(".json").unlink(missing_ok=True)
+    if tree.exists():
+        shutil.rmtree(tree)
     try:
-        with zipfile.ZipFile(archive.file) as zipped:
-            members = _members(archive.file, zipped.infolist())
+        with zipfile.ZipFile(archive.at()) as zipped:
+            members = _members(archive.at(), zipped.infolist())
             files = {name: member.file_size for name, member in members.items()}
-            total = sum(files.values())
-            _need(archive.work, total, f"for what is in {archive.name}")
-            bar = bars.add_task(f"{archive.name}, unpacking", total=total)
+            bar = bars.add_task(f"{archive.name}, unpacking", total=sum(files.values()))
             for name, member in members.items():
-                path = archive.tree / name
+                path = tree / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 # zipfile reads no more than the size that the archive states for a member.
                 with (
@@ -333,12 +316,11 @@ def _unpack(archive: _Archive, bars: Progress) -> None:
                         raise zipfile.BadZipFile(f"{name} is too short")
                 bars.advance(bar, member.file_size)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        archive.file.unlink()
+        archive.at().unlink()
         remedy = "Run this again: it is fetched anew. Report it if that does not help."
-        raise DataError(archive.file, f"damage ({error})", "a whole zip archive", remedy) from error
+        raise DataError(archive.at(), f"damage ({error})", "a whole zip archive", remedy) from error
     os.sync()  # once, and not once a file: a list on the disk says that its files are, too
-    listed = {"checksum": archive.checksum, "files": files}
-    write_json(archive.contents, listed)
+    write_json(archive.at(".json"), {"checksum": archive.checksum, "files": files})
 
 
 def _members(file: Path, infos: Iterable[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
@@ -374,31 +356,3 @@ def _move(source: Path, target: Path) -> None:
         source.rmdir()
     else:
         os.replace(source, target)
-
-
-def _check_space(root: Path, archives: Sequence[_Archive]) -> None:
-    """Checks that a disk can hold the archives' contents and the largest archive beside them."""
-    left = [archive for archive in archives if not archive.is_in(archive.tree, archive.target)]
-    if left:
-        here = sum(max(0, size_of(a.part), size_of(a.file)) for a in left)
-        need = sum(_EXPANSION * a.size for a in left) + max(a.size for a in left) - here
-        _need(root, int(need), "for the archives and what is in them")
-
-
-def _need(folder: Path, size: int, purpose: str) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < size:
-        found, expected = f"{decimal(free)} of free space", f"{decimal(size)} {purpose}"
-        remedy = "Make room, or choose another folder: what has come is kept."
-        raise DataError(folder, found, expected, remedy)
-
-
-def _bars(show: bool) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not show,
-    )

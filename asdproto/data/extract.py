@@ -10,7 +10,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
@@ -21,11 +21,11 @@ from asdproto.data.identity import changes, identity_of, stamp_of
 from asdproto.data.parallel import parallel
 from asdproto.data.problems import (
     CollectionError,
-    Problem,
-    as_problem,
     copies,
+    errors_in,
     label_problems,
     leave_out,
+    overlong,
 )
 from asdproto.data.store import (
     FEATURES,
@@ -33,13 +33,10 @@ from asdproto.data.store import (
     TABLE,
     FeatureStore,
     Row,
-    as_settings,
-    check_dtype,
     is_store,
     open_store,
     save_store,
 )
-from asdproto.data.validate import padded
 from asdproto.errors import DataError, counted, printable, some
 from asdproto.files import check_folder, checksum, locked, naming, remove_abandoned
 
@@ -83,9 +80,10 @@ def build_store(
       OSError: The disk is full.
     """
     settings = features.FeatureSettings() if settings is None else settings
-    check_dtype(dtype)
     if on_error not in ("stop", "skip"):
         raise ValueError(f"on_error must be 'stop' or 'skip', found {on_error!r}")
+    if dtype not in ("float16", "float32"):
+        raise ValueError(f"dtype must be 'float16' or 'float32', found {dtype!r}")
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be at least 1, found {workers}")
     path = Path(path)
@@ -98,7 +96,25 @@ def build_store(
         with naming(path), locked(path, LOCK), tempfile.TemporaryFile(dir=path) as spool:
             remove_abandoned(path)
             rows, errors = _extract(collection, spool, settings, dtype, workers, progress)
-            _save(path, collection, rows, errors, spool, settings, dtype, on_error)
+            blocks = _blocks(spool, rows, settings.columns, dtype)
+            rows, skipped = _usable(collection, rows, blocks, errors, on_error)
+            save_store(
+                path,
+                rows,
+                (blocks[row.clip.path] for row in rows),
+                settings=settings,
+                columns=settings.columns,
+                dtype=dtype,
+                skipped=[
+                    # No stamp is that of a section, or of a row of a csv.
+                    {"file": e.file, "found": e.found, "stamp": list(collection.stamp(e.file))}
+                    for e in skipped
+                ],
+            )
+        if skipped:
+            names = some([error.file for error in skipped])
+            text = f"{counted(len(skipped), 'fault')} left out ({names})"
+            warnings.warn(printable(f"{text}; {path / MANIFEST} lists all"), stacklevel=2)
         if progress:
             _say_notes(rows, settings.sample_rate)
     store = open_store(path, expect=settings)
@@ -116,32 +132,34 @@ def _extract(
     dtype: str,
     workers: int | None,
     progress: bool,
-) -> tuple[list[Row], list[Problem]]:
+) -> tuple[list[Row], list[DataError]]:
     """Write the frames of every usable clip to a file; its row, or what is wrong with it."""
     from rich.console import Console
     from rich.progress import track
 
-    def extract(clip: Clip) -> tuple[Row, np.ndarray] | Problem:
-        file = collection.root / clip.path
+    def extract(clip: Clip) -> tuple[Row, np.ndarray] | DataError:
+        file, stamp = collection.root / clip.path, collection.stamps[clip.path]
         try:
             frames, info = features.file_features(file, settings)
+            if stamp_of(file) != stamp:
+                found, expected = "a file that changed meanwhile", "files at rest"
+                raise DataError(file, found, expected, "Run this again.")
         except DataError as error:
-            return as_problem(error, clip.path)
-        stamp = collection.stamps[clip.path]
-        if stamp_of(file) != stamp:
-            found, expected = "a file that changed meanwhile", "files at rest"
-            return Problem(clip.path, found, expected, "Run this again.")
+            return error.at(clip.path)
         block = frames.astype(dtype)
         return Row(clip, len(block), checksum(block), stamp, info), block
 
     rows, errors = [], []
     clips = collection.usable()
-    results = parallel(extract, clips, workers)
     console = Console(stderr=True)
     for result in track(
-        results, "Extracting features", len(clips), console=console, disable=not progress
+        parallel(extract, clips, workers),
+        "Extracting features",
+        len(clips),
+        console=console,
+        disable=not progress,
     ):
-        if isinstance(result, Problem):
+        if isinstance(result, DataError):
             errors.append(result)
         else:
             rows.append(result[0])
@@ -150,86 +168,64 @@ def _extract(
     return rows, errors
 
 
-def _save(
-    path: Path,
+def _blocks(
+    spool: IO[bytes], rows: Sequence[Row], columns: int, dtype: str
+) -> dict[str, np.ndarray]:
+    """Path of each clip -> its frames in the file."""
+    ends = np.cumsum([row.frames for row in rows])
+    if not rows:
+        return {}
+    frames = np.memmap(spool, dtype, "r", shape=(int(ends[-1]), columns))
+    return {r.clip.path: frames[end - r.frames : end] for r, end in zip(rows, ends, strict=True)}
+
+
+def _usable(
     collection: Collection,
-    rows: Sequence[Row],
-    errors: Sequence[Problem],
-    spool: IO[bytes],
-    settings: features.FeatureSettings,
-    dtype: str,
+    rows: list[Row],
+    blocks: Mapping[str, np.ndarray],
+    errors: list[DataError],
     on_error: str,
-) -> None:
-    """Write the store, without what cannot be used if that is to be left out."""
-    blocks: dict[str, np.ndarray] = {}
-    if rows:
-        shape = sum(row.frames for row in rows), settings.columns
-        frames = np.memmap(spool, dtype, "r", shape=shape)
-        ends = np.cumsum([row.frames for row in rows])
-        blocks = {
-            r.clip.path: frames[end - r.frames : end] for r, end in zip(rows, ends, strict=True)
-        }
-    errors = [*errors, *(problem for problem in _compare(rows, blocks) if problem.is_error)]
-    kept = leave_out([row.clip for row in rows], {error.file for error in errors})
-    if not kept or (errors and on_error == "stop"):
+) -> tuple[list[Row], list[DataError]]:
+    """The rows to store, and why others are left out; an error where nothing is to be left out."""
+    errors = [*errors, *errors_in(_compare(rows, blocks))]
+    clips = leave_out([row.clip for row in rows], {error.file for error in errors})
+    if not clips or (errors and on_error == "stop"):
         raise CollectionError(collection.path, errors)
     # A section may have lost all of its training clips.
-    lost = [problem for problem in label_problems(kept) if problem.is_error]
-    kept = leave_out(kept, {problem.file for problem in lost})
-    skipped = [
-        {
-            "file": error.file,
-            "found": error.found,
-            # None of a section, or of a row of a csv.
-            "stamp": list(collection.stamps.get(error.file, (0, 0))),
-        }
-        for error in (*collection.errors, *errors, *lost)
-    ]
-    usable = set(kept)
+    lost = errors_in(label_problems(clips))
+    usable = set(leave_out(clips, {error.file for error in lost}))
     rows = [row for row in rows if row.clip in usable]
-    save_store(
-        path,
-        rows,
-        (blocks[row.clip.path] for row in rows),
-        columns=settings.columns,
-        skipped=skipped,
-        settings=as_settings(settings),
-        dtype=dtype,
-    )
-    if skipped:
-        names = some([str(error["file"]) for error in skipped])
-        text = f"{counted(len(skipped), 'fault')} left out ({names}); {path / MANIFEST} lists all"
-        warnings.warn(printable(text), stacklevel=3)
+    return rows, [*collection.errors, *errors, *lost]
 
 
-def _compare(rows: Sequence[Row], blocks: Mapping[str, np.ndarray]) -> Iterator[Problem]:
+def _compare(rows: Sequence[Row], blocks: Mapping[str, np.ndarray]) -> Iterator[DataError]:
     """What shows between clips: copies, and lengths that do not fit into one store."""
-    yield from padded({row.clip.path: row.frames for row in rows})
-    alike: dict[Any, list[Clip]] = defaultdict(list)
+    yield from overlong({row.clip.path: row.frames for row in rows})
+    alike: dict[tuple[int, int], list[Clip]] = defaultdict(list)
     for row in rows:
         if row.audio is not None and not row.audio.is_constant:  # silence is no copy of silence
             alike[row.frames, row.crc32].append(row.clip)
     for key, (first, *others) in alike.items():
-        original = blocks[first.path]
-        same = [clip for clip in others if np.array_equal(blocks[clip.path], original)]
-        yield from copies({key: [first, *same]})
+        if others:
+            original = blocks[first.path].tobytes()
+            same = [clip for clip in others if blocks[clip.path].tobytes() == original]
+            yield from copies({key: [first, *same]})
 
 
 def _difference(store: FeatureStore, collection: Collection, dtype: str, on_error: str) -> str:
     """What keeps a store from being that of a collection; ``""`` if nothing does."""
     skipped = {entry["file"]: tuple(entry["stamp"]) for entry in store.manifest["skipped"]}
-    clips = leave_out(collection.clips, skipped)
-    now = identity_of(clips, [collection.stamps[clip.path] for clip in clips])
-    if text := changes(store.identity(), now):
+    before, clips = store.identity(), leave_out(collection.clips, skipped)
+    now = identity_of(clips, map(collection.stamp, (clip.path for clip in clips)))
+    if text := changes(before, now):
         return f"features of the collection before it changed: {text}"
-    if list(now) != list(store.identity()):
+    if list(now) != list(before):
         return "the same clips in another order"
-    if store.dtype != dtype:
-        return f"{store.dtype} features, {dtype} asked for"
+    if store.features.dtype != dtype:
+        return f"{store.features.dtype} features, {dtype} asked for"
     if skipped and on_error == "stop":
         return f"{counted(len(skipped), 'fault')} left out ({some(list(skipped))})"
-    stamps = collection.stamps
-    changed = [file for file, stamp in skipped.items() if stamps.get(file, (0, 0)) != stamp]
+    changed = [file for file, stamp in skipped.items() if collection.stamp(file) != stamp]
     return f"recordings left out that changed since: {some(changed)}" if changed else ""
 
 

@@ -2,7 +2,7 @@
 
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from asdproto.data.dcase import Clip
@@ -21,34 +21,21 @@ def stamp_of(file: Path) -> Stamp:
     return status.st_size, status.st_mtime_ns
 
 
-def identity_of(clips: Sequence[Clip], stamps: Sequence[Stamp]) -> dict[str, list[int]]:
-    """The identity of clips whose files have these stamps.
-
-    Args:
-      clips: The clips.
-      stamps: The stamp of each.
+def identity_of(clips: Iterable[Clip], stamps: Iterable[Stamp]) -> dict[str, list[int]]:
+    """The identity of clips whose files have these stamps, fit for json.
 
     Returns:
       Path of each clip -> its size in bytes, its modification time in nanoseconds, and a checksum
-      of what is known about it; fit for json.
+      of what is known about it.
     """
     return {
-        clip.path: [*stamp, zlib.crc32("\0".join(facts_of(clip)).encode())]
+        clip.path: [*stamp, zlib.crc32("\0".join(clip.fields()[1:]).encode())]
         for clip, stamp in zip(clips, stamps, strict=True)
     }
 
 
-def facts_of(clip: Clip) -> tuple[str, ...]:
-    """Everything that is known of a clip but its path."""
-    return clip.machine_type, clip.section, clip.domain, clip.split, clip.state, clip.attributes
-
-
 def changes(before: Mapping[str, Sequence[int]], now: Mapping[str, Sequence[int]]) -> str:
     """Say in one line what changed between two identities.
-
-    Args:
-      before: The identity then.
-      now: The identity now.
 
     Returns:
       Such as ``"3 files added (c.wav, d.wav, e.wav), 1 changed (a.wav)"``; ``""`` where nothing

@@ -15,11 +15,8 @@ import csv
 import dataclasses
 import functools
 import importlib.metadata
-import io
 import json
 import os
-import shutil
-import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,23 +27,19 @@ import numpy as np
 
 from asdproto.audio_info import AudioInfo, audio_statistics
 from asdproto.data.dcase import Clip
-from asdproto.data.identity import identity_of
-from asdproto.errors import DataError, some
+from asdproto.data.identity import Stamp, identity_of
+from asdproto.errors import some
 from asdproto.files import (
+    check_manifest,
     checksum,
     csv_text,
-    json_checksum,
-    read_json,
     replacing,
     write_atomically,
-    write_json,
+    write_manifest,
 )
 
-FORMAT = 2
+FORMAT = 3
 FEATURES, TABLE, MANIFEST = "features.npy", "table.csv", "manifest.json"
-DTYPES = ("float16", "float32")
-# Size of a store over that of its clips without padding; see overlong.
-MOST_PADDED = 4
 _CLIP_FIELDS = tuple(field.name for field in dataclasses.fields(Clip))
 _AUDIO_FIELDS = tuple(field.name for field in dataclasses.fields(AudioInfo))
 _COLUMNS = (*_CLIP_FIELDS, "frames", "crc32", "bytes", "modified_ns", *_AUDIO_FIELDS)
@@ -61,15 +54,14 @@ class Row:
       clip: What is known of it.
       frames: Its frames.
       crc32: Checksum of these frames as stored.
-      stamp: Size in bytes and modification time in nanoseconds of its source file; ``(0, 0)``
-        where the features came as an array.
+      stamp: Of its recording; ``(0, 0)`` where the features came as an array.
       audio: What its recording was; ``None`` where the features came as an array.
     """
 
     clip: Clip
     frames: int
     crc32: int
-    stamp: tuple[int, int] = (0, 0)
+    stamp: Stamp = (0, 0)
     audio: AudioInfo | None = None
 
 
@@ -104,36 +96,19 @@ class FeatureStore:
         """Frames of each clip, int32, shape ``[clips]``."""
         return np.array([row.frames for row in self.rows], np.int32)
 
-    @property
-    def dtype(self) -> np.dtype:
-        """float16 or float32: what features of a recording must be rounded to, to equal these."""
-        return self.features.dtype
-
     def read(self, index: int) -> np.ndarray:
-        """One clip without its padding.
-
-        Args:
-          index: Position in :attr:`clips`.
-
-        Returns:
-          float32, shape ``[frames, mels]``, a copy.
-        """
+        """A copy of one clip without its padding, float32, shape ``[frames, mels]``."""
         return np.array(self.features[index, : self.frames[index]], dtype=np.float32)
 
     def identity(self) -> dict[str, list[int]]:
-        """As :meth:`asdproto.data.collection.Collection.identity`, of the recordings then.
-
-        Where features came as arrays, their checksum stands for the modification time.
-        """
-        stamps = [row.stamp if any(row.stamp) else (0, row.crc32) for row in self.rows]
-        return identity_of(self.clips, stamps)
+        """As :meth:`asdproto.data.collection.Collection.identity`, of the recordings then."""
+        return identity_of(self.clips, (row.stamp for row in self.rows))
 
     def audio_statistics(self) -> dict[str, dict[str, list[float]]]:
-        """What the training recordings of each machine type have in common.
+        """Machine type -> what its training recordings have in common, fit for json.
 
-        Returns:
-          Machine type -> :func:`asdproto.audio.audio_statistics`, fit for json; without those
-          whose features came as arrays.
+        As :func:`asdproto.audio_info.audio_statistics` says it; nothing is known of features that
+        came as arrays.
         """
         infos: dict[str, list[AudioInfo]] = defaultdict(list)
         for row in self.rows:
@@ -158,90 +133,12 @@ class FeatureStore:
             raise DataError(self.root / FEATURES, found, expected, _AGAIN)
 
 
-def write_store(
-    path: str | os.PathLike,
-    features: np.ndarray | Sequence[np.ndarray],
-    clips: Sequence[Clip],
-    *,
-    frames: Sequence[int] | np.ndarray | None = None,
-    settings: Any,
-    dtype: str = "float16",
-) -> FeatureStore:
-    """Make a store from arrays that somebody computed.
-
-    Args:
-      path: Folder to make; it must not hold a store yet.
-      features: Shape ``[clips, max_frames, mels]``, or a sequence of ``[frames, mels]``.
-      clips: One for each.
-      frames: Frames that count in each clip, for the array form; all of them by default.
-      settings: A dictionary, or a dataclass, that says how the features were made.
-      dtype: ``"float16"`` or ``"float32"``.
-
-    Returns:
-      The store, open.
-
-    Raises:
-      DataError: The folder is taken, shapes disagree, or a value is not finite as ``dtype``.
-    """
-    path = Path(path)
-    check_dtype(dtype)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise DataError(path, "something there already", "a new folder", "Choose another folder.")
-    counts = [len(array) for array in features] if frames is None else [int(n) for n in frames]
-    if not len(features) == len(clips) == len(counts) > 0:
-        found = f"{len(features)} arrays, {len(clips)} clips and {len(counts)} counts of frames"
-        raise DataError(path, found, "as many of each, at least one", "Correct them.")
-    mels = np.shape(features[0])[-1]
-    rows, blocks = [], []
-    for clip, array, count in zip(clips, features, counts, strict=True):
-        block = np.asarray(array)
-        if block.ndim != 2 or block.shape[1] != mels or not 0 < count <= len(block):
-            found = f"features of shape {block.shape}, of which {count} frames count"
-            expected = f"shape [frames, {mels}] and at least one frame"
-            raise DataError(clip.path, found, expected, "Correct the array or the count.")
-        with np.errstate(over="ignore"):
-            block = block[:count].astype(dtype)
-        if not np.isfinite(block).all():
-            found = f"values that are not finite as {dtype}"
-            remedy = "Correct the features, or choose dtype float32."
-            raise DataError(clip.path, found, "finite values", remedy)
-        rows.append(Row(clip, count, checksum(block)))
-        blocks.append(block)
-    path.mkdir(parents=True, exist_ok=True)
-    try:
-        save_store(path, rows, blocks, settings=as_settings(settings), columns=mels, dtype=dtype)
-    except BaseException:
-        shutil.rmtree(path, ignore_errors=True)
-        raise
-    return open_store(path)
-
-
-def overlong(frames: Mapping[str, int]) -> list[str]:
-    """Clips so much longer than the others that a store would hold padding in the main.
-
-    All clips of a store are as long as its longest, on disk and on the devices that train, where
-    one rectangular array makes a crop a single gather. That wastes nothing while lengths are alike,
-    so what is limited is how unlike they may be.
-
-    Args:
-      frames: Length of each clip.
-
-    Returns:
-      Those to leave out, longest first, so that the others take at most 4 times their own size.
-    """
-    order, total, longest = sorted(frames, key=frames.__getitem__), sum(frames.values()), []
-    while order and frames[order[-1]] * len(order) > MOST_PADDED * total:
-        longest.append(order.pop())
-        total -= frames[longest[-1]]
-    return longest
-
-
 def save_store(
     folder: Path,
     rows: Sequence[Row],
     blocks: Iterable[np.ndarray],
     *,
-    settings: dict,
+    settings: Any,
     columns: int,
     dtype: str,
     skipped: Sequence[Mapping[str, Any]] = (),
@@ -251,42 +148,39 @@ def save_store(
     Args:
       folder: Where.
       rows: One for each clip.
-      blocks: Features of each clip, ``dtype``, shape ``[frames, mels]``.
-      settings: How they were made.
+      blocks: Features of each clip, ``dtype``, shape ``[frames, columns]``.
+      settings: How they were made, a dictionary or a dataclass.
       columns: Numbers in a frame.
-      dtype: Of the store.
+      dtype: ``"float16"`` or ``"float32"``.
       skipped: What was left out, for the manifest.
 
     Raises:
       OSError: The disk is full, for example; names the file.
     """
     shape = (len(rows), max(row.frames for row in rows), columns)
-    about = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+    header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
     row_bytes = shape[1] * shape[2] * np.dtype(dtype).itemsize
     # Written, not mapped: a full disk is then an error, and not the end of the process.
     with replacing(folder / FEATURES) as stream:
-        np.lib.format.write_array_header_1_0(stream, about)
+        np.lib.format.write_array_header_1_0(stream, header)
         for block in blocks:
             stream.write(np.ascontiguousarray(block).data)
             stream.write(bytes(row_bytes - block.nbytes))
     lines: list[Iterable[Any]] = [_COLUMNS]
     for row in rows:
-        audio = [""] * len(_AUDIO_FIELDS) if row.audio is None else dataclasses.astuple(row.audio)
         known = row.frames, f"{row.crc32:08x}", *row.stamp
-        lines.append([*dataclasses.astuple(row.clip), *known, *audio])
-    table = csv_text(lines).encode()
-    manifest = {
+        audio = [getattr(row.audio, name, "") for name in _AUDIO_FIELDS]
+        lines.append([*row.clip.fields(), *known, *audio])
+    write_atomically(folder / TABLE, csv_text(lines).encode())
+    about = {
         "format": FORMAT,
-        "settings": settings,
+        "settings": _as_settings(settings),
         "dtype": dtype,
         "shape": shape,
         "skipped": list(skipped),
-        "table_crc32": f"{zlib.crc32(table):08x}",
         "versions": versions(),
     }
-    manifest["crc32"] = f"{json_checksum(manifest):08x}"
-    write_atomically(folder / TABLE, table)
-    write_json(folder / MANIFEST, manifest)
+    write_manifest(folder / MANIFEST, [TABLE], about)
 
 
 def is_store(path: str | os.PathLike) -> bool:
@@ -300,8 +194,7 @@ def open_store(path: str | os.PathLike, *, expect: Any = None, verify: bool = Tr
     Args:
       path: Its folder.
       expect: Feature settings (a dictionary or a dataclass) that it must have been made with.
-      verify: Compare every clip with its checksum: 0.2 seconds of processor time per GB, about
-        twice what a copy from the disk's cache takes.
+      verify: Compare every clip with its checksum: 0.2 seconds of processor time per GB.
 
     Returns:
       The store.
@@ -321,17 +214,11 @@ def open_store(path: str | os.PathLike, *, expect: Any = None, verify: bool = Tr
     for name in (TABLE, FEATURES):
         if not os.path.isfile(root / name):  # opening a pipe would wait for a writer
             raise damaged(name, "no such file", "a whole store")
-    manifest = read_json(root / MANIFEST, remedy=_AGAIN)
-    own = manifest.pop("crc32", None)
-    if own != f"{json_checksum(manifest):08x}":
-        raise damaged(MANIFEST, "a manifest that was changed", "as written")
+    manifest = check_manifest(root / MANIFEST, remedy=_AGAIN)
     if manifest.get("format") != FORMAT:
         raise damaged(MANIFEST, f"format {manifest.get('format')}", f"format {FORMAT}")
     shape, dtype, settings = tuple(manifest["shape"]), manifest["dtype"], manifest["settings"]
-    table = (root / TABLE).read_bytes()
-    if f"{zlib.crc32(table):08x}" != manifest["table_crc32"]:
-        raise damaged(TABLE, "a table that was changed", "the one written")
-    rows = _read_rows(table)
+    rows = _read_rows(root / TABLE)
     try:
         features = np.lib.format.open_memmap(root / FEATURES, mode="r")
     except Exception as error:  # numpy parses the header, and has an error for each way to fail
@@ -341,16 +228,17 @@ def open_store(path: str | os.PathLike, *, expect: Any = None, verify: bool = Tr
         found = f"{features.dtype} {features.shape} and {len(rows)} rows"
         raise damaged(FEATURES, found, f"{dtype} {shape} as the manifest says")
     if expect is not None:
-        _check_settings(root, settings, as_settings(expect))
+        _check_settings(root, settings, _as_settings(expect))
     store = FeatureStore(root, features, rows, settings, manifest)
     if verify:
         store.verify()
     return store
 
 
-def _read_rows(table: bytes) -> list[Row]:
-    """The rows that :func:`save_store` wrote, which the table's checksum vouches for."""
-    _, *lines = csv.reader(io.StringIO(table.decode(), newline=""))
+def _read_rows(table: Path) -> list[Row]:
+    """The rows that :func:`save_store` wrote, which the manifest vouches for."""
+    with open(table, newline="", encoding="utf-8") as stream:
+        _, *lines = csv.reader(stream)
     clip_end, audio_start = len(_CLIP_FIELDS), len(_COLUMNS) - len(_AUDIO_FIELDS)
     rows = []
     for cells in lines:
@@ -365,7 +253,7 @@ def _read_rows(table: bytes) -> list[Row]:
     return rows
 
 
-def as_settings(settings: Any) -> dict[str, Any]:
+def _as_settings(settings: Any) -> dict[str, Any]:
     """Settings as a dictionary that survives json."""
     if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
         settings = dataclasses.asdict(settings)
@@ -383,12 +271,6 @@ def _check_settings(folder: Path, stored: Mapping[str, Any], wanted: Mapping[str
         found = f"features made with other settings: {'; '.join(different)}"
         remedy = "Choose another folder, or delete this one to extract again."
         raise DataError(folder, found, "the settings asked for", remedy)
-
-
-def check_dtype(dtype: str) -> None:
-    """Refuse types that a store cannot hold."""
-    if dtype not in DTYPES:
-        raise DataError("dtype", repr(dtype), f"one of {', '.join(DTYPES)}", "Pass one of them.")
 
 
 def versions(

@@ -10,7 +10,6 @@
 ``attributes`` are empty, where the column or the cell is missing.
 """
 
-import dataclasses
 import difflib
 import os
 import posixpath
@@ -18,7 +17,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from asdproto.data.dcase import AUDIO_SUFFIXES, Clip, name_fault, path_fault, same_text
-from asdproto.data.problems import Problem
 from asdproto.errors import DataError, quoted, spreadsheet_cell
 from asdproto.files import csv_text, read_csv, write_output
 
@@ -32,7 +30,7 @@ _VALUES = {
 }
 
 
-def read_table(csv_path: str | os.PathLike) -> tuple[list[Clip], list[Problem]]:
+def read_table(csv_path: str | os.PathLike) -> tuple[list[Clip], list[DataError]]:
     """Read a csv of clips as far as it can be read.
 
     Args:
@@ -47,18 +45,18 @@ def read_table(csv_path: str | os.PathLike) -> tuple[list[Clip], list[Problem]]:
     """
     header, rows = _header_and_rows(csv_path)
     clips: list[Clip] = []
-    problems: list[Problem] = []
+    problems: list[DataError] = []
     first_row: dict[str, int] = {}
     for number, cells in rows:
         place = f"{csv_path}: row {number}"
         if cells == header:
             found = "the header a second time"
-            problems.append(Problem(place, found, "a clip", "Remove the row."))
+            problems.append(DataError(place, found, "a clip", "Remove the row."))
             continue
         if len(cells) > len(header):
             found, expected = f"{len(cells)} cells", f"{len(header)}, as the header has"
             remedy = "Put quotation marks around a value that holds a comma."
-            problems.append(Problem(place, found, expected, remedy))
+            problems.append(DataError(place, found, expected, remedy))
             continue
         row = dict(zip(header, cells, strict=False))
         values = {column: same_text(row.get(column, "")) for column in COLUMNS}
@@ -67,7 +65,7 @@ def read_table(csv_path: str | os.PathLike) -> tuple[list[Clip], list[Problem]]:
         section = values["section"] or "00"
         values["section"] = section.zfill(2) if section.isdecimal() else section
         faults = [
-            Problem(f"{place}, column {column}", quoted(values[column]), expected, remedy)
+            DataError(f"{place}, column {column}", quoted(values[column]), expected, remedy)
             for column, expected, remedy in _faults(values)
         ]
         # Two ways to write one path, as in a//b and a/./b, are one clip.
@@ -77,7 +75,7 @@ def read_table(csv_path: str | os.PathLike) -> tuple[list[Clip], list[Problem]]:
             found = f"{quoted(file)} a second time"
             expected = f"each file once; it stands in row {first_row[file]} already"
             remedy = "Remove one of the rows."
-            faults = [Problem(f"{place}, column file", found, expected, remedy)]
+            faults = [DataError(f"{place}, column file", found, expected, remedy)]
         problems += faults
         if not faults:
             first_row[file] = number
@@ -144,5 +142,5 @@ def write_table(path: str | os.PathLike, clips: Iterable[Clip]) -> None:
       path: The file; it belongs at the collection's root. An earlier table is replaced.
       clips: The clips.
     """
-    rows = ([spreadsheet_cell(cell) for cell in dataclasses.astuple(clip)] for clip in clips)
+    rows = ([spreadsheet_cell(cell) for cell in clip.fields()] for clip in clips)
     write_output(Path(path), csv_text([COLUMNS, *rows]))

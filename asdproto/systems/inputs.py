@@ -10,7 +10,7 @@ import numpy as np
 
 from asdproto.audio_info import AudioInfo
 from asdproto.config import ConfigError
-from asdproto.data.collection import audio_files, read_collection
+from asdproto.data.collection import read_collection, walk
 from asdproto.data.dataset import ClipArrays
 from asdproto.data.dcase import Clip, name_fault, parse_name
 from asdproto.data.identity import stamp_of
@@ -45,7 +45,7 @@ def sources_of(clips: Clips) -> list[Any]:
     """The path or the waveform of each clip; the recordings of a folder."""
     if isinstance(clips, str | os.PathLike):
         folder = Path(clips)
-        return [folder / name for name in audio_files(folder)] if folder.is_dir() else [folder]
+        return [folder / name for name in walk(folder)[0]] if folder.is_dir() else [folder]
     if not isinstance(clips, Sequence | np.ndarray):
         raise ConfigError(f"X is a {type(clips).__name__}: expected paths or waveforms")
     return [one if isinstance(one, str | os.PathLike) else np.asarray(one) for one in clips]

@@ -12,7 +12,7 @@ TINY = [
     "finetune.ways=3", "finetune.shots=2", "encoder.crop=32", "--width", "4", "--batch", "4",
     "--clips", "24", "--classes", "6", "--steps", "2", "--rounds", "2", "--runs", "2",
 ]  # fmt: skip
-AUDIO = ("librosa", "soundfile", "pooch")
+AUDIO = ("librosa", "soundfile")
 
 
 @pytest.mark.usefixtures("one_block")

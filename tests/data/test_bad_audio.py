@@ -10,7 +10,7 @@ import soundfile
 
 from asdproto.data.collection import read_collection
 from asdproto.data.extract import build_store
-from asdproto.data.problems import CollectionError
+from asdproto.data.problems import CollectionError, errors_in
 from asdproto.data.validate import validate
 from asdproto.features import FeatureSettings
 
@@ -176,7 +176,7 @@ def test_validation_and_extraction_agree(template, tmp_path, name):
     WRITE[name](root)
     collection = read_collection(root)
     problems = validate(collection, settings=SETTINGS)
-    errors = [problem for problem in problems if problem.is_error]
+    errors = errors_in(problems)
     assert len(errors) == (name in REFUSED), list(map(str, problems))
     assert bool(problems) == (name not in TAKEN), list(map(str, problems))
     assert any(SAID.get(name, "") in str(problem) for problem in problems or [""])

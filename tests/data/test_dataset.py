@@ -5,8 +5,8 @@ import pytest
 
 from asdproto.data.dataset import ClipArrays, prepare, tile_to
 from asdproto.data.dcase import Clip
-from asdproto.data.store import write_store
 from asdproto.errors import DataError
+from tests.stores import write_store
 
 
 def test_clip_arrays_tile_short_clips_and_count_frames():

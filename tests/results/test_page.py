@@ -15,7 +15,6 @@ import soundfile
 
 from asdproto import cli
 from asdproto.data.dcase import Clip
-from asdproto.data.store import write_store
 from asdproto.errors import DataError
 from asdproto.features import FeatureSettings, audio_features
 from asdproto.files import write_arrays, write_manifest
@@ -33,6 +32,7 @@ from asdproto.results.sounds import Sounds
 from asdproto.scoring import metrics
 from asdproto.scoring.thresholds import gamma_threshold
 from tests.results.rows import scored
+from tests.stores import write_store
 
 RATE = 16_000
 SETTINGS = FeatureSettings(n_fft=512, hop_length=256, n_mels=32)

@@ -9,11 +9,11 @@ import pytest
 from asdproto.config import ConfigError
 from asdproto.data.dataset import prepare
 from asdproto.data.dcase import Clip
-from asdproto.data.store import write_store
 from asdproto.models.autoencoder import AutoEncoder
 from asdproto.systems.autoencoder import PRESETS, AutoEncoderSystem, Stacks, fit_networks
 from asdproto.systems.system import RunOptions
 from asdproto.training.devices import use_devices
+from tests.stores import write_store
 
 MELS, CONTEXT = 8, 5
 SYSTEM = AutoEncoderSystem(stage=Stacks(epochs=3, batch_size=64), held_out=0.0, standardize=True)

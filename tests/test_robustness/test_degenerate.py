@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from asdproto.data.dcase import Clip
-from asdproto.data.store import write_store
 from asdproto.errors import DataError
 from asdproto.features import FeatureSettings
 from asdproto.results.run_folder import SCORES, read_figures, read_scores
@@ -23,6 +22,7 @@ from asdproto.systems.run import train_run, train_yardsticks
 from asdproto.systems.system import RunOptions
 from asdproto.training.devices import use_devices
 from asdproto.training.loop import CollapseWarning
+from tests.stores import write_store
 from tests.training import tiny
 
 FEATURES = FeatureSettings(n_mels=tiny.MELS, n_fft=64, hop_length=32)

@@ -17,11 +17,12 @@ import soundfile
 from asdproto.audio import decode
 from asdproto.data.attributes import read_attributes
 from asdproto.data.dcase import Clip, name_fault, path_fault
-from asdproto.data.store import open_store, write_store
+from asdproto.data.store import open_store
 from asdproto.data.table import read_table
 from asdproto.errors import DataError
 from asdproto.features import FeatureSettings, file_features
 from asdproto.files import read_arrays
+from tests.stores import write_store
 
 ROOT = Path(__file__).parents[2]
 # Each is one way to run what data says, and the rule that refuses it.

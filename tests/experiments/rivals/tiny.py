@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 
 from asdproto.data.dcase import Clip
-from asdproto.data.store import write_store
 from asdproto.features import FeatureSettings
 from asdproto.systems import preset
 from experiments import table1
+from tests.stores import write_store
 
 FEATURES = FeatureSettings(n_mels=8, n_fft=16, hop_length=8)
 WAVEFORMS = dataclasses.replace(FEATURES, waveform=True)
