@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-CONSTANT = "one value throughout"  # what is said of such a recording
 _QUIET = -80.0  # dB re full scale, below which nothing is heard
 _MUCH_CLIPPED = 1e-3  # share of samples
 _FAR = 10.0  # dB beyond the levels of training recordings
@@ -51,7 +50,7 @@ class AudioInfo:
         """What a recording of a machine at work should not be, in words."""
         said = []
         if self.is_constant:
-            said.append(CONSTANT)
+            said.append("one value throughout")
         elif self.level < _QUIET:
             said.append(f"nearly silent, {self.level:.0f} dB re full scale")
         if self.channel:
@@ -93,10 +92,7 @@ def describe_samples(
 
 
 def audio_statistics(infos: Iterable[AudioInfo]) -> dict[str, list[float]]:
-    """What recordings have in common, for :func:`compare_with_training`; fit for json.
-
-    Args:
-      infos: Of the training recordings of one machine type, at least one.
+    """What training recordings of a machine type, at least one, have in common; fit for json.
 
     Returns:
       ``sample_rates`` and ``channels`` that occur, and lowest and highest ``level`` and

@@ -8,7 +8,7 @@ import itertools
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -22,14 +22,7 @@ LONG_KEYS = {"spd": "speed"}
 
 
 def attribute_pairs(attributes: str) -> tuple[tuple[str, str], ...]:
-    """Split an attribute string into its pairs.
-
-    Args:
-      attributes: As in :class:`asdproto.data.dcase.Clip`.
-
-    Returns:
-      ``(key, value)`` pairs in order; an odd last word is a key with the value ``""``.
-    """
+    """``(key, value)`` pairs of an attribute string; an odd last word has the value ``""``."""
     words = attributes.split("_") if attributes else []
     return tuple(itertools.zip_longest(words[::2], words[1::2], fillvalue=""))
 
@@ -53,12 +46,6 @@ def read_attributes(csv_path: str | os.PathLike) -> list[AttributeRow]:
     """Read an official attribute file, ``file_name,d1p,d1v[,d2p,d2v...]``, rows of any length.
 
     Columns other than ``file_name`` and the numbered pairs are passed over.
-
-    Args:
-      csv_path: The file.
-
-    Returns:
-      Its rows in order.
 
     Raises:
       DataError: The file cannot be read, its header lacks ``file_name``, or a cell holds control
@@ -95,14 +82,10 @@ def read_attributes(csv_path: str | os.PathLike) -> list[AttributeRow]:
 
 
 def disagreement(row: AttributeRow, attributes: str) -> tuple[str, bool]:
-    """Say how a row contradicts a name's attributes.
+    """Say how a row contradicts the attribute string of a clip's name.
 
     The files list only the attributes that vary within a section, so those the row is silent
     about are no contradiction.
-
-    Args:
-      row: The row.
-      attributes: The attribute string of the clip's name.
 
     Returns:
       What differs, ``""`` if nothing does; and whether the values agree at least. In the official
@@ -118,7 +101,7 @@ def disagreement(row: AttributeRow, attributes: str) -> tuple[str, bool]:
     return ", ".join(wrong), agree
 
 
-def machine_folder(path: str) -> str:
+def _machine_folder(path: str) -> str:
     """Folder that holds a clip's split folder, relative to the root; ``"."`` for the root."""
     parent = PurePosixPath(path).parent
     return (parent.parent if parent.name.lower() in SPLIT_FOLDERS else parent).as_posix()
@@ -141,7 +124,7 @@ def fill_attributes(
     """
     named: dict[tuple[str, str], list[int]] = defaultdict(list)
     for index, clip in enumerate(clips):
-        named[machine_folder(clip.path), same_text(clip.name)].append(index)
+        named[_machine_folder(clip.path), same_text(clip.name)].append(index)
     folders = {folder for folder, _ in named}
     places = [(PurePosixPath(file).parent.as_posix(), root / file, file) for file in files]
     own_split = root.resolve().name.lower()
@@ -179,20 +162,18 @@ def fill_attributes(
                 remedy = "Add the recording, or remove the line."
                 problems.append(DataError(line, found, "a recording of this machine type", remedy))
             for index in meant:
-                problems += _take(row, line, clips, index)
+                if clips[index].attributes:
+                    problems += _contradictions(row, line, clips[index].attributes)
+                else:
+                    text = "_".join(word for pair in row.pairs for word in pair if word)
+                    clips[index] = dataclasses.replace(clips[index], attributes=text)
     return clips, problems
 
 
-def _take(row: AttributeRow, line: str, clips: list[Clip], index: int) -> list[DataError]:
-    """Fill in one clip's attributes, or compare them with those in its name."""
-    clip = clips[index]
-    if not clip.attributes:
-        text = "_".join(word for pair in row.pairs for word in pair if word)
-        clips[index] = dataclasses.replace(clip, attributes=text)
-        return []
-    text, only_keys = disagreement(row, clip.attributes)
-    if not text:
-        return []
-    expected = f"the attributes in the name, {clip.attributes!r}"
-    remedy = "The name is what counts; correct the line or remove it."
-    return [(Notice if only_keys else DataError)(line, text, expected, remedy)]
+def _contradictions(row: AttributeRow, line: str, attributes: str) -> Iterator[DataError]:
+    text, only_keys = disagreement(row, attributes)
+    if text:
+        expected = f"the attributes in the name, {attributes!r}"
+        remedy = "The name is what counts; correct the line or remove it."
+        problem = Notice if only_keys else DataError
+        yield problem(line, text, expected, remedy)

@@ -9,6 +9,7 @@ import numpy as np
 
 from asdproto.data.collection import check_machines
 from asdproto.data.dcase import Clip, assign_classes, class_key
+from asdproto.data.problems import errors_in, label_problems
 from asdproto.data.store import FeatureStore
 from asdproto.errors import DataError
 
@@ -174,8 +175,7 @@ def prepare(
       store: The features.
       crop: Frames of a crop.
       machines: Machine types to keep; all when ``None``.
-      key: Maps a clip to its attribute class; machine type, section, domain and attributes by
-        default. Keys must sort among themselves.
+      key: Maps a clip to its attribute class; keys must sort among themselves.
 
     Returns:
       The data set; its training clips may be of one class only.
@@ -196,22 +196,15 @@ def prepare(
         remedy = "Check the collection with: python -m asdproto validate"
         raise DataError(store.root, found, expected, remedy)
     train_clips = [store.clips[index] for index in train]
-    for clip in train_clips:
-        if clip.state == "anomaly":
-            found, expected = "an anomaly in the training split", "normal clips only"
-            remedy = "Move it to the test split, or correct its state."
-            raise DataError(clip.path, found, expected, remedy)
+    for error in errors_in(label_problems(train_clips)):
+        raise error
     labels, classes = assign_classes(train_clips, key)
-
-    def arrays(rows: list[int]) -> ClipArrays:
-        chosen = np.asarray(rows, np.int64)
-        return ClipArrays(store.features, chosen, store.frames[chosen], crop)
-
-    features = arrays(train)
+    every = ClipArrays(store.features, np.arange(len(store)), store.frames, crop)
+    features = every.take(np.asarray(train, np.int64))
     mean, std = features.statistics()
     return Dataset(
         train=features,
-        test=arrays(test),
+        test=every.take(np.asarray(test, np.int64)),
         train_clips=train_clips,
         test_clips=[store.clips[index] for index in test],
         labels=labels,

@@ -62,11 +62,7 @@ class Folder:
 
 
 def read_folder(name: str) -> Folder:
-    """Read the name of a folder.
-
-    Args:
-      name: One folder's name.
-    """
+    """Read the name of one folder."""
     name = same_text(name)
     if name.lower() in SPLIT_FOLDERS:
         return Folder(split=SPLIT_FOLDERS[name.lower()][0])
@@ -167,7 +163,6 @@ def _hold_out(clips: list[Clip]) -> list[Clip]:
     sections: dict[tuple[str, str], list[int]] = defaultdict(list)
     for index, clip in enumerate(clips):
         sections[clip.machine_type, clip.section].append(index)
-    clips = list(clips)
     for indices in sections.values():
         tested = [clips[index].state for index in indices if clips[index].split == "test"]
         train = [index for index in indices if clips[index].split == "train"]
@@ -185,7 +180,7 @@ def place_of(path: Path, sections: Iterable[tuple[str, str]]) -> tuple[str, str]
 
     Args:
       path: The recording.
-      sections: Machine type and section of what is known.
+      sections: The known pairs of machine type and section.
 
     Returns:
       The machine type that the nearest folder above names, and the section that the name or a

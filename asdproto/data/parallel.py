@@ -17,15 +17,10 @@ Result = TypeVar("Result")
 def parallel(
     function: Callable[[Item], Result], items: Sequence[Item], workers: int | None = None
 ) -> Iterator[Result]:
-    """Apply a function to every item, in threads that use one core each.
+    """Results of a function of every item, in order.
 
-    Args:
-      function: What is done; results do not depend on the number of workers.
-      items: What it is applied to.
-      workers: Threads; by default one for each core that this process may use.
-
-    Yields:
-      The results, in the order of the items.
+    They are computed in threads that use one core each; by default there is one for each core
+    that this process may use.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     pool = ThreadPoolExecutor(workers or min(cores or 1, _MOST_WORKERS))
