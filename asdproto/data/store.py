@@ -28,7 +28,7 @@ import numpy as np
 from asdproto.audio_info import AudioInfo, audio_statistics
 from asdproto.data.dcase import Clip
 from asdproto.data.identity import Stamp, identity_of
-from asdproto.errors import some
+from asdproto.errors import DataError, some
 from asdproto.files import (
     check_manifest,
     checksum,
