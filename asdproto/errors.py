@@ -21,6 +21,10 @@ class DataError(ValueError):
         self.file, self.found, self.expected, self.remedy = str(file), found, expected, remedy
         super().__init__(describe(self.file, found, expected, remedy))
 
+    def at(self, file: str | os.PathLike) -> "DataError":
+        """The same error of a file under another name."""
+        return type(self)(file, self.found, self.expected, self.remedy)
+
 
 def describe(file: str, found: str, expected: str, remedy: str) -> str:
     """The sentence for people."""
