@@ -211,10 +211,9 @@ def open_store(path: str | os.PathLike, *, expect: Any = None, verify: bool = Tr
     def damaged(name: str, found: str, expected: str) -> DataError:
         return DataError(root / name, found, expected, _AGAIN)
 
-    for name in (TABLE, FEATURES):
-        if not os.path.isfile(root / name):  # opening a pipe would wait for a writer
-            raise damaged(name, "no such file", "a whole store")
     manifest = check_manifest(root / MANIFEST, remedy=_AGAIN)
+    if not os.path.isfile(root / FEATURES):  # opening a pipe would wait for a writer
+        raise damaged(FEATURES, "no such file", "a whole store")
     if manifest.get("format") != FORMAT:
         raise damaged(MANIFEST, f"format {manifest.get('format')}", f"format {FORMAT}")
     shape, dtype, settings = tuple(manifest["shape"]), manifest["dtype"], manifest["settings"]

@@ -100,8 +100,8 @@ def edit(content):
         ("manifest.json", None, "an extraction that has not ended"),
         ("manifest.json", cut, "text that is not json"),
         ("manifest.json", lambda content: b"[1]", "a json list"),
-        ("manifest.json", lambda content: b"{}", "a manifest that was changed"),
-        ("manifest.json", lambda content: content.replace(b"float16", b"float32"), "was changed"),
+        ("manifest.json", lambda content: b"{}", "other content"),
+        ("manifest.json", lambda content: content.replace(b"float16", b"float32"), "other content"),
         ("table.csv", None, "no such file"),
         ("table.csv", edit, "other content"),
         ("features.npy", None, "no such file"),
@@ -127,7 +127,7 @@ def test_damage_is_named_in_one_line_with_its_file(tmp_path, name, damage, words
 
 
 def test_no_store(tmp_path):
-    with pytest.raises(match="found nothing; expected a feature store"):
+    with pytest.raises(DataError, match="found nothing; expected a feature store"):
         open_store(tmp_path / "other")
 
 
