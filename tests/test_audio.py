@@ -23,9 +23,8 @@ def write(path, audio, rate=16000, subtype="PCM_16", **more):
 def test_every_coding_reads_as_soundfile_reads_it(tmp_path, subtype):
     audio = np.array([-1, 1 - 2**-15, 0, 2**-15, 0.5] * 401)
     path = write(tmp_path / "a.wav", audio, subtype=subtype)
-    read, info = read_audio(path)
+    read, _ = read_audio(path)
     assert read.dtype == np.float32
-    assert info.notes(16000) == []
     np.testing.assert_array_equal(read, soundfile.read(path, dtype="float32")[0])
     np.testing.assert_array_equal(read, audio.astype(np.float32))
 

@@ -131,22 +131,24 @@ def download(
         disable=not progress,
     )
     with locked(work, "lock"), requests.Session() as session, bars:
+        missing: list[list[_Archive]] = []
         for part in dict.fromkeys(parts):
             record, target = RECORDS[dataset][part], root / FOLDERS[part]
             archives = _known(work / str(record), target)
             if not archives or not all(archive.is_in(target) for archive in archives):
                 url = f"{server.rstrip('/')}/api/records/{record}"
                 archives = _ask(session, url, pause, work / str(record), target)
-            missing = [archive for archive in archives if not archive.is_in(target)]
-            for archive in missing:
-                if not archive.is_in(archive.at(".tree"), target):
+            missing.append([archive for archive in archives if not archive.is_in(target)])
+        for archives in missing:
+            for archive in archives:
+                if not archive.is_in(archive.at(".tree"), archive.target):
                     _fetch(session, archive, pause, bars)
                     _unpack(archive, bars)
                 archive.at().unlink(missing_ok=True)
-            for archive in missing:
+            for archive in archives:
                 if archive.at(".tree").exists():
-                    _move(archive.at(".tree"), target)
-                fetched[target] += len(archive.files())
+                    _move(archive.at(".tree"), archive.target)
+                fetched[archive.target] += len(archive.files())
     return fetched
 
 

@@ -205,7 +205,6 @@ SCRIPT = textwrap.dedent(
     from asdproto import features
     from asdproto.data.collection import read_collection
     from asdproto.data.extract import build_store
-from asdproto.data.parallel import parallel
     real = features.file_features
     def slow(path, settings):
         os.write(1, b"started\\n")

@@ -174,7 +174,8 @@ def check_table(path):
 
 def check_attributes(path):
     for row in read_attributes(path):
-        assert not any(char in row.attributes for char in "\0\n\r\x1b")
+        text = "".join(word for pair in row.pairs for word in pair)
+        assert not any(char in text for char in "\0\n\r\x1b")
 
 
 def attempt(number, folder):
