@@ -8,7 +8,6 @@ import tokenize
 ROOT = pathlib.Path(__file__).parent.parent
 LAYOUT = {tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING}
 SILENT = LAYOUT | {tokenize.COMMENT, tokenize.NL, tokenize.ENDMARKER}
-# Modules beside the packages of asdproto; all others are files and configuration.
 MODULES = dict.fromkeys(("features", "summary", "audio", "audio_info"), "features and audio")
 MODULES |= {"prototypes": "prototypes", "sampling": "sampling"}
 
@@ -16,8 +15,7 @@ MODULES |= {"prototypes": "prototypes", "sampling": "sampling"}
 def code_lines(text):
     rows, before = set(), tokenize.ENCODING
     for kind, _, start, end, _ in tokenize.generate_tokens(io.StringIO(text).readline):
-        docstring = kind == tokenize.STRING and before in LAYOUT
-        if not docstring and kind not in SILENT:
+        if kind not in SILENT and not (kind == tokenize.STRING and before in LAYOUT):
             rows.update(range(start[0], end[0] + 1))
         before = before if kind in (tokenize.COMMENT, tokenize.NL) else kind
     return len(rows)
@@ -25,7 +23,7 @@ def code_lines(text):
 
 def area(path):
     top, *folders = path.relative_to(ROOT).parent.parts
-    if top == "asdproto":
+    if top == "asdproto":  # modules in no package are files and configuration, but a few
         return folders[0] if folders else MODULES.get(path.stem, "files and configuration")
     return "/".join([top, *folders[:1]])
 
@@ -36,7 +34,9 @@ if __name__ == "__main__":
         lines, code = collections.Counter(), collections.Counter()
         for file in sorted((ROOT / top).rglob("*.py"), key=area):
             text = file.read_text(encoding="utf-8")
-            lines.update(dict.fromkeys((area(file), "total of " + top), len(text.splitlines())))
-            code.update(dict.fromkeys((area(file), "total of " + top), code_lines(text)))
-        for name in sorted(lines, key=lambda name: name.startswith("total of")):
+            lines[area(file)] += len(text.splitlines())
+            code[area(file)] += code_lines(text)
+        total = f"total of {top}"
+        lines[total], code[total] = lines.total(), code.total()
+        for name in lines:
             print(f"{name:28}{lines[name]:8}{code[name]:8}")
