@@ -17,7 +17,7 @@ better; ``docs/experiments.md`` has figures. Overall figures of five seeds, in p
 ============  ====  ====  ====  ====  ====
 system           0     1     2     3     4
 ============  ====  ====  ====  ====  ====
-autoencoder   55.2  59.2  53.1  58.5  58.4
+autoencoder   56.8  57.6  55.2  57.1  53.2
 pretrain      64.1  68.0  60.6  64.6  68.2
 finetune      64.1  67.4  60.5  64.4  68.1
 spectral-knn  60.4  55.5  54.6  58.5  57.5
