@@ -28,7 +28,7 @@ import numpy as np
 from asdproto.audio_info import AudioInfo, audio_statistics
 from asdproto.data.dcase import Clip
 from asdproto.data.identity import Stamp, identity_of
-from asdproto.errors import DataError, some
+from asdproto.errors import DataError, plain_cell, some, spreadsheet_cell
 from asdproto.files import (
     check_manifest,
     checksum,
@@ -170,7 +170,7 @@ def save_store(
     for row in rows:
         known = row.frames, f"{row.crc32:08x}", *row.stamp
         audio = [getattr(row.audio, name, "") for name in _AUDIO_FIELDS]
-        lines.append([*row.clip.fields(), *known, *audio])
+        lines.append([*map(spreadsheet_cell, row.clip.fields()), *known, *audio])
     write_atomically(folder / TABLE, csv_text(lines).encode())
     about = {
         "format": FORMAT,
@@ -248,7 +248,8 @@ def _read_rows(table: Path) -> list[Row]:
             levels = float(level), float(peak), float(clipped)
             audio = AudioInfo(*map(int, counts), *levels, constant == "True")  # type: ignore
         stamp = int(size), int(modified_ns)
-        rows.append(Row(Clip(*cells[:clip_end]), int(frames), int(crc32, 16), stamp, audio))
+        clip = Clip(*map(plain_cell, cells[:clip_end]))
+        rows.append(Row(clip, int(frames), int(crc32, 16), stamp, audio))
     return rows
 
 

@@ -1,5 +1,6 @@
 """The store: what is written is read, what is damaged or of others is named."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -53,7 +54,10 @@ def test_what_recordings_were_is_kept(tmp_path):
         Row(clip, len(array), checksum(array), (100 + i, 7), audio[i])
         for i, (clip, array) in enumerate(zip(clips(3), arrays(), strict=True))
     ]
+    clip = dataclasses.replace(rows[0].clip, path="=1+1.wav", attributes="-1")
+    rows[0] = dataclasses.replace(rows[0], clip=clip)
     save_store(tmp_path, rows, arrays(), settings={}, columns=8, dtype="float32")
+    assert "'=1+1.wav,fan,00,source,train,normal,'-1," in (tmp_path / "table.csv").read_text()
     store = open_store(tmp_path)
     assert store.rows == rows
     assert store.audio_statistics() == {
