@@ -134,7 +134,8 @@ def compare_with_training(info: AudioInfo, statistics: Mapping[str, Sequence[flo
             said.append(f"{value} {unit} where training has {usual}")
     low, high = statistics["level"]
     if not info.is_constant and not low - _FAR <= info.level <= high + _FAR:
-        said.append(f"level {info.level:.0f} dB where training has {low:.0f} to {high:.0f} dB")
+        usual = " to ".join(dict.fromkeys(f"{level:.0f}" for level in (low, high)))
+        said.append(f"level {info.level:.0f} dB where training has {usual} dB")
     return said
 
 

@@ -109,7 +109,8 @@ def score(arguments: argparse.Namespace) -> int:
     sentences = [summary(rows) + left_out, *scorer.limits({row.machine_type for row in rows})]
     # They do not disturb the data.
     stream = sys.stdout if arguments.format == "table" else sys.stderr
-    print(*sentences, sep="\n", file=stream)
+    if rows:
+        print(*sentences, sep="\n", file=stream)
     print_notes(rows)
     if arguments.report is not None and rows:
         unwritten = _attempt(lambda: _write_report(scorer.detector, arguments, rows))
