@@ -117,6 +117,7 @@ def test_a_run_stopped_anywhere_resumes_bit_for_bit(reference, tmp_path, monkeyp
     monkeypatch.setattr(loops, "Programs", None)
     assert tiny.same(_train(stage, run=third), expected)
     third.checkpoints.close()
+    np.testing.assert_array_equal(_losses(metrics), losses)
 
 
 def test_a_checkpoint_of_one_device_is_resumed_on_four(reference, tmp_path):
