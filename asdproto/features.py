@@ -160,6 +160,7 @@ def _parts(settings: FeatureSettings) -> tuple[Part, ...]:
     return summary_parts(settings.sample_rate, settings.n_fft, *_banks(settings))
 
 
+@functools.lru_cache(maxsize=8)
 def _banks(settings: FeatureSettings) -> tuple[np.ndarray, np.ndarray]:
     """Mel and inverted mel filters of a summary."""
     plain = dataclasses.replace(settings, summary=False)

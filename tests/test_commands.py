@@ -153,7 +153,7 @@ def test_whatever_the_environment_is_like(data, tmp_path):
     ],
 )
 def test_no_error_shows_a_traceback(finished, call, monkeypatch, error, said):
-    def fail(*_):
+    def fail(*_, **__):
         raise error
 
     monkeypatch.setattr("asdproto.systems.detector.Detector.load", fail)

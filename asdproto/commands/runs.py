@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from asdproto.arguments import Parser
-from asdproto.commands import add_command, program, say
+from asdproto.commands import ENCODER, add_command, add_options, encoder_of, program, say
+from asdproto.commands.train import finish
 
 
 def add(parsers: dict[str, Parser]) -> None:
@@ -24,6 +25,7 @@ def add(parsers: dict[str, Parser]) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="run folder for the result (default: the run)"
     )
+    add_options(parser, ENCODER)
     parser.add_overrides(_fields)
 
     parser = add_command(
@@ -42,6 +44,7 @@ def add(parsers: dict[str, Parser]) -> None:
         metavar="run",
         help="finished run, whose result is taken, or one of its detectors: RUN/scores/NAME",
     )
+    add_options(parser, ENCODER)
 
     parser = add_command(
         parsers,
@@ -60,6 +63,7 @@ def add(parsers: dict[str, Parser]) -> None:
         metavar="NAME",
         help="which of the run's detectors (default: its last network)",
     )
+    add_options(parser, ENCODER)
 
 
 def _fields(_: str | None) -> str:
@@ -73,10 +77,11 @@ def rescore(arguments: argparse.Namespace) -> int:
     """Scores a run again."""
     from rich.console import Console
 
-    from asdproto.commands.train import finish
     from asdproto.systems.run import rescore
 
-    results = rescore(arguments.workdir, arguments.overrides, arguments.out)
+    results = rescore(
+        arguments.workdir, arguments.overrides, arguments.out, encoder=encoder_of(arguments)
+    )
     finish(arguments.out or arguments.workdir, results, Console())
     return 0
 
@@ -85,10 +90,9 @@ def fuse(arguments: argparse.Namespace) -> int:
     """Fuses runs."""
     from rich.console import Console
 
-    from asdproto.commands.train import finish
     from asdproto.systems.run import fuse
 
-    results = fuse(arguments.out, arguments.runs)
+    results = fuse(arguments.out, arguments.runs, encoder=encoder_of(arguments))
     finish(arguments.out, results, Console())
     return 0
 
@@ -103,7 +107,8 @@ def export(arguments: argparse.Namespace) -> int:
     if name is None:  # spectra, and what is fused with them, cannot be exported
         names = read_config(arguments.workdir)["names"]
         name = next((one for one in names[::-1] if one not in (FUSED, "spectral")), None)
-    Detector.load(arguments.workdir, name).export(arguments.out)
+    detector = Detector.load(arguments.workdir, name, encoder=encoder_of(arguments))
+    detector.export(arguments.out)
     size = (arguments.out / "model.jax").stat().st_size
     say(f"written: {arguments.out}, {size / 1e6:.1f} MB; score with {arguments.out}/score.py")
     return 0

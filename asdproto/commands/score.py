@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from asdproto import signals
 from asdproto.arguments import SHARE, within
-from asdproto.commands import add_command, add_options, message, program
+from asdproto.commands import ENCODER, add_command, add_options, encoder_of, message, program
 from asdproto.commands.rows import csv_rows, print_notes, print_rows, summary
 from asdproto.config import at_least, strictly_between
 from asdproto.errors import DataError, counted, printable
@@ -59,6 +59,7 @@ def add(parsers: dict[str, Any]) -> None:
     add_options(
         parser,
         ("--detector", str, "NAME", detectors),
+        ENCODER,
         ("--machine-type", str, "NAME", "of all recordings (default: as described above)"),
         ("--section", str, "NN", "of all recordings (default: as described above)"),
         ("--top", within(int, at_least(1)), "N", "print the first N rows only (default: all)"),
@@ -91,7 +92,9 @@ def score(arguments: argparse.Namespace) -> int:
     use_compilation_cache()
     from asdproto.systems.detector import Detector
 
-    scorer = _Scorer(Detector.load(arguments.workdir, arguments.detector), arguments)
+    encoder = encoder_of(arguments)
+    detector = Detector.load(arguments.workdir, arguments.detector, encoder=encoder)
+    scorer = _Scorer(detector, arguments)
     if arguments.watch is not None:
         from asdproto.commands.watch import watch
 

@@ -13,14 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asdproto.arguments import SHARE, Parser, within
-from asdproto.commands import add_command, add_options, program
+from asdproto.commands import add_command, add_options, encoder_of, program
 from asdproto.commands.data import add_on_error
 from asdproto.config import at_least, between, nearest
 from asdproto.errors import printable
 from asdproto.systems import KINDS, NEED_NO_DEVICE, PRESETS
-
-# Their detectors are fused with spectra, which are no worse where the recordings are few.
-LEARNED = ("prototype", "baseline")
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -200,7 +197,7 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     store = extract(arguments.features or workdir / "features", system.features)
     spectra, summary = preset("spectral", "small"), None
-    if kind in LEARNED and not alone(lambda: is_store(arguments.data)):
+    if system.is_fused and not alone(lambda: is_store(arguments.data)):
         summary = extract(workdir / "summary", spectra.features)
     options = RunOptions(
         workdir=workdir,
@@ -224,7 +221,9 @@ def _run(arguments: argparse.Namespace) -> int:
         return 0
     results = {**results, "preset": name}
     if summary is not None:
-        results["systems"] |= fuse_with_spectra(spectra, summary, options, machines=machines)
+        results["systems"] |= fuse_with_spectra(
+            spectra, summary, options, machines=machines, encoder=encoder_of(arguments)
+        )
     finish(workdir, results, console)
     yardsticks = train_yardsticks(system, store, options, machines=machines)
     results["systems"] |= yardsticks
@@ -240,7 +239,6 @@ def _run(arguments: argparse.Namespace) -> int:
 def _with_options(system: Any, arguments: argparse.Namespace) -> Any:
     """The system with what options of their own say of it."""
     from asdproto.config import ConfigError, override
-    from asdproto.systems import load_path
 
     if arguments.contamination is not None:
         field = "score.quantile" if hasattr(system, "score") else "quantile"
@@ -248,8 +246,7 @@ def _with_options(system: Any, arguments: argparse.Namespace) -> Any:
     if arguments.encoder is not None:
         if not hasattr(system, "encoder"):
             raise ConfigError(f"--encoder: {system.kind} has none; expected --system prototype")
-        module = load_path(arguments.encoder)()
-        encoder = dataclasses.replace(system.encoder, module=module)
+        encoder = dataclasses.replace(system.encoder, module=encoder_of(arguments))
         system = dataclasses.replace(system, encoder=encoder)
     return system
 
@@ -335,7 +332,7 @@ def _is_finished(
     about = f"{workdir} is trained; this fits the new back-end and scores again"
     console.out(printable(about), highlight=False)
     texts = [f"score.{name}={value}" for name, value in vars(system.score).items()]
-    finish(workdir, rescore(workdir, texts), console)
+    finish(workdir, rescore(workdir, texts, encoder=encoder_of(arguments)), console)
     return True
 
 

@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import operator
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
 from asdproto.config import between, check_fields
-from asdproto.errors import DataError
+from asdproto.errors import DataError, counted
 from asdproto.scoring.mixture import Mixture, fit_mixture
 from asdproto.scoring.rows import rows_by, rowwise_product
 
@@ -138,8 +139,7 @@ class References:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Scores, float64 ``[n]``, and attribute class of the nearest reference, int64 ``[n]``."""
         if config.kind == "cosine":
-            cosines = rowwise_product(_unit(embeddings), _unit(self.references).T)
-            distances = 1.0 - cosines
+            distances = 1.0 - rowwise_product(_unit(embeddings), _unit(self.references).T)
             return distances.min(axis=1), self.labels[distances.argmin(axis=1)]
         of_clips = config.kind in NEAREST_CLIPS
         scores, rows = _nearest(
@@ -185,11 +185,8 @@ class Scorer:
             training embedding, the clip itself, out; the other back-ends are unchanged.
 
         Returns:
-          Scores, float64 ``[n]``, higher is more anomalous; and the class of the nearest reference
-          as given to :func:`fit_scorer`, int64 ``[n]``, ``None`` for mixtures. Mahalanobis:
-          distance (not squared) to the nearest prototype. Cosine: 1 - the largest cosine, in
-          [0, 2]. k-NN: mean distance, Euclidean or Mahalanobis, to the nearest training embeddings,
-          each divided by its density.
+          Scores, float64 ``[n]``, higher is more anomalous, as :class:`BackendConfig` says; and the
+          class of the nearest reference, int64 ``[n]``, ``None`` for mixtures.
 
         Raises:
           ValueError: A section never seen in training, shapes that do not match, or an embedding
@@ -306,12 +303,11 @@ def fit_scorer(
             scales[key] = np.where(stds > 0.0, stds, 1.0)
             chosen = chosen / scales[key]
         if config.kind == "mixture":
-            least = max(2, config.components)
-            if len(rows) < least:
+            if len(rows) < max(2, config.components):
                 raise DataError(
                     f"section {key}",
-                    f"{len(rows)} training clip{'s' * (len(rows) > 1)}",
-                    f"at least {least} for a mixture of {config.components}",
+                    counted(len(rows), "training clip"),
+                    f"at least {max(2, config.components)} for a mixture of {config.components}",
                     "Give more clips, take fewer components, or leave the section out.",
                 )
             models[key] = fit_mixture(
@@ -322,20 +318,20 @@ def fit_scorer(
                 regularization=config.regularization,
                 seed=seed,
             )
-        else:
-            try:
-                models[key] = _references(chosen, classes, config)
-            except ValueError as error:
-                raise ValueError(f"section {key!r}: {error}") from None
+            continue
+        try:
+            models[key] = _references(chosen, classes, config)
+        except ValueError as error:
+            raise ValueError(f"section {key!r}: {error}") from None
     return Scorer(config, models, scales)
 
 
 def _references(embeddings: np.ndarray, labels: np.ndarray, config: BackendConfig) -> References:
-    whitening = np.empty((embeddings.shape[1], 0))
-    prototypes, present = class_means(embeddings, labels)
+    whitening, of_clips = np.empty((embeddings.shape[1], 0)), config.kind in NEAREST_CLIPS
     if config.kind.startswith("mahalanobis"):
         centers = embeddings.mean(axis=0)
         if config.center == "class":
+            prototypes, present = class_means(embeddings, labels)
             centers = prototypes[np.searchsorted(present, labels)]
         centered = embeddings - centers
         # A mean, and a unit vector brought to unit length again, are off in the last bit.
@@ -346,9 +342,10 @@ def _references(embeddings: np.ndarray, labels: np.ndarray, config: BackendConfi
                 "covariance; give more clips, or use kind='cosine' or 'knn'"
             )
         whitening = _whitening(centered, config)
-    if config.kind in NEAREST_CLIPS:
+    if of_clips:
         density = _local_density(_whitened(embeddings, whitening), config.density_neighbors)
         return References(embeddings, labels, whitening, density)
+    prototypes, present = class_means(embeddings, labels)
     return References(prototypes, present, whitening, np.ones(len(present)))
 
 
@@ -368,25 +365,21 @@ def held_out_scores(
     anomaly.
 
     Args:
-      embeddings: Floating, shape ``[n, dim]``; training clips only.
-      labels: Integer, shape ``[n]``, as for :func:`fit_scorer`.
-      sections: Hashable section key per clip, length ``n``.
+      embeddings: As for :func:`fit_scorer`, as are labels, sections and config.
+      labels: One a clip.
+      sections: One a clip.
       config: The back-end.
-      folds: Parts that the clips are dealt into, class by class; each is scored by a back-end
-        fitted on the others. Sections of fewer than twice as many clips are too small to be parted:
-        their clips get the scores of a back-end fitted on all, which leaves the clip itself out
-        where it measures distances to clips.
+      folds: Parts that the clips are dealt into, class by class, at least 2; each is scored by a
+        back-end fitted on the others. Sections of fewer than twice as many clips are too small to
+        be parted: their clips get the scores of a back-end fitted on all, which leaves the clip
+        itself out where it measures distances to clips.
       **options: As for :func:`fit_scorer`.
 
     Returns:
       float64, shape ``[n]``.
-
-    Raises:
-      ValueError: As :func:`fit_scorer`; or ``folds`` is less than 2.
     """
     if folds < 2:
         raise ValueError(f"folds is {folds}, expected at least 2")
-    embeddings, labels = np.asarray(embeddings), np.asarray(labels)
     part = np.full(len(labels), -1)
     for rows in rows_by(sections).values():
         if len(rows) >= 2 * folds:
@@ -406,13 +399,8 @@ def held_out_scores(
 def class_means(embeddings: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Prototype of every class that occurs: the mean of its embeddings at unit length (Eq. 2).
 
-    Args:
-      embeddings: float64, shape ``[n, dim]``.
-      labels: Integer, shape ``[n]``.
-
-    Returns:
-      Prototypes, float64 ``[classes, dim]``; a zero mean stays zero. Their labels, int64
-      ``[classes]``, ascending.
+    A zero mean stays zero. Returns prototypes, float64 ``[classes, dim]``, and their labels, int64
+    ``[classes]``, ascending.
     """
     classes, inverse = np.unique(labels, return_inverse=True)
     sums = np.zeros((len(classes), embeddings.shape[1]))
@@ -469,11 +457,13 @@ def _local_density(references: np.ndarray, neighbors: int) -> np.ndarray:
     Copies of a reference are no neighbors of it, and nobody's density is below a share of the
     median (:data:`LEAST_DENSITY`).
     """
+    ones = np.ones(len(references))
+    if not neighbors:
+        return ones
     different, copies = np.unique(references, axis=0, return_inverse=True)
-    if not neighbors or len(different) < 2:
-        return np.ones(len(references))
-    density, _ = _nearest(different, different, np.ones(len(different)), neighbors, skip=1)
-    density = density[copies]
+    if len(different) < 2:
+        return ones
+    density = _nearest(different, different, ones[: len(different)], neighbors, skip=1)[0][copies]
     return np.maximum(density, LEAST_DENSITY * np.median(density))
 
 
@@ -498,38 +488,53 @@ def _nearest(
     skip = min(skip, len(references) - 1)
     last = skip + min(count, len(references) - skip)
     means, nearest = np.empty(len(points)), np.empty(len(points), np.int64)
-    step = max(1, _BLOCK // len(references))
-    for first in range(0, len(points), step):
-        block = points[first : first + step]
-        near = _possible(block, references, density, last) if len(references) > _FEW else None
-        for row, point in enumerate(block, start=first):
-            rows = slice(None) if near is None else np.flatnonzero(near[row - first])
-            distances = cdist(point[None], references[rows])[0] / density[rows]
-            closest = int(distances.argmin())
-            nearest[row] = closest if near is None else rows[closest]  # type: ignore[index]
-            means[row] = np.sort(distances)[skip:last].mean()
+    for row, rows in enumerate(_candidates(points, references, density, last)):
+        distances = cdist(points[row : row + 1], references[rows])[0] / density[rows]
+        nearest[row] = rows[distances.argmin()]
+        means[row] = np.sort(distances)[skip:last].mean()
     return means, nearest
 
 
-def _possible(
+def _candidates(
     points: np.ndarray, references: np.ndarray, density: np.ndarray, count: int
-) -> np.ndarray:
-    """Boolean ``[n, r]``: which references may be among the ``count`` nearest.
+) -> Iterator[np.ndarray]:
+    """For each point, rows of the references that may be among its ``count`` nearest, ascending.
 
-    Squared distances by one matrix product lose digits; what that can amount to is taken off and
-    added, so that the nearest are among those chosen whatever the product's order of summation.
+    Squared distances by one matrix product in float32 are quick and inexact; what they may be off
+    by is added to them, so that the nearest are among those chosen whatever the product's order of
+    summation.
     """
-    center = references.mean(axis=0)
-    points, references = points - center, references - center
-    lengths = [np.square(vectors).sum(axis=1) for vectors in (points, references)]
-    error = 1e-9 * (lengths[0][:, None] + lengths[1].max())
-    squares = lengths[0][:, None] + lengths[1] - 2.0 * (points @ references.T)
-    weights = density**-2.0
-    upper = (squares + error) * weights
-    bound = (
-        upper.min(axis=1) if count == 1 else np.partition(upper, count - 1, axis=1)[:, count - 1]
-    )
-    return (squares - error) * weights <= bound[:, None]
+    if len(references) <= _FEW:
+        yield from itertools.repeat(np.arange(len(references)), len(points))
+        return
+    center, weights = references.mean(axis=0), density[:, None] ** -2.0
+    references = references - center
+    lengths = np.square(references).sum(axis=1, keepdims=True)
+    # A product of n terms is off by n halves of the last bit at most; and what goes in is rounded.
+    precision = (references.shape[1] + 8) * float(np.finfo(np.float32).eps)
+    # -2 x r, |r|^2 and |x|^2 with its error are summed by one product.
+    factors = np.concatenate([-2.0 * references, lengths, np.ones_like(lengths)], axis=1)
+    factors = _narrow(factors * weights).T
+    step = max(1, _BLOCK // len(references))
+    for first in range(0, len(points), step):
+        block = points[first : first + step] - center
+        squares = np.square(block).sum(axis=1, keepdims=True)
+        errors = precision * (squares + lengths.max())
+        block = np.concatenate([block, np.ones_like(squares), squares + errors], axis=1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            upper = _narrow(block) @ factors
+            bounds = upper.min(axis=1, keepdims=True)
+            if count > 1:
+                bounds = np.partition(upper, count - 1)[:, count - 1 : count]
+            far = upper > bounds + _narrow(2.0 * weights.max() * errors)
+        for row in far:  # what is too large for float32 is not far
+            yield np.flatnonzero(~row)
+
+
+def _narrow(values: np.ndarray) -> np.ndarray:
+    """Values in float32; infinite where they are too large."""
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32)
 
 
 def _checked(embeddings: np.ndarray, sections: Sequence[Hashable]) -> np.ndarray:

@@ -19,11 +19,7 @@ LIMIT = 0.95
 
 
 def zero_and_unit(reference: np.ndarray) -> tuple[float, float]:
-    """Where a detector's scores begin, and their unit: see :func:`log_normalized`.
-
-    Args:
-      reference: Floating, shape ``[m]``, finite, at least one.
-    """
+    """Where a detector's scores begin, and their unit; see :func:`log_normalized`."""
     zero = min(float(reference.min()), 0.0)
     for unit in (float(np.median(reference)) - zero, float(reference.mean()) - zero):
         if unit > 0.0:
@@ -41,9 +37,9 @@ def log_normalized(scores: np.ndarray, reference: np.ndarray) -> np.ndarray:
     are copies.
 
     The zero of distances and errors is their own. Log-likelihoods and log-odds have none; where
-    they are negative they are measured from the most normal clip that was held out, and what is
-    more normal still counts as a thousandth of the median. The map never reverses the order of two
-    scores, and multiplying all scores by a positive number changes nothing.
+    they are negative they are measured from the most normal clip that was held out. The map never
+    reverses the order of two scores, and multiplying all scores by a positive number changes
+    nothing.
 
     Args:
       scores: Floating, shape ``[n]``; anomaly scores of one section.
@@ -105,6 +101,12 @@ def combine(
             f"found scores of {len(scores)} members, references of {len(references)} and "
             f"{len(parts)} parts, expected as many of each, at least one"
         )
+    lengths = {(len(own), len(other)) for own, other in zip(scores, references, strict=True)}
+    if lengths != {(len(sections), len(reference_sections))}:
+        raise ValueError(
+            f"found (scores, reference scores) of {sorted(lengths)} clips, expected "
+            f"{(len(sections), len(reference_sections))}: one per section key"
+        )
     rows, known = rows_by(sections), rows_by(reference_sections)
     unknown = [key for key in rows if key not in known]
     if unknown:
@@ -112,20 +114,15 @@ def combine(
             f"section {unknown[0]!r} has no held-out training clips to measure its scores by; "
             f"known sections: {', '.join(map(str, known))}"
         )
-    for own, reference in zip(scores, references, strict=True):
-        if len(own) != len(sections) or len(reference) != len(reference_sections):
-            raise ValueError(
-                f"a member has {len(own)} scores of {len(sections)} clips and {len(reference)} "
-                f"reference scores of {len(reference_sections)}, expected one per clip"
-            )
     members = list(rows_by(parts).values())
     combined = np.empty((len(members), len(sections)))
     for row, chosen in zip(combined, members, strict=True):
         for key, clips in rows.items():
-            held_out = [np.asarray(references[member])[known[key]] for member in chosen]
-            new = [np.asarray(scores[member])[clips] for member in chosen]
-            row[clips] = np.mean(list(map(log_normalized, new, held_out)), axis=0)
-            if len(members) > 1:
-                normal = np.mean(list(map(log_normalized, held_out, held_out)), axis=0)
-                row[clips] -= np.quantile(normal, LIMIT)
+            logs = []
+            for member in chosen:
+                held_out = np.asarray(references[member])[known[key]]
+                both = np.concatenate([np.asarray(scores[member])[clips], held_out])
+                logs.append(log_normalized(both, held_out))
+            new, normal = np.split(np.mean(logs, axis=0), [len(clips)])
+            row[clips] = new - np.quantile(normal, LIMIT) if len(members) > 1 else new
     return combined[0] if len(members) == 1 else np.exp(combined.max(axis=0))

@@ -65,8 +65,7 @@ class SectionScores:
     decisions: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        name = f"{self.machine_type} section {self.section}"
-        count = len(self.files)
+        name, count = f"{self.machine_type} section {self.section}", len(self.files)
         object.__setattr__(self, "files", tuple(self.files))
         dtypes = {"scores": np.float64, "anomaly": bool, "domains": np.str_, "decisions": bool}
         for field, dtype in dtypes.items():
@@ -112,18 +111,16 @@ def group_scores(
       decisions: 0 or 1 per clip, shape ``[n]``, or None.
 
     Returns:
-      Tables sorted by (machine type, section). ``files`` holds base names, as the official files
-      do; paths where two clips of a section share a name.
+      One table a section, sorted; ``files`` are those of :func:`clip_files`.
 
     Raises:
       ValueError: A clip's state is unknown, lengths differ, or a score is not finite.
     """
     scores = np.asarray(scores, np.float64)
-    if scores.shape != (len(clips),):
-        raise ValueError(f"scores has shape {scores.shape}, expected ({len(clips)},): one per clip")
     verdicts = None if decisions is None else np.asarray(decisions)
-    if verdicts is not None and verdicts.shape != scores.shape:
-        raise ValueError(f"decisions has shape {verdicts.shape}, expected {scores.shape}")
+    for name, value in (("scores", scores), ("decisions", verdicts)):
+        if value is not None and value.shape != (len(clips),):
+            raise ValueError(f"{name} has shape {value.shape}, expected ({len(clips)},)")
     for clip in clips:
         if clip.state not in ("normal", "anomaly"):
             raise ValueError(
@@ -146,14 +143,10 @@ def group_scores(
 
 
 def clip_files(clips: Sequence[Any]) -> tuple[str, ...]:
-    """What the clips of one section are called in score files.
+    """What the clips of one section, with ``name`` and ``path``, are called in score files.
 
-    Args:
-      clips: Clips with ``name`` and ``path``.
-
-    Returns:
-      Base names, as the official files have them; paths where two of the clips share a name, as
-      happens in collections that keep normal clips and anomalies in folders.
+    Base names, as the official files have them; paths where two of the clips share a name, as
+    happens in collections that keep normal clips and anomalies in folders.
     """
     names = tuple(clip.name for clip in clips)
     return names if len(set(names)) == len(names) else tuple(clip.path for clip in clips)
@@ -162,12 +155,7 @@ def clip_files(clips: Sequence[Any]) -> tuple[str, ...]:
 def auc(scores: np.ndarray, anomaly: np.ndarray) -> float:
     """Area under the ROC curve: the chance that an anomaly scores above a normal clip.
 
-    Args:
-      scores: Floating, shape ``[n]``.
-      anomaly: bool, shape ``[n]``.
-
-    Returns:
-      Value in [0, 1], ties count half; nan where one of the two kinds is absent.
+    Arguments are those of :func:`partial_auc`. Ties count half.
     """
     return partial_auc(scores, anomaly, max_fpr=1.0)
 
@@ -199,16 +187,10 @@ def partial_auc(scores: np.ndarray, anomaly: np.ndarray, *, max_fpr: float = 0.1
 
 
 def harmonic_mean(values: Iterable[float]) -> float:
-    """Harmonic mean of figures in [0, 1], each floored at float64 epsilon.
+    """Harmonic mean of figures in [0, 1] (or percentages), each floored at float64 epsilon.
 
     Undefined figures (nan) are left out; a caller who must know counts them first, as
     :func:`evaluate` does. Without any defined figure the mean is nan.
-
-    Args:
-      values: Figures in [0, 1] (or percentages), nan where undefined.
-
-    Returns:
-      The mean, float.
     """
     from scipy.stats import hmean
 
@@ -219,15 +201,10 @@ def harmonic_mean(values: Iterable[float]) -> float:
 
 
 def precision_recall_f1(decisions: np.ndarray, anomaly: np.ndarray) -> tuple[float, float, float]:
-    """Precision, recall and F1 score of binary decisions.
+    """Precision, recall and F1 score, each in [0, 1], of boolean decisions ``[n]``.
 
-    Args:
-      decisions: bool, shape ``[n]``.
-      anomaly: bool, shape ``[n]``.
-
-    Returns:
-      Three figures in [0, 1]. No clip called an anomaly gives precision and F1 of 0, as the
-      official evaluator has it; without any anomaly among the clips all three are nan.
+    No clip called an anomaly gives precision and F1 of 0, as the official evaluator has it; without
+    any anomaly among the clips all three are nan.
     """
     decisions, anomaly = np.asarray(decisions, bool), np.asarray(anomaly, bool)
     if not anomaly.any():
@@ -273,14 +250,10 @@ def section_metrics(table: SectionScores, *, max_fpr: float = 0.1) -> dict[str, 
 def evaluate(tables: Iterable[SectionScores], *, max_fpr: float = 0.1) -> dict[str, Any]:
     """Figures of a scored test set: per section, per machine type, per metric and overall.
 
-    A machine type's figure is the harmonic mean over its sections and the three metrics; a
-    metric's figure the harmonic mean over all sections; ``overall`` the harmonic mean over all
-    sections and metrics, which is that of the machine figures and that of the metric figures
-    whenever every machine type has the same number of sections.
-
-    A figure that the clips do not define (a section without anomalies, or without normal clips of
-    a domain) is nan: it is listed in ``undefined``, warned of, and left out of every mean. It is
-    never replaced by a number.
+    A machine type's figure is the harmonic mean over its sections and the three metrics, a metric's
+    that over all sections, ``overall`` that over all sections and metrics. A figure that the clips
+    do not define (a section without anomalies, or without normal clips of a domain) is nan: it is
+    listed in ``undefined``, warned of, and left out of every mean, never replaced by a number.
 
     Args:
       tables: One per section.
@@ -343,38 +316,52 @@ def _undefined(table: SectionScores, figures: Mapping[str, float]) -> list[str]:
     names = [name for name, value in figures.items() if math.isnan(value)]
     if not names:
         return []
+    lacking = [
+        f"{kind} clips of the {domain} domain"
+        for domain in DOMAINS
+        for kind, chosen in (("normal", ~table.anomaly), ("anomalous", table.anomaly))
+        if not np.any(chosen & table.in_domain(domain))
+    ]
     if not table.anomaly.any():
-        why = "has no anomalies"
+        lacking = ["anomalies"]
     elif table.anomaly.all():
-        why = "has no normal clips"
-    else:
-        lacking = [
-            f"{kind} clips of the {domain} domain"
-            for domain in DOMAINS
-            for kind, chosen in (("normal", ~table.anomaly), ("anomalous", table.anomaly))
-            if not np.any(chosen & table.in_domain(domain))
-        ]
-        why = "has no " + " and no ".join(lacking)
+        lacking = ["normal clips"]
+    why = "has no " + " and no ".join(lacking)
     return [f"{table.machine_type} section {table.section} {why} ({', '.join(names)})"]
 
 
-def summarize(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def summarize(results: Sequence[Mapping[str, Any]], where: str = "results") -> dict[str, Any]:
     """Mean and standard deviation of every figure over runs that differ in their seed.
 
     Args:
       results: Dictionaries of one shape, as :func:`evaluate` returns them; at least one.
+      where: What they are called in messages.
 
     Returns:
       The same nesting with ``{"mean", "std", "count"}`` in the place of every figure. ``std`` is
-      the sample standard deviation (divisor count - 1, ``ddof=1``), nan for a single run. A figure
-      undefined in one run is undefined in the summary.
+      the sample standard deviation (divisor count - 1), nan for a single run. A figure undefined in
+      one run is undefined in the summary.
 
     Raises:
       ValueError: No result, or results with different machine types, sections or figures.
     """
     if not results:
         raise ValueError("there are no results to summarize: expected at least one")
-    return _summarize(results, "results")
+    keys = [key for key in results[0] if key != "undefined"]
+    for number, result in enumerate(results):
+        if result.keys() - {"undefined"} != set(keys):
+            raise ValueError(
+                f"{where}: result {number} has {sorted(result)}, the first has {sorted(keys)}; "
+                "only runs over the same test set can be summarized"
+            )
+    summary: dict[str, Any] = {}
+    for key in keys:
+        values = [result[key] for result in results]
+        if isinstance(values[0], Mapping):
+            summary[key] = summarize(values, f"{where}.{key}")
+        else:
+            summary[key] = _spread([math.nan if value is None else value for value in values])
+    return summary
 
 
 def paired_difference(first: Sequence[float], second: Sequence[float]) -> dict[str, float]:
@@ -388,8 +375,8 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> dict[s
       second: The other's, in the same order.
 
     Returns:
-      ``{"mean", "std", "count", "higher"}`` of ``second - first``: ``std`` with divisor count - 1,
-      nan for a single run; ``higher`` counts the runs in which ``second`` is the higher one.
+      ``{"mean", "std", "count", "higher"}`` of ``second - first``, as :func:`summarize` has them;
+      ``higher`` counts the runs in which ``second`` is the higher one.
 
     Raises:
       ValueError: Not as many figures of one as of the other, or none.
@@ -400,24 +387,6 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> dict[s
         )
     gains = np.asarray(second, np.float64) - np.asarray(first, np.float64)
     return {**_spread(gains), "higher": int((gains > 0).sum())}
-
-
-def _summarize(results: Sequence[Mapping[str, Any]], where: str) -> dict[str, Any]:
-    keys = [key for key in results[0] if key != "undefined"]
-    for number, result in enumerate(results):
-        if result.keys() - {"undefined"} != set(keys):
-            raise ValueError(
-                f"{where}: result {number} has {sorted(result)}, the first has {sorted(keys)}; "
-                "only runs over the same test set can be summarized"
-            )
-    summary: dict[str, Any] = {}
-    for key in keys:
-        values = [result[key] for result in results]
-        if isinstance(values[0], Mapping):
-            summary[key] = _summarize(values, f"{where}.{key}")
-        else:
-            summary[key] = _spread([math.nan if value is None else value for value in values])
-    return summary
 
 
 def _spread(figures: Sequence[float] | np.ndarray) -> dict[str, Any]:

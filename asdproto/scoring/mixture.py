@@ -35,28 +35,6 @@ class Mixture:
         """Length of an embedding."""
         return self.means.shape[1]
 
-    def peaks(self) -> np.ndarray:
-        """Weighted log-density of every component at its own mean, float64 ``[components]``."""
-        diagonals = np.diagonal(self.factors, axis1=1, axis2=2)
-        constant = 0.5 * self.dim * math.log(2.0 * math.pi)
-        return np.log(self.weights) + np.log(diagonals).sum(axis=1) - constant
-
-    def log_densities(self, points: np.ndarray) -> np.ndarray:
-        """Weighted log-density of every component, ``log w_k + log N(x; m_k, S_k)``.
-
-        Args:
-          points: float64, shape ``[n, dim]``.
-
-        Returns:
-          float64, shape ``[n, components]``; a point's do not depend, to the last bit, on the
-          other points.
-        """
-        squares = [
-            np.square(rowwise_product(points - mean, factor)).sum(axis=1)
-            for mean, factor in zip(self.means, self.factors, strict=True)
-        ]
-        return self.peaks() - 0.5 * np.stack(squares, axis=1)
-
     def compare(self, points: np.ndarray) -> np.ndarray:
         r"""Negative log-density of the nearest component, above its smallest possible value.
 
@@ -70,9 +48,17 @@ class Mixture:
           points: float64, shape ``[n, dim]``.
 
         Returns:
-          float64, shape ``[n]``, at least 0; higher is more anomalous.
+          float64, shape ``[n]``, at least 0; higher is more anomalous. A point's does not depend,
+          to the last bit, on the other points.
         """
-        return self.peaks().max() - self.log_densities(points).max(axis=1)
+        constant = 0.5 * self.dim * math.log(2.0 * math.pi)
+        diagonals = np.diagonal(self.factors, axis1=1, axis2=2)
+        peaks = np.log(self.weights) + np.log(diagonals).sum(axis=1) - constant
+        squares = [
+            np.square(rowwise_product(points - mean, factor)).sum(axis=1)
+            for mean, factor in zip(self.means, self.factors, strict=True)
+        ]
+        return peaks.max() - (peaks - 0.5 * np.stack(squares, axis=1)).max(axis=1)
 
 
 def fit_mixture(
@@ -93,9 +79,6 @@ def fit_mixture(
       target_ratio: Target clips are repeated in turn until there are so many for each other clip.
       regularization: Added to every variance.
       seed: Where the search for the components begins.
-
-    Returns:
-      The mixture.
     """
     from sklearn.mixture import GaussianMixture
     from threadpoolctl import threadpool_limits

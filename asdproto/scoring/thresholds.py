@@ -31,12 +31,7 @@ class Limit(NamedTuple):
 
 
 def limit(scores: np.ndarray, *, quantile: float = 0.9) -> Limit:
-    """The threshold of :func:`gamma_threshold`, with what it rests on.
-
-    Args:
-      scores: Floating, shape ``[n]``, finite: scores of normal clips that were held out.
-      quantile: In (0, 1).
-    """
+    """The threshold of :func:`gamma_threshold`, with what it rests on."""
     threshold = gamma_threshold(scores, quantile=quantile)
     clips, share = len(scores), 1.0 - quantile
     caution = ""
@@ -99,13 +94,5 @@ def gamma_threshold(scores: np.ndarray, *, quantile: float = 0.9) -> float:
 
 
 def decide(scores: np.ndarray, threshold: float | np.ndarray) -> np.ndarray:
-    """Decision per clip: 1 (anomaly) where the score exceeds the threshold, else 0.
-
-    Args:
-      scores: Floating, shape ``[n]``.
-      threshold: Scalar, or shape ``[n]`` where thresholds differ between clips.
-
-    Returns:
-      int64, shape ``[n]``.
-    """
+    """1 (anomaly) where a clip's score exceeds the threshold, or its own one, else 0; int64."""
     return (np.asarray(scores, np.float64) > threshold).astype(np.int64)

@@ -72,6 +72,7 @@ class AutoEncoderSystem:
     kind: ClassVar[str] = "autoencoder"
     names: ClassVar[tuple[str, ...]] = ("autoencoder",)
     reads_waveforms: ClassVar[bool] = False
+    is_fused: ClassVar[bool] = False
     classes: ClassVar[Classes] = "attributes"
 
     def __post_init__(self) -> None:
@@ -214,9 +215,6 @@ def fit_networks(
         numbers depend on the seed and its name, not on its company.
       options: How the run goes.
       seed: Of parameters and order.
-
-    Returns:
-      The network of each data set.
     """
     groups: dict[Any, list[str]] = {}
     for name, part in parts.items():

@@ -11,19 +11,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from asdproto.audio_info import AudioInfo, compare_with_training
+from asdproto.audio_info import compare_with_training
 from asdproto.config import ConfigError, override, to_dict
 from asdproto.data.dataset import ClipArrays, Dataset, section_keys
 from asdproto.data.dcase import Clip, parse_name
 from asdproto.errors import DataError
-from asdproto.features import FeatureSettings, file_features
+from asdproto.features import FeatureSettings
 from asdproto.files import new_folder
 from asdproto.results import class_name
 from asdproto.results.run_folder import ScoredClip, percentiles, write_config
 from asdproto.scoring.fusion import combine
 from asdproto.scoring.thresholds import Limit, ThresholdWarning, decide, limit
 from asdproto.systems import choose, preset
-from asdproto.systems.detector_files import claim_workdir, read_detector, write_detector
+from asdproto.systems.detector_files import (
+    TRAINING,
+    claim_workdir,
+    read_detector,
+    write_detector,
+)
 from asdproto.systems.inputs import (
     Clips,
     PerClip,
@@ -35,7 +40,6 @@ from asdproto.systems.inputs import (
     per_clip,
     sources_of,
     stack,
-    stamp,
     training_clips,
 )
 from asdproto.systems.system import Comparison, Member, RunOptions, Section, System, prepare_for
@@ -156,6 +160,10 @@ class Detector:
             ``workdir`` holds the training of other clips or settings.
           ConfigError: A parameter has a value that it cannot have.
         """
+        from rich.console import Console
+
+        from asdproto.training.devices import use_devices
+
         self._quantile()
         seeds, rate = self._seeds(), self._rate(sample_rate)
         columns = {
@@ -167,14 +175,16 @@ class Detector:
         clips, sources = training_clips(X, y, columns)
         system = self._system(clips)
         system.check_clips(clips)
-        options = self._options(system, clips, sources, seeds)
-        store = memory_store(
-            clips,
-            lambda index: features_of(sources[index], index, rate, system.features),
-            system.features,
-        )
-        data = prepare_for(system, store)
-        name = system.names[-1]
+        workdir = None if self.workdir is None else Path(self.workdir)
+        if workdir is not None:
+            claim_workdir(workdir, system, seeds, clips, sources)
+        found = [
+            features_of(source, name_of(source, index), rate, system.features)
+            for index, source in enumerate(sources)
+        ]
+        data = prepare_for(system, memory_store(clips, found, system.features))
+        console = Console() if self.verbose else None
+        name, options = system.names[-1], RunOptions(workdir, use_devices(), console)
         self._take(name, system, data, system.train(data, options, seeds)[name])
         self.warn_of_limits()
         return self
@@ -183,11 +193,7 @@ class Detector:
     def trained(
         cls, name: str, system: System, data: Dataset, members: Sequence[Member]
     ) -> "Detector":
-        """The detector that members trained on a data set make.
-
-        Warns:
-          EqualEmbeddingsWarning: A member gives all training clips one embedding.
-        """
+        """The detector that members trained on a data set make."""
         contamination = round(1 - system.quantile, 12)
         detector = cls(system=system, seed=_seed(members), contamination=contamination)
         detector._take(name, system, data, members)
@@ -203,34 +209,45 @@ class Detector:
                     EqualEmbeddingsWarning,
                     stacklevel=3,
                 )
-        self.restore(
-            kind=system.kind,
-            settings=to_dict(system),
-            name=name,
-            members=members,
-            train_clips=facts_of(data.train_clips),
-            dtype=str(data.train.features.dtype),
-            audio=data.audio,
-        )
+        about = {
+            "kind": system.kind,
+            "system": to_dict(system),
+            "name": name,
+            "dtype": str(data.train.features.dtype),
+            "audio": data.audio,
+        }
+        self.restore(about, members, trained_on(data.train_clips))
 
     def restore(
         self,
-        *,
-        kind: str,
-        settings: Mapping[str, Any],
-        name: str,
+        about: Mapping[str, Any],
         members: Sequence[Member],
         train_clips: Sequence[tuple[str, str, str]],
-        dtype: str,
-        audio: Mapping[str, Any],
-        limits: Mapping[str, Limit] | None = None,
     ) -> None:
-        """Takes what was fitted before; ``limits`` are those of the parameter contamination."""
-        self.kind_, self.settings_ = kind, dict(settings)
-        self.name_, self.members_, self.dtype_ = name, list(members), dtype
-        self.train_clips_, self.audio_ = list(train_clips), dict(audio)
-        self._decision_scores: np.ndarray | None = None
-        self._limits = {} if limits is None else {self._quantile(): dict(limits)}
+        """Takes what was fitted before.
+
+        Args:
+          about: ``kind``, ``system``, ``name``, ``dtype`` and ``audio``, as the manifest has them;
+            and where they are known, ``limits`` of the parameter contamination and combined
+            held-out ``scores``.
+          members: Its members.
+          train_clips: Path, machine type and section of each training clip.
+        """
+        self.kind_, self.settings_, self.name_ = about["kind"], about["system"], about["name"]
+        self.dtype_, self.audio_ = about["dtype"], about["audio"]
+        self.members_, self.train_clips_ = list(members), list(train_clips)
+        self._decision_scores: np.ndarray | None = about.get("scores")
+        self._limits = {self._quantile(): about["limits"]} if "limits" in about else {}
+
+    def _about(self) -> dict[str, Any]:
+        """What :meth:`restore` takes."""
+        return {
+            "kind": self.kind_,
+            "system": self.settings_,
+            "name": self.name_,
+            "dtype": self.dtype_,
+            "audio": self.audio_,
+        }
 
     def fit_predict(self, X: Clips, y: Any = None, **known: Any) -> np.ndarray:
         """:meth:`fit`, and :attr:`labels_` of the training clips, int64 ``[clips]``."""
@@ -239,12 +256,7 @@ class Detector:
     # --- scoring
 
     def decision_function(self, X: Clips, **known: Any) -> np.ndarray:
-        """Anomaly scores, float64, shape ``[clips]``; higher is more anomalous.
-
-        Args:
-          X: Audio files, waveforms, or a folder of recordings.
-          **known: As for :meth:`details`.
-        """
+        """Anomaly scores, float64, shape ``[clips]``, higher is more anomalous; see `details`."""
         return np.array([row.score for row in self.details(X, **known)], np.float64)
 
     def predict(self, X: Clips, **known: Any) -> np.ndarray:
@@ -285,23 +297,31 @@ class Detector:
           machine_types: Machine type of each clip, likewise.
         """
         self._check_fitted()
-        rate, sources = self._rate(sample_rate), sources_of(X)
+        sources = sources_of(X)
         machines = per_clip(machine_types, len(sources), "machine_types")
         numbers = per_clip(sections, len(sources), "sections")
-        recordings = []
-        for index, source in enumerate(sources):
-            clip = self.clip_of(name_of(source, index), machines[index], numbers[index])
-            found = [features_of(source, index, rate, one) for one in self.settings]
-            recordings.append(self._recording(clip, found))
+        recordings = [
+            self.read(source, name_of(source, index), sample_rate, machine, section)
+            for index, (source, machine, section) in enumerate(
+                zip(sources, machines, numbers, strict=True)
+            )
+        ]
         return self.score_recordings(recordings)
 
     def read(
-        self, path: Path | str, *, machine_type: str | None = None, section: str | None = None
+        self,
+        source: Path | str | np.ndarray,
+        name: str | None = None,
+        sample_rate: int | None = None,
+        machine_type: str | None = None,
+        section: str | None = None,
     ) -> Recording:
-        """Reads an audio file.
+        """Reads an audio file, or takes a waveform.
 
         Args:
-          path: The file.
+          source: The file, or floating samples, shape ``[samples]``.
+          name: What it is called; the path when ``None``.
+          sample_rate: Of a waveform, hertz; the parameter when ``None``.
           machine_type: That of the nearest known folder above when ``None``, or the detector's
             only one.
           section: Taken from the name when ``None``, or the detector's only one.
@@ -309,14 +329,11 @@ class Detector:
         Raises:
           DataError: It cannot be read, or it is not known which section it belongs to.
         """
-        clip = self.clip_of(str(path), machine_type, section)
-        return self._recording(clip, [file_features(path, one) for one in self.settings])
-
-    def _recording(
-        self, clip: Clip, found: Sequence[tuple[np.ndarray, AudioInfo | None]]
-    ) -> Recording:
-        info, usual = found[0][1], self.audio_.get(clip.machine_type, {})
-        note = "" if info is None else "; ".join(compare_with_training(info, usual))
+        name, rate = str(source) if name is None else name, self._rate(sample_rate)
+        clip = self.clip_of(name, machine_type, section)
+        found = [features_of(source, name, rate, settings) for settings in self.settings]
+        usual = self.audio_.get(clip.machine_type, {})
+        note = "; ".join(compare_with_training(found[0][1], usual))
         return Recording(clip, tuple(features for features, _ in found), note)
 
     def score_recordings(
@@ -324,37 +341,29 @@ class Detector:
     ) -> list[ScoredClip]:
         """Scores clips exactly as the run scored its test clips.
 
-        Args:
-          recordings: The clips.
-          thresholds: By machine type; the detector's when ``None``.
+        ``thresholds`` are by machine type, the detector's when ``None``.
         """
         if not recordings:
             return []
+        clips = [recording.clip for recording in recordings]
         # Rounded as in the store: a file must score to the same bits as it does from there.
         arrays = [
-            stack([recording.features[index].astype(self.dtype_) for recording in recordings])
-            for index in range(len(self.settings))
+            stack([one.astype(self.dtype_) for one in features])
+            for features in zip(*(recording.features for recording in recordings), strict=True)
         ]
-        clips = [recording.clip for recording in recordings]
         found = self.compare(arrays, section_keys(clips))
         notes = [recording.note for recording in recordings]
         return self.rows(clips, found, thresholds=thresholds, notes=notes)
 
     def compare(self, clips: Sequence[ClipArrays], sections: Sequence[Section]) -> list[Comparison]:
-        """What each member finds.
-
-        Args:
-          clips: Features, one for each of :attr:`settings`.
-          sections: Machine type and section of each clip.
-        """
+        """What each member finds in clips: their features, one for each of :attr:`settings`."""
         by_settings = dict(zip(self.settings, clips, strict=True))
-        return [
-            member.model.compare(
-                dataclasses.replace(by_settings[system.features], crop=system.crop), sections
-            )
-            for member in self.members_
-            for system in [member.model.system]
-        ]
+        found = []
+        for member in self.members_:
+            system = member.model.system
+            own = dataclasses.replace(by_settings[system.features], crop=system.crop)
+            found.append(member.model.compare(own, sections))
+        return found
 
     def rows(
         self,
@@ -371,33 +380,17 @@ class Detector:
             thresholds = self.thresholds()
         machines = [machine for machine, _ in sections]
         limits = np.array([thresholds[machine] for machine in machines])
-        shares = percentiles(scores, machines, self.decision_scores_, self._train_machines())
-        nearest = self._nearest(found, len(clips))
-        decisions = decide(scores, limits).tolist()
+        columns = (
+            scores.tolist(),
+            percentiles(scores, machines, self.decision_scores_, self._train_machines()).tolist(),
+            limits.tolist(),
+            decide(scores, limits).tolist(),
+            self._nearest(found, len(clips)),
+            notes or [""] * len(clips),
+        )
         return [
-            ScoredClip(
-                file=clip.path,
-                machine_type=clip.machine_type,
-                section=clip.section,
-                domain=clip.domain,
-                state=clip.state,
-                score=score,
-                percentile=share,
-                threshold=threshold,
-                decision=decision,
-                nearest_class=name,
-                note=note,
-            )
-            for clip, score, share, threshold, decision, name, note in zip(
-                clips,
-                scores.tolist(),
-                shares.tolist(),
-                limits.tolist(),
-                decisions,
-                nearest,
-                notes or [""] * len(clips),
-                strict=True,
-            )
+            ScoredClip(one.path, one.machine_type, one.section, one.domain, one.state, *values)
+            for one, *values in zip(clips, *columns, strict=True)
         ]
 
     def _nearest(self, found: Sequence[Comparison], clips: int) -> list[str]:
@@ -407,17 +400,21 @@ class Detector:
         return [""] * clips
 
     def combine(
-        self, scores: Sequence[np.ndarray] | np.ndarray, sections: Sequence[Section]
+        self,
+        scores: Sequence[np.ndarray],
+        sections: Sequence[Section],
+        members: Sequence[Member] | None = None,
     ) -> np.ndarray:
-        """One score a clip from the members' scores, float64 ``[clips]``.
+        """One score a clip from the scores of members, float64 ``[clips]``.
 
-        A lone member's scores stay as they are.
+        A lone member's scores stay as they are. ``members`` are the detector's when ``None``.
         """
         if len(scores) == 1:
             return np.asarray(scores[0], np.float64)
-        held_out = [member.held_out for member in self.members_]
-        parts = [member.part for member in self.members_]
-        return combine(list(scores), held_out, sections, self._train_sections(), parts=parts)
+        members = self.members_ if members is None else members
+        held_out = [member.held_out for member in members]
+        parts = [member.part for member in members]
+        return combine(scores, held_out, sections, self._train_sections(), parts=parts)
 
     def clip_of(
         self, name: str, machine_type: str | None = None, section: str | None = None
@@ -554,40 +551,9 @@ class Detector:
                 for member in one.members_
             ]
         fused = cls(system="fused", contamination=first.contamination)
-        fused.restore(
-            kind="fused",
-            settings={},
-            name="fused",
-            members=members,
-            train_clips=first.train_clips_,
-            dtype=first.dtype_,
-            audio=first.audio_,
-        )
+        about = {**first._about(), "kind": "fused", "system": {}, "name": "fused"}
+        fused.restore(about, members, first.train_clips_)
         return fused
-
-    def part(self, chosen: Sequence[int]) -> "Detector":
-        """The detector of some of its members, by their number."""
-        part = Detector(system=self.system, contamination=self.contamination)
-        part.restore(
-            kind=self.kind_,
-            settings=self.settings_,
-            name=self.name_,
-            members=[self.members_[number] for number in chosen],
-            train_clips=self.train_clips_,
-            dtype=self.dtype_,
-            audio=self.audio_,
-        )
-        return part
-
-    def refitted(self, system: System, data: Dataset) -> "Detector":
-        """The detector with the back-end of a system, on what the members were trained to.
-
-        Args:
-          system: A system of the members' kind that differs in the back-end.
-          data: The clips that they were trained on.
-        """
-        members = [system.refit(member, data) for member in self.members_]
-        return Detector.trained(self.name_, system, data, members)
 
     def export(self, folder: str | os.PathLike) -> Path:
         """Writes it as a file that jax alone can run; see :mod:`asdproto.systems.export`."""
@@ -617,29 +583,23 @@ class Detector:
         return Path(run)
 
     def write(
-        self,
-        folder: Path,
-        rows: Sequence[ScoredClip] = (),
-        arrays: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+        self, folder: Path, clips: Sequence[Clip] = (), found: Sequence[Comparison] = ()
     ) -> dict[str, Any] | None:
-        """Writes its folder of a run; see `detector_files.write_detector`."""
-        files, machines, sections = zip(*self.train_clips_, strict=True)
-        training = {
-            "files": np.array(files),
-            "machine_types": np.array(machines),
-            "sections": np.array(sections),
-            "scores": self.decision_scores_,
-        }
+        """Writes its folder of a run, with what its members find in test clips.
+
+        Returns:
+          Figures, where all test clips carry labels; see
+          :func:`asdproto.results.run_folder.write_scores`.
+        """
         about = {
-            "kind": self.kind_,
-            "system": self.settings_,
-            "name": self.name_,
-            "dtype": self.dtype_,
+            **self._about(),
             "contamination": self.contamination,
-            "audio": self.audio_,
             "limits": {machine: list(one) for machine, one in self.limits().items()},
         }
-        return write_detector(folder, self.members_, training, about, rows, arrays)
+        columns = map(np.array, zip(*self.train_clips_, strict=True))
+        training = dict(zip(TRAINING, columns, strict=True)) | {"scores": self.decision_scores_}
+        rows = self.rows(clips, found) if clips else []
+        return write_detector(folder, self.members_, training, about, rows, found)
 
     @classmethod
     def load(
@@ -656,19 +616,9 @@ class Detector:
         Raises:
           DataError: There is no such detector, or it is damaged.
         """
-        about, members, train_clips = read_detector(Path(folder), name, encoder)
-        system = about.get("value", about["kind"])
+        system, about, members, train_clips = read_detector(Path(folder), name, encoder)
         detector = cls(system=system, seed=_seed(members), contamination=about["contamination"])
-        detector.restore(
-            kind=about["kind"],
-            settings=about["system"],
-            name=about["name"],
-            members=members,
-            train_clips=train_clips,
-            dtype=about["dtype"],
-            audio=about["audio"],
-            limits=about["limits"],
-        )
+        detector.restore(about, members, train_clips)
         return detector
 
     # --- parameters
@@ -726,13 +676,8 @@ class Detector:
     def _seeds(self) -> list[int]:
         seeds: Any = self.seed if isinstance(self.seed, Sequence) else [self.seed]
         whole = all(isinstance(s, int | np.integer) and not isinstance(s, bool) for s in seeds)
-        if (
-            not whole
-            or not seeds
-            or len(set(seeds)) < len(seeds)
-            or min(seeds) < 0
-            or max(seeds) >= 2**32
-        ):
+        known = whole and all(0 <= seed < 2**32 for seed in seeds)
+        if not known or not seeds or len(set(seeds)) < len(seeds):
             raise ConfigError(
                 f"seed={self.seed!r}: expected a whole number in [0, 4294967295], or different ones"
             )
@@ -753,18 +698,6 @@ class Detector:
         overrides = [f"{name.replace('__', '.')}={value}" for name, value in self.overrides.items()]
         return override(system, overrides)
 
-    def _options(
-        self, system: System, clips: Sequence[Clip], sources: Sequence[Any], seeds: Sequence[int]
-    ) -> RunOptions:
-        from rich.console import Console
-
-        from asdproto.training.devices import use_devices
-
-        workdir = None if self.workdir is None else Path(self.workdir)
-        if workdir is not None:
-            claim_workdir(workdir, system, seeds, clips, [stamp(one) for one in sources])
-        return RunOptions(workdir, use_devices(), Console() if self.verbose else None)
-
 
 # Parameters by name, apart from overrides of the system.
 _DEFAULTS = {
@@ -780,7 +713,7 @@ def _seed(members: Sequence[Member]) -> int | list[int]:
     return seeds[0] if len(seeds) == 1 else seeds
 
 
-def facts_of(clips: Sequence[Clip]) -> list[tuple[str, str, str]]:
+def trained_on(clips: Sequence[Clip]) -> list[tuple[str, str, str]]:
     """Path, machine type and section of clips."""
     return [(clip.path, clip.machine_type, clip.section) for clip in clips]
 
@@ -793,7 +726,7 @@ def _collapsed(embeddings: np.ndarray) -> bool:
 
 def _same(one: Detector, other: Detector) -> bool:
     """Whether two detectors have the same members."""
-    pairs = list(zip(one.members_, other.members_, strict=False))
+    pairs = zip(one.members_, other.members_, strict=False)
     return len(one.members_) == len(other.members_) and all(
         (a.seed, a.model.system) == (b.seed, b.model.system)
         and np.array_equal(a.held_out, b.held_out)

@@ -23,11 +23,12 @@ import numpy as np
 
 from asdproto.config import from_dict, to_dict
 from asdproto.data.dcase import Clip
-from asdproto.data.identity import changes, identity_of
+from asdproto.data.identity import changes, identity_of, stamp_of
 from asdproto.errors import DataError
 from asdproto.files import (
     check_folder,
     check_manifest,
+    checksum,
     read_arrays,
     read_json,
     write_arrays,
@@ -37,8 +38,10 @@ from asdproto.files import (
 from asdproto.results.run_folder import MANIFEST, ScoredClip, read_config, write_scores
 from asdproto.scoring.thresholds import Limit
 from asdproto.systems import system_class
-from asdproto.systems.system import Member, System
+from asdproto.systems.system import Comparison, Member, System
 
+# What training_scores.npz says of each training clip, beside its scores.
+TRAINING = ("files", "machine_types", "sections")
 # Scores of the test clips by every member: what fusing takes.
 MEMBER_SCORES = "member_scores.npz"
 _FORMAT = 2
@@ -53,34 +56,39 @@ def write_detector(
     members: Sequence[Member],
     training: Mapping[str, np.ndarray],
     about: Mapping[str, Any],
-    rows: Sequence[ScoredClip] = (),
-    arrays: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+    rows: Sequence[ScoredClip],
+    found: Sequence[Comparison],
 ) -> dict[str, Any] | None:
     """Writes a detector, and what it says of test clips, in the place of what was there.
 
     Args:
       folder: ``RUN/scores/NAME``.
       members: Its members.
-      training: What is known of the training clips: ``files``, ``machine_types``, ``sections`` and
-        combined held-out ``scores``, each of shape ``[clips]``.
+      training: Columns of the training clips, each of shape ``[clips]``: :data:`TRAINING` and
+        combined held-out ``scores``.
       about: What the manifest says of it.
       rows: The test clips; none writes no scores.
-      arrays: More files: name -> arrays.
+      found: What each member finds in them.
 
     Returns:
-      Figures, where all test clips carry labels; see
-      :func:`asdproto.results.run_folder.write_scores`.
+      Figures, where all test clips carry labels.
     """
     held_out = np.stack([member.held_out for member in members])
-    files = {"training_scores.npz": {**training, "held_out": held_out}, **(arrays or {})}
+    files = {"training_scores.npz": {**training, "held_out": held_out}}
+    if rows:
+        scores = np.stack([one.scores for one in found])
+        files[MEMBER_SCORES] = {"files": np.array([row.file for row in rows]), "scores": scores}
     listed = []
     for index, member in enumerate(members):
         system = member.model.system
+        values = to_dict(system)
+        own = type(system.encoder.module) if _described(values) else None
         files[f"member_{index}.npz"] = member.model.to_arrays()
         listed.append(
             {
                 "kind": system.kind,
-                "system": to_dict(system),
+                "system": values,
+                "encoder": own and f"{own.__module__}:{own.__qualname__}",
                 "seed": member.seed,
                 "part": member.part,
                 "classes": [list(name) for name in member.classes],
@@ -99,12 +107,12 @@ def write_detector(
 
 def read_detector(
     folder: Path, name: str | None, encoder: Any
-) -> tuple[dict[str, Any], list[Member], list[tuple[str, str, str]]]:
+) -> tuple[Any, dict[str, Any], list[Member], list[tuple[str, str, str]]]:
     """What :func:`write_detector` wrote; see :meth:`asdproto.systems.detector.Detector.load`.
 
     Returns:
-      What the manifest says, with ``system`` as a value where it is no fused detector; the
-      members; path, machine type and section of each training clip.
+      The system, ``"fused"`` where it is of several; what the manifest says, with the combined
+      held-out ``scores``; the members; path, machine type and section of each training clip.
     """
     if name is not None or not (folder / MANIFEST).is_file():
         folder = folder / "scores" / chosen_detector(folder, name)
@@ -115,26 +123,60 @@ def read_detector(
             raise ValueError(f"format {about['format']}, expected {_FORMAT}")
         members = []
         for index, entry in enumerate(about["members"]):
-            system = _system(entry["kind"], entry["system"], encoder, folder)
-            arrays = read_arrays(folder / f"member_{index}.npz", remedy=_AGAIN)
+            module = _module_of(entry, encoder, folder)
+            model = read_system(entry["kind"], entry["system"], module).restore(
+                read_arrays(folder / f"member_{index}.npz", remedy=_AGAIN)
+            )
             classes = [tuple(fields) for fields in entry["classes"]]
-            held_out, part = training["held_out"][index], entry["part"]
-            model = system.restore(arrays)
-            members.append(Member(model, entry["seed"], classes, held_out, part=part))
+            held_out = training["held_out"][index]
+            members.append(Member(model, entry["seed"], classes, held_out, part=entry["part"]))
         if not members or about["dtype"] not in ("float16", "float32"):
             raise ValueError(f"{len(members)} members, dtype {about['dtype']!r}")
         if not 0 < about["contamination"] < 1:
             raise ValueError(f"contamination {about['contamination']}")
-        if about["kind"] != "fused":
-            about["value"] = _system(about["kind"], about["system"], encoder, folder)
-        columns = (training[name].tolist() for name in ("files", "machine_types", "sections"))
+        system = about["kind"]
+        if system != "fused":
+            system = read_system(system, about["system"], encoder)
         about["limits"] = {machine: Limit(*one) for machine, one in about["limits"].items()}
-        return about, members, list(zip(*columns, strict=True))
+        about["scores"] = training["scores"]
+        clips = zip(*(training[column].tolist() for column in TRAINING), strict=True)
+        return system, about, members, list(clips)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         if isinstance(error, DataError):
             raise
         found = f"no field {error}" if isinstance(error, KeyError) else str(error)
         raise DataError(folder / MANIFEST, found, "a whole detector", _AGAIN) from error
+
+
+def read_system(kind: str, values: Mapping[str, Any], module: Any = None) -> Any:
+    """A system from its numbers, with its encoder where that is one of its user's own."""
+    system = from_dict(system_class(kind), values)
+    if module is None or _described(values) is None:
+        return system
+    return dataclasses.replace(system, encoder=dataclasses.replace(system.encoder, module=module))
+
+
+def _described(values: Mapping[str, Any]) -> str | None:
+    """What a system's numbers say of an encoder of one's own."""
+    return values.get("encoder", {}).get("module")
+
+
+def _module_of(entry: Mapping[str, Any], encoder: Any, folder: Path) -> Any:
+    """The encoder of a member that was trained with one of its user's own, else ``None``.
+
+    It is not imported from where the files say: whoever loads a detector decides what code runs.
+    """
+    described = _described(entry["system"])
+    if described is None or repr(encoder) == described:
+        return encoder if described else None
+    path, text = entry["encoder"], " ".join(described.split())
+    raise DataError(
+        folder,
+        f"a detector with an encoder of its own, {path}: {text}",
+        "that module" if encoder is None else f"it, found {' '.join(repr(encoder).split())}",
+        f"A run keeps an encoder's parameters, not its code: name it with --encoder {path}, or in "
+        "Python pass the module, Detector.load(run, encoder=...).",
+    )
 
 
 def chosen_detector(run: Path, name: str | None = None) -> str:
@@ -161,48 +203,29 @@ def chosen_detector(run: Path, name: str | None = None) -> str:
     return chosen
 
 
-def _system(kind: str, values: Mapping[str, Any], encoder: Any, folder: Path) -> Any:
-    """A system from its numbers, with the encoder that it was trained with."""
-    system = from_dict(system_class(kind), values)
-    described = values.get("encoder", {}).get("module")
-    if described is None:
-        return system
-    if encoder is None or repr(encoder) != described:
-        raise DataError(
-            folder,
-            f"a detector with an encoder of its own: {' '.join(described.split())}",
-            "that module" if encoder is None else f"it, found {' '.join(repr(encoder).split())}",
-            "A run keeps an encoder's parameters, not its code: load it in Python and pass the "
-            "module it was trained with, Detector.load(run, encoder=...).",
-        )
-    return dataclasses.replace(system, encoder=dataclasses.replace(system.encoder, module=encoder))
-
-
 def claim_workdir(
     workdir: Path,
     system: System,
     seeds: Sequence[int],
     clips: Sequence[Clip],
-    stamps: Sequence[tuple[int, int]],
+    sources: Sequence[Any],
 ) -> None:
-    """Makes a folder for the checkpoints of a fit, or refuses that of another one.
+    """Makes a folder for the checkpoints of a fit to files or waveforms, or refuses another's.
 
     Raises:
       DataError: It holds the training of other clips or settings, or something else; the message
         says what.
     """
-    now: dict[str, Any] = {
-        "kind": system.kind,
-        "system": to_dict(system),
-        "seeds": list(seeds),
-        "clips": identity_of(clips, stamps),
-    }
-    path = workdir / _CLAIM
+    stamps = [
+        (len(one), checksum(one)) if isinstance(one, np.ndarray) else stamp_of(Path(one))
+        for one in sources
+    ]
+    now: dict[str, Any] = {"kind": system.kind, "system": to_dict(system), "seeds": list(seeds)}
+    identity, path = identity_of(clips, stamps), workdir / _CLAIM
     if path.exists():
         before = read_json(path, remedy="Delete the folder, or choose another workdir.")
-        names = ("kind", "system", "seeds")
-        changed = [f"another {name}" for name in names if before.get(name) != now[name]]
-        told = changes(before.get("clips", {}), now["clips"])
+        changed = [f"another {name}" for name in now if before.get(name) != now[name]]
+        told = changes(before.get("clips", {}), identity)
         if changed or told:
             found = "a fit with " + ", ".join(changed + [f"other clips ({told})"] * bool(told))
             remedy = "Give another workdir, or delete this one to train anew."
@@ -210,20 +233,14 @@ def claim_workdir(
     else:
         check_folder(workdir, (".",), "that of this fit")
     workdir.mkdir(parents=True, exist_ok=True)
-    write_json(path, now)
+    write_json(path, {**now, "clips": identity})
 
 
 @contextlib.contextmanager
 def replaced(folder: Path) -> Iterator[Path]:
-    """A new folder that takes the place of another one when the block ends without an error.
+    """Yields a new, empty folder that takes another's place when the block ends without an error.
 
     Killed in between, the old one stays, or is put back by the next call.
-
-    Args:
-      folder: The place.
-
-    Yields:
-      The new folder, empty.
     """
     work, before = (folder.with_name(f".{folder.name}.{name}") for name in ("new", "old"))
     if before.exists() and not folder.exists():

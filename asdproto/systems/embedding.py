@@ -20,13 +20,8 @@ from asdproto.training.devices import Devices, first_device
 def window_starts(frames: int, crop: int, hop: int) -> np.ndarray:
     """First frames of evenly spread windows that cover a clip to its last frame.
 
-    Args:
-      frames: Frames of the clip, at least ``crop``.
-      crop: Frames of a window.
-      hop: Largest distance between windows.
-
-    Returns:
-      int32, shape ``[ceil((frames - crop) / hop) + 1]``.
+    The clip has at least ``crop`` frames, and windows are at most ``hop`` apart. Returns int32,
+    shape ``[ceil((frames - crop) / hop) + 1]``.
     """
     count = -(-(frames - crop) // hop) + 1
     return np.round(np.linspace(0, frames - crop, count)).astype(np.int32)
@@ -79,17 +74,9 @@ def shared_by(devices: Devices) -> Iterator[None]:
 def embed_clips(model: nn.Module, variables: Any, clips: ClipArrays, **options: Any) -> np.ndarray:
     """Unit embedding of every clip: its :func:`window_means`, brought to unit length.
 
-    Args:
-      model: Encoder.
-      variables: Its parameters and running statistics.
-      clips: Features on the host.
-      **options: As for :func:`window_means`: ``mean``, ``scale``, and which windows.
-
-    Returns:
-      float32, shape ``[clips, dim]``, unit length.
+    Arguments are those of :func:`window_means`. Returns float32 ``[clips, dim]``.
     """
-    embeddings = window_means(model, variables, clips, **options)
-    return unit_rows(embeddings).astype(np.float32)
+    return unit_rows(window_means(model, variables, clips, **options)).astype(np.float32)
 
 
 def unit_rows(vectors: np.ndarray) -> np.ndarray:
@@ -183,11 +170,11 @@ def training_batch_stats(
     that were still moving. These are the mean over batches of random crops.
 
     Args:
-      model: Encoder.
+      model: Encoder, as for :func:`window_means`, as are the next four.
       variables: Its parameters and running statistics.
       clips: Training clips on the host.
-      mean: Floating, shape ``[mels]``, subtracted from every frame.
-      scale: Floating, shape ``[mels]``, multiplies every frame then.
+      mean: Subtracted from every frame.
+      scale: Multiplies every frame then.
       batches: Batches to average over.
       batch: Crops in each.
       seed: Of the choice of clips and crops.

@@ -52,10 +52,7 @@ def export_members(
       train_sections: Machine type and section of each training clip.
       thresholds: By machine type.
       dtype: Of stored features.
-      out: Folder to make.
-
-    Returns:
-      The folder.
+      out: Folder to make, and what is returned.
 
     Raises:
       DataError: The detector holds other members, or members that differ in more than their seed;
@@ -66,10 +63,10 @@ def export_members(
     encoders = [model for model in models if isinstance(model, PrototypeModel)]
     alike = len({model.system for model in models}) == 1
     if len(encoders) < len(models) or not alike or encoders[0].scorer.config.kind == "mixture":
-        kinds = sorted({model.system.kind for model in models})
+        kinds = ", ".join(sorted({model.system.kind for model in models}))
         raise DataError(
             out,
-            f"a detector of {', '.join(kinds)}" + " in several settings" * (not alike),
+            f"a detector of {kinds}" + " in several settings" * (not alike),
             "prototype members that differ in their seed alone, and no mixtures",
             "Export a run of --system prototype; score others with python -m asdproto score.",
         )

@@ -2,22 +2,20 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from asdproto.audio_info import AudioInfo
+from asdproto.audio_info import AudioInfo, describe_samples
 from asdproto.config import ConfigError
 from asdproto.data.collection import read_collection, walk
 from asdproto.data.dataset import ClipArrays
 from asdproto.data.dcase import Clip, name_fault, parse_name
-from asdproto.data.identity import stamp_of
 from asdproto.data.store import FeatureStore, Row
 from asdproto.errors import DataError
 from asdproto.features import FeatureSettings, audio_features, file_features
-from asdproto.files import checksum
 
 Clips = str | os.PathLike | Sequence[str | os.PathLike | np.ndarray] | np.ndarray
 # One for all clips, one a clip, or unknown.
@@ -57,19 +55,18 @@ def name_of(source: Any, index: int) -> str:
 
 
 def features_of(
-    source: Any, index: int, sample_rate: int | None, settings: FeatureSettings
-) -> tuple[np.ndarray, AudioInfo | None]:
-    """Features of a file or a waveform, float32, and what is known of a file's audio.
+    source: Any, name: str, sample_rate: int | None, settings: FeatureSettings
+) -> tuple[np.ndarray, AudioInfo]:
+    """Features of a file, or of a waveform at a rate in hertz; and what is known of its audio.
 
     Raises:
-      DataError: It cannot be used; the message names the file or the waveform's index.
+      DataError: It cannot be used; the message calls it by its name.
       ConfigError: A waveform comes without a sample rate.
     """
     if not isinstance(source, np.ndarray):
         return file_features(source, settings)
     if sample_rate is None:
         raise ConfigError("waveforms need their sample_rate, in hertz")
-    name = name_of(source, index)
     if source.ndim != 1 or not np.issubdtype(source.dtype, np.floating):
         raise DataError(
             name,
@@ -80,7 +77,8 @@ def features_of(
     if not np.abs(source).max(initial=0.0) < _LOUDEST:  # also where it is not a number
         found = "samples that are not finite, or far beyond full scale"
         raise DataError(name, found, "finite samples", "Replace or scale the waveform.")
-    return audio_features(source, sample_rate, settings, name=name), None
+    features = audio_features(source, sample_rate, settings, name=name)
+    return features, describe_samples(np.asarray(source, np.float32), sample_rate)
 
 
 def per_clip(value: Any, clips: int, name: str, known: Sequence[str] = ()) -> list[str | None]:
@@ -123,34 +121,29 @@ def training_clips(
     sources = sources_of(clips)
     if not sources:
         raise DataError("X", "no clips", "normal clips", "Give recordings or waveforms.")
-    domains = {"domain": DOMAINS}
     values = {
-        name: per_clip(value, len(sources), name, domains.get(name, ()))
+        name: per_clip(value, len(sources), name, DOMAINS if name == "domain" else ())
         for name, value in columns.items()
     }
     normal = np.ones(len(sources), bool)
     if labels is not None:
         normal = labels_of(labels, len(sources)) == 0
-    made, kept = [], []
-    for index in np.flatnonzero(normal):
-        source, known = sources[index], dict(_KNOWN)
-        state = "normal"
+    rows, made = np.flatnonzero(normal).tolist(), []
+    for index in rows:
+        source, known, state = sources[index], dict(_KNOWN), "normal"
         if not isinstance(source, np.ndarray):
             with contextlib.suppress(DataError):  # any name will do
                 parsed = parse_name(source)
-                told = (parsed.section, parsed.machine_type, parsed.domain, parsed.attributes)
-                known |= {name: text for name, text in zip(known, told, strict=True) if text}
+                known |= {name: getattr(parsed, name) or text for name, text in known.items()}
                 state = parsed.state or state
         known |= {name: str(own[index]) for name, own in values.items() if own[index]}
         for name in ("machine_type", "section"):
             if expected := name_fault(known[name]):
                 raise ConfigError(f"{name} of clip {index} is {known[name]!r}: expected {expected}")
-        path = name_of(source, int(index))
-        made.append(Clip(path=path, split="train", state=state, **known))
-        kept.append(source)
+        made.append(Clip(path=name_of(source, index), split="train", state=state, **known))
     if not made:
         raise DataError("y", "anomalies only", "normal clips", "Give clips to train on.")
-    return made, kept
+    return made, [sources[index] for index in rows]
 
 
 def labels_of(labels: Any, clips: int) -> np.ndarray:
@@ -165,26 +158,12 @@ def labels_of(labels: Any, clips: int) -> np.ndarray:
     return labels.astype(np.int64)
 
 
-def stamp(source: Any) -> tuple[int, int]:
-    """What tells that a file or a waveform has changed."""
-    if isinstance(source, np.ndarray):
-        return len(source), checksum(source)
-    return stamp_of(Path(source))
-
-
 def memory_store(
     clips: Sequence[Clip],
-    features: Callable[[int], tuple[np.ndarray, AudioInfo | None]],
+    found: Sequence[tuple[np.ndarray, AudioInfo]],
     settings: FeatureSettings,
 ) -> FeatureStore:
-    """A feature store in memory, of the precision of one on disk.
-
-    Args:
-      clips: The clips.
-      features: What :func:`features_of` says of a clip, by its number.
-      settings: Feature settings.
-    """
-    found = [features(index) for index in range(len(clips))]
+    """A feature store in memory, of the precision of one on disk, of what `features_of` says."""
     stacked = stack([array.astype(np.float16) for array, _ in found])
     rows = zip(clips, stacked.frames, found, strict=True)
     return FeatureStore(

@@ -37,7 +37,6 @@ from asdproto.systems.system import (
     RunOptions,
     Section,
     backend_labels,
-    open_checkpoints,
 )
 from asdproto.training import loop as training
 from asdproto.training.devices import AXIS, Devices, Loop, default_loop, use_devices
@@ -72,7 +71,7 @@ class EncoderConfig:
         padding, result float32 ``[batch, embedding_dim]`` of unit length. It may keep
         ``batch_stats``; where it has an attribute ``axis_name``, that is set to the axis over which
         several devices share them. A run keeps its parameters, not its code: whoever loads the run
-        hands in the same module.
+        hands in the same module, or names it with ``--encoder``.
     """
 
     width: int = 64
@@ -179,6 +178,7 @@ class PrototypeSystem:
 
     kind: ClassVar[str] = "prototype"
     reads_waveforms: ClassVar[bool] = False
+    is_fused: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -233,23 +233,10 @@ class PrototypeSystem:
     ) -> dict[str, list[Member]]:
         """Trains the stages and fits the back-end on their embeddings.
 
-        Args:
-          data: The data set.
-          options: How the run goes.
-          seeds: One or more; several are trained as one program on accelerators.
-
-        Returns:
-          By name, one member a seed; the same in all processes, which embed the clips together.
-
-        Raises:
-          DataError: The training clips are of one class only.
+        Several seeds are trained as one program on accelerators. All processes embed the clips
+        together, and return the same.
         """
-        self.check_clips(data.train_clips)
-        together = (
-            len(seeds) > 1
-            and jax.process_count() == 1
-            and options.devices.local[0].platform != "cpu"
-        )
+        together = jax.process_count() == 1 and options.devices.local[0].platform != "cpu"
         if together or len(seeds) == 1:
             states = train(self, data, options, seeds)
         else:
@@ -266,7 +253,7 @@ class PrototypeSystem:
         """The back-end of this system on a trained member's encoder, without training."""
         model = member.model
         assert isinstance(model, PrototypeModel)
-        return fit_backend(self, data, model.variables, model.mean, model.scale, member.seed)
+        return fit_backend(self, data, model.variables, (model.mean, model.scale), member.seed)
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> "PrototypeModel":
         """The model that :meth:`PrototypeModel.to_arrays` described."""
@@ -400,7 +387,14 @@ def stage_run(
 
     ``settings`` are those of :class:`asdproto.training.loop.StageRun`.
     """
-    with open_checkpoints(options.workdir, name) as checkpoints:
+    with contextlib.ExitStack() as stack:
+        checkpoints = None
+        if options.workdir is not None:
+            # A library of its own, which scoring never needs.
+            from asdproto.training.checkpoint import Checkpoints
+
+            folder = options.workdir / "checkpoints" / name
+            checkpoints = stack.enter_context(contextlib.closing(Checkpoints(folder)))
         yield StageRun(
             name=name,
             checkpoints=checkpoints,
@@ -439,8 +433,7 @@ class PrototypeModel:
 
     def compare(self, clips: ClipArrays, sections: Sequence[Section]) -> Comparison:
         """See :class:`asdproto.systems.system.Model`."""
-        embeddings = self.embed(clips)
-        return Comparison(*self.scorer.compare(embeddings, sections), embeddings)
+        return Comparison(*self.scorer.compare(self.embed(clips), sections))
 
     @property
     def scoring_variables(self) -> dict[str, Any]:
@@ -475,23 +468,22 @@ def fit(system: PrototypeSystem, data: Dataset, state: TrainState, seed: int) ->
     """Fits the back-end on the training clips' embeddings by a trained encoder."""
     variables = {"params": state.params["encoder"], "batch_stats": state.batch_stats}
     moments = data.moments(system.encoder.standardization)
-    return fit_backend(system, data, variables, *moments, seed)
+    return fit_backend(system, data, variables, moments, seed)
 
 
 def fit_backend(
     system: PrototypeSystem,
     data: Dataset,
     variables: dict[str, Any],
-    mean: np.ndarray,
-    scale: np.ndarray,
+    moments: tuple[np.ndarray, np.ndarray],
     seed: int,
 ) -> Member:
-    """As :func:`fit`, from the encoder's variables and what its input was standardized by."""
+    """As :func:`fit`, from the encoder's variables, and mean and scale of its input."""
+    mean, scale = moments
     batch_stats, config = None, system.score.backend
     if system.score.batch_stats == "training":
         model = evaluation_model(system)
         batch_stats = training_batch_stats(model, variables, data.train, mean=mean, scale=scale)
-    mean, scale = np.asarray(mean, np.float32), np.asarray(scale, np.float32)
     unfitted = PrototypeModel(system, variables, batch_stats, mean, scale, Scorer(config, {}))
     embeddings = unfitted.embed(data.train)
     training = embeddings, backend_labels(data, config), section_keys(data.train_clips), config

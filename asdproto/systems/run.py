@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from asdproto.config import ConfigError, from_dict, override, to_dict
+from asdproto.config import ConfigError, override, to_dict
 from asdproto.data.collection import Collection, read_collection
 from asdproto.data.dataset import Dataset, section_keys
 from asdproto.data.dcase import Clip
@@ -49,11 +49,12 @@ from asdproto.results.run_folder import (
 )
 from asdproto.results.tables import HEADLINE
 from asdproto.scoring.metrics import UndefinedMetricWarning, evaluate, group_scores
-from asdproto.systems import YARDSTICKS, preset, system_class
-from asdproto.systems.detector import Detector, facts_of
+from asdproto.systems import YARDSTICKS, preset
+from asdproto.systems.detector import Detector, trained_on
 from asdproto.systems.detector_files import (
     MEMBER_SCORES,
     chosen_detector,
+    read_system,
     replaced,
 )
 from asdproto.systems.embedding import shared_by
@@ -98,13 +99,11 @@ def train_run(
 
     Raises:
       DataError: Another process is working in the folder.
-      OSError: The disk is full, or may not be written to; what is saved stays.
     """
     assert options.workdir is not None
     with _alone(options):
         started = time.monotonic()
         data = prepare_for(system, store, machines)
-        system.check_clips(data.train_clips)
         announce(system, data, options, seeds)
         if options.devices.is_main:
             about = {
@@ -135,16 +134,9 @@ def train_yardsticks(
     *,
     machines: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Fits what takes no training beside a finished run, on its features.
+    """Fits what takes no training beside a finished run, on its features; figures by name.
 
-    Args:
-      system: The run's own; it is not fitted again.
-      store: Its features.
-      options: How the run went.
-      machines: Its machine types.
-
-    Returns:
-      Figures by name; none where the features are no spectrograms.
+    There are none where the features are no spectrograms.
 
     Warns:
       UserWarning: One of them cannot be fitted; the message says which, and why.
@@ -152,63 +144,21 @@ def train_yardsticks(
     figures: dict[str, Any] = {}
     if system.features.waveform or system.features.summary or not options.devices.is_main:
         return figures
-    with _alone(options):
-        for kind in YARDSTICKS:
-            if kind == system.kind:
-                continue
-            other = dataclasses.replace(preset(kind, "small"), features=system.features)
-            data = prepare_for(other, store, machines)
-            if kind == "gmm":
-                data = _some(data, _MOST_CLIPS)
-            with warnings.catch_warnings(record=True) as caught:
-                # Those of the run's own detectors are the same.
-                warnings.simplefilter("ignore", UndefinedMetricWarning)
-                try:
-                    members = other.train(data, options, [0])
-                    figures |= score_all(options.workdir, other, data, members)[0]
-                except DataError as error:
-                    warnings.warn(f"not fitted: {error}", stacklevel=1)
-            for one in caught:
-                warnings.warn(f"yardstick {kind}: {one.message}", one.category, stacklevel=2)
+    for kind in YARDSTICKS:
+        if kind == system.kind:
+            continue
+        other = dataclasses.replace(preset(kind, "small"), features=system.features)
+        most = _MOST_CLIPS if kind == "gmm" else None
+        with warnings.catch_warnings(record=True) as caught:
+            # Those of the run's own detectors are the same.
+            warnings.simplefilter("ignore", UndefinedMetricWarning)
+            try:
+                figures |= train_beside(other, store, options, machines=machines, most=most)
+            except DataError as error:
+                warnings.warn(f"not fitted: {error}", stacklevel=1)
+        for one in caught:
+            warnings.warn(f"yardstick {kind}: {one.message}", one.category, stacklevel=2)
     return figures
-
-
-def fuse_with_spectra(
-    spectra: System,
-    store: FeatureStore,
-    options: RunOptions,
-    *,
-    machines: Sequence[str] | None = None,
-) -> dict[str, Any]:
-    """Fits spectra beside a finished run, and makes both one detector: the run's new result.
-
-    Args:
-      spectra: The spectral system.
-      store: Its features, of the run's collection.
-      options: How the run went.
-      machines: The run's machine types.
-
-    Returns:
-      Figures by name.
-    """
-    assert options.workdir is not None
-    run = options.workdir
-    with _alone(options):
-        config = read_config(run)
-        own = [name for name in config["names"] if name not in (*spectra.names, FUSED)]
-        data = prepare_for(spectra, store, machines)
-        figures = score_all(run, spectra, data, spectra.train(data, options, [0]))[0]
-        figures |= _fuse_results(run / "scores", (own[-1], *spectra.names), config)
-        write_config(run, {**config, "names": [*own, *spectra.names, FUSED]})
-    return figures
-
-
-def _fuse_results(scores: Path, names: Sequence[str], config: Mapping[str, Any]) -> dict[str, Any]:
-    """Makes one detector of several in a folder ``RUN/scores``; its figures by name."""
-    folders = [scores / name for name in names]
-    fused = Detector.fuse([Detector.load(folder) for folder in folders])
-    figures = save_scores(scores / FUSED, fused, *_test_scores(folders, config))
-    return {} if figures is None else {FUSED: figures}
 
 
 def train_beside(
@@ -218,12 +168,58 @@ def train_beside(
     *,
     seeds: Sequence[int] = (0,),
     machines: Sequence[str] | None = None,
+    most: int | None = None,
 ) -> dict[str, Any]:
-    """Trains another system into a run folder that exists; returns its figures by name."""
+    """Trains another system into a run folder that exists; figures by name.
+
+    Args:
+      system: The system.
+      store: Its features, of the run's collection.
+      options: How the run went.
+      seeds: As for :func:`train_run`.
+      machines: The run's machine types.
+      most: Training clips at most, evenly spread over the sections; all when ``None``.
+    """
+    assert options.workdir is not None
     with _alone(options):
         data = prepare_for(system, store, machines)
-        members = system.train(data, options, seeds)
-        return score_all(options.workdir, system, data, members)[0]
+        if most is not None:
+            data = _some(data, most)
+        return score_all(options.workdir, system, data, system.train(data, options, seeds))[0]
+
+
+def fuse_with_spectra(
+    spectra: System,
+    store: FeatureStore,
+    options: RunOptions,
+    *,
+    machines: Sequence[str] | None = None,
+    encoder: Any = None,
+) -> dict[str, Any]:
+    """Fits spectra beside a finished run, and makes both one detector: the run's new result.
+
+    Arguments are those of :func:`train_beside`; ``encoder`` is the flax module that the run was
+    trained with, where it was one of your own. Returns figures by name.
+    """
+    assert options.workdir is not None
+    run = options.workdir
+    figures = train_beside(spectra, store, options, machines=machines)
+    with _alone(options):
+        config = read_config(run)
+        own = [name for name in config["names"] if name not in (*spectra.names, FUSED)]
+        figures |= _fuse_results(run / "scores", (own[-1], *spectra.names), config, encoder)
+        write_config(run, {**config, "names": [*own, *spectra.names, FUSED]})
+    return figures
+
+
+def _fuse_results(
+    scores: Path, names: Sequence[str], config: Mapping[str, Any], encoder: Any
+) -> dict[str, Any]:
+    """Makes one detector of several in a folder ``RUN/scores``; its figures by name."""
+    folders = [scores / name for name in names]
+    fused = Detector.fuse([Detector.load(folder, encoder=encoder) for folder in folders])
+    figures = fused.write(scores / FUSED, *_test_scores(folders, config))
+    return {} if figures is None else {FUSED: figures}
 
 
 def _some(data: Dataset, most: int) -> Dataset:
@@ -244,10 +240,10 @@ def _some(data: Dataset, most: int) -> Dataset:
 @contextlib.contextmanager
 def _alone(options: RunOptions) -> Iterator[None]:
     """Keeps other runs out of the work folder; process 0 speaks for all of this one."""
-    assert options.workdir is not None
     if not options.devices.is_main:
         yield
         return
+    assert options.workdir is not None
     options.workdir.mkdir(parents=True, exist_ok=True)
     with locked(options.workdir, LOCK):
         settle(options.workdir)
@@ -256,23 +252,21 @@ def _alone(options: RunOptions) -> Iterator[None]:
 
 
 def score_all(
-    workdir: Path | None,
+    workdir: Path,
     system: System,
     data: Dataset,
     members: Mapping[str, Sequence[Member]],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Scores what was trained: figures by name, and those of each seed where there are several."""
-    assert workdir is not None
-    figures, each = {}, {}
+    figures: dict[str, Any] = {}
+    each: dict[str, Any] = {}
     for name, own in members.items():
         detector = Detector.trained(name, system, data, own)
         if name == system.names[-1] and system.kind not in YARDSTICKS and is_main():
             detector.warn_of_limits()
         together, by_seed = score_detector(workdir / "scores" / name, detector, data)
-        if together is not None:
-            figures[name] = together
-        if by_seed:
-            each[name] = by_seed
+        figures |= {} if together is None else {name: together}
+        each |= {name: by_seed} if by_seed else {}
     return figures, each
 
 
@@ -280,11 +274,6 @@ def score_detector(
     folder: Path, detector: Detector, data: Dataset
 ) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
     """Scores the test clips with all processes; the first one saves the detector and evaluates.
-
-    Args:
-      folder: ``WORKDIR/scores/NAME``.
-      detector: Of one feature setting.
-      data: Its data set.
 
     Returns:
       The figures of :func:`asdproto.scoring.metrics.evaluate`, ``None`` where the test clips carry
@@ -294,37 +283,24 @@ def score_detector(
     found = detector.compare([data.test], sections) if clips else []
     if not is_main():
         return None, []
-    figures = save_scores(folder, detector, clips, found)
-    seeds = list(dict.fromkeys(member.seed for member in detector.members_))
-    if figures is None or len(seeds) == 1:
-        return figures, []
+    figures, members = detector.write(folder, clips, found), detector.members_
+    seeds = list(dict.fromkeys(member.seed for member in members))
     each = []
-    for seed in seeds:
-        chosen = [row for row, member in enumerate(detector.members_) if member.seed == seed]
-        alone = detector.part(chosen).combine([found[row].scores for row in chosen], sections)
-        own = evaluate(group_scores(clips, alone))
-        each.append({"seed": seed, **{key: own[key] for key in HEADLINE}})
+    for seed in seeds if figures is not None and len(seeds) > 1 else []:
+        own = [row for row, member in enumerate(members) if member.seed == seed]
+        scores = [found[row].scores for row in own]
+        combined = detector.combine(scores, sections, [members[row] for row in own])
+        values = evaluate(group_scores(clips, combined))
+        each.append({"seed": seed, **{name: values[name] for name in HEADLINE}})
     return figures, each
-
-
-def save_scores(
-    folder: Path,
-    detector: Detector,
-    clips: Sequence[Clip],
-    found: Sequence[Comparison],
-) -> dict[str, Any] | None:
-    """Writes a detector and what its members find in test clips; figures where there are labels."""
-    if not clips:
-        return detector.write(folder)
-    files = np.array([clip.path for clip in clips])
-    arrays = {MEMBER_SCORES: {"files": files, "scores": np.stack([one.scores for one in found])}}
-    return detector.write(folder, detector.rows(clips, found), arrays)
 
 
 # --- without training
 
 
-def rescore(run: Path, overrides: Sequence[str], out: Path | None = None) -> dict[str, Any]:
+def rescore(
+    run: Path, overrides: Sequence[str], out: Path | None = None, *, encoder: Any = None
+) -> dict[str, Any]:
     """Fits the back-end of a finished run again, on the encoders that it has trained.
 
     All of its detectors change together, or none.
@@ -333,6 +309,7 @@ def rescore(run: Path, overrides: Sequence[str], out: Path | None = None) -> dic
       run: The run folder; its features must still be where they were.
       overrides: Assignments to ``score``, such as ``"score.kind=knn"``.
       out: New run folder for the result; the run itself when ``None``.
+      encoder: The flax module that it was trained with, where it was one of your own.
 
     Returns:
       What belongs into ``results.json``.
@@ -350,17 +327,16 @@ def rescore(run: Path, overrides: Sequence[str], out: Path | None = None) -> dic
         found, expected = "no feature store", "that of a run that trained on one"
         raise DataError(path, found, expected, "Train on a collection or a store.")
     try:
-        system = override(from_dict(system_class(config["kind"]), config["system"]), overrides)
+        system = override(read_system(config["kind"], config["system"], encoder), overrides)
     except ConfigError as error:
-        if config["kind"] != "fused" and overrides:
+        if config["kind"] != FUSED and overrides:
             raise
         raise DataError(path, str(error), "the settings of a run", AGAIN) from None
     store = open_store(config["features"])
     data = prepare_for(system, store, config["machines"])
-    _check_recordings(
-        store.root, config["collection"], store.identity(), facts_of(data.train_clips)
-    )
-    systems, members = dict(results["systems"]), dict(results.get("members", {}))
+    clips = trained_on(data.train_clips)
+    _check_recordings(store.root, config["collection"], store.identity(), clips)
+    systems, each = dict(results["systems"]), dict(results.get("members", {}))
     config = {**config, "system": to_dict(system)}
     folder = new_folder(out, "run", "config.json") if out is not None else locked(run, LOCK)
     with folder as made:
@@ -369,21 +345,23 @@ def rescore(run: Path, overrides: Sequence[str], out: Path | None = None) -> dic
             if out is None:
                 shutil.copytree(target / "scores", scores, dirs_exist_ok=True)
             for name in system.names:
-                detector = Detector.load(run, name)
-                if detector.train_clips_ != facts_of(data.train_clips):
+                before = Detector.load(run, name, encoder=encoder)
+                if before.train_clips_ != clips:
                     found = "features of other clips than it was trained on"
                     raise DataError(config["features"], found, "those of the run", AGAIN)
-                figures, each = score_detector(scores / name, detector.refitted(system, data), data)
+                members = [system.refit(member, data) for member in before.members_]
+                detector = Detector.trained(name, system, data, members)
+                figures, by_seed = score_detector(scores / name, detector, data)
                 systems |= {} if figures is None else {name: figures}
-                members |= {name: each} if each else {}
+                each |= {name: by_seed} if by_seed else {}
             if FUSED in config["names"]:
                 parts = [name for name in config["names"] if name != FUSED][-2:]
                 if out is not None:
                     shutil.copytree(run / "scores" / parts[1], scores / parts[1])
-                systems |= _fuse_results(scores, parts, config)
+                systems |= _fuse_results(scores, parts, config, encoder)
             if out is not None:
                 systems = {name: systems[name] for name in systems if name in config["names"]}
-            results = {**results, "systems": systems, **({"members": members} if members else {})}
+            results = {**results, "systems": systems, **({"members": each} if each else {})}
             write_config(scores, config)
             write_results(scores, results, scores)
         settle(target)
@@ -405,27 +383,27 @@ def _check_recordings(
         raise DataError(path, f"other recordings: {told}", expected, "Train on one collection.")
 
 
-def fuse(out: Path, sources: Sequence[Path]) -> dict[str, Any]:
+def fuse(out: Path, sources: Sequence[Path], *, encoder: Any = None) -> dict[str, Any]:
     """Makes one detector of several, as a run folder.
 
     Args:
       out: The run folder to make.
       sources: Run folders, whose results are taken, or folders of detectors,
         ``RUN/scores/NAME``. All trained on the same clips.
+      encoder: The flax module that they were trained with, where it was one of your own.
 
     Returns:
       What belongs into ``results.json``: figures of the fused detector and of its parts.
 
     Raises:
-      DataError: A source is no finished detector, or the sources were trained on other clips.
+      DataError: A source is no finished detector, or of other clips than the first.
       ConfigError: One source only, or one twice.
     """
     folders = [
         source if (source / MANIFEST).is_file() else source / "scores" / chosen_detector(source)
         for source in sources
     ]
-    detectors = [Detector.load(folder) for folder in folders]
-    fused = Detector.fuse(detectors)
+    fused = Detector.fuse([Detector.load(folder, encoder=encoder) for folder in folders])
     config, *others = [read_config(folder.parents[1]) for folder in folders]
     for folder, other in zip(folders[1:], others, strict=True):
         _check_recordings(folder, config["collection"], other["collection"], fused.train_clips_)
@@ -433,21 +411,19 @@ def fuse(out: Path, sources: Sequence[Path]) -> dict[str, Any]:
     for folder in folders:
         if (folder / "scores.csv").is_file() and (own := read_figures(folder / "results.json")):
             systems[f"{folder.parents[1].name}/{folder.name}"] = own
-    clips, found = _test_scores(folders, config)
     about = {
-        "kind": fused.kind_,
-        "system": {**fused.settings_, "sources": [str(folder) for folder in folders]},
+        "kind": FUSED,
+        "system": {"sources": [str(folder) for folder in folders]},
         "seeds": sorted({member.seed for member in fused.members_}),
-        "names": [fused.name_],
+        "names": [FUSED],
         **{
             name: config[name] for name in ("machines", "classes", "features", "data", "collection")
         },
     }
     with new_folder(out, "run", "config.json") as work:
-        figures = save_scores(work / "scores" / fused.name_, fused, clips, found)
+        figures = fused.write(work / "scores" / FUSED, *_test_scores(folders, config))
         write_config(work, about)
-    if figures is not None:
-        systems[fused.name_] = figures
+    systems |= {} if figures is None else {FUSED: figures}
     return {"seeds": about["seeds"], "systems": systems}
 
 
@@ -495,8 +471,7 @@ def announce(system: System, data: Dataset, options: RunOptions, seeds: Sequence
     """Says what is about to be trained, on what."""
     if options.console is None:
         return
-    device = options.devices.local[0]
-    count = options.devices.count
+    device, count = options.devices.local[0], options.devices.count
     options.console.print(
         f"Training: {system.kind} ({system.plan(len(data.labels))}), seed"
         f"{'s' * (len(seeds) > 1)} {' '.join(map(str, seeds))}\n"
@@ -539,11 +514,10 @@ def check_same_run(
         return []
     config = read_config(workdir)
     differing = list(differences(command, {name: config.get(name) for name in command}))
-    allowed = [name for name, _, _ in differing if name.startswith(but)]
     different = [
         f"{name} is {before!r} there, {now!r} here"
         for name, now, before in differing
-        if name not in allowed
+        if not name.startswith(but)
     ]
     if different:
         raise DataError(
@@ -552,7 +526,7 @@ def check_same_run(
             "the settings of this command",
             "Train anew with --retrain, or name another run folder.",
         )
-    return allowed
+    return [name for name, _, _ in differing]
 
 
 def features_of(
@@ -565,16 +539,11 @@ def features_of(
 ) -> FeatureStore:
     """Feature store of a collection, extracted into ``folder`` unless it is there already.
 
-    Process 0 extracts, the others wait for it and open the same store.
-
-    Args:
-      data: A collection, its path, or the folder of a feature store.
-      folder: Where the store goes.
-      settings: Feature settings.
-      console: Where progress goes.
-      on_error: As for :func:`asdproto.data.extract.build_store`.
+    Process 0 extracts, the others wait for it and open the same store. ``data`` is a collection,
+    its path, or the folder of a feature store; ``on_error`` is as for
+    :func:`asdproto.data.extract.build_store`.
     """
-    extracted = []
+    made: list[FeatureStore] = []
 
     def extract() -> bool:
         """Whether the store is given, and nothing is to be extracted."""
@@ -584,13 +553,11 @@ def features_of(
 
         collection = read_collection(data) if isinstance(data, Path) else data
         shown = console is not None
-        extracted.append(
-            build_store(collection, folder, settings, on_error=on_error, progress=shown)
-        )
+        made.append(build_store(collection, folder, settings, on_error=on_error, progress=shown))
         return False
 
     path = data if alone(extract) and isinstance(data, Path) else folder
-    store = extracted[0] if extracted else open_store(path, expect=settings)
+    store = made[0] if made else open_store(path, expect=settings)
     checksum = json_checksum((path / STORE_MANIFEST).read_text())
     agree_on({"feature store": {"clips": len(store.clips), "checksum": checksum}})
     return store

@@ -138,6 +138,7 @@ class SpectralSystem:
     quantile: float = 0.9
 
     reads_waveforms: ClassVar[bool] = False
+    is_fused: ClassVar[bool] = False
     classes: ClassVar[Classes] = "attributes"
     crop: ClassVar[int] = 1
 
@@ -177,7 +178,6 @@ class SpectralSystem:
         self, data: Dataset, options: RunOptions, seeds: Sequence[int]
     ) -> dict[str, list[Member]]:
         """Fits every part; a seed decides where the search of a mixture begins."""
-        self.check_clips(data.train_clips)
         if not options.devices.is_main:
             return {}
         return {self.kind: [member for seed in seeds for member in self._fit(data, seed)]}
@@ -233,26 +233,24 @@ class SpectralModel:
         lacking = known & ~np.isfinite(vectors)
         scores, nearest = self.scorer.compare(part.compared(vectors, known & ~lacking), sections)
         for row in np.flatnonzero(lacking.any(axis=1)).tolist():
+            assert nearest is not None  # a part of summaries has no other back-end than references
             common = known[row] & ~lacking[row]
-            scores[row], label = self._compare_in(common, vectors[row], sections[row])
-            if nearest is not None:
-                nearest[row] = label
+            scores[row], nearest[row] = self._compare_in(common, vectors[row], sections[row])
         return Comparison(scores, nearest)
 
     def _compare_in(
         self, common: np.ndarray, vector: np.ndarray, section: Section
     ) -> tuple[float, int]:
-        """Distance to the nearest training clip in some dimensions, as if it were in all."""
+        """Distance to the nearest training clips in some dimensions, as if it were in all."""
         part, model = self.system.parts[0], self.scorer.sections[section]
-        assert isinstance(model, References)  # a part of summaries has no other back-end
+        assert isinstance(model, References)
         scale = self.scorer.scales.get(section, np.ones(model.dim))
         rows = np.broadcast_to(common, (len(model.references) + 1, model.dim))
         both = np.concatenate([vector[None], model.references * scale])
         both = part.compared(both, rows) / scale
         distances = np.sqrt(np.square(both[1:] - both[0]).sum(axis=1)) / model.density
         share = max(int(common.sum()), 1) / max(int(self.known[section].sum()), 1)
-        count = min(part.score.neighbors, len(distances))
-        nearest = np.argsort(distances, kind="stable")[:count]
+        nearest = np.argsort(distances, kind="stable")[: part.score.neighbors]
         score = float(distances[nearest].mean() / np.sqrt(share))
         return score, int(model.labels[nearest[0]])
 

@@ -1,8 +1,7 @@
 """What a system is, and what its training leaves: the words that all systems share."""
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -49,7 +48,7 @@ class Comparison(NamedTuple):
     Attributes:
       scores: float64, shape ``[clips]``; higher is more anomalous.
       nearest: int64, shape ``[clips]``, nearest attribute class; ``None`` for systems without.
-      embeddings: Floating, shape ``[clips, dim]``; ``None`` for systems without.
+      embeddings: Floating, shape ``[clips, dim]``; ``None`` where nobody needs them.
     """
 
     scores: np.ndarray
@@ -112,9 +111,11 @@ class System(Protocol):
       names: Of the detectors that it makes, the result last.
       crop: The shortest clip that it takes, in frames; shorter ones are repeated.
       quantile: Of held-out scores, for decisions.
+      is_fused: Whether ``train`` fuses its result with spectra, as it does with what it learns.
     """
 
     reads_waveforms: ClassVar[bool]
+    is_fused: ClassVar[bool]
 
     @property
     def kind(self) -> str: ...  # noqa: D102
@@ -147,7 +148,7 @@ class System(Protocol):
     def train(
         self, data: Dataset, options: RunOptions, seeds: Sequence[int]
     ) -> dict[str, list[Member]]:
-        """Trains with every seed.
+        """Trains with every seed, on clips that :meth:`check_clips` lets pass.
 
         Returns:
           Members by detector; the same in all processes, or none in all but the first where the
@@ -168,7 +169,11 @@ class System(Protocol):
 def prepare_for(
     system: System, store: FeatureStore, machines: Sequence[str] | None = None
 ) -> Dataset:
-    """A store as a system sees it: clips as long as its crop, labeled by the classes it learns."""
+    """A store as a system sees it: clips as long as its crop, labeled by the classes it learns.
+
+    Raises:
+      DataError: The system cannot read the features, or cannot learn from the training clips.
+    """
     if system.features.waveform and not system.reads_waveforms:
         raise DataError(
             store.root,
@@ -176,7 +181,9 @@ def prepare_for(
             f"log-mel features, which is all that {system.kind} reads",
             "Leave features.waveform=True out.",
         )
-    return prepare(store, system.crop, machines, key=CLASS_KEYS[system.classes])
+    data = prepare(store, system.crop, machines, key=CLASS_KEYS[system.classes])
+    system.check_clips(data.train_clips)
+    return data
 
 
 def backend_labels(data: Dataset, config: BackendConfig) -> np.ndarray:
@@ -184,16 +191,3 @@ def backend_labels(data: Dataset, config: BackendConfig) -> np.ndarray:
     if config.kind == "mixture":
         return np.array([clip.domain == "target" for clip in data.train_clips], np.int64)
     return data.labels
-
-
-@contextlib.contextmanager
-def open_checkpoints(workdir: Path | None, stage: str) -> Iterator[Any]:
-    """Checkpoints of a stage in a work folder, closed in the end; ``None`` without a folder."""
-    if workdir is None:
-        yield None
-        return
-    # A library of its own, which scoring never needs.
-    from asdproto.training.checkpoint import Checkpoints
-
-    with contextlib.closing(Checkpoints(workdir / "checkpoints" / stage)) as checkpoints:
-        yield checkpoints

@@ -106,6 +106,7 @@ class Rival:
     name: ClassVar[str]
     classes: ClassVar[Classes] = "attributes"
     reads_waveforms: ClassVar[bool] = False
+    is_fused: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         fields = {field.name for field in dataclasses.fields(self)}
@@ -165,7 +166,6 @@ class Rival:
         self, data: Dataset, options: RunOptions, seeds: Sequence[int]
     ) -> dict[str, list[Member]]:
         """Trains the networks of every seed, one after the other; see :mod:`asdproto.systems`."""
-        self.check_clips(data.train_clips)
         members = [_fit_networks(self, data, options, seed) for seed in seeds]
         return {self.name: members}
 

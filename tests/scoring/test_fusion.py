@@ -31,11 +31,6 @@ def test_log_normalized_is_its_formula(member):
     assert fusion.log_normalized(np.array([median]), REFERENCES[member]) == 0.0
 
 
-def test_the_measured_form_for_distances():
-    found = fusion.log_normalized(SCORES[0], REFERENCES[0])
-    np.testing.assert_allclose(found, np.log(SCORES[0] / np.median(REFERENCES[0])), atol=1e-12)
-
-
 @pytest.mark.parametrize("member", [0, 1])
 def test_units_do_not_matter_and_order_stays(member):
     scores = np.sort(SCORES[member])
@@ -80,9 +75,9 @@ def test_errors_name_what_is_wrong():
         fusion.combine(SCORES[:1], *arguments)
     with pytest.raises(ValueError, match="scores of 0 members"):
         fusion.combine([], [], SECTIONS, REFERENCE_SECTIONS)
-    with pytest.raises(ValueError, match="9 scores of 8 clips"):
+    with pytest.raises(ValueError, match=r"\[\(9, 21\)\] clips, expected \(8, 21\)"):
         fusion.combine(SCORES, REFERENCES, SECTIONS[1:], REFERENCE_SECTIONS)
-    with pytest.raises(ValueError, match="21 reference scores of 20"):
+    with pytest.raises(ValueError, match=r"expected \(9, 20\)"):
         fusion.combine(SCORES, REFERENCES, SECTIONS, REFERENCE_SECTIONS[1:])
     with pytest.raises(ValueError, match=r"section '02' has no held-out .* sections: 01, 00"):
         fusion.combine(SCORES, REFERENCES, ["02"] * 9, REFERENCE_SECTIONS)

@@ -82,17 +82,11 @@ def test_section_metrics_equal_slow_references(seed):
 
 
 def test_pauc_is_standardized():
-    rng = np.random.default_rng(0)
-    anomaly = np.arange(20_000) % 2 == 0
-    # Chance is 0.5, whatever the range; 20,000 clips spread by about 0.003.
-    assert metrics.partial_auc(rng.random(20_000), anomaly) == pytest.approx(0.5, abs=0.02)
+    anomaly = np.arange(2000) % 2 == 0
     assert metrics.partial_auc(anomaly.astype(float), anomaly) == 1.0
     # The worst detector reaches 1/2 (1 - p/(2-p)) with p = 0.1, not 0.
     worst = metrics.partial_auc(-anomaly.astype(float), anomaly)
     assert worst == pytest.approx(0.5 * (1.0 - 0.1 / 1.9), abs=1e-12)
-    table = random_table(3)
-    full = metrics.partial_auc(table.scores, table.anomaly, max_fpr=1.0)
-    assert full == metrics.auc(table.scores, table.anomaly)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -108,18 +102,8 @@ def test_decisions_use_their_domain_only(seed):
         )
         for name, value in zip(("precision", "recall", "f1"), expected[:3], strict=True):
             assert result[f"{name}_{domain}"] == pytest.approx(value, abs=1e-14)
-
-
-def test_no_alarm_is_precision_zero():
     assert metrics.precision_recall_f1(np.zeros(4, bool), np.array([1, 0, 1, 0])) == (0, 0, 0)
-    assert metrics.precision_recall_f1(np.array([1, 1, 0, 0]), np.array([1, 0, 0, 0])) == (
-        0.5,
-        1.0,
-        pytest.approx(2 / 3),
-    )
-    # One hit of five alarms and four anomalies: the two sum to less than 1.
-    called, anomaly = np.arange(8) < 5, np.arange(8) >= 4
-    assert metrics.precision_recall_f1(called, anomaly) == (0.2, 0.25, pytest.approx(2 / 9))
+    assert np.isnan(metrics.precision_recall_f1(np.ones(4, bool), np.zeros(4))).all()
 
 
 def test_harmonic_mean():
@@ -165,11 +149,11 @@ def test_evaluate_aggregates():
 def test_decision_figures_stand_at_every_level_only_when_complete():
     tables = [random_table(seed, section=f"0{seed}", decisions=True) for seed in range(2)]
     result = metrics.evaluate(tables)
-    values = [tables_["f1_target"] for tables_ in result["machines"]["fan"]["sections"].values()]
+    sections = result["machines"]["fan"]["sections"]
+    values = [figures["f1_target"] for figures in sections.values()]
     assert result["f1_target"] == metrics.harmonic_mean(values)
-    undecided = metrics.evaluate([random_table(seed, section=f"0{seed}") for seed in range(2)])
-    assert result["overall"] == undecided["overall"]
     partly = metrics.evaluate([tables[0], random_table(1, section="01")])
+    assert partly["overall"] == result["overall"]
     assert "f1_target" not in partly
     assert "f1_target" in partly["machines"]["fan"]["sections"]["00"]
 

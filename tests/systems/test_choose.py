@@ -1,33 +1,28 @@
 """Which system a collection is trained with where none is asked for."""
 
+import pytest
+
 from asdproto.data.dcase import Clip
 from asdproto.systems import KINDS, choose
 
 
-def clips(count, classes, sections=1, split="train"):
-    return [
-        Clip(f"{i}.wav", "fan", f"{i % sections:02}", "source", split, "normal", f"v_{i % classes}")
+@pytest.mark.parametrize(
+    ("count", "classes", "sections", "kind", "said"),
+    [
+        (1000, 10, 1, "prototype", "1000 clips in 10 attribute classes"),
+        (999, 10, 1, "spectral", "--system prototype learns prototypes"),
+        (1000, 9, 1, "spectral", "--system prototype learns prototypes"),
+        (4, 1, 1, "spectral", "4 clips in 1 attribute class: distances to the nearest spectra"),
+        (3, 1, 2, "autoencoder", "a section of 1"),  # of 2 and of 1 clips
+    ],
+)
+def test_the_number_of_training_clips_and_classes_decides(count, classes, sections, kind, said):
+    clips = [
+        Clip(f"{i}.wav", "fan", f"{i % sections:02}", "", "train", "normal", f"v_{i % classes}")
         for i in range(count)
     ]
-
-
-def test_prototypes_take_many_clips_in_many_classes():
-    assert choose(clips(1000, 10))[0] == "prototype"
-    assert choose(clips(999, 10))[0] == "spectral"
-    assert choose(clips(1000, 9))[0] == "spectral"
-
-
-def test_test_clips_do_not_count():
-    assert choose(clips(500, 10) + clips(600, 10, split="test"))[0] == "spectral"
-
-
-def test_a_lone_clip_of_a_section_shares_an_autoencoder():
-    assert choose(clips(4, 1))[0] == "spectral"
-    assert choose(clips(3, 1, sections=2))[0] == "autoencoder"  # of 2 and of 1 clips
-    assert "a section of 1" in choose(clips(3, 1, sections=2))[1]
-
-
-def test_what_else_can_be_trained_is_said():
-    assert "--system prototype" in choose(clips(20, 2))[1]
-    assert "--system prototype" not in choose(clips(20, 1))[1]
-    assert all(choose(clips(n, k))[0] in KINDS for n, k in ((1, 1), (20, 2), (2000, 20)))
+    tests = [Clip(f"t{i}.wav", "fan", "00", "", "test", "normal", "x") for i in range(600)]
+    found, why = choose(clips + tests)
+    assert found == kind in KINDS
+    assert said in why
+    assert ("--system prototype" in why) == (kind == "spectral" and classes > 1)

@@ -1,8 +1,7 @@
 """The Detector: sklearn's and PyOD's habits, an encoder of one's own, several seeds."""
 
-import functools
 import re
-import subprocess
+import shutil
 import sys
 from pathlib import Path
 
@@ -18,14 +17,10 @@ from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.validation import check_is_fitted
 
 from asdproto import Detector, cli
-from asdproto.config import ConfigError, override
-from asdproto.data.dataset import prepare
-from asdproto.data.dcase import Clip
+from asdproto.config import ConfigError
 from asdproto.errors import DataError
-from asdproto.features import audio_features
 from asdproto.scoring.thresholds import ThresholdWarning
 from asdproto.systems.exported import Exported
-from asdproto.systems.inputs import memory_store
 from asdproto.systems.prototype import EncoderConfig, PrototypeSystem, train
 from asdproto.systems.system import RunOptions
 from asdproto.training.devices import use_devices
@@ -96,17 +91,50 @@ def test_waveforms_score_like_the_files_they_came_from(knn, folder):
     assert found[2:].min() > found[:2].max()
 
 
+def test_recordings_unlike_the_training_ones_carry_a_note(knn, folder):
+    """Alike for files and waveforms, by detectors that were fitted on either."""
+    arrays = Detector(system="spectral-knn", sample_rate=RATE).fit(NORMAL)
+    faint, loud = 0.01 * NEW[0], np.clip(40 * NEW[1], -1, 1)
+    silent = np.zeros(RATE, np.float32)
+    (folder / "odd").mkdir()
+    for name, samples in (("a", faint), ("b", loud), ("c", silent), ("d", NEW[1])):
+        soundfile.write(folder / "odd" / f"{name}.wav", samples, RATE)
+    double = np.repeat(NEW[0], 2)
+    soundfile.write(folder / "odd" / "e.wav", double, 2 * RATE)
+    expected = ["level", "% of the samples clipped; level", "one value throughout", ""]
+    for detector in (knn, arrays, Detector.load(arrays.save(folder / "arrays"))):
+        of_files = [row.note for row in detector.details(sorted((folder / "odd").iterdir()))]
+        waveforms = detector.details([faint, loud, silent, NEW[1]], sample_rate=RATE)
+        for file, row, text in zip(of_files[:4], waveforms, expected, strict=True):
+            assert row.note == file
+            assert text in file
+            assert bool(text) == bool(file)
+        (row,) = detector.details([double], sample_rate=2 * RATE)
+        assert row.note == of_files[4] == "32000 Hz where training has 16000"
+
+
 def test_a_saved_detector_is_a_run(knn, folder, tmp_path):
     run = knn.save(tmp_path / "run")
     again = Detector.load(run)
     expected = knn.decision_function(folder / "new")
     np.testing.assert_array_equal(again.decision_function(folder / "new"), expected)
     assert again.threshold_ == knn.threshold_
-    table = tmp_path / "x.csv"
-    assert cli.main(["score", str(run), str(folder / "new"), "--csv", str(table)]) == 0
+    loose = Detector.load(run).set_params(contamination=0.4)
+    assert loose.threshold_ < knn.threshold_
+    assert 0.2 <= np.mean(loose.decision_scores_ > loose.threshold_) <= 0.6
+    table, page = tmp_path / "x.csv", tmp_path / "page.html"
+    command = ["score", str(run), str(folder / "new"), "--csv", str(table), "--report", str(page)]
+    assert cli.main([*command, "--threshold", "1e-3"]) == 0
     rows = table.read_text().splitlines()
     column = rows[0].split(",").index("score")
-    assert sorted(float(row.split(",")[column]) for row in rows[1:]) == sorted(expected)
+    assert [float(row.split(",")[column]) for row in rows[1:]] == sorted(expected, reverse=True)
+    text = page.read_text()
+    rows = again.details(folder / "new")
+    places = [text.index(f"{row.name}</h3>") for row in sorted(rows, key=lambda r: -r.score)]
+    assert places == sorted(places)  # the most anomalous first
+    assert text.count("<audio") == 4
+    assert text.count("limit 0.001") == 1 + 4
+    assert f"4 of {len(rows)} recordings sound unlike normal" in text
     assert cli.main(["report", str(run)]) == 0
 
 
@@ -135,13 +163,6 @@ def test_the_example_of_the_readme_runs(folder, tmp_path, monkeypatch, capsys):
     detector = Detector.load("runs/spectra")
     scores = detector.decision_function(folder / "new")
     assert scores[:2].max() < 1.05 * detector.threshold_ < 0.5 * scores[2:].min()
-
-
-def test_contamination_sets_the_threshold(knn, folder):
-    loose = Detector.load(knn.save(folder / "run")).set_params(contamination=0.4)
-    assert loose.threshold_ < knn.threshold_
-    share = np.mean(loose.decision_scores_ > loose.threshold_)
-    assert 0.2 <= share <= 0.6
 
 
 def test_parameters_are_sklearns():
@@ -250,17 +271,13 @@ def test_what_cannot_be_fitted_is_said(parameters, clips, options, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("rate", [1, float("inf"), 0, -16000, "16000", 16000.5])
-def test_rates_that_are_none_are_refused_at_once(knn, rate):
-    with pytest.raises(ConfigError, match="sample_rate="):
-        knn.decision_function(NEW, sample_rate=rate)
-
-
 def test_sections_and_machine_types(folder):
     sections = ["00", "01"] * 6
     detector = Detector(system="spectral-knn").fit(NORMAL, sample_rate=RATE, sections=sections)
     with pytest.raises(DataError, match="section unknown"):
         detector.predict(NEW, sample_rate=RATE)
+    with pytest.raises(ConfigError, match=r"sample_rate=16000\.5"):
+        detector.predict(NEW, sample_rate=16000.5)
     scores = detector.decision_function(NEW[:1] * 2, sample_rate=RATE, sections=["00", "01"])
     assert scores[1] > 2 * scores[0]
     with pytest.warns(ThresholdWarning, match="fan: it rests on 6 clips only; pump: it rests"):
@@ -279,92 +296,135 @@ SMALL = {
 }
 
 
-def test_an_encoder_of_ones_own(tmp_path):
-    module = tiny.Encoder(embedding_dim=6)
-    detector = Detector(system=PrototypeSystem(encoder=EncoderConfig(module=module)), **SMALL)
-    detector.fit(NORMAL, sample_rate=RATE, attributes=SPEEDS)
-    scores = detector.decision_function(NEW, sample_rate=RATE)
-    assert np.isfinite(scores).all()
-    (row,) = detector.details(NEW[:1], sample_rate=RATE)
+@pytest.fixture(scope="module")
+def own():
+    """A detector of two seeds with an encoder of one's own."""
+    system = PrototypeSystem(encoder=EncoderConfig(module=tiny.Encoder(embedding_dim=6)))
+    detector = Detector(system=system, seed=[0, 1], **SMALL)
+    return detector.fit(NORMAL, sample_rate=RATE, attributes=SPEEDS)
+
+
+def test_an_encoder_of_ones_own_is_handed_in_again(own, tmp_path):
+    scores = own.decision_function(NEW, sample_rate=RATE)
+    (row,) = own.details(NEW[:1], sample_rate=RATE)
     assert row.nearest_class.split()[-1] in set(SPEEDS)
-    run = detector.save(tmp_path / "run")
+    run = own.save(tmp_path / "run")
     loaded = Detector.load(run, encoder=tiny.Encoder(embedding_dim=6))
     np.testing.assert_array_equal(loaded.decision_function(NEW, sample_rate=RATE), scores)
     for wrong in (None, tiny.Encoder(embedding_dim=7)):
-        with pytest.raises(DataError, match=r"encoder of its own.*embedding_dim = 6"):  # one line
+        message = r"encoder of its own, tests\.training\.tiny:Encoder: .*embedding_dim = 6"
+        with pytest.raises(DataError, match=message):  # one line
             Detector.load(run, encoder=wrong)
 
 
-def test_recordings_are_scored_onto_a_page(folder, tmp_path, capsys):
-    files = sorted((folder / "normal").iterdir())
-    detector = Detector(system="autoencoder", preset="quick", stage__epochs=1)
-    detector.fit(files).save(tmp_path / "run")
-    page = tmp_path / "page.html"
-    command = ["score", str(tmp_path / "run"), str(folder / "new"), "--report", str(page)]
-    assert cli.main([*command, "--threshold", "1e-3"]) == 0
-    assert f"written: {page}" in capsys.readouterr().out
-    text = page.read_text()
-    rows = detector.details(folder / "new")
-    places = [text.index(f"{row.file}</h3>") for row in sorted(rows, key=lambda r: -r.score)]
-    assert places == sorted(places)  # the most anomalous first
-    assert text.count("<audio") == 4
-    assert text.count("limit 0.001") == 1 + 4
-    assert f"4 of {len(rows)} recordings sound unlike normal" in text
-    assert cli.main([*command[:2], "--watch", str(folder), *command[3:]]) == 1
-    assert "--watch and --report" in capsys.readouterr().err
-
-
-def test_several_seeds_are_one_detector(tmp_path):
-    module = tiny.Encoder(embedding_dim=6)
-    system = PrototypeSystem(encoder=EncoderConfig(module=module))
-    found = {}
-    for seed in (0, 1, [0, 1]):
-        detector = Detector(system=system, seed=seed, workdir=tmp_path / str(seed), **SMALL)
-        detector.fit(NORMAL, sample_rate=RATE, attributes=SPEEDS)
-        scores = detector.decision_function(NEW, sample_rate=RATE)
-        found[str(seed)] = scores, np.median(detector.decision_scores_)
-    logs = [np.log(scores / median) for scores, median in (found["0"], found["1"])]
+def test_several_seeds_are_one_detector(own, tmp_path):
+    data = own.details(NEW, sample_rate=RATE)
+    alone = []
+    for member in own.members_:
+        one = Detector()
+        one.restore(own._about(), [member], own.train_clips_)
+        scores = one.decision_function(NEW, sample_rate=RATE)
+        alone.append(np.log(scores / np.median(one.decision_scores_)))
     # One section: the mean over seeds of log(score / median held-out training score).
-    np.testing.assert_allclose(found["[0, 1]"][0], np.mean(logs, axis=0), rtol=1e-12)
-    exported = Exported(detector.export(tmp_path / "out"))
-    for audio, expected in zip(NEW, found["[0, 1]"][0], strict=True):
+    expected = np.mean(alone, axis=0)
+    np.testing.assert_allclose([row.score for row in data], expected, rtol=1e-12)
+    exported = Exported(own.export(tmp_path / "out"))
+    for audio, score in zip(NEW, expected, strict=True):
         # Logarithms: the relative error of float32 distances is an absolute one here.
-        assert exported.score(audio)["score"] == pytest.approx(expected, abs=1e-5)
+        assert exported.score(audio)["score"] == pytest.approx(score, abs=1e-5)
 
 
-def test_importing_the_package_loads_no_detector():
-    code = "import asdproto, sys; print('jax' in sys.modules, 'Detector' in dir(asdproto))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split()[0] == "False"
+ENCODER = """
+from tests.training.tiny import Encoder
+
+
+class Mine(Encoder):
+    embedding_dim: int = 5
+"""
+# Its parent learns nothing; this one says that it does.
+SYSTEM = """
+import dataclasses
+from typing import ClassVar
+
+from asdproto.systems.spectral import SpectralSystem
+
+
+@dataclasses.dataclass(frozen=True)
+class Learner(SpectralSystem):
+    kind: str = "learner_at_home:Learner"
+    is_fused: ClassVar[bool] = True
+
+
+PRESETS = {"quick": Learner()}
+"""
+
+
+@pytest.mark.filterwarnings("ignore:.*trust the threshold")
+def test_a_system_by_its_path_that_learns_is_fused_with_spectra(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    (tmp_path / "learner_at_home.py").write_text(SYSTEM)
+    data, run = str(folder / "normal"), tmp_path / "run"
+    command = ["train", data, str(run), "--preset", "quick", "--system"]
+    assert cli.main([*command, "learner_at_home:Learner"]) == 0
+    fused = Detector.load(run)
+    kinds = [member.model.system.kind for member in fused.members_]
+    assert (fused.kind_, kinds) == ("fused", ["learner_at_home:Learner", *["spectral"] * 4])
+    assert cli.main([*command, "spectral-knn", "--retrain"]) == 0
+    assert Detector.load(run).kind_ == "spectral-knn"
+
+
+@pytest.mark.filterwarnings("ignore:.*trust the threshold", "ignore:undefined figures")
+def test_the_command_line_takes_an_encoder_by_its_path(folder, tmp_path, monkeypatch, capsys):
+    """It is trained, fused with spectra, scored and exported, and never imported unasked."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    (tmp_path / "mine_at_home.py").write_text(ENCODER)
+    for index, file in enumerate(sorted((folder / "normal").iterdir())):
+        name = f"section_00_source_train_normal_{index:04d}_{SPEEDS[index]}.wav"
+        (tmp_path / "data" / "fan" / "train").mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, tmp_path / "data" / "fan" / "train" / name)
+    encoder = ["--encoder", "mine_at_home:Mine"]
+    small = [f"{name.replace('__', '.')}={value}" for name, value in SMALL.items()]
+    options = ["--preset", "quick", "--devices", "1", *encoder, *small]
+    assert cli.main(["train", "data", "run", *options]) == 0
+    assert cli.main(["train", "data", "run", *options]) == 0  # only reports
+    clip = str(folder / "new" / "02.wav")
+    for name in ("fused", "finetune"):
+        assert cli.main(["score", "run", clip, *encoder, "--detector", name]) == 0
+    assert cli.main(["rescore", "run", "score.kind=cosine", "--out", "again", *encoder]) == 0
+    assert cli.main(["export", "run", "out", *encoder]) == 0
+    assert cli.main(["report", "run"]) == 0
+    monkeypatch.delitem(sys.modules, "mine_at_home")
+    capsys.readouterr()
+    for command in (["score", "run", clip], ["export", "run", "no"], ["fuse", "no", "run", "run"]):
+        assert cli.main(command) == 1
+        assert "name it with --encoder mine_at_home:Mine" in capsys.readouterr().err
+        assert "mine_at_home" not in sys.modules
+    assert cli.main(["score", "run", clip, "--encoder", "gone:Mine"]) == 1
+    assert "'gone:Mine': found no module 'gone'" in capsys.readouterr().err
+
+
+def test_the_package_names_the_detector_and_nothing_else():
     import asdproto
 
+    assert asdproto.Detector is Detector
     with pytest.raises(AttributeError, match="nope"):
         _ = asdproto.nope
 
 
 def test_seeds_trained_as_one_program_are_those_trained_alone():
-    system = override(
-        PrototypeSystem(encoder=EncoderConfig(module=tiny.Encoder(embedding_dim=6))),
-        [f"{name.replace('__', '.')}={value}" for name, value in SMALL.items()],
+    data, options = tiny.make_data(), RunOptions(None, use_devices(2))
+    system = PrototypeSystem(
+        encoder=EncoderConfig(module=tiny.Encoder(), crop=tiny.CROP),
+        pretrain=tiny.PRETRAIN,
+        finetune=tiny.FINETUNE,
     )
-    clips = [
-        Clip(f"{index}.wav", "fan", "00", "", "train", "normal", speed)
-        for index, speed in enumerate(SPEEDS)
-    ]
-    store = memory_store(
-        clips,
-        lambda index: (audio_features(NORMAL[index], RATE, system.features), None),
-        system.features,
-    )
-    data = prepare(store, system.crop)
-    options = RunOptions(None, use_devices(2))
-    together = train(system, data, options, [0, 1, 2])
-    for seed, states in zip([0, 1, 2], together, strict=True):
-        alone = train(system, data, RunOptions(None, use_devices(1)), [seed])[0]
-        for stage in ("pretrain", "finetune"):
-            # vmap sums in another order, and training lets such differences grow.
-            jax.tree.map(
-                functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4),
-                states[stage].params["encoder"],
-                alone[stage].params["encoder"],
-            )
+    together = train(system, data, options, [0, 1])[1]
+    alone = train(system, data, RunOptions(None, use_devices(1)), [1])[0]
+    for stage in ("pretrain", "finetune"):
+        # vmap sums in another order, and training lets such differences grow.
+        jax.tree.map(
+            lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4),
+            together[stage].params["encoder"],
+            alone[stage].params["encoder"],
+        )

@@ -16,7 +16,7 @@ from asdproto.scoring.fusion import combine
 from asdproto.systems import preset
 from asdproto.systems.detector import Detector
 from asdproto.systems.run import features_of, train_run
-from asdproto.systems.spectral import KNN, SpectralSystem, Spectrum
+from asdproto.systems.spectral import SpectralSystem, Spectrum
 from asdproto.systems.system import RunOptions
 from asdproto.training.devices import use_devices
 
@@ -68,11 +68,11 @@ def test_clips_are_pooled_over_their_own_frames(part):
 
 
 def test_a_gain_leaves_no_trace_without_level():
-    data, options = dataset(), {"score": KNN}
+    data = dataset()
     louder = dataclasses.replace(data.train, features=data.train.features + np.float16(32))
     keys = section_keys(data.train_clips)
     for remove_level, least, most in ((True, 0.0, 0.05), (False, 30.0, 100.0)):
-        system = SpectralSystem(parts=(Spectrum(remove_level=remove_level, **options),))
+        system = SpectralSystem(parts=(Spectrum(remove_level=remove_level),))
         (member,) = system.train(data, OPTIONS, [0])["spectral-knn"]
         scores = member.model.compare(louder, keys).scores
         assert least <= scores.min() <= scores.max() < most  # float16 rounds to 1/32 dB
@@ -113,19 +113,19 @@ def test_parts_are_fused_by_their_held_out_scores():
     parts = system.train(data, OPTIONS, [0])[system.kind]
     detector = Detector.trained(system.kind, system, data, parts)
     train, keys = section_keys(data.train_clips), section_keys(new.train_clips)
-    found = detector.compare([new.train], keys)
     alone = [
         dataclasses.replace(system, kind="gmm", parts=(part,)).train(data, OPTIONS, [0])["gmm"][0]
         for part in system.parts
     ]
     scores = [one.model.compare(new.train, keys).scores for one in alone]
     held_out = [one.held_out for one in alone]
-    expected = combine(scores, held_out, keys, train, parts=[0, 1, 2])
-    rows = detector.rows(new.train_clips, found)
-    np.testing.assert_array_equal([row.score for row in rows], expected)
-    np.testing.assert_array_equal(
-        detector.decision_scores_, combine(held_out, held_out, train, train, parts=[0, 1, 2])
-    )
+    rows = detector.rows(new.train_clips, detector.compare([new.train], keys))
+    for found, mine, where in (
+        ([row.score for row in rows], scores, keys),
+        (detector.decision_scores_, held_out, train),
+    ):
+        expected = combine(mine, held_out, where, train, parts=[0, 1, 2])
+        np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("name", ["knn", "whitened", "gmm"])
@@ -155,7 +155,7 @@ def test_a_mixture_repeats_clips_of_the_target_domain():
 
 def test_what_cannot_be_is_refused():
     with pytest.raises(DataError, match=r"section \('fan', '00'\): found 1 training clip"):
-        SpectralSystem().train(dataset(clips=1), OPTIONS, [0])
+        SpectralSystem().check_clips(dataset(clips=1).train_clips)
     for changes, message in (
         ({"parts": ()}, r"parts=\(\): expected"),
         ({"kind": "prototype"}, "kind='prototype': expected"),
@@ -171,23 +171,16 @@ def test_what_cannot_be_is_refused():
         Spectrum(r=1.5)
 
 
-REFERENCE = {  # without level, with scaled bands: of the section's clips and of ten mean ones
-    (False, False): (0.854, 0.0006),
-    (True, False): (0.846, 0.0006),
-}
-
-
 @pytest.mark.slow
 def test_figures_on_real_recordings(real_data, tmp_path):
     """Figures of an implementation of its own, rounded to as many digits as the tolerance has."""
     folder = real_data / "uavmix" / "dev_data"
     store = features_of(folder, tmp_path / "features", FeatureSettings(), None)
-    for (remove_level, scale_bands), (overall, tolerance) in REFERENCE.items():
-        part = Spectrum(remove_level=remove_level, scale_bands=scale_bands)
-        system = SpectralSystem(parts=(part,))
-        options = RunOptions(tmp_path / f"{remove_level}{scale_bands}", use_devices(1))
+    for remove_level, overall in ((False, 0.854), (True, 0.846)):
+        system = SpectralSystem(parts=(Spectrum(remove_level=remove_level),))
+        options = RunOptions(tmp_path / f"{remove_level}", use_devices(1))
         figures = train_run(system, store, options)["systems"][system.kind]
-        assert figures["overall"] == pytest.approx(overall, abs=tolerance)
+        assert figures["overall"] == pytest.approx(overall, abs=0.0006)
 
 
 # --- the default
@@ -218,7 +211,7 @@ def default():
 
 def test_the_default_hears_a_knock_and_no_gain_or_other_rate(default):
     rng = np.random.default_rng(1)
-    normal, knocking = ([machine(rng, knock=k) for _ in range(8)] for k in (0.0, 3.0))
+    normal, knocking = ([machine(rng, knock=k) for _ in range(4)] for k in (0.0, 3.0))
     usual = default.decision_function(normal)
     assert default.decision_function(knocking).min() > max(usual.max(), default.threshold_)
     for gain in (0.25, 4.0):  # 12 dB
@@ -258,10 +251,9 @@ def test_what_a_recording_lacks_is_left_out_on_both_sides():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "least"), [("uavmix", 0.93), ("uavmix2", 0.90)])
-def test_the_default_on_real_recordings(real_data, tmp_path, name, least):
+def test_the_default_on_real_recordings(real_data, tmp_path):
     system = preset("spectral", "small")
-    folder = real_data / name / "dev_data"
+    folder = real_data / "uavmix2" / "dev_data"
     store = features_of(folder, tmp_path / "features", system.features, None)
     options = RunOptions(tmp_path / "run", use_devices(1))
-    assert train_run(system, store, options)["systems"]["spectral"]["overall"] > least
+    assert train_run(system, store, options)["systems"]["spectral"]["overall"] > 0.9
