@@ -144,13 +144,19 @@ def contents(workdir: Path) -> dict[str, object]:
     return found | {name: results[name] for name in ("systems", "seeds")}
 
 
-def test_killed_at_random_moments_and_resumed(server, data, trained, tmp_path):
+def test_killed_at_random_moments_and_resumed(server, data, tmp_path):
     """In every phase; the end is that of a run that nothing has disturbed."""
+
+    def run_to_the_end(arguments, log):
+        with started(server, command, (arguments,), log) as process:
+            assert ended(process, log) == 0, log.read_text()[-3000:]
 
     def arguments_of(workdir):
         return tiny_run.command(data, workdir, "--save-seconds", "0")
 
-    expected = contents(trained)
+    whole = tmp_path / "whole"
+    run_to_the_end(arguments_of(whole), tmp_path / "log")
+    expected = contents(whole)
     assert len(expected) > 40
     rng, killed = random.Random(7), []
     for turn in range(-(-KILLS // len(PHASES))):
@@ -166,8 +172,7 @@ def test_killed_at_random_moments_and_resumed(server, data, trained, tmp_path):
             lines = metrics(workdir)
             assert lines[: len(kept)] == kept
             kept = lines[:-1]
-        with started(server, command, (arguments_of(workdir),), log) as process:
-            assert ended(process, log) == 0, log.read_text()[-3000:]
+        run_to_the_end(arguments_of(workdir), log)
         assert metrics(workdir)[: len(kept)] == kept  # with their times
         assert contents(workdir) == expected
         assert "<html" in (workdir / "report.html").read_text().lower()
