@@ -121,7 +121,8 @@ FAULTS = {
         "2 normal test clips and no",
     ),
     "unlabeled": (
-        *(lambda r: add(r, "fan/test/section_00_0000.wav"), "notice", "fan section 00"),
+        # A name without labels is of a test clip.
+        *(lambda r: add(r, "fan/section_00_0000.wav"), "notice", "fan section 00"),
         "1 of 5 test clips not labeled",
     ),
     "missing": (

@@ -41,6 +41,7 @@ LAYOUTS = {
             "1.wav": "pump 00 train normal",
             "2.wav": "pump 00 train normal",
             "broken_3.wav": "pump 00 test anomaly",
+            "normal_then_broken.wav": "pump 00 test anomaly",
         },
     ),
     "a folder for each machine": (
@@ -109,6 +110,7 @@ def test_some_normal_recordings_are_kept_to_be_scored(tmp_path):
     before = understood(tmp_path)
     kept = {path for path in normal if before[path] == "fan 00 test normal"}
     assert len(kept) == 3  # as many as anomalies, at most a fifth
+    assert kept != set(sorted(normal)[:3])  # not those of the first day
     # Those that are kept stay so, but for as many as there are new recordings.
     touch(tmp_path, "fan/normal/20.wav")
     after = understood(tmp_path)
