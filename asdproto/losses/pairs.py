@@ -212,9 +212,8 @@ def triplet_loss(
        L_i = \frac{1}{|P(i)| |N(i)|} \sum_{p, n} [m + d_{ip} - d_{in}]_+ \quad \text{or} \quad
        L_i = [m + \max_p d_{ip} - \min_n d_{in}]_+, \qquad d_{ij} = \lVert z_i - z_j \rVert
 
-    ``hard`` takes an anchor's farthest positive and nearest negative only. Over all triplets memory
-    is ``[examples, examples, examples]``: give ``chunk_size``, or take the hardest. An anchor
-    without negatives gives 0.
+    ``hard`` takes an anchor's farthest positive and nearest negative only. Time and memory grow
+    with the pairs, not the triplets. An anchor without negatives gives 0.
 
     References:
       Hermans et al., In Defense of the Triplet Loss for Person Re-Identification, 2017, Eq. 5, 6.
@@ -236,8 +235,15 @@ def triplet_loss(
             far = jnp.max(jnp.where(positive, distance, 0), initial=0)
             near = jnp.min(jnp.where(negative, distance, 2), initial=2)
             return jnp.where(negative.any(), jnp.maximum(m + far - near, 0), 0)
-        each = jnp.maximum(m + distance[:, None] - distance[None, :], 0)
-        return masked_mean(each, positive[:, None] & negative[None, :])
+        # Of all triplets without making them: sorted, each positive adds what it exceeds the
+        # negatives before it by.
+        reach = jnp.where(positive, m + distance, distance)
+        reach, is_positive, is_negative = lax.sort((reach, positive, negative), num_keys=1)
+        negatives = jnp.where(is_negative, reach, 0)
+        before = jnp.cumsum(is_negative.astype(reach.dtype))
+        each = masked_mean(before * reach - jnp.cumsum(negatives), is_positive)
+        # A nan is sorted behind all others, and has to be noticed.
+        return (each + 0 * jnp.sum(negatives)) / jnp.maximum(before.max(initial=0), 1)
 
     return _in_batch(anchor, embeddings, labels, **options)
 

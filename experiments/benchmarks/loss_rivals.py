@@ -412,7 +412,7 @@ ENTRIES: Sequence[Entry] = (
         "proxy_nca",
         ONE,
         normalized(losses.proxy_nca_loss),
-        scaled(18),
+        cross_entropy(lambda z, p, y: 9 * (2 * cosine(z, p) - jnp.sum(unit(p) ** 2, axis=1))),
         torch=rival("ProxyNCALoss", softmax_scale=9),
     ),
     Entry(

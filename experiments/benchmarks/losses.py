@@ -291,7 +291,7 @@ def report(result: dict[str, Any], console: Console) -> None:
         pad_edge=False,
         title=f"Value and gradients: ours, and {result['clock']} time of others over ours",
     )
-    table.add_column("loss", overflow="fold", max_width=18)
+    table.add_column("loss", overflow="fold")
     for name in ("B x C x D", "ms", "MiB", "chunked", "optax", "plain", "p-m-l"):
         table.add_column(name, justify="right", overflow="fold")
     worst = {}

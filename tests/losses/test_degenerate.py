@@ -226,15 +226,16 @@ def test_gradients_where_a_sum_has_a_single_term():
         logits = z @ z.T / 0.1
         return jnp.log1p(jnp.exp(logits[0, 2] - logits[0, 1]))
 
-    gradient = jax.grad(lambda z: losses.nt_xent_loss(z, y)[0])(z)
-    np.testing.assert_allclose(gradient, jax.grad(expected)(z), rtol=1e-5, atol=1e-6)
+    def gradient(loss):
+        return jax.jit(jax.grad(loss))(z)
+
+    found = gradient(lambda z: losses.nt_xent_loss(z, y)[0])
+    np.testing.assert_allclose(found, gradient(expected), rtol=1e-5, atol=1e-6)
     several = l2_normalize(jax.random.normal(jax.random.key(1), (2, 3, 4)))
     one = jnp.array([[False, True, False]] * 2)
-    gradient = jax.grad(
-        lambda z: losses.multi_prototype_loss(z, several, y, class_where=one).sum()
-    )(z)
-    of_one = jax.grad(lambda z: losses.prototypical_loss(z, several[:, 1], y).sum())(z)
-    np.testing.assert_allclose(gradient, of_one, rtol=1e-5, atol=1e-6)
+    found = gradient(lambda z: losses.multi_prototype_loss(z, several, y, class_where=one).sum())
+    of_one = gradient(lambda z: losses.prototypical_loss(z, several[:, 1], y).sum())
+    np.testing.assert_allclose(found, of_one, rtol=1e-5, atol=1e-6)
 
 
 def test_wide_embeddings_have_the_covariance_of_the_definition():
@@ -336,9 +337,10 @@ def test_gradients_of_pieces_add_up_in_float32():
     p = (1 + jax.random.uniform(jax.random.key(0), (600, 4))).astype(jnp.bfloat16)
 
     def gradient(**keywords):
-        return jax.grad(lambda z: losses.prototypical_loss(z, p, np.array([7]), **keywords).sum())(
-            z
-        )
+        def loss(z):
+            return losses.prototypical_loss(z, p, np.array([7]), **keywords).sum()
+
+        return jax.jit(jax.grad(loss))(z)
 
     whole = gradient(temperature=100.0).astype(jnp.float32)
     pieces = gradient(temperature=100.0, chunk_size=1).astype(jnp.float32)
@@ -379,8 +381,8 @@ def test_circle_loss_holds_its_weights(batch):
         negative = jnp.where(y[:, None] != y, jnp.exp(4 * push * (c - 0.4)), 0).sum(axis=1)
         return jnp.log1p(positive * negative).sum()
 
-    found = jax.grad(lambda z: losses.circle_loss(z, y, scale=4.0).sum())(z)
-    np.testing.assert_allclose(found, jax.grad(plain)(z), rtol=1e-4, atol=1e-5)
+    found = jax.jit(jax.grad(lambda z: losses.circle_loss(z, y, scale=4.0).sum()))(z)
+    np.testing.assert_allclose(found, jax.jit(jax.grad(plain))(z), rtol=1e-4, atol=1e-5)
 
 
 def test_mixed_up_examples_weigh_two_losses(batch):
