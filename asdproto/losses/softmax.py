@@ -12,7 +12,7 @@ chunk of the classes at a time.
 """
 
 from collections.abc import Callable
-from typing import Any, TypedDict
+from typing import Any, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -56,9 +56,7 @@ def nll(
     *,
     ndim: int = 2,
     joint: bool = False,
-    where: ArrayLike | None = None,
-    class_where: ArrayLike | None = None,
-    chunk_size: int | None = None,
+    **options: Unpack[Options],
 ) -> jax.Array:
     """Minus the log-softmax of the own class.
 
@@ -70,16 +68,12 @@ def nll(
       pairs: Arrays ``[..., C, ...]``, one entry a pair of example and class.
       ndim: Axes of the prototypes: 2, or 3 for several a class.
       joint: Of M own logits, whether their joint probability counts, or the mean over each (Eq. 3).
-      where: See :mod:`asdproto.losses`, also for what follows.
-      class_where: Shape ``[C]``, or ``[C, M]`` for logits ``[..., C, M]``.
-      chunk_size: Most classes at a time.
+      **options: See :mod:`asdproto.losses`.
 
     Returns:
       Loss per example, shape ``[...]``; 0 where nothing counts.
     """
-    own, counted, others = compare(
-        logits, examples, classes, labels, pairs, ndim, where, class_where, chunk_size
-    )
+    own, counted, others = compare(logits, examples, classes, labels, pairs, ndim=ndim, **options)
     log_sum = masked_logsumexp(own, where=counted, axis=-1)
     loss = jax.nn.softplus(others - log_sum)
     if not joint:
@@ -94,6 +88,7 @@ def compare(
     classes: Any,
     labels: ArrayLike,
     pairs: tuple[Any, ...] = (),
+    *,
     ndim: int = 2,
     where: ArrayLike | None = None,
     class_where: ArrayLike | None = None,
