@@ -235,15 +235,18 @@ def triplet_loss(
             far = jnp.max(jnp.where(positive, distance, 0), initial=0)
             near = jnp.min(jnp.where(negative, distance, 2), initial=2)
             return jnp.where(negative.any(), jnp.maximum(m + far - near, 0), 0)
-        # Of all triplets without making them: sorted, each positive adds what it exceeds the
-        # negatives before it by.
+        # Of all triplets without making them: sorted, a positive exceeds the negatives before it,
+        # and a negative is exceeded by the positives behind it. These counts have no gradient.
         reach = jnp.where(positive, m + distance, distance)
-        reach, is_positive, is_negative = lax.sort((reach, positive, negative), num_keys=1)
-        negatives = jnp.where(is_negative, reach, 0)
-        before = jnp.cumsum(is_negative.astype(reach.dtype))
-        each = masked_mean(before * reach - jnp.cumsum(negatives), is_positive)
-        # A nan is sorted behind all others, and has to be noticed.
-        return (each + 0 * jnp.sum(negatives)) / jnp.maximum(before.max(initial=0), 1)
+        place = jnp.arange(len(reach), dtype=jnp.int32) + jnp.zeros_like(positive, jnp.int32)
+        order = lax.sort((lax.stop_gradient(reach), place, positive, negative), num_keys=1)[1:]
+        place, positives, negatives = (x.astype(jnp.int32) for x in order)
+        times = jnp.cumsum(negatives) * positives
+        times -= (jnp.sum(positives) - jnp.cumsum(positives)) * negatives
+        times = lax.sort((place, times), num_keys=1)[1].astype(reach.dtype)
+        total = jnp.sum(jnp.where(positive | negative, times * reach, 0))
+        triplets = jnp.sum(positives.astype(reach.dtype)) * jnp.sum(negatives.astype(reach.dtype))
+        return total / jnp.maximum(triplets, 1)
 
     return _in_batch(anchor, embeddings, labels, **options)
 

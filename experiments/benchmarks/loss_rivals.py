@@ -138,37 +138,52 @@ def own_class(p: jax.Array, y: jax.Array) -> jax.Array:
     return jax.nn.one_hot(y, p.shape[0])
 
 
-def arcface_logits(cosines: jax.Array, own: jax.Array) -> jax.Array:
+def widened(cosines: jax.Array, own: jax.Array) -> jax.Array:
+    """ArcFace's logits; of several prototypes, those of the nearest."""
+    cosines = cosines if cosines.ndim == 2 else cosines.max(axis=2)
     angle = jnp.arccos(jnp.clip(cosines, -1 + 1e-7, 1 - 1e-7))
     return 64 * jnp.cos(angle + 0.5 * own)
 
 
-def sphereface_logits(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
+@cross_entropy
+def arcface(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
+    return widened(cosine(z, p), own_class(p, y))
+
+
+@cross_entropy
+def cosface(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
+    return 64 * (cosine(z, p) - 0.35 * own_class(p, y))
+
+
+@cross_entropy
+def proxy_nca(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
+    return 9 * (2 * cosine(z, p) - jnp.sum(unit(p) ** 2, axis=1))
+
+
+@cross_entropy
+def sphereface(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
     length = jnp.linalg.norm(z, axis=1, keepdims=True)
     cosines = cosine(z, p)
     angle = 2 * jnp.arccos(jnp.clip(cosines, -1 + 1e-7, 1 - 1e-7))
     turns = jnp.floor(angle / jnp.pi)
-    widened = (-1) ** turns * jnp.cos(angle) - 2 * turns
-    return length * jnp.where(own_class(p, y) > 0, widened, cosines)
+    multiplied = (-1) ** turns * jnp.cos(angle) - 2 * turns
+    return length * jnp.where(own_class(p, y) > 0, multiplied, cosines)
 
 
-def soft_triple_logits(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
+@cross_entropy
+def soft_triple(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
     scores = cosine(z, p)
     similarity = jnp.sum(jax.nn.softmax(10 * scores) * scores, axis=2)
     return 20 * (similarity - 0.01 * own_class(p, y))
 
 
+def naive_center(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.sum((z - p[y]) ** 2, axis=1) / 2
+
+
 def naive_focal(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
     loss = scaled(20)(z, p, y)
     return (1 - jnp.exp(-loss)) ** 2 * loss
-
-
-def naive_proxy_anchor(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
-    own, cosines = own_class(p, y), cosine(z, p)
-    positive = jnp.log1p(jnp.sum(own * jnp.exp(-32 * (cosines - 0.1)), axis=0))
-    negative = jnp.log1p(jnp.sum((1 - own) * jnp.exp(32 * (cosines + 0.1)), axis=0))
-    anchored = jnp.sum(own.any(axis=0))
-    return positive * p.shape[0] / anchored + negative
 
 
 def naive_multi_prototype(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
@@ -223,14 +238,21 @@ def adacos_logits(cosines: jax.Array, y: jax.Array) -> jax.Array:
     return renewed(sums, jnp.sum(own * cosines, axis=1)) * cosines
 
 
-def sub_cluster_logits(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
+@cross_entropy
+def adacos(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
+    return adacos_logits(cosine(z, p), y)
+
+
+@cross_entropy
+def sub_cluster_adacos(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
     cosines, scale = cosine(z, p), losses.adacos_init(*p.shape[:2]).scale
     own = jnp.take_along_axis(cosines, y[:, None, None], axis=1)[:, 0].max(axis=1)
     sums = jnp.sum(jnp.exp(scale * cosines), axis=(1, 2))
     return jax.nn.logsumexp(renewed(sums, own) * cosines, axis=2)
 
 
-def adaproj_logits(z: jax.Array, w: jax.Array, y: jax.Array) -> jax.Array:
+@cross_entropy
+def adaproj(z: jax.Array, w: jax.Array, y: jax.Array) -> jax.Array:
     projected = unit(jnp.einsum("bcm,cmd->bcd", cosine(z, w), unit(w)))
     return adacos_logits(jnp.einsum("bd,bcd->bc", unit(z), projected), y)
 
@@ -259,37 +281,6 @@ def naive_nt_xent(cosines: jax.Array, own: jax.Array, others: jax.Array) -> jax.
     return jnp.sum(jnp.where(own, each, 0), axis=1) / own.sum(axis=1)
 
 
-@within_batch
-def naive_multi_similarity(cosines: jax.Array, own: jax.Array, others: jax.Array) -> jax.Array:
-    positive = jnp.sum(jnp.where(own, jnp.exp(-2 * (cosines - 0.5)), 0), axis=1)
-    negative = jnp.sum(jnp.where(others, jnp.exp(50 * (cosines - 0.5)), 0), axis=1)
-    return jnp.log1p(positive) / 2 + jnp.log1p(negative) / 50
-
-
-@within_batch
-def naive_circle(cosines: jax.Array, own: jax.Array, others: jax.Array) -> jax.Array:
-    held = jax.lax.stop_gradient(cosines)
-    pull = -80 * jnp.maximum(1.4 - held, 0) * (cosines - 0.6)
-    push = 80 * jnp.maximum(held + 0.4, 0) * (cosines - 0.4)
-    pull, push = jnp.where(own, pull, -jnp.inf), jnp.where(others, push, -jnp.inf)
-    return jax.nn.softplus(jax.nn.logsumexp(pull, axis=1) + jax.nn.logsumexp(push, axis=1))
-
-
-@within_batch
-def naive_triplet(cosines: jax.Array, own: jax.Array, others: jax.Array) -> jax.Array:
-    distance = jnp.sqrt(jnp.where(own | others, 2 - 2 * cosines, 1))
-    each = jnp.maximum(0.2 + distance[:, :, None] - distance[:, None, :], 0)
-    triplet = own[:, :, None] & others[:, None, :]
-    return jnp.sum(jnp.where(triplet, each, 0), axis=(1, 2)) / jnp.sum(triplet, axis=(1, 2))
-
-
-@within_batch
-def naive_triplet_hard(cosines: jax.Array, own: jax.Array, others: jax.Array) -> jax.Array:
-    distance = jnp.sqrt(jnp.where(own | others, 2 - 2 * cosines, 1))
-    far = jnp.max(jnp.where(own, distance, 0), axis=1)
-    return jnp.maximum(0.2 + far - jnp.min(jnp.where(others, distance, 2), axis=1), 0)
-
-
 def hardest(module: Any, embeddings: Any, labels: Any) -> Any:
     from pytorch_metric_learning.miners import BatchHardMiner
 
@@ -308,9 +299,18 @@ def two_of_each_class(module: Any, first: Any, second: Any, labels: Any) -> Any:
     return module(torch.cat([first, second]), torch.cat([labels, labels]))
 
 
-def ours_vicreg(first: jax.Array, second: jax.Array, y: jax.Array) -> jax.Array:
-    terms = losses.vicreg_loss(first, second)
-    return terms.invariance + terms.variance + terms.covariance
+@cross_entropy
+def n_pair(first: jax.Array, second: jax.Array, y: jax.Array) -> jax.Array:
+    return first @ second.T
+
+
+def of_views(loss: Loss) -> Loss:
+    """A loss without labels."""
+    return lambda first, second, y: loss(first, second)
+
+
+def vicreg(first: jax.Array, second: jax.Array, y: jax.Array) -> jax.Array:
+    return sum(losses.vicreg_loss(first, second), jnp.zeros(()))
 
 
 def naive_vicreg(first: jax.Array, second: jax.Array, y: jax.Array) -> jax.Array:
@@ -332,7 +332,7 @@ def naive_barlow_twins(first: jax.Array, second: jax.Array, y: jax.Array) -> jax
 def naive_magface(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
     length = jnp.clip(jnp.linalg.norm(z, axis=1), 10, 110)
     margin = 0.45 + (length - 10) / 100 * 0.35
-    logits = arcface_logits(cosine(z, p), 2 * margin[:, None] * own_class(p, y))
+    logits = widened(cosine(z, p), 2 * margin[:, None] * own_class(p, y))
     entropy = optax.softmax_cross_entropy_with_integer_labels(logits, y)
     return entropy + 35 * (length / 110**2 + 1 / length)
 
@@ -356,195 +356,139 @@ def adjusted(z: jax.Array, p: jax.Array, y: jax.Array, **keywords: Any) -> jax.A
     return losses.logit_adjusted_loss(unit(z), unit(p), y, counts, **keywords)
 
 
-def adjusted_logits(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
+@cross_entropy
+def adjusted_softmax(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
     return 20 * cosine(z, p) + jnp.log(1 + jnp.arange(len(p), dtype=jnp.float32))
+
+
+def entry(
+    name: str,
+    arrays: tuple[str, ...],
+    optax: Loss | None = None,
+    naive: Loss | None = None,
+    torch: Callable[[dict[str, np.ndarray]], Rival] | None = None,
+    *,
+    ours: Loss | None = None,
+    **more: Any,
+) -> Entry:
+    """Ours is that of unit vectors by its defaults, where it is not given."""
+    ours = ours or normalized(getattr(losses, f"{name}_loss"))
+    return Entry(name, arrays, ours, optax, naive, torch, **more)
 
 
 ONE, SEVERAL = ("embeddings", "prototypes"), ("embeddings", "several")
 BATCH, VIEWS = ("embeddings",), ("embeddings", "second")
-DEGREES = float(np.degrees(0.5))
+ALONE: dict[str, Any] = {"group": 1, "chunk": False}
+ANGLE: dict[str, Any] = {"margin": float(np.degrees(0.5)), "scale": 64}
+SUB_CENTERS: dict[str, Any] = {"sub_centers": SUB_PROTOTYPES, **ANGLE}
 ENTRIES: Sequence[Entry] = (
-    Entry("prototypical", ONE, normalized(losses.prototypical_loss), scaled(1 / 0.07)),
-    Entry(
-        "multi_prototype",
-        SEVERAL,
-        normalized(losses.multi_prototype_loss),
-        naive=naive_multi_prototype,
-    ),
-    Entry(
+    entry("prototypical", ONE, scaled(1 / 0.07)),
+    entry("multi_prototype", SEVERAL, None, naive_multi_prototype),
+    entry(
         "negative_prototype",
         ONE,
-        mixed(losses.negative_prototype_loss),
-        naive=mixed(naive_negative),
+        None,
+        mixed(naive_negative),
+        ours=mixed(losses.negative_prototype_loss),
     ),
-    Entry(
+    entry(
         "multi_negative_prototype",
         SEVERAL,
-        mixed(losses.multi_negative_prototype_loss),
-        naive=mixed(naive_negative),
+        None,
+        mixed(naive_negative),
+        ours=mixed(losses.multi_negative_prototype_loss),
     ),
-    Entry("angular_prototypical", ONE, normalized(losses.angular_prototypical_loss), scaled(10)),
-    Entry(
+    entry("angular_prototypical", ONE, scaled(10)),
+    entry(
         "prototypical_network",
         ONE,
-        # Raw vectors are far apart: at temperature 1 the softmax would be 0 and 1.
-        functools.partial(losses.prototypical_network_loss, temperature=64.0),
         cross_entropy(lambda z, p, y: (2 * z @ p.T - jnp.sum(p**2, axis=1)) / 64),
         cross_entropy(lambda z, p, y: -jnp.sum((z[:, None] - p) ** 2, axis=2) / 64),
+        # Raw vectors are far apart: at temperature 1 the softmax would be 0 and 1.
+        ours=functools.partial(losses.prototypical_network_loss, temperature=64.0),
     ),
-    Entry(
-        "center",
-        ONE,
-        losses.center_loss,
-        naive=lambda z, p, y: jnp.sum((z - p[y]) ** 2, axis=1) / 2,
-        chunk=False,
-    ),
-    Entry(
+    entry("center", ONE, None, naive_center, ours=losses.center_loss, chunk=False),
+    entry(
         "softmax",
         ONE,
-        normalized(losses.proxy_softmax_loss),
         scaled(20),
         torch=rival("NormalizedSoftmaxLoss", temperature=0.05),
+        ours=normalized(losses.proxy_softmax_loss),
     ),
-    Entry("logit_adjusted", ONE, adjusted, cross_entropy(adjusted_logits)),
-    Entry("focal", ONE, normalized(losses.focal_loss), naive_focal),
-    Entry(
-        "proxy_nca",
-        ONE,
-        normalized(losses.proxy_nca_loss),
-        cross_entropy(lambda z, p, y: 9 * (2 * cosine(z, p) - jnp.sum(unit(p) ** 2, axis=1))),
-        torch=rival("ProxyNCALoss", softmax_scale=9),
-    ),
-    Entry(
+    entry("logit_adjusted", ONE, adjusted_softmax, ours=adjusted),
+    entry("focal", ONE, naive_focal),
+    entry("proxy_nca", ONE, proxy_nca, torch=rival("ProxyNCALoss", softmax_scale=9)),
+    entry(
         "soft_triple",
         SEVERAL,
-        normalized(losses.soft_triple_loss),
-        cross_entropy(soft_triple_logits),
+        soft_triple,
         torch=rival("SoftTripleLoss", centers_per_class=SUB_PROTOTYPES),
     ),
-    Entry(
-        "proxy_anchor",
-        ONE,
-        normalized(losses.proxy_anchor_loss),
-        naive=naive_proxy_anchor,
-        torch=rival("ProxyAnchorLoss", margin=0.1, alpha=32),
-        chunk=False,
+    entry("proxy_anchor", ONE, torch=rival("ProxyAnchorLoss", margin=0.1, alpha=32), chunk=False),
+    entry("arcface", ONE, arcface, torch=rival("ArcFaceLoss", **ANGLE)),
+    entry(
+        "sub_center_arcface", SEVERAL, arcface, torch=rival("SubCenterArcFaceLoss", **SUB_CENTERS)
     ),
-    Entry(
-        "arcface",
-        ONE,
-        normalized(losses.arcface_loss),
-        cross_entropy(lambda z, p, y: arcface_logits(cosine(z, p), own_class(p, y))),
-        torch=rival("ArcFaceLoss", margin=DEGREES, scale=64),
-    ),
-    Entry(
-        "sub_center_arcface",
-        SEVERAL,
-        normalized(losses.sub_center_arcface_loss),
-        cross_entropy(lambda z, p, y: arcface_logits(cosine(z, p).max(axis=2), own_class(p, y))),
-        torch=rival("SubCenterArcFaceLoss", margin=DEGREES, scale=64, sub_centers=SUB_PROTOTYPES),
-    ),
-    Entry(
-        "cosface",
-        ONE,
-        normalized(losses.cosface_loss),
-        cross_entropy(lambda z, p, y: 64 * (cosine(z, p) - 0.35 * own_class(p, y))),
-        torch=rival("CosFaceLoss", margin=0.35, scale=64),
-    ),
-    Entry(
+    entry("cosface", ONE, cosface, torch=rival("CosFaceLoss", margin=0.35, scale=64)),
+    entry(
         "sphereface",
         ONE,
-        unit_prototypes(losses.sphereface_loss, margin=2.0),
-        cross_entropy(sphereface_logits),
+        sphereface,
         torch=rival("SphereFaceLoss", margin=2, scale=1),
+        ours=unit_prototypes(losses.sphereface_loss, margin=2.0),
     ),
-    Entry("magface", ONE, unit_prototypes(losses.magface_loss), naive_magface),
-    Entry(
-        "adacos",
-        ONE,
-        adaptive(losses.adacos_loss, 1),
-        cross_entropy(lambda z, p, y: adacos_logits(cosine(z, p), y)),
-    ),
-    Entry(
+    entry("magface", ONE, naive_magface, ours=unit_prototypes(losses.magface_loss)),
+    entry("adacos", ONE, adacos, ours=adaptive(losses.adacos_loss, 1)),
+    entry(
         "sub_cluster_adacos",
         SEVERAL,
-        adaptive(losses.sub_cluster_adacos_loss, SUB_PROTOTYPES),
-        cross_entropy(sub_cluster_logits),
+        sub_cluster_adacos,
+        ours=adaptive(losses.sub_cluster_adacos_loss, SUB_PROTOTYPES),
     ),
-    Entry("adaproj", SEVERAL, adaptive(losses.adaproj_loss, 1), cross_entropy(adaproj_logits)),
-    Entry(
+    entry("adaproj", SEVERAL, adaproj, ours=adaptive(losses.adaproj_loss, 1)),
+    entry(
         "supervised_contrastive",
         BATCH,
-        normalized(losses.supervised_contrastive_loss),
-        naive=naive_supervised_contrastive,
-        torch=rival("SupConLoss", temperature=0.1),
+        None,
+        naive_supervised_contrastive,
+        rival("SupConLoss", temperature=0.1),
         group=8,
     ),
-    Entry(
+    entry(
         "nt_xent",
         BATCH,
-        normalized(losses.nt_xent_loss),
         functools.partial(optax.losses.ntxent, temperature=0.1),
         naive_nt_xent,
         rival("NTXentLoss", temperature=0.1),
         group=2,
     ),
-    Entry(
-        "multi_similarity",
-        BATCH,
-        normalized(losses.multi_similarity_loss),
-        naive=naive_multi_similarity,
-        torch=rival("MultiSimilarityLoss"),
-        group=8,
-    ),
-    Entry(
-        "circle",
-        BATCH,
-        normalized(losses.circle_loss),
-        naive=naive_circle,
-        torch=rival("CircleLoss"),
-        group=8,
-    ),
-    Entry(
-        "triplet",
-        BATCH,
-        normalized(losses.triplet_loss),
-        naive=naive_triplet,
-        torch=rival("TripletMarginLoss", margin=0.2),
-        group=8,
-    ),
-    Entry(
+    entry("multi_similarity", BATCH, torch=rival("MultiSimilarityLoss"), group=8),
+    entry("circle", BATCH, torch=rival("CircleLoss"), group=8),
+    entry("triplet", BATCH, torch=rival("TripletMarginLoss", margin=0.2), group=8),
+    entry(
         "triplet, hard",
         BATCH,
-        normalized(losses.triplet_loss, hard=True),
-        naive=naive_triplet_hard,
         torch=rival("TripletMarginLoss", hardest, margin=0.2),
+        ours=normalized(losses.triplet_loss, hard=True),
         group=8,
     ),
-    Entry(
+    entry(
         "n_pair",
         VIEWS,
-        lambda first, second, y: losses.n_pair_loss(first, second),
-        cross_entropy(lambda first, second, y: first @ second.T),
+        n_pair,
         torch=rival("NPairsLoss", two_of_each_class),
-        group=1,
-        chunk=False,
+        ours=of_views(losses.n_pair_loss),
+        **ALONE,
     ),
-    Entry(
-        "vicreg",
-        VIEWS,
-        ours_vicreg,
-        naive=naive_vicreg,
-        torch=rival("VICRegLoss", two_views),
-        group=1,
-        chunk=False,
+    entry(
+        "vicreg", VIEWS, None, naive_vicreg, rival("VICRegLoss", two_views), ours=vicreg, **ALONE
     ),
-    Entry(
+    entry(
         "barlow_twins",
         VIEWS,
-        lambda first, second, y: losses.barlow_twins_loss(first, second),
-        naive=naive_barlow_twins,
-        group=1,
-        chunk=False,
+        None,
+        naive_barlow_twins,
+        ours=of_views(losses.barlow_twins_loss),
+        **ALONE,
     ),
 )
