@@ -238,11 +238,11 @@ def triplet_loss(
         # Of all triplets without making them: sorted, a positive exceeds the negatives before it,
         # and a negative is exceeded by the positives behind it. These counts have no gradient.
         reach = jnp.where(positive, m + distance, distance)
-        place = jnp.arange(len(reach), dtype=jnp.int32) + jnp.zeros_like(positive, jnp.int32)
+        place = jnp.arange(reach.shape[0], dtype=jnp.int32) + jnp.zeros_like(positive, jnp.int32)
         order = lax.sort((lax.stop_gradient(reach), place, positive, negative), num_keys=1)[1:]
         place, positives, negatives = (x.astype(jnp.int32) for x in order)
-        times = jnp.cumsum(negatives) * positives
-        times -= (jnp.sum(positives) - jnp.cumsum(positives)) * negatives
+        times = lax.cumsum(negatives) * positives
+        times -= lax.cumsum(positives, reverse=True) * negatives
         times = lax.sort((place, times), num_keys=1)[1].astype(reach.dtype)
         total = jnp.sum(jnp.where(positive | negative, times * reach, 0))
         triplets = jnp.sum(positives.astype(reach.dtype)) * jnp.sum(negatives.astype(reach.dtype))
