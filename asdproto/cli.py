@@ -55,8 +55,10 @@ def run(name: str, command: Callable[[], int], show_traceback: bool = False) -> 
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a name that the terminal cannot show ends nothing
             stream.reconfigure(errors="backslashreplace")
-    # Nothing here draws on a screen, whatever a notebook has said for itself.
+    # Nothing here draws on a screen, whatever a notebook has said for itself, or runs what librosa
+    # compiles, which would take seconds.
     os.environ["MPLBACKEND"] = "agg"
+    os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
     _quiet_callbacks()
     try:
         with signals.handled(), _warnings_shown():

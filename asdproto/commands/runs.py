@@ -18,7 +18,7 @@ def add(parsers: dict[str, Parser]) -> None:
         rescore,
         "fit another back-end to a trained run and score its test clips again",
         "Fits the back-end of a finished run again, without training: score.kind=knn,\n"
-        "score.shrinkage=0.01, score.full_clip=true and so on.",
+        "score.shrinkage=0.01, score.hop=16 and so on.",
         usage=f"{program()} rescore RUN [options] [FIELD=VALUE ...]",
     )
     parser.add_argument("workdir", type=Path, metavar="run", help="folder of a finished run")

@@ -13,6 +13,7 @@ from asdproto.prototypes import l2_normalize
 
 Init = Literal["fan_out", "fan_in"]
 Attention = Literal["time-frequency", "time", "frequency", "mean"]
+LAST_WEIGHT = 0.25  # of the trained embedding beside the maps of earlier stages
 
 
 class ResNet(nn.Module):
@@ -35,9 +36,10 @@ class ResNet(nn.Module):
         batch normalization, 64 times as slow to learn.
       lowering: How convolutions are compiled, see :mod:`asdproto.models.convolution`.
       dtype: Dtype of activations; parameters, batch statistics and the embedding are float32.
-      all_stages: Whether the embedding holds, beside the pooled last map, the mean over time and
-        frequency of the map that each earlier stage ends with, all brought to unit length. To tell
-        classes apart, the last stage forgets what does not; earlier ones still hear it.
+      all_stages: Whether the embedding holds, beside a quarter of the pooled last map, the mean
+        over time and frequency of the map that each earlier stage ends with, at unit length. To
+        tell classes apart, the last stage forgets what does not, and what it forgets differs
+        between seeds; earlier ones still hear it.
       axis_name: Mapped axis over which batch statistics are averaged, so that several devices
         normalize as one; ``None`` keeps them per device.
     """
@@ -104,7 +106,8 @@ class ResNet(nn.Module):
         if not self.all_stages:
             return embedding
         means = [jnp.mean(end, axis=(1, 2), dtype=jnp.float32) for end in ends[:-1]]
-        return l2_normalize(jnp.concatenate([embedding, *map(l2_normalize, means)], axis=-1))
+        stages = [LAST_WEIGHT * embedding, *map(l2_normalize, means)]
+        return l2_normalize(jnp.concatenate(stages, axis=-1))
 
 
 class TimeFrequencyAttentionPooling(nn.Module):

@@ -94,7 +94,6 @@ def export_members(
         "dtype": dtype,
         "crop": system.crop,
         "hop": system.score.hop,
-        "full_clip": system.score.full_clip,
         "sections": [list(section) for section in sections],
         "classes": [list(name) for name in members[0].classes],
         "thresholds": dict(thresholds),
@@ -141,7 +140,7 @@ def _function(
         total, nearest = jnp.float32(0), None
         for index, (model, backend) in enumerate(zip(models, backends, strict=True)):
             crops = (flat - model.mean) * model.scale
-            vectors: Any = network.apply(model.scoring_variables, crops, train=False)
+            vectors: Any = network.apply(model.variables, crops, train=False)
             embeddings = vectors.reshape(batch, count, -1).mean(axis=1)
             length = jnp.linalg.norm(embeddings, axis=1, keepdims=True)
             scores, labels = backend(embeddings / jnp.maximum(length, 1e-12), section)

@@ -60,8 +60,6 @@ class Exported:
         """The windows of a clip whose embeddings are averaged, ``[windows, frames, mels]``."""
         crop, hop = self.about["crop"], self.about["hop"]
         features = np.take(features, np.arange(max(crop, len(features))) % len(features), axis=0)
-        if self.about["full_clip"]:
-            return features[None]
         count = -(-(len(features) - crop) // hop) + 1
         starts = np.round(np.linspace(0, len(features) - crop, count)).astype(int)
         return np.stack([features[start : start + crop] for start in starts])

@@ -30,7 +30,7 @@ from asdproto.features import FeatureSettings
 from asdproto.models.convolution import default_lowering
 from asdproto.models.resnet import Attention, Init, ResNet
 from asdproto.scoring.backends import BackendConfig, Scorer, fit_scorer, held_out_scores
-from asdproto.systems.embedding import embed_clips, training_batch_stats
+from asdproto.systems.embedding import embed_clips
 from asdproto.systems.system import (
     Comparison,
     Member,
@@ -126,20 +126,15 @@ class ScoreConfig(BackendConfig):
       all_stages: Whether clips are compared by the maps of all stages of the ResNet, see
         :class:`asdproto.models.resnet.ResNet`, or by the embedding that is trained.
       hop: Largest distance between the windows of a clip, in frames.
-      full_clip: One window over the whole clip instead.
       dtype: Dtype of the encoder's arithmetic when clips are scored, whatever it was in training:
         an accelerator and a CPU then agree.
-      batch_stats: ``"running"``: the encoder's statistics as training left them. ``"training"``:
-        those of the finished encoder over all training clips alike.
       quantile: For decisions: of the gamma distribution of the training clips' scores by back-ends
         that were fitted without them.
     """
 
     all_stages: bool = False
     hop: int = 32
-    full_clip: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
-    batch_stats: Literal["running", "training"] = "running"
     quantile: float = 0.9
 
     def __post_init__(self) -> None:
@@ -261,7 +256,6 @@ class PrototypeSystem:
         return PrototypeModel(
             system=self,
             variables={"params": tree["params"], "batch_stats": tree.get("batch_stats", {})},
-            batch_stats=tree.get("scoring_stats"),
             mean=tree["mean"],
             scale=tree["scale"],
             scorer=Scorer.from_arrays(tree["scorer"]),
@@ -277,21 +271,15 @@ def _small(pretrain: int, finetune: int) -> PrototypeSystem:
         score=ScoreConfig(
             kind="mahalanobis-knn",
             shrinkage=0.3,
-            density_neighbors=8,
             all_stages=True,
-            full_clip=True,
-            batch_stats="training",
         ),
     )
 
 
 # quick shows that everything runs; small is for CPUs and small sets; paper is section 4.2. The
 # first two differ from the paper in what was better on small sets (docs/experiments.md): clips are
-# embedded as a whole, not as the mean of their windows;
-# batch statistics are taken anew over all training clips alike, where training leaves those of
-# balanced episodes, half of them crops of a handful of target clips; clips are compared with the
-# nearest training clips, by the maps of all stages and distances over their local density, not with
-# prototypes; and they train for a twelfth of the paper's epochs and less.
+# compared with the nearest training clips, not with prototypes, by the maps of all stages; and they
+# train for a twelfth of the paper's epochs and less.
 PRESETS = {
     "quick": _small(5, 3),
     "small": _small(10, 5),
@@ -418,7 +406,6 @@ class PrototypeModel:
     Attributes:
       system: The system.
       variables: Parameters and running statistics of the encoder.
-      batch_stats: The statistics that it scores with; ``None`` for the running ones.
       mean: float32, shape ``[mels]``, subtracted from every frame.
       scale: float32, shape ``[mels]``, multiplies every frame then.
       scorer: The fitted back-end.
@@ -426,7 +413,6 @@ class PrototypeModel:
 
     system: PrototypeSystem
     variables: dict[str, Any]
-    batch_stats: Any
     mean: np.ndarray
     scale: np.ndarray
     scorer: Scorer
@@ -435,31 +421,20 @@ class PrototypeModel:
         """See :class:`asdproto.systems.system.Model`."""
         return Comparison(*self.scorer.compare(self.embed(clips), sections))
 
-    @property
-    def scoring_variables(self) -> dict[str, Any]:
-        """The encoder's variables when it scores."""
-        if self.batch_stats is None:
-            return self.variables
-        return {**self.variables, "batch_stats": self.batch_stats}
-
     def embed(self, clips: ClipArrays) -> np.ndarray:
         """Unit embeddings, float32, shape ``[clips, dim]``."""
-        config = self.system.score
         return embed_clips(
             evaluation_model(self.system),
-            self.scoring_variables,
+            self.variables,
             clips,
             mean=self.mean,
             scale=self.scale,
-            hop=config.hop,
-            full_clip=config.full_clip,
+            hop=self.system.score.hop,
         )
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """See :class:`asdproto.systems.system.Model`."""
         tree = {**self.variables, "scorer": self.scorer.to_arrays()}
-        if self.batch_stats is not None:
-            tree["scoring_stats"] = self.batch_stats
         flat = flatten_dict(tree, sep="/")
         return {**jax.tree.map(np.asarray, flat), "mean": self.mean, "scale": self.scale}
 
@@ -479,12 +454,8 @@ def fit_backend(
     seed: int,
 ) -> Member:
     """As :func:`fit`, from the encoder's variables, and mean and scale of its input."""
-    mean, scale = moments
-    batch_stats, config = None, system.score.backend
-    if system.score.batch_stats == "training":
-        model = evaluation_model(system)
-        batch_stats = training_batch_stats(model, variables, data.train, mean=mean, scale=scale)
-    unfitted = PrototypeModel(system, variables, batch_stats, mean, scale, Scorer(config, {}))
+    config = system.score.backend
+    unfitted = PrototypeModel(system, variables, *moments, Scorer(config, {}))
     embeddings = unfitted.embed(data.train)
     training = embeddings, backend_labels(data, config), section_keys(data.train_clips), config
     fitted = dataclasses.replace(unfitted, scorer=fit_scorer(*training, seed=seed))

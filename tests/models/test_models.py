@@ -311,7 +311,7 @@ def test_padding_leaves_no_trace_in_a_network():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), stats, wanted)
 
 
-def test_all_stages_join_the_embedding_with_equal_weights():
+def test_all_stages_join_a_quarter_of_the_embedding():
     model, x = _small(), _random(3, 32, 24)
     variables = model.init(jax.random.key(0), x, train=False)
     last, kept = model.apply(
@@ -321,12 +321,12 @@ def test_all_stages_join_the_embedding_with_equal_weights():
     assert joined.embedding_dim == 4 + 8 + 16
     z = np.asarray(joined.apply(variables, x, train=False))
     assert z.shape == (3, 28)
-    expected = [np.asarray(last)]
+    expected = [0.25 * np.asarray(last)]
     for stage in 1, 2:
         maps = kept["intermediates"][f"stage{stage}_block1_norm2"]["__call__"][0]
         mean = np.asarray(maps, np.float64).mean(axis=(1, 2))
         expected.append(mean / np.linalg.norm(mean, axis=1, keepdims=True))
-    np.testing.assert_allclose(z, np.concatenate(expected, axis=1) / 3**0.5, atol=1e-6)
+    np.testing.assert_allclose(z, np.concatenate(expected, axis=1) / 2.0625**0.5, atol=1e-6)
 
 
 @pytest.mark.parametrize("lowering", ["patches", "native_if_fits", "native_if_large"])
