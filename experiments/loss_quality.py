@@ -97,7 +97,9 @@ class OneStage(PrototypeSystem):
       make_objective: The loss, from the stage's numbers.
     """
 
-    make_objective: MakeObjective = mpe_objective
+    make_objective: MakeObjective = dataclasses.field(
+        default=mpe_objective, metadata={"by_value": True}
+    )
 
     def objective(self, stage: str, classes: Sequence[tuple] = ()) -> Objective:
         """The loss."""
