@@ -255,11 +255,21 @@ def read_config(run: str | os.PathLike) -> dict[str, Any]:
     config = read_checked(path, _MOVABLE, remedy=AGAIN)
     for name, kinds in _CONFIG_FIELDS.items():
         value = config.setdefault(name, kinds[-1]())
-        texts = value if name in ("names", "machines") and isinstance(value, list) else ()
-        if not isinstance(value, kinds) or not all(isinstance(text, str) for text in texts):
+        fits = isinstance(value, kinds)
+        if fits and value and name in ("names", "machines"):
+            fits = all(isinstance(text, str) for text in value)
+        elif fits and value and name == "collection":
+            fits = all(map(_is_stamped, value.values()))
+        if not fits:
             found = f"{name} {quoted(repr(value))}"
             raise DataError(path, found, "the settings of a run", AGAIN)
     return config
+
+
+def _is_stamped(entry: Any) -> bool:
+    """Whether it is what a collection's identity says of a clip: size, time and checksum."""
+    is_list = isinstance(entry, list) and len(entry) == 3
+    return is_list and all(isinstance(number, int) for number in entry)
 
 
 def write_results(

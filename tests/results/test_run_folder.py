@@ -84,7 +84,7 @@ def test_every_flipped_bit_is_noticed(tmp_path):
 
 
 def test_settings_and_figures_come_back(tmp_path):
-    config = {**CONFIG, "features": "there", "collection": {"a.wav": [1, 2]}}
+    config = {**CONFIG, "features": "there", "collection": {"a.wav": [1, 2, 3]}}
     run_folder.write_config(tmp_path, config)
     assert run_folder.read_config(tmp_path) == {**config, "classes": None, "data": None}
     # Folders may be moved.
@@ -115,6 +115,7 @@ def write_results(run, results):
                 {"system": None},
                 {"kind": ["gmm"]},
                 {"seeds": 0},
+                {"collection": {"a.wav": [1, "2", 3]}},
                 {"features": 5},
             )
         ],
