@@ -114,7 +114,7 @@ def read(path, rate):
             data = np.frombuffer(content, np.int16)
             return data[:: file.getnchannels()] / np.float32(32768)
     except (OSError, EOFError, wave.Error) as error:
-        raise ValueError(f"found no 16-bit wav file ({error or 'it is cut'})") from None
+        raise ValueError(f"found no 16-bit wav file ({str(error) or 'it is cut'})") from None
 
 
 def main():
