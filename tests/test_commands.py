@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -150,6 +151,7 @@ def test_whatever_the_environment_is_like(data, tmp_path):
         (MemoryError(), "not enough memory"),
         (RuntimeError("INTERNAL: broken\nmore"), "INTERNAL: broken\nmore"),
         (KeyError("seeds"), "this program has a fault (KeyError: 'seeds')"),
+        (shutil.Error([("a", "b", "b: no space left")]), "b: no space left"),
     ],
 )
 def test_no_error_shows_a_traceback(finished, call, monkeypatch, error, said):

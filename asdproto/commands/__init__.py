@@ -6,6 +6,7 @@ Each module imports what its commands need when they run.
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,8 @@ def message(error: Exception) -> str:
         text = f"this command needs {library}, which is not installed: {remedy}"
     elif isinstance(error, MemoryError):
         text = "not enough memory; use fewer --seeds, a smaller --preset or shorter recordings"
+    elif isinstance(error, shutil.Error):  # of a folder's copy: (from, to, why) of each file
+        text = str(error.args[0][0][2])
     elif isinstance(error, OSError) and error.filename is not None:
         text = f"{error.filename}: {error.strerror}"
     elif isinstance(error, ValueError | OSError | FloatingPointError | RuntimeError):
