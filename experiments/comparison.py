@@ -8,11 +8,13 @@ import numpy as np
 from asdproto.config import ConfigError
 from asdproto.data.dataset import ClipArrays, Dataset, section_keys
 from asdproto.results.tables import HEADLINE
+from asdproto.scoring.backends import BackendConfig, fit_scorer
 from asdproto.scoring.metrics import evaluate, group_scores
 from asdproto.systems import prototype
 from asdproto.systems.detector import Detector
 from asdproto.systems.prototype import PrototypeSystem
 from asdproto.systems.run import score_detector
+from asdproto.systems.system import backend_labels
 from asdproto.training.state import TrainState
 
 _NO_LABELS = (
@@ -34,16 +36,19 @@ def score_run(folder: Path, system: PrototypeSystem, data: Dataset, state: Train
         raise ConfigError(_NO_LABELS)
 
 
-def figures_of(system: PrototypeSystem, data: Dataset, state: TrainState) -> dict[str, float]:
-    """Headline figures of a trained encoder with a system's back-end, in [0, 1].
+def figures_of(
+    config: BackendConfig, data: Dataset, train: np.ndarray, test: np.ndarray
+) -> dict[str, float]:
+    """Headline figures of embedded training and test clips with a back-end, in [0, 1].
 
     Raises:
       ConfigError: The test clips carry no labels.
     """
     if not data.test_clips or any(not clip.state for clip in data.test_clips):
         raise ConfigError(_NO_LABELS)
-    model = prototype.fit(system, data, state, seed=0).model
-    scores = model.compare(data.test, section_keys(data.test_clips)).scores
+    labels, sections = backend_labels(data, config), section_keys(data.train_clips)
+    scorer = fit_scorer(train, labels, sections, config)
+    scores, _ = scorer.compare(test, section_keys(data.test_clips))
     figures = evaluate(group_scores(data.test_clips, scores))
     return {name: round(float(figures[name]), 6) for name in HEADLINE}
 
@@ -61,8 +66,10 @@ def score_of_kept_out(
       Mean over clips of the distance to the nearest training clip of their class, over that to the
       nearest one of another class; lower is better.
     """
-    model: Any = prototype.fit(system, data, state, seed=0).model
-    train, new = model.embed(data.train), model.embed(clips)
+    member = prototype.fit(system, data, state, seed=0)
+    model: Any = member.model
+    train: Any = member.embeddings
+    new = model.embed(clips)
     squares = np.square(new).sum(axis=1)[:, None] + np.square(train).sum(axis=1)
     distances = np.sqrt(np.maximum(squares - 2 * new @ train.T, 0))
     own = labels[:, None] == data.labels

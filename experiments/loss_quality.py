@@ -30,7 +30,7 @@ from asdproto.prototypes import l2_normalize
 from asdproto.results.run_folder import write_config
 from asdproto.results.tables import HEADLINE
 from asdproto.systems import prototype
-from asdproto.systems.prototype import PrototypeSystem
+from asdproto.systems.prototype import PrototypeSystem, evaluation_model
 from asdproto.systems.run import check_same_run, features_of
 from asdproto.systems.system import RunOptions
 from asdproto.training.devices import Devices, use_compilation_cache, use_devices
@@ -77,8 +77,8 @@ def get_config(preset: str) -> PrototypeSystem:
     return dataclasses.replace(system, pretrain=stage)
 
 
-def backends(system: PrototypeSystem) -> dict[str, PrototypeSystem]:
-    """A system that compares with the nearest training clips, and with prototypes as the paper."""
+def prototypes(system: PrototypeSystem) -> PrototypeSystem:
+    """The system, compared by prototypes and the last stage as in the paper."""
     paper = dataclasses.replace(
         system.score,
         kind="mahalanobis",
@@ -86,7 +86,23 @@ def backends(system: PrototypeSystem) -> dict[str, PrototypeSystem]:
         density_neighbors=0,
         all_stages=False,
     )
-    return {"nearest": system, "prototypes": dataclasses.replace(system, score=paper)}
+    return dataclasses.replace(system, score=paper)
+
+
+def figures(system: PrototypeSystem, data: Dataset, state: TrainState) -> dict[str, Any]:
+    """Figures of a trained encoder with both back-ends, from one pass over the clips.
+
+    The embedding that is trained comes first in all stages' joined embedding.
+    """
+    member = prototype.fit(system, data, state, seed=0)
+    model: Any = member.model
+    whole: Any = member.embeddings, model.embed(data.test)
+    dim = evaluation_model(prototypes(system)).embedding_dim
+    last = [l2_normalize(clips[:, :dim]) for clips in whole]
+    return {
+        "nearest": figures_of(system.score.backend, data, *whole),
+        "prototypes": figures_of(prototypes(system).score.backend, data, *map(np.asarray, last)),
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,16 +178,12 @@ class Comparison:
             states = train(system, make, group, self.data, self.devices, self.together)
             seconds = round((time.monotonic() - began) / len(group), 1)
             for seed, state in zip(group, states, strict=True):
-                figures = {
-                    name: figures_of(one, self.data, state)
-                    for name, one in backends(system).items()
-                }
                 cell = {
                     "loss": loss,
                     "temperature": temperature,
                     "seed": seed,
                     "train_seconds": seconds,
-                    **figures,
+                    **figures(system, self.data, state),
                 }
                 write_json(paths[seed], cell)
 
@@ -191,7 +203,7 @@ class Comparison:
                 (state,) = train(system, make, [CHOICE_SEED], fewer, self.devices, False)
                 clips = self.data.train.take(np.flatnonzero(kept_out))
                 ratio = score_of_kept_out(
-                    backends(system)["prototypes"], fewer, state, clips, self.data.labels[kept_out]
+                    prototypes(system), fewer, state, clips, self.data.labels[kept_out]
                 )
                 write_json(
                     path, {"loss": loss, "temperature": temperature, "ratio": round(ratio, 5)}
