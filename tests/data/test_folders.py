@@ -26,77 +26,40 @@ def understood(root):
     }
 
 
-# Root and paths below it -> what each is.
+PUMP, FAN = "pump 00 train normal", "fan 00 train normal"
+BROKEN_PUMP, BROKEN_FAN = "pump 00 test anomaly", "fan 00 test anomaly"
+# Root -> what the paths below it are.
 LAYOUTS = {
-    "recordings of one machine": ("pump", {"a.wav": "pump 00 train normal"}),
-    "words of DCASE in other words": (
-        *(
-            "pump",
-            {"latest.wav": "pump 00 train normal", "default_001.wav": "pump 00 train normal"},
-        ),
-    ),
-    "a fault in a name": (
-        "pump",
-        {
-            "1.wav": "pump 00 train normal",
-            "2.wav": "pump 00 train normal",
-            "broken_3.wav": "pump 00 test anomaly",
-            "normal_then_broken.wav": "pump 00 test anomaly",
-        },
-    ),
-    "a folder for each machine": (
-        "plant",
-        {"fan/recordings/1.wav": "fan 00 train normal", "pump/x/1.flac": "pump 00 train normal"},
-    ),
-    "states": (
-        "pump",
-        {"normal/1.wav": "pump 00 train normal", "abnormal/2.wav": "pump 00 test anomaly"},
-    ),
-    "the root is a state's folder": ("pump/healthy", {"1.wav": "pump 00 train normal"}),
-    "MIMII": (
-        "0_dB_fan",
-        {
-            "fan/id_00/normal/1.wav": "fan 00 train normal",
-            "fan/id_02/normal/1.wav": "fan 02 train normal",
-            "fan/id_02/abnormal/2.wav": "fan 02 test anomaly",
-        },
-    ),
-    "MIMII without id": (
-        "mimii",
-        {"fan/normal/1.wav": "fan 00 train normal", "fan/abnormal/2.wav": "fan 00 test anomaly"},
-    ),
-    "days": (
-        "plant",
-        {f"fan/{day}/1.wav": "fan 00 train normal" for day in ("monday", "2024-05-01", "day 3")},
-    ),
-    "days of one machine": (
-        "fan",
-        {f"{day}/1.wav": "fan 00 train normal" for day in ("2024-05-01", "of_tuesday")},
-    ),
-    "states beside each other": (
-        "plant",
-        {
-            "pump_normal/1.wav": "pump 00 train normal",
-            "pump_abnormal/2.wav": "pump 00 test anomaly",
-        },
-    ),
-    "splits above machines": (
-        "plant",
-        {
-            "train/fan/1.wav": "fan 00 train normal",
-            "test/fan/good/2.wav": "fan 00 test normal",
-            "test/fan/3.wav": "fan 00 test ",
-            "train/pump/4.wav": "pump 00 train normal",
-        },
-    ),
+    # Words that are parts of words of DCASE.
+    "pump": {PUMP: ["a.wav", "latest.wav", "default_001.wav"]},
+    "a/pump": {PUMP: ["1.wav", "2.wav"], BROKEN_PUMP: ["broken_3.wav", "normal_then_broken.wav"]},
+    "machines": {FAN: ["fan/recordings/1.wav"], PUMP: ["pump/x/1.flac"]},
+    "b/pump": {PUMP: ["normal/1.wav"], BROKEN_PUMP: ["abnormal/2.wav"]},
+    "pump/healthy": {PUMP: ["1.wav"]},
+    # MIMII, with and without id.
+    "0_dB_fan": {
+        FAN: ["fan/id_00/normal/1.wav"],
+        "fan 02 train normal": ["fan/id_02/normal/1.wav"],
+        "fan 02 test anomaly": ["fan/id_02/abnormal/2.wav"],
+    },
+    "mimii": {FAN: ["fan/normal/1.wav"], BROKEN_FAN: ["fan/abnormal/2.wav"]},
+    "days": {FAN: ["fan/monday/1.wav", "fan/2024-05-01/1.wav", "fan/day 3/1.wav"]},
+    "fan": {FAN: ["2024-05-01/1.wav", "of_tuesday/1.wav"]},
+    "states": {PUMP: ["pump_normal/1.wav"], BROKEN_PUMP: ["pump_abnormal/2.wav"]},
+    "splits": {
+        FAN: ["train/fan/1.wav"],
+        "fan 00 test normal": ["test/fan/good/2.wav"],
+        "fan 00 test ": ["test/fan/3.wav"],
+        PUMP: ["train/pump/4.wav"],
+    },
 }
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_obvious_folders_are_understood(tmp_path, name):
-    root, expected = LAYOUTS[name]
-    touch(tmp_path / root, *expected)
-    assert understood(tmp_path / root) == expected
+    expected = {path: what for what, paths in LAYOUTS[name].items() for path in paths}
+    touch(tmp_path / name, *expected)
+    assert understood(tmp_path / name) == expected
 
 
 def test_two_spellings_of_a_name_are_one_machine(tmp_path):
