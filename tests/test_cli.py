@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -312,22 +311,6 @@ def test_features(run, tmp_path):
     code, _, err = run("features", root, tmp_path / "other", "features.hop_length=0")
     assert code == 1
     assert re.match(r"error: features.hop_length.*\n$", err)
-
-
-def test_the_table_of_faults_names_tests_that_exist():
-    root = Path(__file__).parents[1]
-    known = {}
-    for path in (root / "tests").rglob("test_*.py"):
-        known[path.name] = set(re.findall(r"^def (test_\w+)", path.read_text(), re.M))
-    for line in (root / "docs" / "robustness.md").read_text().splitlines():
-        module = ""
-        for name in re.findall(r"`([^`]*)`", line.rpartition(" | ")[2]):
-            file, _, test = name.rpartition("::")
-            if file or name.endswith(".py"):
-                module = (file or test).rpartition("/")[2]
-                assert module in known, name
-            if test.startswith("test_") and not test.endswith(".py"):
-                assert test in known[module], name
 
 
 def test_a_reader_that_has_seen_enough_ends_the_command_quietly(scores):
