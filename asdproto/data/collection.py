@@ -12,7 +12,6 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from asdproto.config import nearest
-from asdproto.data.attributes import fill_attributes
 from asdproto.data.dcase import (
     AUDIO_SUFFIXES,
     CONTAINERS,
@@ -210,9 +209,6 @@ def _from_files(root: Path, assumed: str) -> Collection:
     if by_name:
         clips, faults = _read_names(root, files)
         problems += faults
-        tables = [file for file in others if _is_attribute_file(file)]
-        clips, faults = fill_attributes(root, tables, clips)
-        problems += faults
     else:
         clips = read_folders(root, files, assumed)
     faults = list(_bad_names(clips))
@@ -255,11 +251,6 @@ def _bad_names(clips: Sequence[Clip]) -> Iterator[DataError]:
         for what, name in (("machine type", clip.machine_type), ("section", clip.section)):
             if fault := name_fault(name):
                 yield DataError(clip.path, f"the {what} {quoted(name)}", fault, "Rename it.")
-
-
-def _is_attribute_file(file: str) -> bool:
-    name = file.rpartition("/")[2]
-    return name.startswith("attributes") and name.endswith(".csv")
 
 
 def _not_read(files: Sequence[str]) -> Iterator[DataError]:

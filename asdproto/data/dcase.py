@@ -1,9 +1,10 @@
 """Clips, and the file names of the DCASE Task 2 data sets, 2020 to 2026.
 
-The file name is the primary source of what is known about a clip. Folders say the machine type,
-and the split where the name does not.
+The file name says what is known about a clip, attributes included, which the data sets repeat in
+files beside their folders. Folders say the machine type, and the split where the name does not.
 """
 
+import itertools
 import os
 import re
 import unicodedata
@@ -16,8 +17,7 @@ import numpy as np
 from asdproto.errors import DataError, is_control
 
 AUDIO_SUFFIXES = (".wav", ".flac")
-# Stands for the attributes where a year conceals them.
-CONCEALED = "noattribute"
+_CONCEALED = "noattribute"  # stands for the attributes where a year conceals them
 
 # Folder -> (split, domain). 2021 sorts its test clips by domain.
 SPLIT_FOLDERS = {
@@ -133,8 +133,17 @@ def parse_name(path: str | os.PathLike) -> Clip:
         domain=domain,
         split=split,
         state=fields.get("state", ""),
-        attributes="" if attributes.lower() == CONCEALED else attributes,
+        attributes="" if attributes.lower() == _CONCEALED else attributes,
     )
+
+
+def attribute_pairs(attributes: str) -> tuple[tuple[str, str], ...]:
+    """``(key, value)`` pairs of an attribute string; an odd last word has the value ``""``.
+
+    An attribute string is a row of them joined by ``_``: ``car_A1_spd_34V_mic_1``.
+    """
+    words = attributes.split("_") if attributes else []
+    return tuple(itertools.zip_longest(words[::2], words[1::2], fillvalue=""))
 
 
 def same_text(text: str) -> str:

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from asdproto.data.attributes import attribute_pairs
 from asdproto.data.dataset import ClipArrays, Dataset
+from asdproto.data.dcase import attribute_pairs
 from asdproto.losses import proxy_softmax_loss
 from asdproto.models.resnet import ResNet
 from asdproto.scoring.backends import Scorer

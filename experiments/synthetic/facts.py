@@ -8,7 +8,7 @@ import functools
 
 import numpy as np
 
-from asdproto.data.attributes import attribute_pairs
+from asdproto.data.dcase import attribute_pairs
 
 SECTIONS = ("00", "01", "02")
 DOMAINS = ("source", "target")

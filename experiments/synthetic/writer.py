@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from asdproto.config import ConfigError, nearest
-from asdproto.data.attributes import LONG_KEYS, attribute_pairs
+from asdproto.data.dcase import attribute_pairs
 from asdproto.errors import DataError
 from asdproto.files import csv_text, write_atomically, write_json
 from experiments.synthetic.facts import DOMAINS, SECTIONS, attribute_strings
@@ -23,6 +23,7 @@ from experiments.synthetic.sound import RATE, stream
 
 MANIFEST = "synthetic.json"  # written last
 FAULTS_TABLE = "faults.csv"
+LONG_KEYS = {"spd": "speed"}  # key of a file name -> what the attribute files write for it
 
 
 class Order(NamedTuple):

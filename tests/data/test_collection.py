@@ -18,7 +18,6 @@ from asdproto.errors import DataError
 TRAIN = "fan/train/section_00_source_train_normal_0000_m-n_W.wav"
 TEST = "fan/test/section_00_target_test_anomaly_0000_m-n_Z.wav"
 NEW = "fan/train/section_00_source_train_normal_0009_m-n_W.wav"
-CSV = "fan/attributes_00.csv"
 
 
 def add(root, name, seed=7):
@@ -42,8 +41,6 @@ def template(tmp_path_factory):
     ]
     for seed, name in enumerate(names):
         add(root, f"fan/{name}.wav", 100 + seed)
-    rows = [f"fan/{name}.wav,m-n,{name[-1]}\n" for name in names]
-    (root / CSV).write_text("".join(["file_name,d1p,d1v\n", *rows]))
     return root
 
 
@@ -58,7 +55,6 @@ def problems_of(root):
 
 def test_a_collection_without_fault_has_no_problem(root):
     assert problems_of(root) == problems_of(root / "fan") == []
-    # The attribute file beside a split's folder is read too.
     [problem] = problems_of(root / "fan/train")
     assert problem.found == "3 training clips and no test clip"
     assert "uav" not in read_collection(root).summary()
@@ -74,19 +70,7 @@ def added(name):
 
 
 def remove(pattern):
-    def change(root):
-        for file in [root / CSV, *(root / "fan").glob(pattern)]:
-            file.unlink()
-
-    return change
-
-
-def csv_line(line):
-    return lambda root: (root / CSV).write_text((root / CSV).read_text() + line + "\n")
-
-
-def csv_edit(old, new):
-    return lambda root: (root / CSV).write_text((root / CSV).read_text().replace(old, new, 1))
+    return lambda root: [file.unlink() for file in (root / "fan").glob(pattern)]
 
 
 CLASH = "fan/test/section_00_source_train_normal_0002_m-n_W.wav"
@@ -106,13 +90,6 @@ FAULTS = {
     "one kind": (remove("test/*anom*"), "notice: fan section 00", "2 normal test clips and no"),
     # A name without labels is of a test clip.
     "no label": (added("fan/section_00_0.wav"), "notice: fan section 00", "1 of 5 test clips not"),
-    "missing": (csv_line(f"{NEW},m-n,W"), f"error: {CSV}: line 9", ".wav', which is not there"),
-    "csv value": (csv_edit("n,Z", "n,Y"), f"error: {CSV}: line 4", "'Y' here and 'Z' in the name"),
-    "csv key": (csv_edit("m-n,Z", "n-m,Z"), f"notice: {CSV}: line 4", "n-m is 'Z' here"),
-    "csv twice": (csv_line(f"{TRAIN},m-n,W"), f"notice: {CSV}: line 9", "a second time"),
-    "csv header": (csv_edit("file_", ""), f"error: {CSV}", "the header 'name,d1p,d1v'"),
-    "csv control": (csv_line(f"{TRAIN},m-n,\x1b[2J"), f"error: {CSV}: line 9", r"'\x1b[2J'"),
-    "csv pipe": (lambda r: os.mkfifo(r / "fan/attributes_1.csv"), "error: fan/attr", "a folder, p"),
     "same name": (added(FLAC), f"error: {TRAIN}", f"the same name as {FLAC}"),
     "mp3": (lambda r: (r / "x.mp3").touch(), "notice: x.mp3", "a .mp3 file, which is not read"),
     "archive": (lambda r: (r / "x.zip").touch(), "notice: x.zip", "a .zip file, which is not"),
@@ -192,28 +169,6 @@ def test_overlong_clips_against_every_choice():
         fits = [n for n in range(len(order) + 1) if not n or order[n - 1] * n <= 4 * sum(order[:n])]
         taken = sorted(frames[name] for name in frames if name not in left_out)
         assert taken == order[: max(fits)]
-
-
-def test_attribute_files_fill_in_where_names_are_silent(tmp_path):
-    for name in (
-        "train/normal_id_00_00000000",
-        "test/normal_id_00_00000000",
-        "test/id_00_00000001",
-    ):
-        add(tmp_path, f"pump/{name}.wav")
-    # The same base name stands in both splits in 2020; a row without folders means either.
-    (tmp_path / "pump/attributes_00.csv").write_text(
-        "file_name,d1p,d1v\npump/test/normal_id_00_00000000.wav,vel,7\nid_00_00000001.wav,vel,9\n"
-    )
-    expected = {"normal_id_00_00000000.wav": "vel_7", "id_00_00000001.wav": "vel_9"}
-    attributes = {clip.path: clip.attributes for clip in read_collection(tmp_path).clips}
-    assert attributes == {
-        "pump/train/normal_id_00_00000000.wav": "",
-        **{f"pump/test/{name}": text for name, text in expected.items()},
-    }
-    # A file beside the root's own folder is of all splits: rows that name this one count.
-    clips = read_collection(tmp_path / "pump/test", labels=False).clips
-    assert [clip.attributes for clip in clips] == ["", "vel_7"]
 
 
 def test_paths_that_are_no_collection(tmp_path):

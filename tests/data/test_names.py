@@ -1,18 +1,11 @@
-"""File names, folders and attribute files of every year of DCASE Task 2."""
+"""File names and folders of every year of DCASE Task 2."""
 
 import collections
-import csv
 
 import numpy as np
 import pytest
 
-from asdproto.data.attributes import (
-    AttributeRow,
-    attribute_pairs,
-    disagreement,
-    read_attributes,
-)
-from asdproto.data.dcase import Clip, assign_classes, class_key, parse_name
+from asdproto.data.dcase import Clip, assign_classes, attribute_pairs, class_key, parse_name
 from asdproto.errors import DataError
 
 # field.md's counts, which are the paper's except for the toy machines.
@@ -97,35 +90,6 @@ def test_other_names_are_refused_by_name(name, words):
     with pytest.raises(DataError, match=words) as caught:
         parse_name(name)
     assert caught.value.file == name
-
-
-def test_official_attribute_files(real_data):
-    files = sorted((real_data / "dcase2022/ground_truth_attributes").glob("*/*.csv"))
-    assert len(files) == 21
-    swapped = collections.Counter()
-    for file in files:
-        rows = read_attributes(file)
-        with open(file, newline="") as stream:
-            full_names = [cells[-1] for cells in list(csv.reader(stream))[1:]]
-        assert len(rows) == len(full_names) == 200
-        for row, full_name in zip(rows, full_names, strict=True):
-            assert row.pairs
-            named = parse_name(full_name).attributes
-            text, values_agree = disagreement(row, named)
-            assert values_agree or not text
-            swapped[file.parent.name, file.stem] += bool(text)
-            # An independent reading: each value of the row is a word of the full name.
-            assert all(value in named.split("_") for _, value in row.pairs)
-    # Valve 05 files the only value of a ragged row under the first key whichever it is.
-    assert +swapped == {("valve", "attributes_05"): 32}
-
-
-def test_disagreement_tells_values_from_keys():
-    row = AttributeRow(2, "x.wav", (("v1pat", "05"),))
-    assert disagreement(row, "v1pat_05_v2pat_04") == ("", False)
-    assert disagreement(row, "v2pat_05")[1] is True
-    assert disagreement(row, "v1pat_04") == ("v1pat is '05' here and '04' in the name", False)
-    assert disagreement(AttributeRow(2, "", (("speed", "28V"),)), "car_A1_spd_28V")[0] == ""
 
 
 def test_attribute_pairs():
