@@ -181,7 +181,7 @@ def _groups(settings: FeatureSettings) -> list[tuple[slice, slice, np.ndarray]]:
     return groups
 
 
-def _power(audio: np.ndarray, settings: FeatureSettings) -> Iterator[np.ndarray]:
+def power_spectra(audio: np.ndarray, settings: FeatureSettings) -> Iterator[np.ndarray]:
     """``|STFT|^2``, a few frames at a time, float32 ``[frames, bins]``, each until the next.
 
     Frames are centered on multiples of the hop, with zeros beyond both ends, as librosa's default.
@@ -230,7 +230,7 @@ def log_mel(audio: np.ndarray, settings: FeatureSettings | None = None) -> np.nd
     mel = np.empty((1 + audio.size // settings.hop_length, settings.n_mels), np.float32)
     groups, end = _groups(settings), 0
     with np.errstate(over="ignore", invalid="ignore"):
-        for power in _power(audio, settings):
+        for power in power_spectra(audio, settings):
             if settings.power != 2:
                 power **= np.float32(settings.power / 2)
             start, end = end, end + len(power)
@@ -309,7 +309,9 @@ def _features(
             return _summary(audio, recorded_at, settings)[None]
         frames = log_mel(audio, settings)
         if settings.waveform:
-            frames = np.concatenate([frames, waveform_frames(audio, settings)], axis=1)
+            samples = np.zeros((len(frames), settings.hop_length), np.float32)
+            samples.reshape(-1)[: len(audio)] = audio
+            frames = np.concatenate([frames, samples], axis=1)
         return frames
     except ValueError as error:
         raise DataError(name, str(error), "usable audio", "Replace the recording.") from None
@@ -318,7 +320,7 @@ def _features(
 def _summary(audio: np.ndarray, recorded_at: float, settings: FeatureSettings) -> np.ndarray:
     """float32 ``[columns]``; nan where a column depends on what was not recorded."""
     with np.errstate(over="ignore", invalid="ignore"):
-        power = np.concatenate([block.copy() for block in _power(audio, settings)])
+        power = np.concatenate([block.copy() for block in power_spectra(audio, settings)])
     _check_finite(power)
     summary = summarize(power, *_banks(settings), settings.floor)
     if recorded_at != settings.sample_rate:
@@ -326,17 +328,6 @@ def _summary(audio: np.ndarray, recorded_at: float, settings: FeatureSettings) -
         top = PASSED * min(recorded_at, settings.sample_rate) / 2
         summary[np.concatenate([part.tops for part in settings.parts()]) > top] = np.nan
     return summary
-
-
-def waveform_frames(audio: np.ndarray, settings: FeatureSettings) -> np.ndarray:
-    """Samples ``[samples]`` of every frame, from its center to the next one's.
-
-    Returns:
-      float32, shape ``[frames, hop_length]``, zeros after the last sample.
-    """
-    hops = np.zeros((settings.frames(len(audio)), settings.hop_length), np.float32)
-    hops.reshape(-1)[: len(audio)] = audio
-    return hops
 
 
 def too_short(path: str | os.PathLike, samples: int, settings: FeatureSettings) -> DataError:

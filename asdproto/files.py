@@ -34,7 +34,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
+def replacing(path: Path) -> Iterator[BinaryIO]:
     """A stream to write to; what is written becomes the file when the block ends.
 
     The file is either whole or not there, also after a power cut; one that exists is replaced, and
@@ -42,8 +42,6 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
 
     Args:
       path: The file.
-      sync: Whether to wait for the disk. Without it a killed process still leaves whole files
-        only, but a power cut may leave an empty one.
 
     Raises:
       OSError: Names ``path``.
@@ -54,14 +52,12 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
             with open(work, "xb") as stream:
                 yield stream
                 stream.flush()
-                if sync:
-                    os.fsync(stream.fileno())
+                os.fsync(stream.fileno())
             os.replace(work, path)
         except BaseException:
             work.unlink(missing_ok=True)
             raise
-    if sync:
-        sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def append(path: Path, text: str) -> None:

@@ -44,7 +44,7 @@ FLOORS = {
     "asdproto.results": (2, NUMPY),
     "asdproto.results.tables": (2, {"rich"}),
     "asdproto.results.page": (2, NUMPY | {"jinja2", "markupsafe"}),
-    "asdproto.results.pictures": (2, NUMPY | {"matplotlib", "sklearn"}),
+    "asdproto.results.pictures": (2, NUMPY | {"matplotlib"}),
     "asdproto.results.sounds": (2, NUMPY | {"soundfile"}),
     "asdproto.systems": (3, NUMPY | {"jax", "flax", "optax", "rich", "sklearn", "threadpoolctl"}),
     # Copied beside what it reads, where nothing of ours is installed.

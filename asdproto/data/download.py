@@ -32,7 +32,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from asdproto.data.dcase import name_fault, path_fault
 from asdproto.errors import DataError, quoted
-from asdproto.files import locked, naming, read_json, replacing, size_of, write_json
+from asdproto.files import locked, naming, read_json, size_of, write_json
 
 SERVER = "https://zenodo.org"
 # Data set -> part -> number of its record. 2023 and 2024 name those that replace faulty ones.
@@ -309,10 +309,7 @@ def _unpack(archive: _Archive, bars: Progress) -> None:
                 path = tree / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 # zipfile reads no more than the size that the archive states for a member.
-                with (
-                    zipped.open(member) as source,
-                    replacing(path, sync=False) as stream,
-                ):
+                with zipped.open(member) as source, naming(path), open(path, "wb") as stream:
                     shutil.copyfileobj(source, stream, _CHUNK)
                     if stream.tell() != member.file_size:
                         raise zipfile.BadZipFile(f"{name} is too short")

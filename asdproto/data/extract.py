@@ -8,13 +8,14 @@ import sys
 import tempfile
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
 from asdproto import features
+from asdproto.audio_info import AudioInfo
 from asdproto.data.collection import Collection
 from asdproto.data.dcase import Clip
 from asdproto.data.identity import changes, identity_of, stamp_of
@@ -97,7 +98,7 @@ def build_store(
             remove_abandoned(path)
             rows, errors = _extract(collection, spool, settings, dtype, workers, progress)
             blocks = _blocks(spool, rows, settings.columns, dtype)
-            rows, skipped = _usable(collection, rows, blocks, errors, on_error)
+            rows, skipped = _usable(collection, rows, errors, on_error)
             save_store(
                 path,
                 rows,
@@ -182,12 +183,11 @@ def _blocks(
 def _usable(
     collection: Collection,
     rows: list[Row],
-    blocks: Mapping[str, np.ndarray],
     errors: list[DataError],
     on_error: str,
 ) -> tuple[list[Row], list[DataError]]:
     """The rows to store, and why others are left out; an error where nothing is to be left out."""
-    errors = [*errors, *errors_in(_compare(rows, blocks))]
+    errors = [*errors, *errors_in(_compare(rows))]
     clips = leave_out([row.clip for row in rows], {error.file for error in errors})
     if not clips or (errors and on_error == "stop"):
         raise CollectionError(collection.path, errors)
@@ -198,18 +198,15 @@ def _usable(
     return rows, [*collection.errors, *errors, *lost]
 
 
-def _compare(rows: Sequence[Row], blocks: Mapping[str, np.ndarray]) -> Iterator[DataError]:
+def _compare(rows: Sequence[Row]) -> Iterator[DataError]:
     """What shows between clips: copies, and lengths that do not fit into one store."""
     yield from overlong({row.clip.path: row.frames for row in rows})
-    alike: dict[tuple[int, int], list[Clip]] = defaultdict(list)
+    # Level, peak and checksum of two different recordings are not all the same.
+    alike: dict[tuple[int, AudioInfo], list[Clip]] = defaultdict(list)
     for row in rows:
         if row.audio is not None and not row.audio.is_constant:  # silence is no copy of silence
-            alike[row.frames, row.crc32].append(row.clip)
-    for key, (first, *others) in alike.items():
-        if others:
-            original = blocks[first.path].tobytes()
-            same = [clip for clip in others if blocks[clip.path].tobytes() == original]
-            yield from copies({key: [first, *same]})
+            alike[row.crc32, row.audio].append(row.clip)
+    yield from copies(alike)
 
 
 def _difference(store: FeatureStore, collection: Collection, dtype: str, on_error: str) -> str:

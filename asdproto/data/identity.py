@@ -34,6 +34,14 @@ def identity_of(clips: Iterable[Clip], stamps: Iterable[Stamp]) -> dict[str, lis
     }
 
 
+def is_identity(value: Mapping[str, object]) -> bool:
+    """Whether it is what :func:`identity_of` says of clips, by its shape."""
+    return all(
+        isinstance(entry, list) and len(entry) == 3 and all(isinstance(x, int) for x in entry)
+        for entry in value.values()
+    )
+
+
 def changes(before: Mapping[str, Sequence[int]], now: Mapping[str, Sequence[int]]) -> str:
     """Say in one line what changed between two identities.
 

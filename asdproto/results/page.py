@@ -26,7 +26,7 @@ from asdproto import __version__
 from asdproto.errors import counted, html_text
 from asdproto.files import write_output
 from asdproto.results import pictures
-from asdproto.results.run_folder import Run, ScoredClip, ScoredSystem, read_run, tables_of
+from asdproto.results.run_folder import Run, ScoredClip, ScoredSystem, read_run
 from asdproto.results.sounds import EXCERPT, Sound, Sounds, difference_in_words, excerpts, times_of
 from asdproto.results.tables import HEADLINE, TITLES, highest, number, percent
 from asdproto.scoring.metrics import AUC_METRICS, DECISION_METRICS
@@ -155,7 +155,6 @@ def render(run: Run, sounds: Sounds) -> str:
         rows=sorted(system.clips, key=lambda c: (-c.decision, c.threshold - c.score, c.file)),
         effects=threshold_effects(system),
         evaluated=evaluated,
-        tables={name: tables_of(run.systems[name].clips) for name in evaluated},
         columns=_columns(evaluated),
         config=_flat(run.config),
         titles=TITLES,
@@ -256,7 +255,7 @@ def _notes(run: Run, shown: Sequence[ShownClip]) -> list[str]:
     if lost:
         notes.append(
             f"The recordings of {len(lost)} of {len(shown)} clips cannot be read, so they are not "
-            f"played; the first is {lost[0]}."
+            f"shown; the first is {lost[0]}."
         )
     odd = [clip for clip in run.systems.get(run.result, ScoredSystem()).clips if clip.note]
     if odd:

@@ -1,4 +1,4 @@
-"""The pictures of a page: spectrograms, scores over time, ROC and training curves.
+"""The pictures of a page: spectrograms, scores over time, training curves.
 
 They are SVG text, drawn with matplotlib in stand-in colors that are then replaced by CSS
 variables, so that they follow the light or dark colors of the page. No text that comes from a file
@@ -16,24 +16,21 @@ import numpy as np
 
 from asdproto.results.run_folder import ScoredClip
 from asdproto.results.sounds import Sound
-from asdproto.scoring.metrics import SectionScores
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MOST_COLUMNS = 400
-_MAX_FPR = 0.1  # where pAUC ends
 # Stand-in color -> CSS variable of the page; each must differ from every other.
 INK, FAINT, NORMAL, ANOMALY = "#010203", "#040506", "#070809", "#0a0b0c"
-SOURCE, TARGET, ALL = "#0d0e0f", "#101112", "#131415"
+LOSS, RATE = "#0d0e0f", "#101112"
 _VARIABLES = {
     INK: "var(--ink)",
     FAINT: "var(--faint)",
     NORMAL: "var(--normal)",
     ANOMALY: "var(--anomaly)",
-    SOURCE: "var(--source)",
-    TARGET: "var(--target)",
-    ALL: "var(--all)",
+    LOSS: "var(--blue)",
+    RATE: "var(--orange)",
 }
 
 
@@ -118,45 +115,14 @@ def _is_skewed(scores: np.ndarray) -> bool:
     return bool(scores.min() > 0 and middle - low < (high - low) / 8)
 
 
-def roc_figure(table: SectionScores) -> str:
-    """ROC curves of a domain's normal clips against the anomalies of both; pAUC is shaded."""
-    from sklearn.metrics import roc_curve
-
-    figure = _figure(3.3, 3.0)
-    axes = figure.add_axes((0.14, 0.14, 0.84, 0.84))
-    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=0.8)
-    axes.axvspan(0.0, _MAX_FPR, color=FAINT, alpha=0.18, linewidth=0)
-    every = np.ones(len(table.files), bool)
-    for chosen, color, width in (
-        (every, ALL, 1.0),
-        (table.anomaly | table.in_domain("source"), SOURCE, 1.6),
-        (table.anomaly | table.in_domain("target"), TARGET, 1.6),
-    ):
-        anomaly = table.anomaly[chosen]
-        if not anomaly.any() or anomaly.all():
-            continue
-        fpr, tpr, _ = roc_curve(anomaly, table.scores[chosen])
-        axes.plot(fpr, tpr, color=color, linewidth=width)
-        if color == ALL:
-            end = np.interp(_MAX_FPR, fpr, tpr)
-            inside = fpr <= _MAX_FPR
-            xs, ys = [*fpr[inside], _MAX_FPR], [*tpr[inside], end]
-            axes.fill_between(xs, ys, color=ALL, alpha=0.35, linewidth=0)
-    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
-    axes.set_xticks([0, _MAX_FPR, 0.5, 1.0], ["0", f"{_MAX_FPR:g}", "0.5", "1"])
-    axes.set_yticks([0, 0.5, 1.0], ["0", "0.5", "1"])
-    axes.set(xlabel="false-positive rate", ylabel="true-positive rate")
-    return _svg(figure)
-
-
 def training_figure(rows: Sequence[Mapping[str, Any]]) -> str:
     """Loss and learning rate of one training stage, from its lines of ``metrics.jsonl``."""
     from matplotlib.ticker import MaxNLocator
 
     figure = _figure(5.2, 3.4)
     for name, bottom, height, color in (
-        ("loss", 0.48, 0.5, SOURCE),
-        ("learning_rate", 0.14, 0.27, TARGET),
+        ("loss", 0.48, 0.5, LOSS),
+        ("learning_rate", 0.14, 0.27, RATE),
     ):
         axes = figure.add_axes((0.12, bottom, 0.87, height))
         values = [row[name] for row in rows]

@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 
+from asdproto.data.identity import is_identity
 from asdproto.data.store import FeatureStore, open_store
 from asdproto.errors import DataError, plain_cell, quoted, some, spreadsheet_cell
 from asdproto.files import (
@@ -120,34 +121,6 @@ class ScoredClip:
 
 COLUMNS = tuple(column.name for column in dataclasses.fields(ScoredClip))
 _NUMBERS = ("score", "percentile", "threshold")
-
-
-def percentiles(
-    scores: Sequence[float] | np.ndarray,
-    machines: Sequence[str],
-    held_out: Sequence[float] | np.ndarray,
-    held_out_machines: Sequence[str],
-) -> np.ndarray:
-    """Share of held-out normal scores below each score, among those of its machine type.
-
-    Args:
-      scores: Floating, shape ``[n]``, with the machine type of each.
-      machines: Length ``n``.
-      held_out: Floating, shape ``[m]``: held-out scores of training clips, likewise.
-      held_out_machines: Length ``m``.
-
-    Returns:
-      float64, shape ``[n]``, in percent, [0, 100]; nan where its machine type has none.
-    """
-    result = np.full(len(scores), np.nan)
-    of_clips, of_held_out = np.asarray(machines), np.asarray(held_out_machines)
-    for machine in np.unique(of_clips):
-        normal = np.sort(np.asarray(held_out, np.float64)[of_held_out == machine])
-        if normal.size:
-            chosen = of_clips == machine
-            below = np.searchsorted(normal, np.asarray(scores, np.float64)[chosen], side="left")
-            result[chosen] = 100.0 * below / normal.size
-    return result
 
 
 # --- scores of one detector
@@ -259,17 +232,11 @@ def read_config(run: str | os.PathLike) -> dict[str, Any]:
         if fits and value and name in ("names", "machines"):
             fits = all(isinstance(text, str) for text in value)
         elif fits and value and name == "collection":
-            fits = all(map(_is_stamped, value.values()))
+            fits = is_identity(value)
         if not fits:
             found = f"{name} {quoted(repr(value))}"
             raise DataError(path, found, "the settings of a run", AGAIN)
     return config
-
-
-def _is_stamped(entry: Any) -> bool:
-    """Whether it is what a collection's identity says of a clip: size, time and checksum."""
-    is_list = isinstance(entry, list) and len(entry) == 3
-    return is_list and all(isinstance(number, int) for number in entry)
 
 
 def write_results(

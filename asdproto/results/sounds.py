@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import datetime
 import io
 import os
@@ -16,15 +14,16 @@ from typing import Any
 
 import numpy as np
 
+from asdproto.audio import read_audio
 from asdproto.errors import DataError
-from asdproto.features import FeatureSettings, file_features, filterbank, read_audio
+from asdproto.features import FeatureSettings, file_features, power_spectra
 from asdproto.results.run_folder import Run, ScoredClip
 
 SAMPLE_RATE = 16000  # of excerpts
 EXCERPT = 4.0  # seconds
 _RMS, _PEAK = 0.08, 0.95  # loudness of excerpts: some machines would not be heard otherwise
 _MOST_COMPARED = 300  # normal recordings of a section, among which the nearest is looked for
-_BANDS = 80  # of the spectra that are compared, evenly spaced in frequency
+_BANDS = 64  # of the spectra that are shown, evenly spaced in frequency
 _WHEN = re.compile(
     r"(?<!\d)(20\d\d)[-_.]?(0[1-9]|1[0-2])[-_.]?(0[1-9]|[12]\d|3[01])"
     r"(?:[T_. /-]*([01]\d|2[0-3])[-_.:h]?([0-5]\d)(?:[-_.:m]?([0-5]\d))?)?(?!\d)"
@@ -37,17 +36,17 @@ class Sound:
 
     Attributes:
       file: Its name.
-      levels: float32, shape ``[frames, bands]``: dB, at even frequencies from 0 to ``top``.
+      recording: The file.
+      levels: float32, shape ``[frames, bands]``: dB, of even bands from 0 to ``top``.
       seconds: Its length.
       top: Highest frequency, kHz.
-      recording: The file, or None where it is not at hand.
     """
 
     file: str
+    recording: Path
     levels: np.ndarray
     seconds: float
     top: float
-    recording: Path | None
 
     @property
     def spectrum(self) -> np.ndarray:
@@ -56,38 +55,20 @@ class Sound:
 
 
 class Sounds:
-    """Recordings of a run, from its feature store, or from their files where it lacks them."""
+    """Recordings of a run, and the nearest normal ones by the features in its store."""
 
     def __init__(self, run: Run, *, from_files: bool = False):
         """Takes the files of clips for paths as they are, if ``from_files``."""
         self.run, self.from_files = run, from_files
-        stored = _stored_settings(run)
-        self.clips = [] if run.store is None or stored is None else run.store.clips
-        # A store of summaries has no pictures: they are made of the recordings.
-        self.summary = stored if stored is not None and stored.summary else None
-        self.settings = dataclasses.replace(stored or FeatureSettings(), summary=False)
-        self.rows = {clip.path: row for row, clip in enumerate(self.clips)}
-        self._spectra: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
+        self.settings = _stored_settings(run)
+        self.rate = SAMPLE_RATE if self.settings is None else self.settings.sample_rate
+        self._normal: dict[tuple[str, str], tuple[list[str], np.ndarray]] = {}
 
     def recording(self, file: str) -> Path | None:
         """The file of a clip, None where it is not at hand."""
         if self.from_files:
             return Path(file) if Path(file).is_file() else None
         return self._collected(file)
-
-    def sound(self, file: str) -> Sound | None:
-        """What is known of a recording, None where there is nothing to show."""
-        if file in self.rows and not self.from_files:
-            return self._stored(self.rows[file])
-        return self._read(file, self.recording(file))
-
-    def _read(self, file: str, recording: Path | None) -> Sound | None:
-        if recording is None:
-            return None
-        try:
-            return self._sound(file, file_features(recording, self.settings)[0], recording)
-        except DataError:
-            return None
 
     def _collected(self, file: str) -> Path | None:
         """A file of the run's collection, never one outside of it."""
@@ -96,49 +77,53 @@ class Sounds:
         paths = (folder / file for folder in self.run.recordings)
         return next((path for path in paths if path.is_file()), None)
 
-    def _stored(self, row: int) -> Sound | None:
-        assert self.run.store is not None
-        file = self.clips[row].path
-        if self.summary is not None:
-            return self._read(file, self._collected(file))
-        return self._sound(file, self.run.store.read(row), self._collected(file))
+    def sound(self, file: str) -> Sound | None:
+        """What is known of a recording, None where there is nothing to show."""
+        return self._read(file, self.recording(file))
 
-    def _spectrum(self, row: int) -> np.ndarray:
-        """Mean spectrum of a stored clip, dB; of a summary its median over frames."""
-        assert self.run.store is not None
-        features = self.run.store.read(row)
-        if self.summary is not None:
-            return _steady(features, self.summary)
-        return self._sound("", features, None).spectrum
-
-    def _sound(self, file: str, features: np.ndarray, recording: Path | None) -> Sound:
-        seconds = len(features) * self.settings.hop_length / self.settings.sample_rate
-        levels = _even_levels(features, self.settings)
-        return Sound(file, levels, seconds, self.settings.top / 1000.0, recording)
+    def _read(self, file: str, recording: Path | None) -> Sound | None:
+        if recording is None:
+            return None
+        settings = FeatureSettings(sample_rate=self.rate)
+        try:
+            audio, info = read_audio(recording, settings.sample_rate)
+        except DataError:
+            return None
+        powers = [
+            block[:, 1:].reshape(len(block), _BANDS, -1).mean(axis=2)
+            for block in power_spectra(audio, settings)
+        ]
+        levels = 10 * np.log10(np.maximum(np.concatenate(powers), np.float32(settings.floor)))
+        return Sound(file, recording, levels, info.seconds, settings.top / 1000.0)
 
     def nearest_normal(self, sound: Sound, section: tuple[str, str]) -> Sound | None:
         """The normal training recording of a section whose mean spectrum is most alike."""
-        if section not in self._spectra:
+        if self.run.store is None or self.settings is None:
+            return None
+        if section not in self._normal:
             own = [
                 row
-                for row, clip in enumerate(self.clips)
+                for row, clip in enumerate(self.run.store.clips)
                 if (clip.machine_type, clip.section) == section
                 and clip.split == "train"
                 and clip.state != "anomaly"
             ]
             own = own[:: max(1, -(-len(own) // _MOST_COMPARED))]
-            spectra = np.array([self._spectrum(row) for row in own])
-            self._spectra[section] = np.array(own), spectra
-        rows, spectra_of_rows = self._spectra[section]
-        if not len(rows):
+            files = [self.run.store.clips[row].path for row in own]
+            spectra = [_mean_spectrum(self.run.store.read(row), self.settings) for row in own]
+            self._normal[section] = files, np.array(spectra)
+        files, known = self._normal[section]
+        if not files:
             return None
-        spectrum = sound.spectrum
-        if self.summary is not None and sound.recording is not None:
-            spectrum = _steady(file_features(sound.recording, self.summary)[0], self.summary)
+        try:
+            features, _ = file_features(sound.recording, self.settings)
+        except DataError:
+            return None
         with np.errstate(invalid="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # frequencies that one of them lacks
-            distances = np.nanmean(np.square(spectra_of_rows - spectrum), axis=1)
-        return self._stored(rows[int(np.argmin(distances))])
+            squares = np.square(known - _mean_spectrum(features, self.settings))
+            nearest = files[int(np.argmin(np.nanmean(squares, axis=1)))]
+        return self._read(nearest, self._collected(nearest))
 
 
 def _stored_settings(run: Run) -> FeatureSettings | None:
@@ -149,23 +134,13 @@ def _stored_settings(run: Run) -> FeatureSettings | None:
         return None
 
 
-def _steady(features: np.ndarray, settings: FeatureSettings) -> np.ndarray:
-    """Median spectrum in a summary, from its own level, dB, float64 ``[bins]``."""
+def _mean_spectrum(features: np.ndarray, settings: FeatureSettings) -> np.ndarray:
+    """Mean over frames, dB, float64 ``[bands]``; of a summary the median, from its own level."""
+    if not settings.summary:
+        return features[:, : settings.n_mels].mean(axis=0, dtype=np.float64)
     columns = next(part.columns for part in settings.parts() if part.name == "steady")
-    levels = np.asarray(features[0, columns], np.float64)
+    levels = features[0, columns].astype(np.float64)
     return levels - np.nanmean(levels)
-
-
-def _even_levels(features: np.ndarray, settings: FeatureSettings) -> np.ndarray:
-    """Levels of mel bands, of either scale, at frequencies evenly spaced, as people read them."""
-    bank = filterbank(settings)
-    bins = np.linspace(0.0, settings.sample_rate / 2, bank.shape[1])
-    centers = bank @ bins / bank.sum(axis=1)
-    wanted = (np.arange(_BANDS) + 0.5) * settings.top / _BANDS
-    # Filters have unit area, so that their levels are densities, which may be interpolated.
-    weights = np.stack([np.interp(wanted, centers, one) for one in np.eye(len(centers))])
-    levels = np.asarray(features[:, : settings.n_mels], np.float32) * (2.0 / settings.power)
-    return levels @ weights.astype(np.float32)
 
 
 def difference_in_words(sound: Sound, normal: Sound) -> str:
@@ -208,20 +183,19 @@ def excerpts(sound: Sound, normal: Sound | None) -> list[tuple[float, bytes] | N
 
     Returns:
       For each of the two its begin in seconds and a mono flac file at :data:`SAMPLE_RATE`; None
-      where there is no recording that can be read.
+      for the normal one where there is none.
     """
     import soundfile
 
     pieces: list[tuple[float, np.ndarray] | None] = []
     for one, other in ((sound, normal), (normal, None)):
         piece = None
-        if one is not None and one.recording is not None:
-            with contextlib.suppress(DataError, OSError):
-                audio, _ = read_audio(one.recording, SAMPLE_RATE)
-                samples = round(EXCERPT * SAMPLE_RATE)
-                begin = round(_most_different(one, other) * SAMPLE_RATE)
-                begin = max(0, min(begin, len(audio) - samples))
-                piece = begin / SAMPLE_RATE, audio[begin : begin + samples]
+        if one is not None:
+            audio, _ = read_audio(one.recording, SAMPLE_RATE)
+            samples = round(EXCERPT * SAMPLE_RATE)
+            begin = round(_most_different(one, other) * SAMPLE_RATE)
+            begin = max(0, min(begin, len(audio) - samples))
+            piece = begin / SAMPLE_RATE, audio[begin : begin + samples]
         pieces.append(piece)
     heard = [piece[1] for piece in pieces if piece is not None]
     loudest = max((np.sqrt(np.mean(np.square(audio))) for audio in heard), default=0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -96,3 +97,31 @@ def gamma_threshold(scores: np.ndarray, *, quantile: float = 0.9) -> float:
 def decide(scores: np.ndarray, threshold: float | np.ndarray) -> np.ndarray:
     """1 (anomaly) where a clip's score exceeds the threshold, or its own one, else 0; int64."""
     return (np.asarray(scores, np.float64) > threshold).astype(np.int64)
+
+
+def percentiles(
+    scores: Sequence[float] | np.ndarray,
+    machines: Sequence[str],
+    held_out: Sequence[float] | np.ndarray,
+    held_out_machines: Sequence[str],
+) -> np.ndarray:
+    """Share of held-out normal scores below each score, among those of its machine type.
+
+    Args:
+      scores: Floating, shape ``[n]``, with the machine type of each.
+      machines: Length ``n``.
+      held_out: Floating, shape ``[m]``: held-out scores of training clips, likewise.
+      held_out_machines: Length ``m``.
+
+    Returns:
+      float64, shape ``[n]``, in percent, [0, 100]; nan where its machine type has none.
+    """
+    result = np.full(len(scores), np.nan)
+    of_clips, of_held_out = np.asarray(machines), np.asarray(held_out_machines)
+    for machine in np.unique(of_clips):
+        normal = np.sort(np.asarray(held_out, np.float64)[of_held_out == machine])
+        if normal.size:
+            chosen = of_clips == machine
+            below = np.searchsorted(normal, np.asarray(scores, np.float64)[chosen], side="left")
+            result[chosen] = 100.0 * below / normal.size
+    return result

@@ -19,9 +19,9 @@ from asdproto.errors import DataError
 from asdproto.features import FeatureSettings
 from asdproto.files import new_folder
 from asdproto.results import class_name
-from asdproto.results.run_folder import ScoredClip, percentiles, write_config
+from asdproto.results.run_folder import ScoredClip, write_config
 from asdproto.scoring.fusion import combine
-from asdproto.scoring.thresholds import Limit, ThresholdWarning, decide, limit
+from asdproto.scoring.thresholds import Limit, ThresholdWarning, decide, limit, percentiles
 from asdproto.systems import choose, preset
 from asdproto.systems.detector_files import (
     TRAINING,

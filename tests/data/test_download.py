@@ -300,7 +300,8 @@ def test_no_more_and_no_less_is_unpacked_than_the_archive_states(server, tmp_pat
     content[directory + 24 : directory + 28] = (1000 + change).to_bytes(4, "little")
     server.records[DEVELOPMENT] = {"dev_fan.zip": bytes(content)}
     assert "found damage" in refusal(server, tmp_path)
-    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".wav", ".zip")]
+    assert not [path for path in tmp_path.rglob("*") if path.suffix == ".zip"]
+    assert not (tmp_path / "dev_data").exists()
 
 
 def test_an_interrupted_unpacking_starts_anew_and_is_never_taken_for_whole(server, tmp_path):

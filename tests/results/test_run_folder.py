@@ -43,16 +43,6 @@ def test_scores_come_back_and_their_figures_with_them(tmp_path):
         run_folder.write_scores(tmp_path / "c", scored(CLIPS[:1], [np.inf]))
 
 
-def test_percentiles_are_those_of_the_own_machine_type():
-    shares = run_folder.percentiles(
-        [0.5, 1.0, 9.0, 9.0, 1.0],
-        ["fan", "fan", "fan", "pump", "valve"],
-        [1.0, 2.0, 0.0, 10.0],
-        ["fan", "fan", "fan", "pump"],
-    )
-    np.testing.assert_array_equal(shares, [100 / 3, 100 / 3, 100.0, 0.0, np.nan])
-
-
 def _flips(path, count):
     """The file with one bit flipped, again and again, and what it was in the end."""
     whole, rng = path.read_bytes(), np.random.default_rng(1)

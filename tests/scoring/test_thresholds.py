@@ -65,3 +65,13 @@ def test_decide():
     decisions = thresholds.decide(np.array([0.1, 0.5, 0.9]), 0.5)
     assert decisions.tolist() == [0, 0, 1]
     assert thresholds.decide(np.array([0.1, 0.5]), np.array([0.0, 0.6])).tolist() == [1, 0]
+
+
+def test_percentiles_are_those_of_the_own_machine_type():
+    shares = thresholds.percentiles(
+        [0.5, 1.0, 9.0, 9.0, 1.0],
+        ["fan", "fan", "fan", "pump", "valve"],
+        [1.0, 2.0, 0.0, 10.0],
+        ["fan", "fan", "fan", "pump"],
+    )
+    np.testing.assert_array_equal(shares, [100 / 3, 100 / 3, 100.0, 0.0, np.nan])
