@@ -36,7 +36,7 @@ def prototypical_network_logits(
     """
     scores = dots(embeddings, prototypes)
     length2 = expand(squared_length(prototypes).astype(scores.dtype), scores.ndim)
-    return (2 * scores - length2) / positive("temperature", temperature, scores.dtype)
+    return (scores - length2 / 2) * (2 / positive("temperature", temperature, scores.dtype))
 
 
 def prototypical_network_loss(
