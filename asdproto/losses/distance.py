@@ -97,5 +97,6 @@ def center_loss(
         prototypes = keep(prototypes, jnp.asarray(class_where).astype(bool))
     index = jnp.clip(as_labels(labels, embeddings, classes), 0, classes - 1)
     dtype = accumulator(embeddings, prototypes)
-    apart = embeddings.astype(dtype) - take_rows(prototypes.astype(dtype), index)
-    return squared_length(keep(apart, counted)) / 2
+    kept = keep(embeddings, counted).astype(dtype)
+    apart = kept - take_rows(prototypes.astype(dtype), index)
+    return jnp.where(counted, squared_length(apart) / 2, 0)

@@ -11,10 +11,12 @@ from typing import Unpack
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike
 
 from asdproto.losses.numerics import (
     dots,
+    dots_by_center,
     keep,
     own_class,
     own_scores,
@@ -131,7 +133,10 @@ def sub_center_arcface_logits(
       Deng et al., Sub-center ArcFace: Boosting Face Recognition by Large-scale Noisy Web
       Faces, 2020.
     """
-    return _angular(dots(embeddings, prototypes, (3,)).max(axis=-1), labels, margin, scale)
+    cosine = dots_by_center(embeddings, prototypes)
+    # The maximum, equal ones sharing its gradient; that of jnp.max takes more passes.
+    nearest = lax.stop_gradient(cosine.max(axis=-2, keepdims=True))
+    return _angular(cosine.mean(axis=-2, where=cosine == nearest), labels, margin, scale)
 
 
 def sub_center_arcface_loss(

@@ -217,6 +217,18 @@ def dots(embeddings: ArrayLike, prototypes: ArrayLike, ndim: tuple[int, ...] = (
     return products.reshape(*x.shape[:-1], *y.shape[:-1])
 
 
+def dots_by_center(embeddings: ArrayLike, prototypes: ArrayLike) -> jax.Array:
+    """Products ``[..., D] x [C, M, D] -> [..., M, C]``, as :func:`dots` takes them.
+
+    For what is computed of the M products of a class: along a short last axis that is slow.
+    """
+    x, y = as_float("embeddings", embeddings), as_float("prototypes", prototypes)
+    check_vectors(x, y, (3,))
+    if _explicit_axes(y) is not None:  # classes that are spread over devices stay the first axis
+        return jnp.swapaxes(dots(x, y, (3,)), -1, -2)
+    return dots(x, jnp.swapaxes(y, 0, 1), (3,))
+
+
 @jax.custom_jvp
 def gram(x: jax.Array) -> jax.Array:
     """Products of rows ``[N, D]`` among themselves, ``[N, N]``.

@@ -17,6 +17,7 @@ from asdproto.losses.numerics import (
     as_labels,
     as_mask,
     dots,
+    dots_by_center,
     expand,
     keep,
     masked_logsumexp,
@@ -210,9 +211,9 @@ def soft_triple_logits(
     References:
       Qian et al., SoftTriple Loss: Deep Metric Learning Without Triplet Sampling, 2019, Eq. 8.
     """
-    scores = dots(embeddings, prototypes, (3,))
-    weights = jax.nn.softmax(scores / positive("temperature", temperature, scores.dtype), axis=-1)
-    similarity = jnp.sum(weights * scores, axis=-1)
+    scores = dots_by_center(embeddings, prototypes)
+    weights = jax.nn.softmax(scores / positive("temperature", temperature, scores.dtype), axis=-2)
+    similarity = jnp.sum(weights * scores, axis=-2)
     own = own_class(labels, similarity.shape[-1])
     less = jnp.where(own, scalar("margin", margin, similarity.dtype), 0)
     return positive("scale", scale, similarity.dtype) * (similarity - less)
