@@ -76,7 +76,7 @@ bench-cpu: $(BENCH_SETUP)
 # has once. Flags that an XLA does not know end that line, not the rest.
 BENCH_GPU := --preset paper --dtype bfloat16 --expect gpu --out experiments/results/
 bench-gpu: $(BENCH_SETUP)
-	$(BENCH_PYTHON) $(BENCH) $(BENCH_GPU) --unroll 1 2 4 8 --full --widths 64 16 32
+	$(BENCH_PYTHON) $(BENCH) $(BENCH_GPU) --full --widths 64 16 32
 	-$(BENCH_PYTHON) -m experiments.benchmarks.losses --out experiments/results/losses_speed_gpu.json
 	-$(BENCH_PYTHON) $(BENCH) $(BENCH_GPU) --parts steps loops --tag no_graphs --xla-flags="--xla_gpu_enable_command_buffer="
 	-$(BENCH_PYTHON) $(BENCH) $(BENCH_GPU) --parts steps loops --tag small_graphs --xla-flags="--xla_gpu_graph_min_graph_size=1"

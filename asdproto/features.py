@@ -110,10 +110,6 @@ class FeatureSettings:
         """The vectors of a :attr:`summary`."""
         return _parts(self)
 
-    def as_dict(self) -> dict:
-        """The settings as a plain dictionary, as a feature store keeps them."""
-        return dataclasses.asdict(self)
-
 
 @functools.lru_cache(maxsize=8)
 def filterbank(settings: FeatureSettings) -> np.ndarray:

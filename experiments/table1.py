@@ -110,7 +110,7 @@ def train_cell(
 def store_of(system: Any, args: Any, console: Console) -> Any:
     """Features of a system; systems of one kind of features share them."""
     settings = system.features
-    described = json.dumps(settings.as_dict(), sort_keys=True).encode()
+    described = json.dumps(vars(settings), sort_keys=True).encode()
     name = f"{settings.scale}-{zlib.crc32(described):08x}"
     folder = (args.features or args.workdir / "features") / name
     return grid.features_of(args.data, folder, settings, console)

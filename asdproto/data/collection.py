@@ -9,7 +9,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Literal
 
 from asdproto.config import nearest
 from asdproto.data.dcase import (
@@ -36,9 +35,9 @@ from asdproto.data.store import is_store
 from asdproto.data.table import TABLE_NAME, read_table
 from asdproto.errors import DataError, counted, quoted
 
-_OTHER_AUDIO = (".aac", ".aif", ".aiff", ".au", ".m4a", ".mp3", ".ogg", ".opus", ".wma")
-_ARCHIVES = (".7z", ".gz", ".rar", ".tar", ".tgz", ".zip")
-_FORMS: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")  # how systems spell names of files
+# Files that look like recordings, or hold some, and are not read.
+_NOT_READ = (".aac", ".aif", ".aiff", ".au", ".m4a", ".mp3", ".ogg", ".opus", ".wma")
+_NOT_READ += (".7z", ".gz", ".rar", ".tar", ".tgz", ".zip")
 _MOST_NAMED = 6  # machine types in a summary
 
 
@@ -184,7 +183,7 @@ def _from_table(path: Path, table: Path) -> Collection:
     clips, problems = read_table(table)
     root, stamps = table.parent, {}
     for index, clip in enumerate(clips):
-        spellings = [clip.path, *(unicodedata.normalize(form, clip.path) for form in _FORMS)]
+        spellings = clip.path, same_text(clip.path), unicodedata.normalize("NFD", clip.path)
         actual = next((name for name in spellings if os.path.lexists(root / name)), clip.path)
         if actual != clip.path:
             clips[index] = replace(clip, path=actual)
@@ -254,14 +253,10 @@ def _bad_names(clips: Sequence[Clip]) -> Iterator[DataError]:
 
 
 def _not_read(files: Sequence[str]) -> Iterator[DataError]:
-    """Files that look like recordings and are not read."""
     for file in files:
-        suffix = PurePosixPath(file).suffix.lower()
-        found = f"a {suffix} file, which is not read"
-        if suffix in _OTHER_AUDIO:
-            yield Notice(file, found, ".wav or .flac", "Convert it, or remove it.")
-        elif suffix in _ARCHIVES:
-            yield Notice(file, found, "its files", "Unpack it unless that is done.")
+        if (suffix := PurePosixPath(file).suffix.lower()) in _NOT_READ:
+            found = f"a {suffix} file, which is not read"
+            yield Notice(file, found, ".wav or .flac", "Convert or unpack it unless that is done.")
 
 
 def walk(root: str | os.PathLike) -> tuple[dict[str, Stamp], list[str], list[DataError]]:

@@ -124,11 +124,6 @@ class Dataset:
     std: np.ndarray
     audio: Mapping[str, Mapping[str, Sequence[float]]] = dataclasses.field(default_factory=dict)
 
-    @property
-    def num_classes(self) -> int:
-        """Attribute classes."""
-        return len(self.classes)
-
     def moments(self, standardization: Standardization = "band") -> tuple[np.ndarray, np.ndarray]:
         """What standardizes features: ``(features - mean) * scale``.
 

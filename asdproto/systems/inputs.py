@@ -170,7 +170,7 @@ def memory_store(
         root=Path("X"),
         features=stacked.features,
         rows=[Row(clip, int(frames), 0, audio=audio) for clip, frames, (_, audio) in rows],
-        settings=settings.as_dict(),
+        settings=dict(vars(settings)),
         manifest={},
     )
 

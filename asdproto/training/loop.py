@@ -151,7 +151,6 @@ class Programs:
       devices: Where the programs run.
       runs: How many runs.
       own_data: Whether each of several runs has training clips of its own.
-      unroll: Steps per turn of a scanned loop.
 
     Attributes:
       epoch: ``(state, index, key, hyper) -> state`` after it; donates state.
@@ -163,22 +162,14 @@ class Programs:
       step: ``(state, index, plan, hyper, crops) -> state``; donates state.
     """
 
-    def __init__(
-        self,
-        task: Task,
-        devices: Devices,
-        runs: int = 1,
-        *,
-        own_data: bool = False,
-        unroll: int = 1,
-    ):
+    def __init__(self, task: Task, devices: Devices, runs: int = 1, *, own_data: bool = False):
         count = devices.count if runs == 1 else 1
         if task.num_devices != count:
             raise ValueError(
                 f"the task is laid out for {task.num_devices} devices, but a run uses {count}"
             )
         self.task, self.devices, self.runs = task, devices, runs
-        whole = functools.partial(run_epoch, task, unroll=unroll)
+        whole = functools.partial(run_epoch, task)
         if runs > 1:
             in_axes = (0, 0 if own_data else None, 0, 0)
             self.epoch = devices.compile_runs(jax.vmap(whole, in_axes=in_axes), in_axes=in_axes)

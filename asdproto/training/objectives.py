@@ -81,7 +81,6 @@ def mpe_objective(options: EpochPrototypes) -> Objective:
     """Stage 1: Eq. 3, prototypes of all training clips and their random sub-prototypes."""
 
     def loss(params, state, embeddings, batch, *, hyper, **_):
-        del params
         values = losses.multi_prototype_loss(
             embeddings, state.prototypes, batch.labels, temperature=hyper.temperature
         )
@@ -100,7 +99,6 @@ def npe_objective(stage: EpisodePrototypes) -> Objective:
     """Stage 2: Eq. 6, prototypes of the episode and negatives mixed from them."""
 
     def loss(params, state, embeddings, batch, *, key, hyper, num_classes, axis_name):
-        del params
         targets, sums, counts = batch_sums(stage, embeddings, batch, num_classes, axis_name)
         where = batch.where
         options: dict[str, Any] = {"temperature": hyper.temperature, "class_where": counts > 0}
@@ -181,7 +179,6 @@ def reconstruction_objective() -> Objective:
     """Mean squared error of an autoencoder: the network maps crops to their likes."""
 
     def loss(params, state, rebuilt, batch, **_):
-        del params
         return jnp.mean(jnp.square(rebuilt - batch.crops), axis=(1, 2)), state.loss_state
 
     return Objective("reconstruction", loss)
@@ -234,7 +231,6 @@ def _expanded_negatives(stage: Stage) -> Objective:
     normalize = _mixing(stage).normalize_mixed
 
     def loss(params, state, embeddings, batch, *, key, hyper, axis_name, **_):
-        del params
         classes, per_class = state.prototypes.shape[:2]
         shape = embeddings.shape[0], classes * per_class
         mix = draw_mix(key, shape, hyper.mix_low, hyper.mix_high, axis_name)
@@ -262,7 +258,6 @@ def _with_batch_means(compare: Callable[..., jax.Array]) -> Make:
         options = _with(stage, EpisodePrototypes)
 
         def loss(params, state, embeddings, batch, *, hyper, num_classes, axis_name, **_):
-            del params
             targets, *sums = batch_sums(options, embeddings, batch, num_classes, axis_name)
             return compare(embeddings, targets, *sums, hyper.temperature), state.loss_state
 
@@ -407,7 +402,6 @@ def _in_batch(function: Callable[..., jax.Array], reads: str = "nothing") -> Mak
     """Examples of a class are each other's positives."""
 
     def loss(params, state, embeddings, batch, *, hyper, axis_name, **_):
-        del params
         options = {"where": batch.where, "axis_name": axis_name, **_options(hyper, reads)}
         return function(embeddings, batch.labels, **options), state.loss_state
 
@@ -421,7 +415,6 @@ def _n_pair(stage: Any) -> Objective:
         raise ValueError(f"n_pair takes two clips of a class: shots={shots}; set 2 or more")
 
     def loss(params, state, embeddings, batch, *, hyper, axis_name, **_):
-        del params
         z = _gather(axis_name, embeddings, batch)[0][: ways * shots]
         pairs = (z / jnp.sqrt(hyper.temperature)).reshape(ways, shots, -1)
         values = losses.n_pair_loss(pairs[:, 0], pairs[:, 1])
@@ -438,7 +431,6 @@ def _views(name: str, function: Callable[..., jax.Array]) -> Make:
     """
 
     def loss(params, state, embeddings, batch, *, axis_name, **_):
-        del params
         size, dim = embeddings.shape
         if size % 2:
             raise ValueError(

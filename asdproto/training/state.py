@@ -89,7 +89,7 @@ def clip_index(
     Raises:
       ValueError: A class has no clip, and so no prototype.
     """
-    members = class_members(data.labels, data.num_classes)
+    members = class_members(data.labels, len(data.classes))
     if not members.counts.all():
         raise ValueError(f"class {int(np.argmin(members.counts))} has no training clip")
     mean, scale = data.moments(standardization)

@@ -276,8 +276,6 @@ def scan_steps(
     plan: EpochPlan,
     hyper: Hyper,
     axis_name: str | None = None,
-    *,
-    unroll: int = 1,
 ) -> TrainState:
     """State after the steps of an epoch, as one loop on the device."""
 
@@ -289,7 +287,7 @@ def scan_steps(
         return state, cast_kernels(task, state.params)
 
     carried = state, cast_kernels(task, state.params)
-    return lax.fori_loop(0, task.steps_per_epoch, body, carried, unroll=unroll)[0]
+    return lax.fori_loop(0, task.steps_per_epoch, body, carried)[0]
 
 
 def run_epoch(
@@ -300,9 +298,8 @@ def run_epoch(
     hyper: Hyper,
     *,
     axis_name: str | None = None,
-    unroll: int = 1,
 ) -> TrainState:
-    """A whole epoch as one pure function, ``unroll`` steps per turn of its loop.
+    """A whole epoch as one pure function.
 
     ``state.step`` must stand at the start of an epoch, ``index`` hold the features, and ``key`` be
     that of the stage. ``loss_sum`` of the result is the sum of the epoch's losses.
@@ -310,4 +307,4 @@ def run_epoch(
     plan = plan_epoch(task, state.step, index, key, hyper)
     if task.prototypes_per_class:
         state = scan_pass(task, state, index, plan, axis_name)
-    return scan_steps(task, state, index, plan, hyper, axis_name, unroll=unroll)
+    return scan_steps(task, state, index, plan, hyper, axis_name)

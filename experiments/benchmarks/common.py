@@ -226,7 +226,7 @@ class Bench:
 
     def epoch(self, task: Task, gather: Callable[..., Any] | None = None) -> Callable[..., Any]:
         """Runs an epoch, ``(state, index, key, hyper) -> state``, and waits for it."""
-        programs = Programs(task, self.devices, unroll=self.args.unroll[0])
+        programs = Programs(task, self.devices)
 
         def run(state: TrainState, *inputs: Any) -> TrainState:
             walk = programs.train_epoch(state, *inputs, loop=self.loop, gather=gather)
@@ -254,13 +254,13 @@ class Bench:
         return {"bytes": self.largest_program, "source": "largest compiled step, features included"}
 
     def stepper(
-        self, task: Task, loop: Loop, name: str = "step", unroll: int = 1, suited: bool = True
+        self, task: Task, loop: Loop, name: str = "step", suited: bool = True
     ) -> tuple[Callable[[], None], Compiled]:
         """Runs ``task.steps_per_epoch`` steps, or as often a part of one, and waits for them.
 
         Compiled once, with the options that suit the backend, or (not ``suited``) its defaults.
         """
-        known = task.stage, task.model, loop, name, unroll, suited
+        known = task.stage, task.model, loop, name, suited
         if known in self._steppers:
             return self._steppers[known]
         run, whole, count = piece(task, name), name == "step", task.steps_per_epoch
@@ -279,9 +279,7 @@ class Bench:
 
         function, calls = run, count
         if loop == "scan":
-            function = (
-                functools.partial(steps.scan_steps, task, unroll=unroll) if whole else scan_piece
-            )
+            function = functools.partial(steps.scan_steps, task) if whole else scan_piece
             calls = 1
         compiled = jax.jit(
             function,
@@ -365,7 +363,6 @@ def describe(bench: Bench, arguments: Sequence[str]) -> dict[str, Any]:
         "clips": bench.clips,
         "classes": bench.args.classes,
         "loop": bench.loop,
-        "unroll": bench.args.unroll[0],
         "steps_per_turn": bench.count,
         "rounds": bench.args.rounds,
     }

@@ -137,9 +137,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     own, others = parse(arguments)
     started = time.monotonic()
-    args = train.parse(
-        ["--preset", "paper", "--dtype", "bfloat16", "--rounds", "5", "--unroll", "1", *others]
-    )
+    args = train.parse(["--preset", "paper", "--dtype", "bfloat16", "--rounds", "5", *others])
     # Read when jax first looks for devices, which is below: PyTorch needs room on the same GPU.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.6")
     if own.expect and jax.default_backend() != own.expect:

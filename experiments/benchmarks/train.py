@@ -18,8 +18,8 @@ Parts (``--parts``; each is written as soon as it is there, one that fails costs
 - ``steps``: a step of both stages; what compiling took; memory; shares of the step from compiled
   sub-programs (sampling; and forward; and loss; and backward; the whole), as differences.
 - ``pass``: the prototype pass.
-- ``loops``: an epoch as one program, unrolled or not, against one call a step: what
-  ``default_loop`` chooses from.
+- ``loops``: an epoch as one program against one call a step: what ``default_loop``
+  chooses from.
 - ``lowering``: every way to compile convolutions, for every one of ``--widths``, and the chosen
   one compiled with the backend's defaults: what ``default_lowering`` and ``compiler_options``
   choose from.
@@ -91,8 +91,7 @@ def measure_steps(bench: Bench) -> dict[str, Any]:
     figures: dict[str, Any] = {"matrix_product_tflops": measure_peak(bench)}
     for stage in STAGES:
         task = bench.task(stage, bench.loop, bench.count)
-        unroll = bench.args.unroll[0]
-        made = {name: bench.stepper(task, bench.loop, name, unroll) for name in PIECES}
+        made = {name: bench.stepper(task, bench.loop, name) for name in PIECES}
         programs = Programs(bench.task(stage, bench.loop), bench.devices)
         plan_args = jnp.int32(0), bench.index, jax.random.key(1), bench.inputs(task)[2]
         planning = Compiled.of(programs.plan, *plan_args)
@@ -187,10 +186,10 @@ def compare_steps(
 
 def measure_loops(bench: Bench) -> dict[str, Any]:
     """Pre-training steps as one program and one by one."""
-    made = {"dispatch": bench.stepper(bench.task("pretrain", "dispatch", bench.count), "dispatch")}
-    task = bench.task("pretrain", "scan", bench.count)
-    for unroll in bench.args.unroll:
-        made[f"scan, unroll {unroll}"] = bench.stepper(task, "scan", unroll=unroll)
+    made = {
+        "dispatch": bench.stepper(bench.task("pretrain", "dispatch", bench.count), "dispatch"),
+        "scan": bench.stepper(bench.task("pretrain", "scan", bench.count), "scan"),
+    }
     if bench.platform == "cpu":  # the cliff that the default walks around
         native = bench.task("pretrain", "scan", bench.count, lowering="native")
         made["scan, native convolution"] = bench.stepper(native, "scan")
@@ -232,7 +231,7 @@ def measure_sweep(bench: Bench, lowerings: Sequence[str] = ()) -> dict[str, Any]
         varied = bench.task("pretrain", "scan", data=data, lowering=name)
         held = [bench.devices.replicate(stack_runs([bench.state(varied)] * runs))]
         program = Compiled.of(
-            Programs(varied, bench.devices, runs, unroll=bench.args.unroll[0]).epoch,
+            Programs(varied, bench.devices, runs).epoch,
             held[0], index, keys, hypers,
         )  # fmt: skip
 
@@ -301,7 +300,7 @@ def measure_torch(bench: Bench) -> dict[str, Any]:
             name: lambda rival=rival: rival.run(bench.count)  # type: ignore[misc]
             for name, rival in made.items()
         }
-        ours = bench.stepper(task, bench.loop, unroll=bench.args.unroll[0])[0]
+        ours = bench.stepper(task, bench.loop)[0]
         seconds, _ = interleave({"ours": ours, **contenders}, bench.args.rounds)
         figures[str(width)] = {
             "differences": differences,
@@ -381,8 +380,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--clips", type=count, help="training clips; default the preset's, at most 1,024 on CPU")
     add("--classes", type=count, default=CLASSES, help="attribute classes")
     add("--loop", choices=("scan", "dispatch"), help="default what suits the backend")
-    add("--unroll", type=count, nargs="+", default=[1, 4], help="steps per turn of a loop; the "
-        "first is used outside the part loops (default 1 4)")  # fmt: skip
     add("--steps", type=count, help="steps in a turn; default 4 on CPU, else 200")
     add("--rounds", type=count, default=10, help="turns of every contender")
     add("--runs", type=count, default=8, help="runs in a sweep")

@@ -51,7 +51,7 @@ def test_the_store_holds_what_single_files_give_with_any_number_of_workers(tmp_p
     settings = dataclasses.replace(SETTINGS, waveform=True)
     store = build(made, tmp_path / "store", settings, dtype="float32", workers=2)
     assert store.clips == made.clips
-    assert store.settings == settings.as_dict()
+    assert store.settings == dataclasses.asdict(settings)
     for index, clip in enumerate(made.clips):
         alone, info = file_features(made.root / clip.path, settings)
         np.testing.assert_array_equal(store.read(index), alone)

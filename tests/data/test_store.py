@@ -36,7 +36,7 @@ def test_what_is_written_is_read(tmp_path, dtype):
     assert store.features.dtype == dtype
     assert store.frames.tolist() == [4, 9, 6]
     assert store.clips == clips(3)
-    assert store.settings == settings.as_dict()
+    assert store.settings == dataclasses.asdict(settings)
     for index, array in enumerate(features):
         np.testing.assert_array_equal(store.read(index), array.astype(dtype).astype(np.float32))
         assert not store.features[index, len(array) :].any()
