@@ -15,7 +15,7 @@ from asdproto.data.dcase import (
     AUDIO_SUFFIXES,
     CONTAINERS,
     Clip,
-    follows_grammar,
+    match_name,
     name_fault,
     parse_name,
     path_fault,
@@ -204,7 +204,7 @@ def _from_files(root: Path, assumed: str) -> Collection:
             problems.append(DataError(file, "such a name", fault, "Rename it."))
         else:
             files.append(file)
-    by_name = 2 * sum(follows_grammar(file.rpartition("/")[2]) for file in files) >= len(files)
+    by_name = 2 * len([f for f in files if match_name(PurePosixPath(f))]) >= len(files)
     if by_name:
         clips, faults = _read_names(root, files)
         problems += faults

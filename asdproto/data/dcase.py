@@ -81,12 +81,8 @@ class Clip:
         return tuple(getattr(self, name) for name in self.__slots__)
 
 
-def follows_grammar(name: str) -> bool:
-    """Whether a file's name, without its folder, is one of a DCASE set."""
-    return _match(PurePosixPath(name)) is not None
-
-
-def _match(path: PurePosixPath) -> re.Match[str] | None:
+def match_name(path: PurePosixPath) -> re.Match[str] | None:
+    """What a file's name, whatever its folder, says as one of a DCASE set; None if it is none."""
     if path.suffix.lower() not in AUDIO_SUFFIXES:
         return None
     return next(filter(None, (re.fullmatch(form, path.stem) for form in _NAMES)), None)
@@ -107,7 +103,7 @@ def parse_name(path: str | os.PathLike) -> Clip:
       DataError: The name follows no known grammar, or a folder contradicts it.
     """
     pure = PurePosixPath(os.fspath(path).replace(os.sep, "/"))
-    match = _match(pure)
+    match = match_name(pure)
     if match is None:
         remedy = "Rename the file, or describe the collection by a csv of clips."
         raise DataError(path, "a name of no known form", _GRAMMAR, remedy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import io
 import os
@@ -60,7 +61,10 @@ class Sounds:
     def __init__(self, run: Run, *, from_files: bool = False):
         """Takes the files of clips for paths as they are, if ``from_files``."""
         self.run, self.from_files = run, from_files
-        self.settings = _stored_settings(run)
+        self.settings: FeatureSettings | None = None
+        if run.store is not None:
+            with contextlib.suppress(TypeError, ValueError):  # somebody else computed the features
+                self.settings = FeatureSettings(**run.store.settings)
         self.rate = SAMPLE_RATE if self.settings is None else self.settings.sample_rate
         self._normal: dict[tuple[str, str], tuple[list[str], np.ndarray]] = {}
 
@@ -124,14 +128,6 @@ class Sounds:
             squares = np.square(known - _mean_spectrum(features, self.settings))
             nearest = files[int(np.argmin(np.nanmean(squares, axis=1)))]
         return self._read(nearest, self._collected(nearest))
-
-
-def _stored_settings(run: Run) -> FeatureSettings | None:
-    """Of the features in its store; None without one, or where somebody else computed them."""
-    try:
-        return None if run.store is None else FeatureSettings(**run.store.settings)
-    except (TypeError, ValueError):
-        return None
 
 
 def _mean_spectrum(features: np.ndarray, settings: FeatureSettings) -> np.ndarray:

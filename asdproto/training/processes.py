@@ -236,12 +236,15 @@ class _Peers:
     """
 
     def __init__(self) -> None:
+        from jax._src import distributed
+
         self.index, self.count = jax.process_index(), jax.process_count()
         self.left = threading.Event()
         self.stopping = False
         self.workdir: Path | None = None
         self._failure: str | None = None
-        self._store, self._meetings = _key_value_store(), itertools.count()
+        # The store that JAX keeps in process 0; it offers no public way to it.
+        self._store, self._meetings = distributed.global_state.client, itertools.count()
         # JAX aborts where process 0 is gone, and a handler of Python's own would come too late.
         _handlers.append(ctypes.CFUNCTYPE(None, ctypes.c_int)(self._aborted))
         ctypes.CDLL(None).signal(signal.SIGABRT, _handlers[-1])
@@ -361,13 +364,6 @@ class _Peers:
 _GONE = f"is gone: no sign of life for {_BEAT:.0f} s"
 _peers: _Peers | None = None
 _handlers: list[Any] = []  # C holds no reference to what it calls
-
-
-def _key_value_store() -> Any:
-    """The store that JAX keeps in process 0; it offers no public way to it."""
-    from jax._src import distributed
-
-    return distributed.global_state.client
 
 
 def _of_collective(error: BaseException) -> bool:
