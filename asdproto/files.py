@@ -282,6 +282,15 @@ def json_checksum(value: Any) -> int:
     return zlib.crc32(json.dumps(value, sort_keys=True).encode())
 
 
+def differences(here: Any, there: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Dotted names of fields that differ between nested dictionaries, and both values."""
+    if isinstance(here, dict) and isinstance(there, dict):
+        for key in {**here, **there}:
+            yield from differences(here.get(key), there.get(key), f"{name}.{key}".lstrip("."))
+    elif here != there:
+        yield name, here, there
+
+
 # --- reading
 
 

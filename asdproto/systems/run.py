@@ -31,6 +31,7 @@ from asdproto.data.store import FeatureStore, is_store, open_store
 from asdproto.errors import DataError
 from asdproto.files import (
     check_folder,
+    differences,
     json_checksum,
     locked,
     new_folder,
@@ -59,7 +60,7 @@ from asdproto.systems.detector_files import (
 )
 from asdproto.systems.embedding import shared_by
 from asdproto.systems.system import Comparison, Member, RunOptions, System, prepare_for
-from asdproto.training.processes import agree_on, alone, differences, is_main
+from asdproto.training.processes import agree_on, alone, is_main
 
 LOCK = ".lock"  # of a work folder
 # How the names of all else begin that a run leaves there.

@@ -20,8 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from asdproto.errors import DataError
-from asdproto.files import checksum, json_checksum
-from asdproto.training.processes import differences
+from asdproto.files import checksum, differences, json_checksum
 
 _REMEDY = "Delete the folder: the same command then starts this stage again."
 

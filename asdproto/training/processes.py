@@ -23,6 +23,7 @@ from jax.experimental import multihost_utils
 from asdproto import __version__, signals
 from asdproto.config import ConfigError
 from asdproto.errors import DataError
+from asdproto.files import differences
 
 # Seconds: without a sign of life, after which a process is gone; without a step, after which one
 # that was asked to stop ends; that one has to end by itself once another has failed; between looks.
@@ -130,15 +131,6 @@ def agreed_to_stop() -> None:
     """Notes that all processes stop at this step: none is a failure to the others."""
     if _peers is not None:
         _peers.stopping = True
-
-
-def differences(here: Any, there: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Dotted names of fields that differ between nested dictionaries, and both values."""
-    if isinstance(here, dict) and isinstance(there, dict):
-        for key in {**here, **there}:
-            yield from differences(here.get(key), there.get(key), f"{name}.{key}".lstrip("."))
-    elif here != there:
-        yield name, here, there
 
 
 def _join(coordinator: str | None, processes: int | None, process_id: int | None) -> bool:

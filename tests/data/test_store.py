@@ -85,7 +85,6 @@ def test_verification_names_the_damaged_clip(tmp_path):
         stream.write(b"\x55")
     with pytest.raises(DataError, match=r"1 of 3 clips \(fan/train/2\.wav\)"):
         open_store(tmp_path / "s")
-    assert len(open_store(tmp_path / "s", verify=False)) == 3
 
 
 def cut(content):
