@@ -183,19 +183,16 @@ def excerpts(sound: Sound, normal: Sound | None) -> list[tuple[float, bytes] | N
     """
     import soundfile
 
-    pieces: list[tuple[float, np.ndarray] | None] = []
-    for one, other in ((sound, normal), (normal, None)):
-        piece = None
-        if one is not None:
-            audio, _ = read_audio(one.recording, SAMPLE_RATE)
-            samples = round(EXCERPT * SAMPLE_RATE)
-            begin = round(_most_different(one, other) * SAMPLE_RATE)
-            begin = max(0, min(begin, len(audio) - samples))
-            piece = begin / SAMPLE_RATE, audio[begin : begin + samples]
-        pieces.append(piece)
-    heard = [piece[1] for piece in pieces if piece is not None]
-    loudest = max((np.sqrt(np.mean(np.square(audio))) for audio in heard), default=0.0)
-    peak = max((np.abs(audio).max() for audio in heard), default=0.0)
+    pairs = [(sound, normal)] if normal is None else [(sound, normal), (normal, None)]
+    pieces: list[tuple[float, np.ndarray]] = []
+    for one, other in pairs:
+        audio, _ = read_audio(one.recording, SAMPLE_RATE)
+        samples = round(EXCERPT * SAMPLE_RATE)
+        begin = round(_most_different(one, other) * SAMPLE_RATE)
+        begin = max(0, min(begin, len(audio) - samples))
+        pieces.append((begin / SAMPLE_RATE, audio[begin : begin + samples]))
+    loudest = max(np.sqrt(np.mean(np.square(audio))) for _, audio in pieces)
+    peak = max(np.abs(audio).max() for _, audio in pieces)
     gain = float(min(_RMS / max(loudest, 1e-9), _PEAK / max(peak, 1e-9)))
 
     def flac(audio: np.ndarray) -> bytes:
@@ -203,7 +200,8 @@ def excerpts(sound: Sound, normal: Sound | None) -> list[tuple[float, bytes] | N
         soundfile.write(buffer, audio * gain, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
         return buffer.getvalue()
 
-    return [piece and (piece[0], flac(piece[1])) for piece in pieces]
+    played = [(begin, flac(audio)) for begin, audio in pieces]
+    return [*played, None][:2]
 
 
 def _most_different(sound: Sound, other: Sound | None) -> float:
