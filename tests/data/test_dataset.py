@@ -55,7 +55,7 @@ def test_features_are_standardized_by_band_or_all_alike(store):
 
 
 def test_classes_follow_the_key(store):
-    assert prepare(store, 8).num_classes == 3
+    assert len(prepare(store, 8).classes) == 3
     data = prepare(store, 8, key=lambda clip: clip.section)
     assert (data.classes, data.labels.tolist()) == (["00", "01"], [0, 0, 1])
     # One class is fine for systems that need none.
