@@ -36,8 +36,10 @@ from asdproto.data.table import TABLE_NAME, read_table
 from asdproto.errors import DataError, counted, quoted
 
 # Files that look like recordings, or hold some, and are not read.
-_NOT_READ = (".aac", ".aif", ".aiff", ".au", ".m4a", ".mp3", ".ogg", ".opus", ".wma")
-_NOT_READ += (".7z", ".gz", ".rar", ".tar", ".tgz", ".zip")
+_NOT_READ = {
+    *(".aac", ".aif", ".aiff", ".au", ".m4a", ".mp3", ".ogg", ".opus", ".wma"),
+    *(".7z", ".gz", ".rar", ".tar", ".tgz", ".zip"),
+}
 _MOST_NAMED = 6  # machine types in a summary
 
 

@@ -236,7 +236,8 @@ class _Peers:
         self.workdir: Path | None = None
         self._failure: str | None = None
         # The store that JAX keeps in process 0; it offers no public way to it.
-        self._store, self._meetings = distributed.global_state.client, itertools.count()
+        self._store: Any = distributed.global_state.client
+        self._meetings = itertools.count()
         # JAX aborts where process 0 is gone, and a handler of Python's own would come too late.
         _handlers.append(ctypes.CFUNCTYPE(None, ctypes.c_int)(self._aborted))
         ctypes.CDLL(None).signal(signal.SIGABRT, _handlers[-1])
