@@ -3,22 +3,10 @@ import math
 
 import numpy as np
 import pytest
+from sklearn.metrics import precision_recall_fscore_support
 
 from asdproto.data.dcase import Clip
 from asdproto.scoring import metrics
-
-# Table 1 of Zeng et al., 2023: seven machine types, three metrics, overall; percentages.
-TABLE_1 = {
-    "AutoEncoder": "51.30 39.77 60.64 58.50 63.07 58.00 50.60 70.55 42.27 54.51 53.40",
-    "MobileNetV2": "54.40 51.55 60.64 57.53 60.17 51.68 62.13 64.61 50.98 55.77 56.58",
-    "Baseline": "74.67 58.68 67.84 57.20 74.30 80.12 90.45 78.78 69.45 64.04 70.25",
-    "STgram-MFN": "68.38 62.25 59.54 63.36 62.75 73.84 60.44 71.21 64.32 57.97 64.05",
-    "DG-mix": "79.80 53.70 70.70 76.60 80.28 75.11 79.13 77.55 74.08 66.34 72.35",
-    "Disent_Wt": "76.95 59.74 72.07 63.91 81.38 85.14 94.50 86.09 71.65 68.21 74.57",
-    "Pre-train": "74.81 62.03 71.32 58.16 74.25 82.69 92.23 84.75 69.70 64.64 72.09",
-    "Fine-tune from scratch": "77.40 59.71 67.19 57.75 70.80 83.24 76.02 74.52 71.74 62.52 69.20",
-    "Fine-tune": "79.08 62.95 78.53 61.34 76.50 85.34 93.71 85.41 76.03 66.63 75.25",
-}
 
 
 def random_table(seed, machine="fan", section="00", clips=37, decisions=False):
@@ -66,7 +54,7 @@ def slow_pauc(scores, anomaly, max_fpr):
     return 0.5 * (1.0 + (area - worst) / (best - worst))
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_section_metrics_equal_slow_references(seed):
     table = random_table(seed)
     result = metrics.section_metrics(table)
@@ -89,11 +77,8 @@ def test_pauc_is_standardized():
     assert worst == pytest.approx(0.5 * (1.0 - 0.1 / 1.9), abs=1e-12)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_decisions_use_their_domain_only(seed):
-    from sklearn.metrics import precision_recall_fscore_support
-
-    table = random_table(seed, decisions=True)
+def test_decisions_use_their_domain_only():
+    table = random_table(0, decisions=True)
     result = metrics.section_metrics(table)
     for domain in ("source", "target"):
         chosen = table.domains == domain
@@ -113,15 +98,6 @@ def test_harmonic_mean():
     assert metrics.harmonic_mean([0.0, 1.0, 1.0]) == pytest.approx(3 * eps, rel=1e-12)
     assert metrics.harmonic_mean([0.5, math.nan]) == 0.5
     assert math.isnan(metrics.harmonic_mean([math.nan]))
-
-
-@pytest.mark.parametrize("system", TABLE_1)
-def test_table_1_of_the_paper_is_made_of_harmonic_means(system):
-    figures = [float(figure) for figure in TABLE_1[system].split()]
-    machines, columns, overall = figures[:7], figures[7:10], figures[10]
-    # The table's figures are rounded to 0.01, and a mean of rounded ones is no further off.
-    assert metrics.harmonic_mean(machines) == pytest.approx(overall, abs=0.0101)
-    assert metrics.harmonic_mean(columns) == pytest.approx(overall, abs=0.0101)
 
 
 def test_evaluate_aggregates():
