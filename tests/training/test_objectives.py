@@ -5,8 +5,10 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 from asdproto import losses
 from asdproto.models.autoencoder import AutoEncoder
@@ -49,17 +51,10 @@ class RandomFinetuning(RandomBatches, EpisodePrototypes, Stage):
 STAGE = LossStage(ways=4, shots=4, steps_per_epoch=4, epochs=6, learning_rates=((0.05, 6),))
 
 
-def _task(name, count=1, **changes):
+def _task(name, **changes):
     stage = dataclasses.replace(STAGE, **changes)
-    task = tiny.make_task(DATA, "finetune", use_devices(count))
+    task = tiny.make_task(DATA, "finetune")
     return dataclasses.replace(task, stage=stage, objective=make_objective(name, stage))
-
-
-def _train(name, count=1, **changes):
-    task = _task(name, count, **changes)
-    state = task.init(jax.random.key(0), tiny.MELS)
-    run = StageRun(name, loop="dispatch")  # all but the step is compiled once for all losses
-    return task, state, tiny.train(task, DATA, use_devices(count), state, jax.random.key(5), run)
 
 
 def _gap(task, state):
@@ -78,7 +73,10 @@ def _gap(task, state):
 @pytest.mark.filterwarnings("ignore::asdproto.training.loop.CollapseWarning")
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_it_parts_the_classes(name):
-    task, before, after = _train(name)
+    task = _task(name)
+    before = task.init(jax.random.key(0), tiny.MELS)
+    run = StageRun(name, loop="dispatch")  # all but the step is compiled once for all losses
+    after = tiny.train(task, DATA, use_devices(1), before, jax.random.key(5), run)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after))
     assert _gap(task, after) > _gap(task, before) + 0.1
     # What the loss itself learns or carries has moved.
@@ -90,7 +88,7 @@ def test_it_parts_the_classes(name):
         assert not tiny.same(before.loss_state, after.loss_state)
 
 
-# One of each way to look over devices; the paper's two are in test_epoch.py and test_reference.py.
+# One of each way to look over devices.
 KINDS = (
     "sub_cluster_adacos",
     "logit_adjusted",
@@ -105,12 +103,43 @@ KINDS = (
 
 @pytest.mark.parametrize("name", KINDS)
 def test_three_devices_equal_one(name):
-    """16 examples, six a device, two of them padding; sums over devices in another order."""
-    changes = {"epochs": 1, "steps_per_epoch": 2}
-    _, _, one = _train(name, 1, **changes)
-    _, _, three = _train(name, 3, **changes)
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(three), strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-4, rtol=2e-4)
+    """As a training step does it; 16 examples, six a device, two of them padding."""
+    task = _task(name)
+    objective, hyper = task.objective, task.stage.hyper()
+    params, carried = {}, {}
+    if objective.init:
+        params, carried = objective.init(jax.random.key(0), tiny.CLASSES, 8)
+    params = {"loss": params, "weights": jnp.linspace(0.8, 1.2, 8)}
+    z, prototypes = (
+        l2_normalize(jax.random.normal(jax.random.key(seed), shape))
+        for seed, shape in ((1, (18, 8)), (2, (tiny.CLASSES, task.prototypes_per_class, 8)))
+    )
+    state = TrainState(0, {}, {}, (), carried, prototypes, 0.0)
+
+    def step(params, z, batch, axis_name=None):
+        def mean(params):
+            values, after = objective.loss(
+                params["loss"], state, l2_normalize(z * params["weights"]), batch,
+                key=jax.random.key(3), hyper=hyper, num_classes=tiny.CLASSES, axis_name=axis_name,
+            )  # fmt: skip
+            return losses.masked_mean(values, batch.where, axis_name=axis_name), after
+
+        (value, after), gradients = jax.value_and_grad(mean, has_aux=True)(params)
+        return value, after, gradients if axis_name is None else lax.pmean(gradients, axis_name)
+
+    batch = Batch(jnp.arange(18), None, jnp.array([0, 2, 3, 4, 0]).repeat(4)[:18])
+    expected = jax.jit(step)(params, z[:16], jax.tree.map(lambda x: x[:16], batch))
+    batch = batch._replace(where=jnp.arange(18) < 16)
+    spread = jax.tree.map(lambda x: x.reshape(3, 6, *x.shape[1:]), (z, batch))
+    run = jax.pmap(
+        lambda *arguments: step(*arguments, axis_name="d"),
+        axis_name="d", in_axes=(None, 0, 0), devices=jax.devices()[:3],
+    )  # fmt: skip
+    # Sums over devices in another order.
+    for found, wanted in zip(
+        jax.tree.leaves(run(params, *spread)), jax.tree.leaves(expected), strict=True
+    ):
+        np.testing.assert_allclose(found[0], wanted, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +191,7 @@ def test_refusals_say_what_to_set():
             make_objective(name, dataclasses.replace(STAGE, mix_range=None))
     # 10 examples on 2 devices are 5 each: pairs would be torn apart.
     with pytest.raises(ValueError, match="pairs, found 5"):
-        _train("vicreg", 2, ways=5, shots=2)
+        make_objective("vicreg", STAGE).loss({}, None, np.ones((5, 8)), None, axis_name=None)
 
 
 def test_random_batches_leave_out_lone_anchors_and_absent_classes():

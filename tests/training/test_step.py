@@ -211,17 +211,6 @@ def _loss_and_update(traced=(), **changes):
     return float(loss), np.concatenate([np.ravel(x) for x in jax.tree.leaves(moved)])
 
 
-def test_flags_of_in_batch_prototypes_do_what_they_say():
-    loss, flows = _loss_and_update()
-    stopped_loss, stopped = _loss_and_update(stop_gradient=True)
-    assert loss == pytest.approx(stopped_loss, rel=1e-5)  # same value, another gradient
-    assert np.abs(flows - stopped).max() > 1e-6
-    apart, _ = _loss_and_update(leave_one_out=True)
-    assert apart > loss  # an anchor in its own prototype flatters itself
-    plain, _ = _loss_and_update(mix_range=None)
-    assert plain < loss  # fewer negatives
-
-
 def test_a_step_goes_by_the_traced_numbers_and_not_by_the_configuration():
     loss, moved = _loss_and_update()
     for field, traced in (
