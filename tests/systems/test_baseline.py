@@ -64,7 +64,7 @@ def test_loss_and_gradient_equal_float64(imprinted):
         return losses.sum(), losses
 
     arguments = (np.float32(embeddings), np.float32(raw))
-    gradients, losses = jax.grad(total, argnums=(0, 1), has_aux=True)(*arguments)
+    gradients, losses = jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))(*arguments)
     expected = slow(embeddings, raw, labels, imprinted, means)
     # float32 of numbers up to 5.
     for found, wanted in zip((losses, *gradients), expected, strict=True):

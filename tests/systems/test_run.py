@@ -26,7 +26,7 @@ from asdproto.results.run_folder import (
 from asdproto.systems import run
 from asdproto.systems.detector import Detector
 from asdproto.systems.exported import Exported
-from asdproto.systems.prototype import EncoderConfig, PrototypeSystem
+from asdproto.systems.prototype import PrototypeSystem
 from asdproto.systems.system import RunOptions
 from asdproto.training.devices import use_devices
 
@@ -50,17 +50,8 @@ def make_collection(root):
             soundfile.write(root / path, 0.1 * (hum + rng.standard_normal(16000)), 16000)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_block():
-    """ResNets of one block: compiling eight is most of what a run of two epochs does."""
-    build = EncoderConfig.build
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(EncoderConfig, "build", lambda *a, **b: build(*a, **b).clone(stages=(1,)))
-        yield
-
-
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, one_block):
     """A tiny run on twelve recordings of two fans, with yardsticks, and its results."""
     root = tmp_path_factory.mktemp("collection")
     make_collection(root)
