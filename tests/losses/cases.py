@@ -10,7 +10,7 @@ import numpy as np
 from asdproto import losses
 from tests.losses import oracles
 
-CLASSES, DIM, BATCH = 6, 5, 8
+CLASSES, DIM, BATCH = 7, 5, 8  # a prime number of classes, so that pieces leave a rest
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -141,13 +141,14 @@ MIX, BIAS = {"mix": "BC"}, {"bias": "C"}
 CASES = [
     prototypes("prototypical", {"temperature": 0.3}),
     prototypes("multi_prototype", {"temperature": 0.3}, several=True),
-    prototypes("negative_prototype", {"temperature": 0.3}, more=MIX),
+    prototypes("negative_prototype", {"temperature": 0.3}, more=MIX, raw=True),
     prototypes(
         "negative_prototype_normalized",
         {"temperature": 0.3},
         loss=functools.partial(losses.negative_prototype_loss, normalize_mixed=True),
         oracle=functools.partial(oracles.negative_prototype, normalize=True),
         more=MIX,
+        raw=True,
     ),
     prototypes("multi_negative_prototype", {"temperature": 0.3}, several=True, more={"mix": "BCM"}),
     prototypes("angular_prototypical", {"scale": 4.0}),

@@ -7,11 +7,7 @@ left out of ``present``; examples that do not count are taken away by the caller
 import functools
 import math
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-
-from asdproto.prototypes import mix_negatives
 
 
 def log_sum_exp(values):
@@ -316,29 +312,3 @@ def barlow_twins(first, second, labels, *, off_diagonal):
             c = float(a @ b) / len(a) / spread
             total += (1 - c) ** 2 if d == e else off_diagonal * c**2
     return total
-
-
-def negative_prototype_by_definition(
-    embeddings,
-    prototypes,
-    labels,
-    mix,
-    *,
-    temperature,
-    normalize_mixed=False,
-    where=None,
-    class_where=None,
-):
-    """Eq. 6 in JAX as the paper writes it: every mixed negative of Eq. 5 made as a vector."""
-    valid = jnp.broadcast_to(True if where is None else where, labels.shape)
-    present = jnp.broadcast_to(True if class_where is None else class_where, mix.shape)
-
-    def one(z, label, mix, valid, present):
-        others = present & (jnp.arange(len(prototypes)) != label)
-        mixed = mix_negatives(z, prototypes, mix, normalize_mixed)
-        scores = jnp.concatenate([prototypes @ z, mixed @ z]) / temperature
-        counted = jnp.concatenate([present, others])
-        loss = jax.nn.logsumexp(scores, where=counted) - scores[label]
-        return jnp.where(valid & present[label], loss, 0)
-
-    return jax.vmap(one)(embeddings, labels, mix, valid, present)

@@ -1,13 +1,16 @@
-"""Every loss traces, with its gradients, in every mode of JAX that people run; none is run here."""
+"""Every loss traces, with its gradients, in every mode of JAX that people run; none is run here.
+
+That it traces, and what it gives, where nothing is promoted is in test_contract.py.
+"""
 
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from tests.losses.cases import CASES, CLASSES
+from tests.losses.cases import CASES, PROTOTYPE_CASES
 
-DEVICES, BATCH = 2, 8
+DEVICES, BATCH, CLASSES = 2, 8, 8
 SHARDED = jax.make_mesh((DEVICES,), ("d",), axis_types=(AxisType.Explicit,))
 
 
@@ -25,18 +28,18 @@ def value_and_gradients(case, *, chunk_size=None):
     return run
 
 
-def shapes(case, place=lambda letter: None, batch=BATCH, dtype=jnp.float32):
+def shapes(case, place=lambda letter: None, batch=BATCH):
     """Arguments of that function; ``place`` says what an axis is spread over."""
-    arrays, labels = case.make(batch=BATCH)
+    arrays, labels = case.make(batch=BATCH, classes=CLASSES)
 
-    def one(letters, shape, dtype):
+    def one(letters, shape, dtype=jnp.float32):
         spec = PartitionSpec(*map(place, letters))
         sharding = NamedSharding(SHARDED, spec) if any(spec) else None
         shape = tuple(batch if n == "B" else size for n, size in zip(letters, shape, strict=True))
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
     return (
-        {n: one(case.arrays[n], x.shape, dtype) for n, x in arrays.items()},
+        {n: one(case.arrays[n], x.shape) for n, x in arrays.items()},
         one("B", labels.shape, jnp.int32),
         {n: jax.ShapeDtypeStruct((), jnp.float32) for n in case.hyper},
         one("B", labels.shape, bool),
@@ -44,35 +47,50 @@ def shapes(case, place=lambda letter: None, batch=BATCH, dtype=jnp.float32):
     )
 
 
-def trace(case, arguments, chunk_sizes=(None, 4)):
-    for chunk_size in chunk_sizes if case.pieces else (None,):
-        jax.jit(value_and_gradients(case, chunk_size=chunk_size)).trace(*arguments)
+def trace(case, arguments, chunk_size=None):
+    jax.jit(value_and_gradients(case, chunk_size=chunk_size)).trace(*arguments)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_traces_where_dtypes_and_ranks_are_not_promoted(case):
-    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
-        trace(case, shapes(case))
-        trace(case, shapes(case, dtype=jnp.bfloat16), [4])
-        with jax.enable_x64(True):
-            trace(case, shapes(case, dtype=jnp.float64), [None])
-
-
-@pytest.mark.parametrize(("spread", "chunk_sizes"), [("B", [None, 4]), ("C", [None])])
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_traces_on_an_explicit_mesh(case, spread, chunk_sizes):
+def test_traces_with_examples_over_an_explicit_mesh(case):
     with jax.set_mesh(SHARDED):
-        arguments = shapes(case, lambda letter: "d" if letter == spread else None)
-        trace(case, arguments, chunk_sizes)
+        arguments = shapes(case, lambda letter: "d" if letter == "B" else None)
+        if case.pieces:
+            trace(case, arguments, 4)
+        if case.in_batch or not case.pieces:
+            trace(case, arguments)
+
+
+@pytest.mark.parametrize("case", PROTOTYPE_CASES, ids=str)
+def test_traces_with_classes_over_an_explicit_mesh(case):
+    with jax.set_mesh(SHARDED):
+        trace(case, shapes(case, lambda letter: "d" if letter == "C" else None))
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_exports_with_a_symbolic_batch_size(case):
     (batch,) = jax.export.symbolic_shape("batch")
     # Chunks are made by the same lines for all of them.
-    for chunk_size in (None, 4) if case.name == "multi_negative_prototype" else (None,):
-        run = jax.jit(value_and_gradients(case, chunk_size=chunk_size))
-        jax.export.export(run)(*shapes(case, batch=batch))
+    size = 4 if case.name == "multi_negative_prototype" else None
+    run = jax.jit(value_and_gradients(case, chunk_size=size))
+    jax.export.export(run)(*shapes(case, batch=batch))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_traces_under_vmap_forward_mode_and_without_examples(case):
+    """A sweep is one vmap, over hyper-parameters too; derivatives are of any order."""
+    arguments = shapes(case)
+    run = value_and_gradients(case)
+    several = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype), arguments)
+    jax.eval_shape(jax.vmap(run), *several)
+
+    def product(arrays, *more):
+        return jax.jvp(lambda arrays: run(arrays, *more), (arrays,), (arrays,))
+
+    jax.eval_shape(product, *arguments)
+    values, labels, *_ = shapes(case, batch=0)
+    loss = jax.eval_shape(lambda *x: case.loss(*x, **case.hyper), values, labels)
+    assert loss.shape == (0,)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
