@@ -109,46 +109,17 @@ def test_scores_and_figures_belong_together(finished):
             assert again[name] == pytest.approx(figures[name], abs=1e-12)
 
 
-def command(monkeypatch, arguments) -> int:
-    """Runs the command within this process, for what ends before anything is trained."""
-    monkeypatch.setattr(sys, "argv", ["two_stage", *arguments])
+def test_other_settings_on_the_same_folder_are_refused(finished, root, monkeypatch, capsys):
+    """As a command, before anything is trained."""
+    monkeypatch.setattr(sys, "argv", ["two_stage", *arguments(root, finished, "--seed", "7")])
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # run_main sets it
     monkeypatch.setattr(train, "start_devices", None)
-    try:
+    with pytest.raises(SystemExit) as end:
         common.run_main(two_stage.main)
-    except SystemExit as end:
-        return end.code
-    return 0
-
-
-def test_a_finished_folder_is_only_reported(finished, root, monkeypatch, capsys):
-    files = [path for path in finished.rglob("*") if path.suffix in (".csv", ".json", ".jsonl")]
-    before = {path: path.stat().st_mtime_ns for path in files}
-    page = finished / "report.html"
-    whole = page.read_text()
-    page.unlink()
-    assert command(monkeypatch, arguments(root, finished)) == 0
-    assert "is finished; this only reports" in capsys.readouterr().out
-    assert {path: path.stat().st_mtime_ns for path in files} == before
-    assert page.read_text() == whole
-
-
-@pytest.mark.parametrize(
-    ("more", "field", "here"),
-    [
-        (["--seed", "7"], "seeds", "[7]"),
-        (["--stages", "finetune"], "system.stages", "['finetune']"),
-    ],
-)
-def test_other_settings_on_the_same_folder_are_refused(
-    finished, root, monkeypatch, capsys, more, field, here
-):
-    assert command(monkeypatch, arguments(root, finished, *more)) == 1
+    assert end.value.code == 1
     message = capsys.readouterr().err
     assert message.startswith("error: ")
-    assert f"{field} is " in message
-    assert f"{here} here" in message
-    assert "Train anew with --retrain, or name another" in message
+    assert "seeds is [0] there, [7] here" in message
     assert message.count(" here") == 1  # and nothing that is the same
 
 

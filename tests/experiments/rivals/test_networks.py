@@ -58,12 +58,11 @@ def test_networks_are_as_large_as_their_docstrings_say(name, unit, parameters, o
 
 
 @pytest.mark.parametrize("lowering", ["native", "patches"])
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("stride", "symmetric"), [(1, True), (2, True), (2, False)])
 def test_depthwise_convolution_equals_loops(lowering, stride, symmetric):
     x, kernel = _random(2, 7, 4, 3), _random(3, 3, 1, 3, seed=1)
     model = Depthwise(stride, symmetric, nn.initializers.zeros, lowering)
-    found = model.apply({"params": {"kernel": kernel}}, x)
+    found = jax.jit(model.apply)({"params": {"kernel": kernel}}, x)
     if symmetric:
         expected = oracles.convolution(
             oracles.wide(x), oracles.wide(kernel), stride=stride, before=1
