@@ -16,6 +16,8 @@ from asdproto.scoring.rows import rows_by
 FLOOR = 1e-3
 # Share of held-out normal clips below the score that parts are measured by.
 LIMIT = 0.95
+# Weight of a part that was learned, chosen with the labels of development sets.
+LEARNED = 0.3
 
 
 def zero_and_unit(reference: np.ndarray) -> tuple[float, float]:
@@ -69,6 +71,7 @@ def combine(
     reference_sections: Sequence[Hashable],
     *,
     parts: Sequence[int] | None = None,
+    weights: Sequence[float] | None = None,
 ) -> np.ndarray:
     r"""One score per clip: the mean of members of one kind, the largest of different kinds.
 
@@ -77,7 +80,7 @@ def combine(
     that one of them hears would be halved by the other. Of several parts, each is measured by the
     scores of normal clips that were held out,
 
-    .. math:: s = \max_p \exp(\bar s_p - q_{0.95}(\bar r_p))
+    .. math:: s = \max_p \exp(w_p (\bar s_p - q_{0.95}(\bar r_p)))
 
     with :math:`\bar s_p` and :math:`\bar r_p` the means of the part's members, of the clip and of
     held-out clips of its section: 1 is where one in twenty normal clips is beyond.
@@ -88,6 +91,7 @@ def combine(
       sections: Section key per clip, length ``n``.
       reference_sections: Section key per held-out training clip, length ``m``.
       parts: Which part each member belongs to; one for all when ``None``.
+      weights: Of each member's part among several, :math:`w_p`; 1 when ``None``.
 
     Returns:
       float64, shape ``[n]``; of either sign for one part, positive for several.
@@ -96,6 +100,7 @@ def combine(
       ValueError: Lengths differ, a section has no held-out clips, or as :func:`log_normalized`.
     """
     parts = [0] * len(scores) if parts is None else parts
+    weights = [1.0] * len(scores) if weights is None else weights
     if not len(scores) or not len(scores) == len(references) == len(parts):
         raise ValueError(
             f"found scores of {len(scores)} members, references of {len(references)} and "
@@ -124,5 +129,6 @@ def combine(
                 both = np.concatenate([np.asarray(scores[member])[clips], held_out])
                 logs.append(log_normalized(both, held_out))
             new, normal = np.split(np.mean(logs, axis=0), [len(clips)])
-            row[clips] = new - np.quantile(normal, LIMIT) if len(members) > 1 else new
+            excess = weights[chosen[0]] * (new - np.quantile(normal, LIMIT))
+            row[clips] = excess if len(members) > 1 else new
     return combined[0] if len(members) == 1 else np.exp(combined.max(axis=0))

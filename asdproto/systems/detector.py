@@ -20,7 +20,7 @@ from asdproto.features import FeatureSettings
 from asdproto.files import new_folder
 from asdproto.results import class_name
 from asdproto.results.run_folder import ScoredClip, write_config
-from asdproto.scoring.fusion import combine
+from asdproto.scoring.fusion import LEARNED, combine
 from asdproto.scoring.thresholds import Limit, ThresholdWarning, decide, limit, percentiles
 from asdproto.systems import choose, preset
 from asdproto.systems.detector_files import (
@@ -414,7 +414,9 @@ class Detector:
         members = self.members_ if members is None else members
         held_out = [member.held_out for member in members]
         parts = [member.part for member in members]
-        return combine(scores, held_out, sections, self._train_sections(), parts=parts)
+        weights = [LEARNED if member.model.system.is_fused else 1.0 for member in members]
+        known = self._train_sections()
+        return combine(scores, held_out, sections, known, parts=parts, weights=weights)
 
     def clip_of(
         self, name: str, machine_type: str | None = None, section: str | None = None

@@ -55,6 +55,7 @@ def test_members_of_a_part_are_averaged_and_the_furthest_part_decides():
     scores, references = [*SCORES, SCORES[0][::-1]], [*REFERENCES, REFERENCES[0][::-1]]
     arguments = scores, references, SECTIONS, REFERENCE_SECTIONS
     mean, parts = fusion.combine(*arguments), fusion.combine(*arguments, parts=[0, 4, 0])
+    weighted = fusion.combine(*arguments, parts=[0, 4, 0], weights=[0.5, 1, 0.5])
     for row, section in enumerate(SECTIONS):
         rows = [n for n, key in enumerate(REFERENCE_SECTIONS) if key == section]
         own = [[r[n] for n in rows] for r in references]
@@ -63,8 +64,9 @@ def test_members_of_a_part_are_averaged_and_the_furthest_part_decides():
         normal = [[slow(value, r) for value in r] for r in own]
         together = [(a + b) / 2 for a, b in zip(normal[0], normal[2], strict=True)]
         first = (logs[0] + logs[2]) / 2 - np.quantile(together, 0.95)
-        expected = math.exp(max(first, logs[1] - np.quantile(normal[1], 0.95)))
-        assert parts[row] == pytest.approx(expected, rel=1e-12)
+        second = logs[1] - np.quantile(normal[1], 0.95)
+        assert parts[row] == pytest.approx(math.exp(max(first, second)), rel=1e-12)
+        assert weighted[row] == pytest.approx(math.exp(max(first / 2, second)), rel=1e-12)
     # Numbers of parts mean nothing but which members are one.
     np.testing.assert_array_equal(parts, fusion.combine(*arguments, parts=[7, 1, 7]))
 
