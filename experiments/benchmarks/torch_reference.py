@@ -76,7 +76,7 @@ class ResNet(nn.Module):
         self.add_module(norm or f"{name}_norm", nn.BatchNorm2d(features))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        layers = self._modules
+        layers: Any = self._modules
         x = F.relu(layers["stem_norm"](layers["stem"](x)))
         x = F.max_pool2d(x, 3, 2, 1)
         for name in self.blocks:
