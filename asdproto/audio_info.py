@@ -42,8 +42,6 @@ class AudioInfo:
 
     def samples_at(self, sample_rate: int) -> int:
         """Samples of the clip once it is converted to another rate."""
-        if sample_rate == self.sample_rate:
-            return self.samples
         return math.ceil(self.samples * (float(sample_rate) / self.sample_rate))
 
     def faults(self) -> list[str]:

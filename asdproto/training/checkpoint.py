@@ -22,8 +22,6 @@ import orbax.checkpoint as ocp
 from asdproto.errors import DataError
 from asdproto.files import checksum, differences, json_checksum
 
-_REMEDY = "Delete the folder: the same command then starts this stage again."
-
 
 class CheckpointError(DataError):
     """A checkpoint is missing or damaged, or does not fit what is to be restored."""
@@ -105,12 +103,8 @@ class Checkpoints:
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         if not steps:
-            raise CheckpointError(
-                self.folder,
-                "no checkpoint",
-                "at least one",
-                "Train this stage first, or name the work folder of a run that has.",
-            )
+            remedy = "Train this stage first, or name the work folder of a run that has."
+            raise CheckpointError(self.folder, "no checkpoint", "at least one", remedy)
         damages: dict[int, _Damage] = {}
         for one in steps:
             try:
@@ -128,9 +122,9 @@ class Checkpoints:
                 self._manager.delete(damaged)
             return state
         reasons = "; ".join(f"step {step}: {damage}" for step, damage in damages.items())
-        raise CheckpointError(
-            self.folder, f"damaged checkpoints only ({reasons})", "one that is whole", _REMEDY
-        )
+        found = f"damaged checkpoints only ({reasons})"
+        remedy = "Delete the folder: the same command then starts this stage again."
+        raise CheckpointError(self.folder, found, "one that is whole", remedy)
 
     def _restore(self, like: Any, step: int, identity: Mapping[str, Any] | None) -> Any:
         """The state of a step; :class:`_Damage` where any of its bits are not those saved."""
@@ -160,12 +154,10 @@ class Checkpoints:
                 for name, there, here in different[:3]
             )
             more = f"; and {len(different) - 3} more" if len(different) > 3 else ""
-            raise CheckpointError(
-                self.folder,
-                f"a checkpoint of step {step} that another run has written ({details}{more})",
-                "one of these settings, seeds and training clips",
-                "Delete the folder, or use what it was trained with, or another work folder.",
-            )
+            found = f"a checkpoint of step {step} that another run has written ({details}{more})"
+            expected = "one of these settings, seeds and training clips"
+            remedy = "Delete the folder, or use what it was trained with, or another work folder."
+            raise CheckpointError(self.folder, found, expected, remedy)
 
     def _read(self, step: int, args: Any) -> Any:
         try:
@@ -196,12 +188,9 @@ class Checkpoints:
         except MemoryError:
             raise
         except Exception as error:  # TensorStore quotes what the operating system said
-            raise CheckpointError(
-                self.folder,
-                f"a save that failed ({_first_line(error)})",
-                "one that is whole",
-                "Make room, or permission to write; training goes on from the one before it.",
-            ) from error
+            found, expected = f"a save that failed ({_first_line(error)})", "one that is whole"
+            remedy = "Make room, or permission to write; training goes on from the one before it."
+            raise CheckpointError(self.folder, found, expected, remedy) from error
 
 
 def _first_line(error: Exception) -> str:

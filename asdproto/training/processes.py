@@ -118,12 +118,8 @@ def agree_on(facts: Mapping[str, Any], workdir: Path | None = None) -> None:
         facts |= {"asdproto version": __version__, "jax version": jax.__version__}
     mine = json.loads(json.dumps(facts))
     for name, here, there in differences(mine, _peers.tell(mine)):
-        raise DataError(
-            name,
-            f"{here!r}",
-            f"{there!r}, as in process 0",
-            "Run the same command with the same software and data in all processes.",
-        )
+        remedy = "Run the same command with the same software and data in all processes."
+        raise DataError(name, f"{here!r}", f"{there!r}, as in process 0", remedy)
     _peers.meet()
 
 
@@ -201,12 +197,9 @@ def _check_shared(peers: "_Peers", workdir: Path) -> None:
                 break
         time.sleep(0.1)
     else:
-        raise DataError(
-            workdir,
-            "a work folder without what process 0 writes there",
-            f"the one that process 0 calls {folder}",
-            "Name a folder on a file system that all processes share.",
-        )
+        found = "a work folder without what process 0 writes there"
+        remedy = "Name a folder on a file system that all processes share."
+        raise DataError(workdir, found, f"the one that process 0 calls {folder}", remedy)
     peers.meet()
     if peers.index == 0:
         token.unlink()
