@@ -30,6 +30,7 @@ from asdproto.results.run_folder import read_figures, write_config, write_figure
 from asdproto.results.tables import HEADLINE, TITLES, percent
 from asdproto.scoring.metrics import summarize
 from asdproto.systems import PRESETS, preset, run
+from asdproto.systems.workdir import check_same_run
 from asdproto.training.devices import Devices, use_compilation_cache, use_devices
 from experiments import common
 
@@ -198,7 +199,7 @@ def start(
     settings = {"table": table, **{name: getattr(args, name) for name in names}}
     words = sys.argv[1:] if argv is None else argv
     args.command = ["python", "-m", f"experiments.table{table}", *words]
-    run.check_same_run(args.workdir, settings)
+    check_same_run(args.workdir, settings)
     write_config(args.workdir, settings)
     use_compilation_cache()
     return use_devices(), Console()

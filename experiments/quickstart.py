@@ -36,15 +36,9 @@ from asdproto.commands import train
 from asdproto.config import describe_fields, override
 from asdproto.systems import autoencoder
 from asdproto.systems.prototype import PrototypeSystem
-from asdproto.systems.run import (
-    asked,
-    check_same_run,
-    features_of,
-    train_beside,
-    train_run,
-    train_yardsticks,
-)
+from asdproto.systems.run import features_of, train_beside, train_run, train_yardsticks
 from asdproto.systems.system import RunOptions
+from asdproto.systems.workdir import asked, check_same_run
 from experiments import common, two_stage
 from experiments.synthetic import synthesize
 

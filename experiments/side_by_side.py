@@ -160,5 +160,5 @@ def train_side_by_side(
         states.append(prototype.start(task, key, data, before))
         keys.append(prototype.stage_key(key, job.stage))
     hypers = [task.stage.hyper() for task in tasks]
-    with prototype.stage_run(name, options) as run:
+    with options.stage(name) as run:
         return train(tasks[0], data, options.devices, states, keys, hypers, run)

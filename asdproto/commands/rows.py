@@ -27,10 +27,11 @@ def csv_rows(rows: Sequence[ScoredClip], *, head: bool = True, times: Times = No
     from asdproto.files import csv_text
     from asdproto.results.run_folder import COLUMNS, csv_cells
 
-    if times is None:
-        return csv_text([*([COLUMNS] if head else []), *map(csv_cells, rows)])
-    titles = [["time", *COLUMNS]] if head else []
-    return csv_text([*titles, *([times[row.file], *csv_cells(row)] for row in rows)])
+    lines = [COLUMNS, *map(csv_cells, rows)]
+    if times is not None:
+        first = ["time", *(times[row.file] for row in rows)]
+        lines = [[when, *cells] for when, cells in zip(first, lines, strict=True)]
+    return csv_text(lines if head else lines[1:])
 
 
 def json_row(row: ScoredClip, times: Times = None) -> str:

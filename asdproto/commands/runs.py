@@ -77,7 +77,7 @@ def rescore(arguments: argparse.Namespace) -> int:
     """Scores a run again."""
     from rich.console import Console
 
-    from asdproto.systems.run import rescore
+    from asdproto.systems.remake import rescore
 
     results = rescore(
         arguments.workdir, arguments.overrides, arguments.out, encoder=encoder_of(arguments)
@@ -90,7 +90,7 @@ def fuse(arguments: argparse.Namespace) -> int:
     """Fuses runs."""
     from rich.console import Console
 
-    from asdproto.systems.run import fuse
+    from asdproto.systems.remake import fuse
 
     results = fuse(arguments.out, arguments.runs, encoder=encoder_of(arguments))
     finish(arguments.out, results, Console())
@@ -101,7 +101,7 @@ def export(arguments: argparse.Namespace) -> int:
     """Exports a detector."""
     from asdproto.results.run_folder import read_config
     from asdproto.systems.detector import Detector
-    from asdproto.systems.run import FUSED
+    from asdproto.systems.remake import FUSED
 
     name = arguments.detector
     if name is None:  # spectra, and what is fused with them, cannot be exported

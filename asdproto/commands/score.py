@@ -90,6 +90,7 @@ def score(arguments: argparse.Namespace) -> int:
     from asdproto.training.devices import use_compilation_cache
 
     use_compilation_cache()
+    from asdproto.files import write_output
     from asdproto.systems.detector import Detector
 
     encoder = encoder_of(arguments)
@@ -105,7 +106,7 @@ def score(arguments: argparse.Namespace) -> int:
     rows.sort(key=lambda row: row.file if arguments.sort == "name" else -row.score)
     # Files first: whatever happens to the screen, they are written; and the screen all the same.
     if arguments.csv is not None:
-        failed += _attempt(lambda: _write_csv(arguments.csv, rows))
+        failed += _attempt(write_output, arguments.csv, csv_rows(rows))
     shown = rows if arguments.top is None else rows[: arguments.top]
     print_rows(shown, arguments.format)
     left_out = f", {counted(len(rows) - len(shown), 'row')} not shown" if shown != rows else ""
@@ -116,10 +117,13 @@ def score(arguments: argparse.Namespace) -> int:
         print(*sentences, sep="\n", file=stream)
     print_notes(rows)
     if arguments.report is not None and rows:
-        unwritten = _attempt(lambda: _write_report(scorer.detector, arguments, rows))
+        from asdproto.results.page import write_scored_report
+
+        page, name = arguments.report, detector.about_["name"]
+        unwritten = _attempt(write_scored_report, page, arguments.workdir, name, rows)
         failed += unwritten
         if not unwritten:
-            print(f"written: {printable(str(arguments.report))}", file=stream)
+            print(f"written: {printable(str(page))}", file=stream)
     _complain(failed)
     return 1 if failed else 0
 
@@ -144,26 +148,13 @@ def _check_usage(arguments: argparse.Namespace) -> None:
             raise DataError("the command", found, expected, "See score --help.")
 
 
-def _attempt(write: Callable[[], None]) -> list[Exception]:
+def _attempt(write: Callable[..., None], *values: Any) -> list[Exception]:
+    """Writes values, and returns the error where that fails."""
     try:
-        write()
+        write(*values)
     except (DataError, OSError) as error:
         return [error]
     return []
-
-
-def _write_csv(path: Path, rows: Sequence[ScoredClip]) -> None:
-    from asdproto.files import write_output
-
-    write_output(path, csv_rows(rows))
-
-
-def _write_report(
-    detector: Detector, arguments: argparse.Namespace, rows: Sequence[ScoredClip]
-) -> None:
-    from asdproto.results.page import write_scored_report
-
-    write_scored_report(arguments.report, arguments.workdir, detector.name_, rows)
 
 
 def _complain(errors: Sequence[Exception]) -> None:
@@ -180,15 +171,15 @@ class _Scorer:
     """A detector with the options of the command."""
 
     def __init__(self, detector: Detector, arguments: argparse.Namespace):
-        self.detector, self._threshold = detector, arguments.threshold
-        self._machine_type, self._section = arguments.machine_type, arguments.section
+        self.detector, self._arguments = detector, arguments
         self._limits = detector.limits(arguments.contamination)
+        self._thresholds = {
+            machine: one.threshold if arguments.threshold is None else arguments.threshold
+            for machine, one in self._limits.items()
+        }
 
     def score(self, recordings: Iterable[Found]) -> tuple[list[ScoredClip], list[Exception]]:
         """Rows of the recordings that can be scored, and the errors of the others."""
-        thresholds = {machine: one.threshold for machine, one in self._limits.items()}
-        if self._threshold is not None:
-            thresholds = dict.fromkeys(thresholds, self._threshold)
         rows: list[ScoredClip] = []
         errors: list[Exception] = []
         read: list[Any] = []
@@ -203,10 +194,10 @@ class _Scorer:
             frames = max(len(array) for array in recording.features)
             longest = max(longest, frames)
             if len(read) == _PIECE or longest * (len(read) + 1) > _FRAMES:
-                rows += self.detector.score_recordings(read, thresholds)
+                rows += self.detector.score_recordings(read, self._thresholds)
                 read, longest = [], frames
             read.append(recording)
-        return rows + self.detector.score_recordings(read, thresholds), errors
+        return rows + self.detector.score_recordings(read, self._thresholds), errors
 
     def score_new(self, paths: Sequence[Path]) -> list[ScoredClip]:
         """Rows of files that can be scored; of the others it is said why not."""
@@ -217,7 +208,7 @@ class _Scorer:
     def _read(self, path: Path, clip: Clip | None) -> Any:
         """Features of a recording; what a collection says of it holds where it is known here."""
         known = self.detector.sections
-        machine, section = self._machine_type, self._section
+        machine, section = self._arguments.machine_type, self._arguments.section
         if clip is not None and machine is None and clip.machine_type in dict(known):
             machine = clip.machine_type
             if section is None and (machine, clip.section) in known:
@@ -231,9 +222,9 @@ class _Scorer:
     def limits(self, machines: Iterable[str]) -> list[str]:
         """What the limit of each machine type rests on, a line each."""
         lines = []
-        for machine in sorted(machines) if self._threshold is None else ():
+        for machine in sorted(machines) if self._arguments.threshold is None else ():
             limit = self._limits[machine]
-            where = f"limit {limit.threshold:.4g} of {self.detector.name_}, above it"
+            where = f"limit {limit.threshold:.4g} of {self.detector.about_['name']}, above it"
             clips = counted(limit.clips, "held-out normal clip")
             caution = f"; caution: {limit.caution}" if limit.caution else ""
             share = f"{100 * limit.above:.3g} % of {clips}{caution}"

@@ -157,22 +157,24 @@ def _run(arguments: argparse.Namespace) -> int:
     from asdproto.config import ConfigError, override
     from asdproto.data.store import is_store
     from asdproto.results.run_folder import write_results
-    from asdproto.systems import preset
+    from asdproto.systems import choose, preset
+    from asdproto.systems.remake import fuse_with_spectra
     from asdproto.systems.run import (
-        asked,
         features_of,
-        fuse_with_spectra,
         train_run,
         train_yardsticks,
     )
     from asdproto.systems.system import RunOptions
+    from asdproto.systems.workdir import asked
     from asdproto.training.processes import agree_on, alone, is_main
 
     console, devices = Console(quiet=not is_main()), None
     workdir, seeds, machines = arguments.workdir, arguments.seeds, arguments.machines
     read = functools.cache(lambda: _read(arguments))  # only process 0 needs the recordings
     kind = arguments.system or ("prototype" if arguments.encoder else None)
-    kind = kind or alone(lambda: _choose(read().clips, console))
+    if kind is None:
+        kind, why = alone(lambda: choose(read().clips))
+        console.out(f"System:   {kind}; {why}", highlight=False)
     name = arguments.preset
     if name is None:
         devices = start_devices(arguments)
@@ -251,15 +253,6 @@ def _with_options(system: Any, arguments: argparse.Namespace) -> Any:
     return system
 
 
-def _choose(clips: Sequence[Clip], console: Console) -> str:
-    """The system for a collection, said on screen."""
-    from asdproto.systems import choose
-
-    kind, why = choose(clips)
-    console.out(f"System:   {kind}; {why}", highlight=False)
-    return kind
-
-
 class _Recordings(NamedTuple):
     """What a run is trained on.
 
@@ -315,15 +308,14 @@ def _is_finished(
 ) -> bool:
     """Whether the run folder holds this run, trained, which is then scored or only reported."""
     from asdproto.errors import DataError
-    from asdproto.systems.run import check_same_run, check_workdir, rescore
+    from asdproto.systems.remake import rescore
+    from asdproto.systems.workdir import check_workdir
 
     workdir = arguments.workdir
-    check_workdir(workdir)
     try:
-        changed = check_same_run(workdir, command, but=("system.score.",))
-        _check_same_clips(workdir, identity)
+        changed = check_workdir(workdir, command, identity, but=("system.score.",))
     except DataError:
-        if not arguments.retrain:
+        if not arguments.retrain or not (workdir / "config.json").exists():
             raise
         _remove_run(workdir)
         return False
@@ -334,23 +326,6 @@ def _is_finished(
     texts = [f"score.{name}={value}" for name, value in vars(system.score).items()]
     finish(workdir, rescore(workdir, texts, encoder=encoder_of(arguments)), console)
     return True
-
-
-def _check_same_clips(workdir: Path, identity: Mapping[str, Sequence[int]]) -> None:
-    """Refuses a run folder whose run was trained on other recordings."""
-    from asdproto.data.identity import changes
-    from asdproto.errors import DataError
-    from asdproto.results.run_folder import read_config
-
-    before = read_config(workdir).get("collection") if (workdir / "config.json").exists() else None
-    changed = "" if before is None else changes(before, identity)
-    if changed:
-        raise DataError(
-            workdir,
-            f"a run of other recordings: {changed}",
-            "the recordings that it was trained on",
-            "Train anew with --retrain, or name another run folder.",
-        )
 
 
 def _remove_run(workdir: Path) -> None:

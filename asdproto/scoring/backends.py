@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import json
-import operator
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -23,19 +21,15 @@ import numpy as np
 from asdproto.config import between, check_fields
 from asdproto.errors import DataError, counted
 from asdproto.scoring.mixture import Mixture, fit_mixture
-from asdproto.scoring.rows import rows_by, rowwise_product
+from asdproto.scoring.rows import nearest_rows, rows_by, rowwise_product
 
 Kind = Literal["mahalanobis", "cosine", "knn", "mahalanobis-knn", "mixture"]
 # Compare with the training clips themselves instead of prototypes.
 NEAREST_CLIPS = ("knn", "mahalanobis-knn")
-RIDGE = 1e-3
 # Least local density, as a share of the section's median: nearly equal copies of one clip would
 # make everything beside them anomalous.
 LEAST_DENSITY = 0.1
 PRIOR = 10  # clips
-# References of which all distances are taken; of more, the near ones are found by a matrix product.
-_FEW = 256
-_BLOCK = 2**22  # products at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,18 +48,11 @@ class BackendConfig:
 
     Attributes:
       kind: The back-end.
-      covariance: Estimator of the Mahalanobis back-ends; a few hundred nearly collinear unit
-        vectors make the covariance near-singular. ``"shrinkage"``:
-        :math:`(1 - a) \Sigma + a \frac{\mathrm{tr} \Sigma}{\mathrm{dim}} I`. ``"ledoit-wolf"``: the
-        same form with the weight that minimizes the expected error. ``"ridge"``: a thousandth of
-        the mean variance is added. ``"pinv"``: the pseudo-inverse; directions in which the training
-        clips do not vary are ignored.
-      center: What the covariance is taken about: ``"global"``, the mean of the section's training
-        embeddings; ``"class"``, the prototype of each embedding's own class, so that differences
-        between classes do not count as spread. The paper does not say which.
-      shrinkage: Weight a in [0, 1] of ``"shrinkage"``. Nearest neighbors want a larger one than
-        prototypes: without it the inverse covariance of as many clips as dimensions puts all of
-        them at one distance from each other.
+      shrinkage: Weight a in [0, 1] of the covariance that is inverted,
+        :math:`(1 - a) \Sigma + a \frac{\mathrm{tr} \Sigma}{\mathrm{dim}} I`: a few hundred nearly
+        collinear unit vectors make :math:`\Sigma` near-singular. Nearest neighbors want a larger
+        one than prototypes: without it the inverse covariance of as many clips as dimensions puts
+        all of them at one distance from each other.
       neighbors: Training clips that the k-NN back-ends average over, at least 1. A section with
         fewer clips uses all of them.
       density_neighbors: Their distances are divided by how far each training clip lies from so many
@@ -77,14 +64,11 @@ class BackendConfig:
 
     References:
       Zeng et al., Robust Prototype Learning for Anomalous Sound Detection, 2023, Eq. 2 and
-      section 4.2. Ledoit and Wolf, A well-conditioned estimator for large-dimensional covariance
-      matrices, 2004. Wilkinghoff et al., Local density-based anomaly score normalization for
-      domain generalization, 2025 (arXiv 2509.10951).
+      section 4.2. Wilkinghoff et al., Local density-based anomaly score normalization for domain
+      generalization, 2025 (arXiv 2509.10951).
     """
 
     kind: Kind = "mahalanobis"
-    covariance: Literal["shrinkage", "ledoit-wolf", "ridge", "pinv"] = "shrinkage"
-    center: Literal["global", "class"] = "global"
     # Of prototypes: down to 0.001 every smaller weight told normal clips that were kept out better
     # from copies of them with a fault; below nothing changes.
     shrinkage: float = 0.001
@@ -113,7 +97,7 @@ class References:
     Attributes:
       references: float64, shape ``[r, dim]``: prototypes, or training embeddings for k-NN.
       labels: int64, shape ``[r]``: attribute class of every reference.
-      whitening: float64, shape ``[dim, rank]``: differences of embeddings times this have identity
+      whitening: float64, shape ``[dim, dim]``: differences of embeddings times this have identity
         covariance; shape ``[dim, 0]`` where the back-end has no covariance.
       density: float64, shape ``[r]``: what a distance to a reference is divided by; ones where
         distances are not normalized.
@@ -130,9 +114,9 @@ class References:
         return self.references.shape[1]
 
     @functools.cached_property
-    def whitened(self) -> np.ndarray:
+    def _whitened(self) -> np.ndarray:
         """The references, made once: of nearest neighbors they are all training embeddings."""
-        return _whitened(self.references, self.whitening)
+        return rowwise_product(self.references, self.whitening)
 
     def compare(
         self, embeddings: np.ndarray, config: BackendConfig, *, training: bool
@@ -141,14 +125,12 @@ class References:
         if config.kind == "cosine":
             distances = 1.0 - rowwise_product(_unit(embeddings), _unit(self.references).T)
             return distances.min(axis=1), self.labels[distances.argmin(axis=1)]
+        references = self.references
+        if self.whitening.size:
+            embeddings, references = rowwise_product(embeddings, self.whitening), self._whitened
         of_clips = config.kind in NEAREST_CLIPS
-        scores, rows = _nearest(
-            _whitened(embeddings, self.whitening),
-            self.whitened,
-            self.density,
-            config.neighbors if of_clips else 1,
-            skip=int(of_clips and training),
-        )
+        count, skip = (config.neighbors, int(training)) if of_clips else (1, 0)
+        scores, rows = nearest_rows(embeddings, references, self.density, count, skip=skip)
         return scores, self.labels[rows]
 
 
@@ -216,10 +198,10 @@ class Scorer:
         """Arrays for ``np.savez``, without pickle; :meth:`from_arrays` reads them back.
 
         Raises:
-          TypeError: A section key is not made of strings, numbers and tuples of them.
+          TypeError: A section key is no string, number or tuple of them.
         """
         header = {"config": dataclasses.asdict(self.config), "sections": list(self.sections)}
-        arrays = {"header": np.array(json.dumps(header, default=operator.index))}
+        arrays = {"header": np.array(json.dumps(header))}
         for number, (key, model) in enumerate(self.sections.items()):
             fields = dataclasses.fields(model)
             arrays |= {f"{field.name}_{number}": getattr(model, field.name) for field in fields}
@@ -245,7 +227,8 @@ class Scorer:
             sections: dict[Hashable, Any] = {}
             scales = {}
             for number, listed in enumerate(header["sections"]):
-                key = _hashable(listed)
+                # json makes lists of tuples.
+                key = tuple(listed) if isinstance(listed, list) else listed
                 sections[key] = model(*(np.asarray(arrays[f"{one}_{number}"]) for one in names))
                 if f"scales_{number}" in arrays:
                     scales[key] = np.asarray(arrays[f"scales_{number}"])
@@ -327,24 +310,22 @@ def fit_scorer(
 
 
 def _references(embeddings: np.ndarray, labels: np.ndarray, config: BackendConfig) -> References:
-    whitening, of_clips = np.empty((embeddings.shape[1], 0)), config.kind in NEAREST_CLIPS
+    whitening = np.empty((embeddings.shape[1], 0))
     if config.kind.startswith("mahalanobis"):
-        centers = embeddings.mean(axis=0)
-        if config.center == "class":
-            prototypes, present = class_means(embeddings, labels)
-            centers = prototypes[np.searchsorted(present, labels)]
-        centered = embeddings - centers
-        # A mean, and a unit vector brought to unit length again, are off in the last bit.
+        centered = embeddings - embeddings.mean(axis=0)
+        # A mean is off in the last bit.
         if np.ptp(centered, axis=0).max() <= 1e-12 * np.abs(embeddings).max():
-            alike = "" if config.center == "global" else " within each class"
             raise ValueError(
-                f"its {len(labels)} training embeddings are all the same{alike}, so they have no "
+                f"its {len(labels)} training embeddings are all the same, so they have no "
                 "covariance; give more clips, or use kind='cosine' or 'knn'"
             )
-        whitening = _whitening(centered, config)
-    if of_clips:
-        density = _local_density(_whitened(embeddings, whitening), config.density_neighbors)
-        return References(embeddings, labels, whitening, density)
+        whitening = _whitening(centered, config.shrinkage)
+    if config.kind in NEAREST_CLIPS:
+        left = References(embeddings, labels, whitening, np.ones(len(labels)))
+        if not config.density_neighbors:
+            return left
+        vectors = rowwise_product(embeddings, whitening) if whitening.size else embeddings
+        return dataclasses.replace(left, density=_local_density(vectors, config.density_neighbors))
     prototypes, present = class_means(embeddings, labels)
     return References(prototypes, present, whitening, np.ones(len(present)))
 
@@ -386,13 +367,12 @@ def held_out_scores(
             by_class = rows[np.argsort(labels[rows], kind="stable")]
             part[by_class] = np.arange(len(rows)) % folds
     scores = np.empty(len(labels))
-    for fold in np.unique(part):
+    for fold in np.unique(part).tolist():
         out = np.flatnonzero(part == fold)
-        small = fold < 0
-        kept = out if small else np.flatnonzero((part != fold) & (part >= 0))
-        keys = [[sections[int(row)] for row in rows] for rows in (kept, out)]
-        fitted = fit_scorer(embeddings[kept], labels[kept], keys[0], config, **options)
-        scores[out] = fitted.score(embeddings[out], keys[1], training=bool(small))
+        kept = out if fold < 0 else np.flatnonzero((part != fold) & (part >= 0))
+        kept_keys, keys = ([sections[row] for row in rows.tolist()] for rows in (kept, out))
+        fitted = fit_scorer(embeddings[kept], labels[kept], kept_keys, config, **options)
+        scores[out] = fitted.score(embeddings[out], keys, training=fold < 0)
     return scores
 
 
@@ -408,41 +388,23 @@ def class_means(embeddings: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray,
     return _unit(sums / np.bincount(inverse)[:, None]), classes.astype(np.int64)
 
 
-def _whitening(centered: np.ndarray, config: BackendConfig) -> np.ndarray:
-    """Matrix W ``[dim, rank]`` with W W^T the inverse of the estimated covariance."""
-    dim = centered.shape[1]
-    estimate = centered.T @ centered / len(centered)
-    variance = np.trace(estimate) / dim
-    if config.covariance == "pinv":
-        values, vectors = np.linalg.eigh(estimate)
-        # The rank rule of numpy.linalg.matrix_rank, with room for the squaring in the estimate.
-        kept = values > values.max() * max(estimate.shape) * np.finfo(np.float64).eps * 10
-        return vectors[:, kept] / np.sqrt(values[kept])
-    if config.covariance == "ledoit-wolf":
-        from sklearn.covariance import ledoit_wolf
-
-        estimate = ledoit_wolf(centered, assume_centered=True)[0]
-    elif config.covariance == "shrinkage":
-        weight = config.shrinkage
-        estimate = (1.0 - weight) * estimate + weight * variance * np.eye(dim)
-    else:
-        estimate = estimate + RIDGE * variance * np.eye(dim)
+def _whitening(centered: np.ndarray, shrinkage: float) -> np.ndarray:
+    """Matrix W ``[dim, dim]`` with W W^T the inverse of the shrunk covariance."""
     from scipy.linalg import solve_triangular
 
+    dim = centered.shape[1]
+    covariance = centered.T @ centered / len(centered)
+    variance = np.trace(covariance) / dim
     try:
-        factor = np.linalg.cholesky(estimate)
+        factor = np.linalg.cholesky(
+            (1.0 - shrinkage) * covariance + shrinkage * variance * np.eye(dim)
+        )
     except np.linalg.LinAlgError:
         raise ValueError(
             f"the covariance of {len(centered)} embeddings of {dim} dimensions is singular with "
-            f"covariance={config.covariance!r}, shrinkage={config.shrinkage}; shrink more, or use "
-            "'ledoit-wolf' or 'pinv'"
+            f"shrinkage={shrinkage}; shrink more"
         ) from None
     return np.ascontiguousarray(solve_triangular(factor, np.eye(dim), lower=True).T)
-
-
-def _whitened(embeddings: np.ndarray, whitening: np.ndarray) -> np.ndarray:
-    """Embeddings as distances are measured between them; as they are without a covariance."""
-    return rowwise_product(embeddings, whitening) if whitening.size else embeddings
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
@@ -452,89 +414,17 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def _local_density(references: np.ndarray, neighbors: int) -> np.ndarray:
-    """float64 ``[r]``: mean distance of each reference to its neighbors; ones for 0 neighbors.
+    """float64 ``[r]``: mean distance of each reference to its neighbors.
 
     Copies of a reference are no neighbors of it, and nobody's density is below a share of the
     median (:data:`LEAST_DENSITY`).
     """
-    ones = np.ones(len(references))
-    if not neighbors:
-        return ones
     different, copies = np.unique(references, axis=0, return_inverse=True)
+    ones = np.ones(len(different))
     if len(different) < 2:
-        return ones
-    density = _nearest(different, different, ones[: len(different)], neighbors, skip=1)[0][copies]
-    return np.maximum(density, LEAST_DENSITY * np.median(density))
-
-
-def _nearest(
-    points: np.ndarray, references: np.ndarray, density: np.ndarray, count: int, *, skip: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Mean distance to the nearest references after leaving the ``skip`` nearest out.
-
-    Args:
-      points: float64, shape ``[n, dim]``.
-      references: float64, shape ``[r, dim]``.
-      density: float64, shape ``[r]``, divides the distances.
-      count: References averaged over; all where there are fewer.
-      skip: Nearest references left out; at least one stays.
-
-    Returns:
-      Means, float64 ``[n]``, and the row of the nearest reference, none left out, int64 ``[n]``.
-    """
-    # Differences are taken before squaring, so near ones keep their digits.
-    from scipy.spatial.distance import cdist
-
-    skip = min(skip, len(references) - 1)
-    last = skip + min(count, len(references) - skip)
-    means, nearest = np.empty(len(points)), np.empty(len(points), np.int64)
-    for row, rows in enumerate(_candidates(points, references, density, last)):
-        distances = cdist(points[row : row + 1], references[rows])[0] / density[rows]
-        nearest[row] = rows[distances.argmin()]
-        means[row] = np.sort(distances)[skip:last].mean()
-    return means, nearest
-
-
-def _candidates(
-    points: np.ndarray, references: np.ndarray, density: np.ndarray, count: int
-) -> Iterator[np.ndarray]:
-    """For each point, rows of the references that may be among its ``count`` nearest, ascending.
-
-    Squared distances by one matrix product in float32 are quick and inexact; what they may be off
-    by is added to them, so that the nearest are among those chosen whatever the product's order of
-    summation.
-    """
-    if len(references) <= _FEW:
-        yield from itertools.repeat(np.arange(len(references)), len(points))
-        return
-    center, weights = references.mean(axis=0), density[:, None] ** -2.0
-    references = references - center
-    lengths = np.square(references).sum(axis=1, keepdims=True)
-    # A product of n terms is off by n halves of the last bit at most; and what goes in is rounded.
-    precision = (references.shape[1] + 8) * float(np.finfo(np.float32).eps)
-    # -2 x r, |r|^2 and |x|^2 with its error are summed by one product.
-    factors = np.concatenate([-2.0 * references, lengths, np.ones_like(lengths)], axis=1)
-    factors = _narrow(factors * weights).T
-    step = max(1, _BLOCK // len(references))
-    for first in range(0, len(points), step):
-        block = points[first : first + step] - center
-        squares = np.square(block).sum(axis=1, keepdims=True)
-        errors = precision * (squares + lengths.max())
-        block = np.concatenate([block, np.ones_like(squares), squares + errors], axis=1)
-        with np.errstate(over="ignore", invalid="ignore"):
-            upper = _narrow(block) @ factors
-            bounds = upper.min(axis=1, keepdims=True)
-            if count > 1:
-                bounds = np.partition(upper, count - 1)[:, count - 1 : count]
-            far = upper > bounds + _narrow(2.0 * weights.max() * errors)
-        for row in far:  # what is too large for float32 is not far
-            yield np.flatnonzero(~row)
-
-
-def _narrow(values: np.ndarray) -> np.ndarray:
-    """Values in float32; infinite where they are too large."""
-    with np.errstate(over="ignore"):
-        return values.astype(np.float32)
+        return ones[copies]
+    density, _ = nearest_rows(different, different, ones, neighbors, skip=1)
+    return np.maximum(density, LEAST_DENSITY * np.median(density[copies]))[copies]
 
 
 def _checked(embeddings: np.ndarray, sections: Sequence[Hashable]) -> np.ndarray:
@@ -552,8 +442,3 @@ def _checked(embeddings: np.ndarray, sections: Sequence[Hashable]) -> np.ndarray
             f"{bad[0]}; look for a diverged model or an empty clip"
         )
     return embeddings
-
-
-def _hashable(key: Any) -> Any:
-    """A section key as it was before json made lists of its tuples."""
-    return tuple(_hashable(part) for part in key) if isinstance(key, list) else key

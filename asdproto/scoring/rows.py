@@ -1,11 +1,14 @@
-"""Rows of arrays: by key, and products that do not depend on the other rows."""
+"""Rows of arrays: by key; products and nearest rows that do not depend on the other rows."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
 
 Key = TypeVar("Key", bound=Hashable)
+# References of which all distances are taken; of more, the near ones are found by a matrix product.
+_FEW = 256
+_BLOCK = 2**22  # products at a time
 
 
 def rows_by(keys: Sequence[Key]) -> dict[Key, np.ndarray]:
@@ -23,3 +26,71 @@ def rowwise_product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     scored alone would differ in its last bits from the same clip in a batch.
     """
     return np.matmul(left[:, None, :], right)[:, 0, :]
+
+
+def nearest_rows(
+    points: np.ndarray, references: np.ndarray, density: np.ndarray, count: int, *, skip: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean distance to the nearest references after leaving the ``skip`` nearest out.
+
+    Args:
+      points: float64, shape ``[n, dim]``.
+      references: float64, shape ``[r, dim]``.
+      density: float64, shape ``[r]``, divides the distances.
+      count: References averaged over; all where there are fewer.
+      skip: Nearest references left out; at least one stays.
+
+    Returns:
+      Means, float64 ``[n]``, and the row of the nearest reference, none left out, int64 ``[n]``.
+    """
+    # Differences are taken before squaring, so near ones keep their digits.
+    from scipy.spatial.distance import cdist
+
+    skip = min(skip, len(references) - 1)
+    last = skip + min(count, len(references) - skip)
+    means, nearest = np.empty(len(points)), np.empty(len(points), np.int64)
+    few = [np.arange(len(references))] * len(points) if len(references) <= _FEW else None
+    for row, rows in enumerate(few or _candidates(points, references, density, last)):
+        distances = cdist(points[row : row + 1], references[rows])[0] / density[rows]
+        nearest[row] = rows[distances.argmin()]
+        means[row] = np.sort(distances)[skip:last].mean()
+    return means, nearest
+
+
+def _candidates(
+    points: np.ndarray, references: np.ndarray, density: np.ndarray, count: int
+) -> Iterator[np.ndarray]:
+    """For each point, rows of the references that may be among its ``count`` nearest, ascending.
+
+    Squared distances by one matrix product in float32 are quick and inexact; what they may be off
+    by is added to them, so that the nearest are among those chosen whatever the product's order of
+    summation.
+    """
+    center, weights = references.mean(axis=0), density[:, None] ** -2.0
+    references = references - center
+    lengths = np.square(references).sum(axis=1, keepdims=True)
+    # A product of n terms is off by n halves of the last bit at most; and what goes in is rounded.
+    precision = (references.shape[1] + 8) * float(np.finfo(np.float32).eps)
+    # -2 x r, |r|^2 and |x|^2 with its error are summed by one product.
+    factors = np.concatenate([-2.0 * references, lengths, np.ones_like(lengths)], axis=1)
+    factors = _narrow(factors * weights).T
+    step = max(1, _BLOCK // len(references))
+    for first in range(0, len(points), step):
+        block = points[first : first + step] - center
+        squares = np.square(block).sum(axis=1, keepdims=True)
+        errors = precision * (squares + lengths.max())
+        block = np.concatenate([block, np.ones_like(squares), squares + errors], axis=1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            upper = _narrow(block) @ factors
+            bounds = upper.min(axis=1, keepdims=True)
+            if count > 1:
+                bounds = np.partition(upper, count - 1)[:, count - 1 : count]
+            far = upper > bounds + _narrow(2.0 * weights.max() * errors)
+        for row in far:  # what is too large for float32 is not far
+            yield np.flatnonzero(~row)
+
+
+def _narrow(values: np.ndarray) -> np.ndarray:
+    """Values in float32; infinite where they are too large."""
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32)

@@ -22,7 +22,6 @@ from asdproto.data.dcase import Clip
 from asdproto.features import FeatureSettings
 from asdproto.models.autoencoder import AutoEncoder
 from asdproto.systems.embedding import window_means
-from asdproto.systems.prototype import stage_run
 from asdproto.systems.system import Comparison, Member, RunOptions, Section
 from asdproto.training import loop as training
 from asdproto.training.objectives import reconstruction_objective
@@ -239,7 +238,7 @@ def fit_networks(
         states = [task.init(jax.random.fold_in(key, 0), mels) for key in keys]
         keys = [jax.random.fold_in(key, 1) for key in keys]
         hypers = [system.stage.hyper()] * len(names)
-        with stage_run(_run_name(names, seed), options) as run:
+        with options.stage(_run_name(names, seed)) as run:
             final = training.train(task, chosen, options.devices, states, keys, hypers, run)
         for name, part, state in zip(names, chosen, final, strict=True):
             variables = {"params": state.params["encoder"], "batch_stats": state.batch_stats}

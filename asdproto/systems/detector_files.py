@@ -22,23 +22,17 @@ from typing import Any
 import numpy as np
 
 from asdproto.config import from_dict, to_dict
-from asdproto.data.dcase import Clip
-from asdproto.data.identity import changes, identity_of, stamp_of
 from asdproto.errors import DataError
 from asdproto.files import (
-    check_folder,
     check_manifest,
-    checksum,
     read_arrays,
-    read_json,
     write_arrays,
-    write_json,
     write_manifest,
 )
 from asdproto.results.run_folder import MANIFEST, ScoredClip, read_config, write_scores
 from asdproto.scoring.thresholds import Limit
 from asdproto.systems import system_class
-from asdproto.systems.system import Comparison, Member, System
+from asdproto.systems.system import Comparison, Member
 
 # What training_scores.npz says of each training clip, beside its scores.
 TRAINING = ("files", "machine_types", "sections")
@@ -48,13 +42,12 @@ _FORMAT = 2
 _AGAIN = (
     "Delete the run's results.json and repeat its command: it is made again from the checkpoints."
 )
-_CLAIM = "fit.json"
 
 
 def write_detector(
     folder: Path,
     members: Sequence[Member],
-    training: Mapping[str, np.ndarray],
+    training: tuple[Sequence[tuple[str, str, str]], np.ndarray],
     about: Mapping[str, Any],
     rows: Sequence[ScoredClip],
     found: Sequence[Comparison],
@@ -64,8 +57,8 @@ def write_detector(
     Args:
       folder: ``RUN/scores/NAME``.
       members: Its members.
-      training: Columns of the training clips, each of shape ``[clips]``: :data:`TRAINING` and
-        combined held-out ``scores``.
+      training: Path, machine type and section of each training clip, and their combined held-out
+        scores.
       about: What the manifest says of it.
       rows: The test clips; none writes no scores.
       found: What each member finds in them.
@@ -73,11 +66,13 @@ def write_detector(
     Returns:
       Figures, where all test clips carry labels.
     """
+    clips, scores = training
+    columns = dict(zip(TRAINING, map(np.array, zip(*clips, strict=True)), strict=True))
     held_out = np.stack([member.held_out for member in members])
-    files = {"training_scores.npz": {**training, "held_out": held_out}}
+    files = {"training_scores.npz": {**columns, "scores": scores, "held_out": held_out}}
     if rows:
-        scores = np.stack([one.scores for one in found])
-        files[MEMBER_SCORES] = {"files": np.array([row.file for row in rows]), "scores": scores}
+        names, by_member = [row.file for row in rows], [one.scores for one in found]
+        files[MEMBER_SCORES] = {"files": np.array(names), "scores": np.stack(by_member)}
     listed = []
     for index, member in enumerate(members):
         system = member.model.system
@@ -201,39 +196,6 @@ def chosen_detector(run: Path, name: str | None = None) -> str:
             remedy = _AGAIN
         raise DataError(run, found, "the folder of a finished run", remedy)
     return chosen
-
-
-def claim_workdir(
-    workdir: Path,
-    system: System,
-    seeds: Sequence[int],
-    clips: Sequence[Clip],
-    sources: Sequence[Any],
-) -> None:
-    """Makes a folder for the checkpoints of a fit to files or waveforms, or refuses another's.
-
-    Raises:
-      DataError: It holds the training of other clips or settings, or something else; the message
-        says what.
-    """
-    stamps = [
-        (len(one), checksum(one)) if isinstance(one, np.ndarray) else stamp_of(Path(one))
-        for one in sources
-    ]
-    now: dict[str, Any] = {"kind": system.kind, "system": to_dict(system), "seeds": list(seeds)}
-    identity, path = identity_of(clips, stamps), workdir / _CLAIM
-    if path.exists():
-        before = read_json(path, remedy="Delete the folder, or choose another workdir.")
-        changed = [f"another {name}" for name in now if before.get(name) != now[name]]
-        told = changes(before.get("clips", {}), identity)
-        if changed or told:
-            found = "a fit with " + ", ".join(changed + [f"other clips ({told})"] * bool(told))
-            remedy = "Give another workdir, or delete this one to train anew."
-            raise DataError(workdir, found, "the clips and settings of this fit", remedy)
-    else:
-        check_folder(workdir, (".",), "that of this fit")
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_json(path, {**now, "clips": identity})
 
 
 @contextlib.contextmanager

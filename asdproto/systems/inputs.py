@@ -9,19 +9,22 @@ from typing import Any
 import numpy as np
 
 from asdproto.audio_info import AudioInfo, describe_samples
-from asdproto.config import ConfigError
+from asdproto.config import ConfigError, between
 from asdproto.data.collection import read_collection, walk
 from asdproto.data.dataset import ClipArrays
 from asdproto.data.dcase import Clip, name_fault, parse_name
+from asdproto.data.identity import Stamp, stamp_of
 from asdproto.data.store import FeatureStore, Row
 from asdproto.errors import DataError
 from asdproto.features import FeatureSettings, audio_features, file_features
+from asdproto.files import checksum
 
 Clips = str | os.PathLike | Sequence[str | os.PathLike | np.ndarray] | np.ndarray
 # One for all clips, one a clip, or unknown.
 PerClip = str | Sequence[str] | None
 DOMAINS = ("source", "target", "")
-_RATES = 1_000, 384_000  # hertz
+_RATES = between(1_000, 384_000)  # hertz
+_SEEDS = between(0, 2**32 - 1)
 _LOUDEST = 2.0**32  # beyond every sample format
 _KNOWN = {"section": "00", "machine_type": "machine", "domain": "", "attributes": ""}
 
@@ -32,26 +35,61 @@ def check_rate(sample_rate: Any) -> int:
     Raises:
       ConfigError: It is none.
     """
-    whole = isinstance(sample_rate, int | float | np.number) and not isinstance(sample_rate, bool)
-    if not whole or not _RATES[0] <= sample_rate <= _RATES[1] or sample_rate % 1:
-        expected = f"a whole number of hertz in [{_RATES[0]}, {_RATES[1]}]"
+    if not _is_number(sample_rate) or sample_rate not in _RATES or sample_rate % 1:
+        expected = f"a whole number of hertz in {_RATES}"
         raise ConfigError(f"sample_rate={sample_rate!r}: expected {expected}")
     return int(sample_rate)
 
 
-def sources_of(clips: Clips) -> list[Any]:
-    """The path or the waveform of each clip; the recordings of a folder."""
+def check_contamination(share: Any) -> float:
+    """The quantile of normal clips' scores above which so large a share of them lies.
+
+    Raises:
+      ConfigError: It is no share.
+    """
+    quantile = round(1 - float(share), 12) if _is_number(share) else 0.0
+    if not 0 < quantile < 1:
+        raise ConfigError(f"contamination={share!r}: expected a share of normal clips in (0, 1)")
+    return quantile
+
+
+def check_seeds(seed: Any) -> list[int]:
+    """A seed, or several, as a list.
+
+    Raises:
+      ConfigError: They are none.
+    """
+    seeds = seed if isinstance(seed, Sequence) else [seed]
+    known = all(_is_number(one) and one in _SEEDS and one % 1 == 0 for one in seeds)
+    if not known or not seeds or len(set(seeds)) < len(seeds):
+        raise ConfigError(f"seed={seed!r}: expected a whole number in {_SEEDS}, or different ones")
+    return [int(one) for one in seeds]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
+def sources_of(clips: Clips) -> list[tuple[str, Any]]:
+    """What each clip is called, and its path or waveform; of a folder, its recordings."""
     if isinstance(clips, str | os.PathLike):
         folder = Path(clips)
-        return [folder / name for name in walk(folder)[0]] if folder.is_dir() else [folder]
+        clips = [folder / name for name in walk(folder)[0]] if folder.is_dir() else [folder]
     if not isinstance(clips, Sequence | np.ndarray):
         raise ConfigError(f"X is a {type(clips).__name__}: expected paths or waveforms")
-    return [one if isinstance(one, str | os.PathLike) else np.asarray(one) for one in clips]
+    return [
+        (str(one), one)
+        if isinstance(one, str | os.PathLike)
+        else (f"waveform {index}", np.asarray(one))
+        for index, one in enumerate(clips)
+    ]
 
 
-def name_of(source: Any, index: int) -> str:
-    """What a clip is called in tables and messages."""
-    return f"waveform {index}" if isinstance(source, np.ndarray) else str(source)
+def stamp(source: Any) -> Stamp:
+    """What tells a file, or a waveform, from another."""
+    if isinstance(source, np.ndarray):
+        return len(source), checksum(source)
+    return stamp_of(Path(source))
 
 
 def features_of(
@@ -79,6 +117,46 @@ def features_of(
         raise DataError(name, found, "finite samples", "Replace or scale the waveform.")
     features = audio_features(source, sample_rate, settings, name=name)
     return features, describe_samples(np.asarray(source, np.float32), sample_rate)
+
+
+def clip_of(
+    name: str,
+    known: Sequence[tuple[str, str]],
+    machine_type: str | None = None,
+    section: str | None = None,
+) -> Clip:
+    """What is known of a recording by its name.
+
+    Args:
+      name: Its path, or any name.
+      known: Machine types and sections, one of which it is of.
+      machine_type: That of the nearest known folder above when ``None``, or the only one.
+      section: Taken from the name when ``None``, or the machine type's only one.
+
+    Raises:
+      DataError: It is not known which of them it is of.
+    """
+    path = Path(name)
+    domain, state = "", ""
+    with contextlib.suppress(DataError):
+        parsed = parse_name(path)
+        section, domain, state = section or parsed.section, parsed.domain, parsed.state
+    machines = {machine for machine, _ in known}
+    if machine_type is None:
+        above = (folder.name for folder in path.absolute().parents)
+        only = next(iter(machines)) if len(machines) == 1 else None
+        machine_type = next((folder for folder in above if folder in machines), only)
+    sections = [number for machine, number in known if machine == machine_type]
+    if section is None and len(sections) == 1:
+        section = sections[0]
+    if machine_type is None or section is None or (machine_type, section) not in known:
+        raise DataError(
+            name,
+            f"machine type {machine_type or 'unknown'}, section {section or 'unknown'}",
+            "one of " + ", ".join(f"{machine} {number}" for machine, number in known),
+            "Say which one with --machine-type and --section.",
+        )
+    return Clip(name, machine_type, section, domain, "test", state, "")
 
 
 def per_clip(value: Any, clips: int, name: str, known: Sequence[str] = ()) -> list[str | None]:
@@ -130,20 +208,22 @@ def training_clips(
         normal = labels_of(labels, len(sources)) == 0
     rows, made = np.flatnonzero(normal).tolist(), []
     for index in rows:
-        source, known, state = sources[index], dict(_KNOWN), "normal"
+        (name, source), known, state = sources[index], dict(_KNOWN), "normal"
         if not isinstance(source, np.ndarray):
             with contextlib.suppress(DataError):  # any name will do
                 parsed = parse_name(source)
-                known |= {name: getattr(parsed, name) or text for name, text in known.items()}
+                known |= {field: getattr(parsed, field) or text for field, text in known.items()}
                 state = parsed.state or state
-        known |= {name: str(own[index]) for name, own in values.items() if own[index]}
-        for name in ("machine_type", "section"):
-            if expected := name_fault(known[name]):
-                raise ConfigError(f"{name} of clip {index} is {known[name]!r}: expected {expected}")
-        made.append(Clip(path=name_of(source, index), split="train", state=state, **known))
+        known |= {field: str(own[index]) for field, own in values.items() if own[index]}
+        for field in ("machine_type", "section"):
+            if expected := name_fault(known[field]):
+                raise ConfigError(
+                    f"{field} of clip {index} is {known[field]!r}: expected {expected}"
+                )
+        made.append(Clip(path=name, split="train", state=state, **known))
     if not made:
         raise DataError("y", "anomalies only", "normal clips", "Give clips to train on.")
-    return made, [sources[index] for index in rows]
+    return made, [sources[index][1] for index in rows]
 
 
 def labels_of(labels: Any, clips: int) -> np.ndarray:

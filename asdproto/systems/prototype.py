@@ -4,9 +4,8 @@ Everything it consists of is said in :class:`PrototypeSystem`; the functions bel
 scoring members of the trained encoders.
 """
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
@@ -16,31 +15,24 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from asdproto.config import ConfigError, between, check_fields, strictly_between, to_dict
-from asdproto.data.dataset import (
-    CLASS_KEYS,
-    Classes,
-    ClipArrays,
-    Dataset,
-    Standardization,
-    section_keys,
-)
+from asdproto.data.dataset import CLASS_KEYS, Classes, ClipArrays, Dataset, Standardization
 from asdproto.data.dcase import Clip
 from asdproto.errors import DataError
 from asdproto.features import FeatureSettings
 from asdproto.models.convolution import default_lowering
 from asdproto.models.resnet import Attention, Init, ResNet
-from asdproto.scoring.backends import BackendConfig, Scorer, fit_scorer, held_out_scores
+from asdproto.scoring.backends import BackendConfig, Scorer
 from asdproto.systems.embedding import embed_clips
-from asdproto.systems.system import (
-    Comparison,
-    Member,
-    RunOptions,
-    Section,
-    backend_labels,
-)
+from asdproto.systems.system import Comparison, Member, RunOptions, Section, fit_backend
 from asdproto.training import loop as training
-from asdproto.training.devices import AXIS, Devices, Loop, default_loop, use_devices
-from asdproto.training.loop import StageRun
+from asdproto.training.devices import (
+    AXIS,
+    Devices,
+    Loop,
+    default_loop,
+    first_device,
+    use_devices,
+)
 from asdproto.training.objectives import Objective, mpe_objective, npe_objective
 from asdproto.training.stage import Episodes, Finetuning, Pretraining
 from asdproto.training.state import TrainState
@@ -97,9 +89,12 @@ class EncoderConfig:
                 f"module={name}: expected an attribute embedding_dim, the length of an embedding"
             )
 
-    def build(self, devices: Devices, loop: Loop, *, all_stages: bool = False) -> nn.Module:
-        """The encoder for given devices and loop."""
-        axis_name = AXIS if self.sync_batch_stats and devices.count > 1 else None
+    def build(
+        self, devices: Devices, loop: Loop = "dispatch", score: "ScoreConfig | None" = None
+    ) -> nn.Module:
+        """The encoder for devices and a loop that train it, or as ``score`` says for scoring."""
+        shared = score is None and self.sync_batch_stats and devices.count > 1
+        axis_name = AXIS if shared else None
         if self.module is not None:
             shares = hasattr(self.module, "axis_name")
             return self.module.clone(axis_name=axis_name) if shares else self.module
@@ -112,8 +107,8 @@ class EncoderConfig:
             stem_strides=self.stem_strides,
             init_weights=self.init,
             lowering=lowering,
-            dtype=jnp.dtype(self.dtype),  # type: ignore[arg-type]
-            all_stages=all_stages,
+            dtype=jnp.dtype((score or self).dtype),  # type: ignore[arg-type]
+            all_stages=score is not None and score.all_stages,
             axis_name=axis_name,
         )
 
@@ -246,9 +241,8 @@ class PrototypeSystem:
 
     def refit(self, member: Member, data: Dataset) -> Member:
         """The back-end of this system on a trained member's encoder, without training."""
-        model = member.model
-        assert isinstance(model, PrototypeModel)
-        return fit_backend(self, data, model.variables, (model.mean, model.scale), member.seed)
+        assert isinstance(member.model, PrototypeModel)
+        return dataclasses.replace(member.model, system=self).fitted(data, member.seed)
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> "PrototypeModel":
         """The model that :meth:`PrototypeModel.to_arrays` described."""
@@ -268,11 +262,7 @@ def _small(pretrain: int, finetune: int) -> PrototypeSystem:
         encoder=EncoderConfig(width=16),
         pretrain=Pretraining(epochs=pretrain),
         finetune=Finetuning(epochs=finetune),
-        score=ScoreConfig(
-            kind="mahalanobis-knn",
-            shrinkage=0.3,
-            all_stages=True,
-        ),
+        score=ScoreConfig(kind="mahalanobis-knn", shrinkage=0.3, all_stages=True),
     )
 
 
@@ -347,7 +337,7 @@ def train(
         ]
         stage_keys = [stage_key(key, stage) for key in keys]
         hypers = [task.stage.hyper() for _ in keys]
-        with stage_run(stage + label, options, settings) as run:
+        with options.stage(stage + label, settings) as run:
             trained = training.train(task, data, options.devices, states, stage_keys, hypers, run)
         for stages, state in zip(final, trained, strict=True):
             stages[stage] = state
@@ -365,35 +355,6 @@ def start(task: Task, key: jax.Array, data: Dataset, before: TrainState | None) 
 def stage_key(key: jax.Array, stage: str) -> jax.Array:
     """Random key of a stage, from the run's."""
     return jax.random.fold_in(key, 1 + STAGES.index(stage))
-
-
-@contextlib.contextmanager
-def stage_run(
-    name: str, options: RunOptions, settings: Mapping[str, Any] | None = None
-) -> Iterator[StageRun]:
-    """How a stage of a run goes; its checkpoints are open until the block ends.
-
-    ``settings`` are those of :class:`asdproto.training.loop.StageRun`.
-    """
-    with contextlib.ExitStack() as stack:
-        checkpoints = None
-        if options.workdir is not None:
-            # A library of its own, which scoring never needs.
-            from asdproto.training.checkpoint import Checkpoints
-
-            folder = options.workdir / "checkpoints" / name
-            checkpoints = stack.enter_context(contextlib.closing(Checkpoints(folder)))
-        yield StageRun(
-            name=name,
-            checkpoints=checkpoints,
-            metrics=None if options.workdir is None else options.workdir / "metrics.jsonl",
-            save_seconds=options.save_seconds,
-            console=options.console,
-            loop=options.loop,
-            resident=options.resident,
-            profile=options.profile,
-            settings=settings or {},
-        )
 
 
 # --- scoring
@@ -432,6 +393,13 @@ class PrototypeModel:
             hop=self.system.score.hop,
         )
 
+    def fitted(self, data: Dataset, seed: int) -> Member:
+        """This model with a back-end fitted on its embeddings of the training clips."""
+        embeddings, config = self.embed(data.train), self.system.score.backend
+        scorer, held_out = fit_backend(embeddings, data, config, seed=seed)
+        model = dataclasses.replace(self, scorer=scorer)
+        return Member(model, seed, data.classes, held_out, embeddings=embeddings)
+
     def to_arrays(self) -> dict[str, np.ndarray]:
         """See :class:`asdproto.systems.system.Model`."""
         tree = {**self.variables, "scorer": self.scorer.to_arrays()}
@@ -443,28 +411,10 @@ def fit(system: PrototypeSystem, data: Dataset, state: TrainState, seed: int) ->
     """Fits the back-end on the training clips' embeddings by a trained encoder."""
     variables = {"params": state.params["encoder"], "batch_stats": state.batch_stats}
     moments = data.moments(system.encoder.standardization)
-    return fit_backend(system, data, variables, moments, seed)
-
-
-def fit_backend(
-    system: PrototypeSystem,
-    data: Dataset,
-    variables: dict[str, Any],
-    moments: tuple[np.ndarray, np.ndarray],
-    seed: int,
-) -> Member:
-    """As :func:`fit`, from the encoder's variables, and mean and scale of its input."""
-    config = system.score.backend
-    unfitted = PrototypeModel(system, variables, *moments, Scorer(config, {}))
-    embeddings = unfitted.embed(data.train)
-    training = embeddings, backend_labels(data, config), section_keys(data.train_clips), config
-    fitted = dataclasses.replace(unfitted, scorer=fit_scorer(*training, seed=seed))
-    held_out = held_out_scores(*training, seed=seed)
-    return Member(fitted, seed, data.classes, held_out, embeddings=embeddings)
+    unfitted = Scorer(system.score.backend, {})
+    return PrototypeModel(system, variables, *moments, unfitted).fitted(data, seed)
 
 
 def evaluation_model(system: PrototypeSystem) -> nn.Module:
     """The encoder for one device and calls from the host."""
-    encoder = dataclasses.replace(system.encoder, dtype=system.score.dtype, sync_batch_stats=False)
-    devices = use_devices(1) if jax.process_count() == 1 else use_devices()
-    return encoder.build(devices, "dispatch", all_stages=system.score.all_stages)
+    return system.encoder.build(first_device(), score=system.score)

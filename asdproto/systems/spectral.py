@@ -40,15 +40,9 @@ from asdproto.data.dataset import Classes, ClipArrays, Dataset, section_keys
 from asdproto.data.dcase import Clip
 from asdproto.errors import DataError
 from asdproto.features import FeatureSettings
-from asdproto.scoring.backends import (
-    BackendConfig,
-    References,
-    Scorer,
-    fit_scorer,
-    held_out_scores,
-)
+from asdproto.scoring.backends import BackendConfig, References, Scorer
 from asdproto.scoring.rows import rows_by
-from asdproto.systems.system import Comparison, Member, RunOptions, Section, backend_labels
+from asdproto.systems.system import Comparison, Member, RunOptions, Section, fit_backend
 
 KNN = BackendConfig(kind="knn", shrinkage=0.3)
 
@@ -92,20 +86,18 @@ class Spectrum:
 
     def of(self, clips: ClipArrays, features: FeatureSettings) -> np.ndarray:
         """Vectors of clips, dB, float64, shape ``[clips, dim]``; nan where nothing is known."""
-        if self.of_summary:
+        if features.summary:
             part = next(one for one in features.parts() if one.name == self.pooling)
             return np.asarray(clips.features[clips.rows, 0, part.columns], np.float64)
         spectra = np.empty((len(clips), clips.features.shape[2]))
-        for index, (row, frames) in enumerate(zip(clips.rows, clips.frames, strict=True)):
-            spectra[index] = self.pool(np.asarray(clips.features[row, :frames], np.float64))
+        for spectrum, row, count in zip(spectra, clips.rows, clips.frames, strict=True):
+            frames = np.asarray(clips.features[row, :count], np.float64)
+            if self.pooling == "ranked":
+                weights = np.power(self.r, np.arange(count))
+                spectrum[:] = weights / weights.sum() @ np.sort(frames, axis=0)[::-1]
+            else:
+                spectrum[:] = frames.mean(axis=0)
         return spectra
-
-    def pool(self, frames: np.ndarray) -> np.ndarray:
-        """One number a band, float64 ``[bands]``, of frames, float64 ``[frames, bands]``."""
-        if self.pooling == "ranked":
-            weights = np.power(self.r, np.arange(len(frames)))
-            return weights / weights.sum() @ np.sort(frames, axis=0)[::-1]
-        return frames.mean(axis=0)
 
     def compared(self, vectors: np.ndarray, known: np.ndarray) -> np.ndarray:
         """Vectors as they are compared, shape ``[clips, dim]``; 0 where nothing is known.
@@ -191,11 +183,10 @@ class SpectralSystem:
                 for key, rows in rows_by(sections).items()
             }
             vectors = part.compared(vectors, np.stack([known[key] for key in sections]))
-            fitted_on = vectors, backend_labels(data, part.score), sections, part.score
-            options: dict[str, Any] = {"standardize": part.scale_bands, "seed": seed}
-            system = dataclasses.replace(self, parts=(part,))
-            model = SpectralModel(system, fit_scorer(*fitted_on, **options), known)
-            held_out = held_out_scores(*fitted_on, **options)
+            scorer, held_out = fit_backend(
+                vectors, data, part.score, standardize=part.scale_bands, seed=seed
+            )
+            model = SpectralModel(dataclasses.replace(self, parts=(part,)), scorer, known)
             members.append(Member(model, seed, data.classes, held_out, part=number))
         return members
 

@@ -1,20 +1,25 @@
 """What a system is, and what its training leaves: the words that all systems share."""
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from rich.console import Console
 
-from asdproto.data.dataset import CLASS_KEYS, ClipArrays, Dataset, prepare
+from asdproto.data.dataset import CLASS_KEYS, ClipArrays, Dataset, prepare, section_keys
 from asdproto.data.dcase import Clip
 from asdproto.data.store import FeatureStore
 from asdproto.errors import DataError
 from asdproto.features import FeatureSettings
-from asdproto.scoring.backends import BackendConfig
+from asdproto.scoring.backends import BackendConfig, Scorer, fit_scorer, held_out_scores
 from asdproto.training.devices import Devices, Loop
+
+if TYPE_CHECKING:
+    from asdproto.training.loop import StageRun
 
 Section = tuple[str, str]  # machine type, section
 
@@ -40,6 +45,37 @@ class RunOptions:
     resident: bool | None = None
     save_seconds: float = 60.0
     profile: int = 0
+
+    @contextlib.contextmanager
+    def stage(self, name: str, settings: Mapping[str, Any] | None = None) -> "Iterator[StageRun]":
+        """How a stage of the run goes; its checkpoints are open until the block ends.
+
+        Args:
+          name: Of its checkpoints, and in logs.
+          settings: Those of :class:`asdproto.training.loop.StageRun`.
+        """
+        # Libraries that scoring never needs.
+        from asdproto.training.loop import StageRun
+
+        with contextlib.ExitStack() as stack:
+            checkpoints = metrics = None
+            if self.workdir is not None:
+                from asdproto.training.checkpoint import Checkpoints
+
+                metrics = self.workdir / "metrics.jsonl"
+                folder = self.workdir / "checkpoints" / name
+                checkpoints = stack.enter_context(contextlib.closing(Checkpoints(folder)))
+            yield StageRun(
+                name=name,
+                checkpoints=checkpoints,
+                metrics=metrics,
+                save_seconds=self.save_seconds,
+                console=self.console,
+                loop=self.loop,
+                resident=self.resident,
+                profile=self.profile,
+                settings=settings or {},
+            )
 
 
 class Comparison(NamedTuple):
@@ -77,6 +113,10 @@ class Model(Protocol):
         """Everything that ``system.restore`` needs, by name; numbers and strings only."""
 
 
+class EqualEmbeddingsWarning(UserWarning):
+    """An encoder tells no two clips apart."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Member:
     """A model of a detector, and what it found in its own training clips.
@@ -98,6 +138,18 @@ class Member:
     held_out: np.ndarray
     part: int = 0
     embeddings: np.ndarray | None = None
+
+    def check(self, name: str) -> None:
+        """Warns where what differs between embeddings is rounding: a millionth of their length."""
+        x = np.zeros(0) if self.embeddings is None else np.asarray(self.embeddings, np.float64)
+        if x.size and np.square(x - x.mean(axis=0)).mean() <= 1e-12 * np.square(x).mean():
+            warnings.warn(
+                f"{name}, seed {self.seed}: all {len(x)} training clips have one embedding, so the "
+                "scores mean nothing. Look for features that are constant, or lower the learning "
+                "rate",
+                EqualEmbeddingsWarning,
+                stacklevel=4,
+            )
 
 
 class System(Protocol):
@@ -191,3 +243,14 @@ def backend_labels(data: Dataset, config: BackendConfig) -> np.ndarray:
     if config.kind == "mixture":
         return np.array([clip.domain == "target" for clip in data.train_clips], np.int64)
     return data.labels
+
+
+def fit_backend(
+    vectors: np.ndarray, data: Dataset, config: BackendConfig, **options: Any
+) -> tuple[Scorer, np.ndarray]:
+    """A back-end fitted on vectors ``[training clips, dim]``, and its held-out scores of the clips.
+
+    ``options`` are those of :func:`asdproto.scoring.backends.fit_scorer`.
+    """
+    fitted_on = vectors, backend_labels(data, config), section_keys(data.train_clips), config
+    return fit_scorer(*fitted_on, **options), held_out_scores(*fitted_on, **options)

@@ -25,7 +25,6 @@ from asdproto.models.convolution import default_lowering
 from asdproto.scoring.backends import BackendConfig, fit_scorer, held_out_scores
 from asdproto.scoring.rows import rows_by
 from asdproto.systems.embedding import embed_clips, window_means
-from asdproto.systems.prototype import stage_run
 from asdproto.systems.system import Comparison, Member, RunOptions, Section
 from asdproto.training.devices import AXIS, default_loop
 from asdproto.training.loop import train
@@ -289,7 +288,7 @@ def train_encoder(
         state = task.init(key, data.train.features.shape[2])
     else:
         state = task.start(before.params["encoder"], before.batch_stats, key)
-    with stage_run(run, options) as how:
+    with options.stage(run) as how:
         keys = [jax.random.fold_in(key, 1)]
         return train(task, data, devices, [state], keys, [stage.hyper()], how)[0]
 

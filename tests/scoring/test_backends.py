@@ -7,7 +7,7 @@ from typing import get_args
 import numpy as np
 import pytest
 from scipy.spatial import distance
-from sklearn.covariance import EmpiricalCovariance, LedoitWolf, ShrunkCovariance
+from sklearn.covariance import ShrunkCovariance
 
 from asdproto.config import ConfigError
 from asdproto.errors import DataError
@@ -18,7 +18,6 @@ SECTIONS = [("fan", "00"), ("fan", "01"), ("valve", "00")]
 DIM = 12
 KINDS = {
     "mahalanobis": BackendConfig(),
-    "pinv": BackendConfig(covariance="pinv"),
     "cosine": BackendConfig("cosine"),
     "knn": BackendConfig("knn", neighbors=3, density_neighbors=2),
     "mahalanobis-knn": BackendConfig("mahalanobis-knn", shrinkage=0.1, density_neighbors=3),
@@ -68,38 +67,16 @@ def slow_prototypes(embeddings, labels):
     return prototypes
 
 
-def deviations(embeddings, labels, center):
-    if center == "global":
-        return embeddings - embeddings.mean(axis=0)
-    prototypes = slow_prototypes(embeddings, labels)
-    return np.array([x - prototypes[c] for x, c in zip(embeddings, labels, strict=True)])
-
-
-# Of rows that are centered already.
-PRECISIONS = {
-    "shrinkage": lambda x: (
-        ShrunkCovariance(shrinkage=0.001, assume_centered=True).fit(x).precision_
-    ),
-    "ledoit-wolf": lambda x: LedoitWolf(assume_centered=True).fit(x).precision_,
-    "ridge": lambda x: np.linalg.inv(
-        EmpiricalCovariance(assume_centered=True).fit(x).covariance_
-        + 1e-3 * (x**2).mean() * np.eye(x.shape[1])
-    ),
-    "pinv": lambda x: np.linalg.pinv(x.T @ x / len(x), hermitian=True),
-}
-
-
-@pytest.mark.parametrize("covariance", PRECISIONS)
-@pytest.mark.parametrize(("center", "dim", "clips"), [("global", DIM, 150), ("class", 64, 20)])
-def test_mahalanobis_equals_scipy_and_scikit_learn(covariance, center, dim, clips):
+@pytest.mark.parametrize(("dim", "clips"), [(DIM, 150), (64, 20)])
+def test_mahalanobis_equals_scipy_and_scikit_learn(dim, clips):
     """Also with fewer clips than dimensions."""
     train, labels, keys = training_set(dim=dim, clips=clips)
-    scorer = fit_scorer(train, labels, keys, BackendConfig(covariance=covariance, center=center))
+    scorer = fit_scorer(train, labels, keys, BackendConfig())
     test, test_keys = unseen_set(dim=dim, clips=10)
     expected, nearest = [], []
     for row, key in zip(test, test_keys, strict=True):
         members, classes = of_section(key, train, labels, keys)
-        precision = PRECISIONS[covariance](deviations(members, classes, center))
+        precision = ShrunkCovariance(shrinkage=0.001).fit(members).precision_
         distances = {
             label: distance.mahalanobis(row, prototype, precision)
             for label, prototype in slow_prototypes(members, classes).items()
@@ -233,7 +210,7 @@ def test_a_clip_scores_alike_alone_and_in_any_batch_bit_for_bit(kind, tmp_path):
 
 def test_keys_survive_saving():
     train, labels, _ = training_set(sections=SECTIONS[:1])
-    for key in ("plain", ("fan", "00"), (1, ("a", np.int64(2))), 7):
+    for key in ("plain", ("fan", "00"), 7):
         scorer = fit_scorer(train, labels, [key] * len(train), KINDS["cosine"])
         assert list(Scorer.from_arrays(scorer.to_arrays()).sections) == [key]
     scorer = fit_scorer(train, labels, [frozenset()] * len(train), KINDS["cosine"])
@@ -266,11 +243,8 @@ def test_errors_name_what_is_wrong():
     same = np.ones((4, 3))
     with pytest.raises(ValueError, match=r"'s': its 4 training embeddings are all the same, so"):
         fit_scorer(same, np.zeros(4, int), ["s"] * 4, config)
-    center = dataclasses.replace(config, center="class")
-    with pytest.raises(ValueError, match="are all the same within each class"):
-        fit_scorer(np.eye(3)[[0, 0, 1]], np.array([0, 0, 1]), ["s"] * 3, center)
     few = training_set(clips=20, dim=64)
-    with pytest.raises(ValueError, match=r"singular with covariance='shrinkage', shrinkage=0\.0"):
+    with pytest.raises(ValueError, match=r"singular with shrinkage=0\.0"):
         fit_scorer(*few, dataclasses.replace(config, shrinkage=0.0))
     four = BackendConfig("mixture", components=4)
     with pytest.raises(DataError, match=r"section s: found 3 training clips; expected at least 4"):

@@ -213,14 +213,14 @@ def test_a_workdir_belongs_to_one_fit(tmp_path):
     options = {"sample_rate": RATE, "workdir": tmp_path / "w"}
     Detector(system="spectral-knn", **options).fit(NORMAL)
     Detector(system="spectral-knn", **options).fit(NORMAL)
-    added = r"1 file added \(waveform 12\).*Give another workdir"
+    added = r"1 file added \(waveform 12\).*name another run folder"
     with pytest.raises(DataError, match=added):
         Detector(system="spectral-knn", **options).fit([*NORMAL, NEW[0]])
     with pytest.raises(DataError, match=r"1 file changed \(waveform 3\)"):
         Detector(system="spectral-knn", **options).fit([*NORMAL[:3], NEW[0], *NORMAL[4:]])
-    with pytest.raises(DataError, match="another seeds"):
+    with pytest.raises(DataError, match=r"seeds is \[0\] there, \[1\] here"):
         Detector(system="spectral-knn", seed=1, **options).fit(NORMAL)
-    (tmp_path / "w" / "fit.json").unlink()
+    (tmp_path / "w" / "config.json").unlink()
     (tmp_path / "w" / "a.wav").touch()
     with pytest.raises(DataError, match=r"a folder with other things in it \(a\.wav\)"):
         Detector(system="spectral-knn", **options).fit(NORMAL)
@@ -319,7 +319,7 @@ def test_several_seeds_are_one_detector(own, tmp_path):
     alone = []
     for member in own.members_:
         one = Detector()
-        one.restore(own._about(), [member], own.train_clips_)
+        one.restore(own.about_, [member], own.train_clips_)
         scores = one.decision_function(NEW, sample_rate=RATE)
         alone.append(np.log(scores / np.median(one.decision_scores_)))
     # One section: the mean over seeds of log(score / median held-out training score).
@@ -365,9 +365,12 @@ def test_a_system_by_its_path_that_learns_is_fused_with_spectra(folder, tmp_path
     assert cli.main([*command, "learner_at_home:Learner"]) == 0
     fused = Detector.load(run)
     kinds = [member.model.system.kind for member in fused.members_]
-    assert (fused.kind_, kinds) == ("fused", ["learner_at_home:Learner", *["spectral"] * 4])
+    assert (fused.about_["kind"], kinds) == (
+        "fused",
+        ["learner_at_home:Learner", *["spectral"] * 4],
+    )
     assert cli.main([*command, "spectral-knn", "--retrain"]) == 0
-    assert Detector.load(run).kind_ == "spectral-knn"
+    assert Detector.load(run).about_["kind"] == "spectral-knn"
 
 
 @pytest.mark.filterwarnings("ignore:.*trust the threshold", "ignore:undefined figures")

@@ -23,9 +23,10 @@ from asdproto.results.run_folder import (
     write_config,
     write_results,
 )
-from asdproto.systems import run
+from asdproto.systems import remake, run
 from asdproto.systems.detector import Detector
 from asdproto.systems.exported import Exported
+from asdproto.systems.inputs import clip_of
 from asdproto.systems.prototype import PrototypeSystem
 from asdproto.systems.system import RunOptions
 from asdproto.training.devices import use_devices
@@ -117,14 +118,11 @@ def test_a_recording_of_unknown_origin_asks_for_its_section(finished, tmp_path):
 
 
 def test_the_nearest_known_folder_is_the_machine_type(tmp_path):
-    detector = Detector()
-    about = {"kind": "gmm", "system": {}, "name": "gmm", "dtype": "float16", "audio": {}}
-    clips = [("a", "fan", "00"), ("b", "pump", "00"), ("c", "valve", "00")]
-    detector.restore(about, [], clips)
+    known = [("fan", "00"), ("pump", "00"), ("valve", "00")]
     for folders, machine in (("fan/dev_data/valve/test", "valve"), ("valve/monday/pump", "pump")):
-        assert detector.clip_of(str(tmp_path / folders / "x.wav")).machine_type == machine
+        assert clip_of(str(tmp_path / folders / "x.wav"), known).machine_type == machine
     with pytest.raises(DataError, match="machine type unknown"):
-        detector.clip_of(str(tmp_path / "x.wav"))
+        clip_of(str(tmp_path / "x.wav"), known)
 
 
 def test_a_detector_is_its_own_files_or_none(finished, tmp_path):
@@ -150,7 +148,7 @@ def test_a_detector_is_its_own_files_or_none(finished, tmp_path):
 def test_another_back_end_needs_no_training(finished, tmp_path):
     root, test, workdir, before = finished
     out = tmp_path / "again"
-    results = run.rescore(workdir, ["score.kind=knn", "score.hop=4"], out)
+    results = remake.rescore(workdir, ["score.kind=knn", "score.hop=4"], out)
     assert set(results["systems"]) == {"pretrain", "finetune"}
     config = json.loads((out / "config.json").read_text())
     assert (config["system"]["score"]["kind"], config["system"]["score"]["hop"]) == ("knn", 4)
@@ -161,10 +159,10 @@ def test_another_back_end_needs_no_training(finished, tmp_path):
     scores = [row.score for row in details(new, root, test)]
     assert scores == [row.score for row in read_scores(out / "scores" / "finetune")]
     with pytest.raises(ConfigError, match=r"pretrain.epochs=3 asks for training"):
-        run.rescore(workdir, ["pretrain.epochs=3"], tmp_path / "no")
+        remake.rescore(workdir, ["pretrain.epochs=3"], tmp_path / "no")
     # The same settings give the same files as training did, also in place.
     copy = shutil.copytree(workdir, tmp_path / "copy")
-    assert run.rescore(copy, ["score.hop=8"]) == before
+    assert remake.rescore(copy, ["score.hop=8"]) == before
     for path in (workdir / "scores").rglob("*"):
         if path.is_file():
             assert (copy / path.relative_to(workdir)).read_bytes() == path.read_bytes()
@@ -183,22 +181,22 @@ def test_rescore_changes_all_detectors_or_none(finished, tmp_path, monkeypatch):
     original = run.score_detector
     monkeypatch.setattr(run, "score_detector", stop)
     with pytest.raises(KeyboardInterrupt):
-        run.rescore(copy, ["score.kind=knn"])
+        remake.rescore(copy, ["score.kind=knn"])
     assert names == ["pretrain", "finetune"]
     for name in names:
         assert Detector.load(copy, name).members_[0].model.scorer.config.kind == "mahalanobis"
     assert read_config(copy)["system"]["score"]["kind"] == "mahalanobis"
     monkeypatch.undo()
     # And their settings and figures with them, though these have not come to their places.
-    monkeypatch.setattr(run, "settle", lambda _: None)
-    results = run.rescore(copy, ["score.kind=knn"])
+    monkeypatch.setattr(remake, "settle", lambda _: None)
+    results = remake.rescore(copy, ["score.kind=knn"])
     for _ in range(2):
         for name in names:
             assert Detector.load(copy, name).members_[0].model.scorer.config.kind == "knn"
         assert read_config(copy)["system"]["score"]["kind"] == "knn"
         assert read_results(copy) == results
         monkeypatch.undo()
-        assert run.rescore(copy, ["score.kind=knn"]) == results
+        assert remake.rescore(copy, ["score.kind=knn"]) == results
     assert json.loads((copy / "config.json").read_text())["system"]["score"]["kind"] == "knn"
     assert not list(copy.glob(".scores*"))
     assert not list(copy.glob("scores/*.json"))
@@ -208,7 +206,7 @@ def test_fused_detectors_score_as_one(finished, tmp_path):
     root, test, workdir, _ = finished
     out = tmp_path / "fused"
     knn = workdir / "scores" / "spectral-knn"
-    results = run.fuse(out, [workdir, knn])
+    results = remake.fuse(out, [workdir, knn])
     names = {f"{workdir.name}/finetune", f"{workdir.name}/spectral-knn"}
     assert set(results["systems"]) == {"fused", *names}
     rows = details(Detector.load(out), root, test)
@@ -226,14 +224,14 @@ def test_fused_detectors_score_as_one(finished, tmp_path):
     written = read_scores(out / "scores" / "fused")
     assert [row.score for row in written] == [row.score for row in rows]
     # Again: the same result, and another one is refused.
-    assert run.fuse(out, [workdir, knn]) == results
+    assert remake.fuse(out, [workdir, knn]) == results
     with pytest.raises(DataError, match="found another run"):
-        run.fuse(out, [knn, workdir])
+        remake.fuse(out, [knn, workdir])
     with pytest.raises(ConfigError, match="finetune is given twice"):
-        run.fuse(tmp_path / "no", [workdir, workdir / "scores" / "finetune"])
+        remake.fuse(tmp_path / "no", [workdir, workdir / "scores" / "finetune"])
     assert not (tmp_path / "no").exists()
     # Fused once more, its parts stay parts.
-    run.fuse(tmp_path / "twice", [out, workdir])
+    remake.fuse(tmp_path / "twice", [out, workdir])
     assert [one.part for one in Detector.load(tmp_path / "twice").members_] == [0, 1, 2]
 
 
@@ -245,10 +243,10 @@ def test_other_recordings_of_the_same_names_are_noticed(finished, tmp_path):
         collection = {name: [number, 0, 0] for name in names}
         write_config(copy, {**read_config(copy), "collection": collection})
     with pytest.raises(DataError, match=r"finetune: found other recordings: \d+ files changed"):
-        run.fuse(tmp_path / "no", [runs[0] / "scores" / "spectral-knn", runs[1]])
+        remake.fuse(tmp_path / "no", [runs[0] / "scores" / "spectral-knn", runs[1]])
     write_results(runs[0], finished[3])
     with pytest.raises(DataError, match=r"features: found other recordings: \d+ files changed"):
-        run.rescore(runs[0], ["score.kind=knn"], tmp_path / "no")
+        remake.rescore(runs[0], ["score.kind=knn"], tmp_path / "no")
 
 
 # --- export
@@ -288,7 +286,7 @@ def test_exported_back_ends_score_as_the_detector(finished, tmp_path):
     soundfile.write(cut, audio_of(root / test[0].path)[:13000], 16000)
     for number, change in enumerate(BACKENDS):
         out = tmp_path / str(number)
-        run.rescore(workdir, change, out)
+        remake.rescore(workdir, change, out)
         detector = Detector.load(out)
         exported = Exported(detector.export(out / "export"))
         recordings = [detector.read(root / clip.path) for clip in test]

@@ -16,10 +16,9 @@ from asdproto.features import FeatureSettings
 from asdproto.results.run_folder import SCORES, read_figures, read_scores
 from asdproto.results.tables import print_table
 from asdproto.scoring.metrics import harmonic_mean
-from asdproto.systems.detector import EqualEmbeddingsWarning
 from asdproto.systems.prototype import EncoderConfig, PrototypeSystem, ScoreConfig
 from asdproto.systems.run import train_run, train_yardsticks
-from asdproto.systems.system import RunOptions
+from asdproto.systems.system import EqualEmbeddingsWarning, RunOptions
 from asdproto.training.devices import use_devices
 from asdproto.training.loop import CollapseWarning
 from tests.stores import write_store

@@ -1,0 +1,221 @@
+"""What is made of finished runs without training: another back-end, one detector of several."""
+
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from asdproto.config import ConfigError, override, to_dict
+from asdproto.data.dcase import Clip
+from asdproto.data.identity import changes
+from asdproto.data.store import FeatureStore, open_store
+from asdproto.errors import DataError
+from asdproto.files import locked, new_folder, read_arrays
+from asdproto.results.run_folder import (
+    AGAIN,
+    CONFIG,
+    MANIFEST,
+    RESULTS,
+    SCORES,
+    read_config,
+    read_figures,
+    read_results,
+    settle,
+    write_config,
+    write_results,
+)
+from asdproto.systems.detector import Detector, trained_on
+from asdproto.systems.detector_files import (
+    MEMBER_SCORES,
+    chosen_detector,
+    read_system,
+    replaced,
+)
+from asdproto.systems.run import LOCK, score_all, train_beside, work_in
+from asdproto.systems.system import Comparison, RunOptions, System, prepare_for
+
+FUSED = "fused"  # a detector of several
+
+
+def fuse_with_spectra(
+    spectra: System,
+    store: FeatureStore,
+    options: RunOptions,
+    *,
+    machines: Sequence[str] | None = None,
+    encoder: Any = None,
+) -> dict[str, Any]:
+    """Fits spectra beside a finished run, and makes both one detector: the run's new result.
+
+    Arguments are those of :func:`asdproto.systems.run.train_beside`; ``encoder`` is the flax module
+    that the run was trained with, where it was one of your own. Returns figures by name.
+    """
+    figures = train_beside(spectra, store, options, machines=machines)
+    with work_in(options) as run:
+        config = read_config(run)
+        own = [name for name in config["names"] if name not in (*spectra.names, FUSED)]
+        folders = [run / "scores" / name for name in (own[-1], *spectra.names)]
+        figures |= _fuse(folders, run / "scores", config, encoder)[1]
+        write_config(run, {**config, "names": [*own, *spectra.names, FUSED]})
+    return figures
+
+
+def rescore(
+    run: Path, overrides: Sequence[str], out: Path | None = None, *, encoder: Any = None
+) -> dict[str, Any]:
+    """Fits the back-end of a finished run again, on the encoders that it has trained.
+
+    All of its detectors change together, or none.
+
+    Args:
+      run: The run folder; its features must still be where they were.
+      overrides: Assignments to ``score``, such as ``"score.kind=knn"``.
+      out: New run folder for the result; the run itself when ``None``.
+      encoder: The flax module that it was trained with, where it was one of your own.
+
+    Returns:
+      What belongs into ``results.json``.
+
+    Raises:
+      ConfigError: Something else than ``score`` is assigned, or the system has no back-end.
+      DataError: The run is not finished, or its features are gone.
+    """
+    config, results = read_config(run), read_results(run)
+    for text in overrides:
+        if not text.startswith("score."):
+            raise ConfigError(f"{text} asks for training; only score.* changes without")
+    if config["features"] is None:
+        found, expected = "no feature store", "that of a run that trained on one"
+        raise DataError(run / CONFIG, found, expected, "Train on a collection or a store.")
+    try:
+        system = override(read_system(config["kind"], config["system"], encoder), overrides)
+    except ConfigError as error:
+        if config["kind"] != FUSED and overrides:
+            raise
+        raise DataError(run / CONFIG, str(error), "the settings of a run", AGAIN) from None
+    store = open_store(config["features"])
+    data = prepare_for(system, store, config["machines"])
+    clips = trained_on(data.train_clips)
+    _check_recordings(store.root, config["collection"], store.identity(), clips)
+    systems, each = results["systems"], results.get("members", {})
+    config = {**config, "system": to_dict(system)}
+    folder = new_folder(out, "run", CONFIG) if out is not None else locked(run, LOCK)
+    with folder as made:
+        target = run if made is None else made
+        with replaced(target / "scores") as scores:
+            if out is None:
+                shutil.copytree(target / "scores", scores, dirs_exist_ok=True)
+            members = {}
+            for name in system.names:
+                before = Detector.load(run, name, encoder=encoder)
+                if before.train_clips_ != clips:
+                    found = "features of other clips than it was trained on"
+                    raise DataError(config["features"], found, "those of the run", AGAIN)
+                members[name] = [system.refit(member, data) for member in before.members_]
+            figures, by_seed = score_all(scores, system, data, members)
+            systems, each = {**systems, **figures}, {**each, **by_seed}
+            if FUSED in config["names"]:
+                parts = [name for name in config["names"] if name != FUSED][-2:]
+                if out is not None:
+                    shutil.copytree(run / "scores" / parts[1], scores / parts[1])
+                folders = [scores / name for name in parts]
+                systems = {**systems, **_fuse(folders, scores, config, encoder)[1]}
+            if out is not None:
+                systems = {name: systems[name] for name in systems if name in config["names"]}
+            results = {**results, "systems": systems, **({"members": each} if each else {})}
+            write_config(scores, config)
+            write_results(scores, results, scores)
+        settle(target)
+    return results
+
+
+def _check_recordings(
+    path: Path,
+    own: Mapping[str, Sequence[int]] | None,
+    found: Mapping[str, Sequence[int]] | None,
+    clips: Sequence[tuple[str, str, str]],
+) -> None:
+    """Refuses training recordings that have the names of others: sizes and times tell."""
+    own, found = own or {}, found or {}
+    known = [name for name, *_ in clips if name in own and name in found]
+    told = changes({name: own[name] for name in known}, {name: found[name] for name in known})
+    if told:
+        expected = "those that the run was trained on"
+        raise DataError(path, f"other recordings: {told}", expected, "Train on one collection.")
+
+
+def fuse(out: Path, sources: Sequence[Path], *, encoder: Any = None) -> dict[str, Any]:
+    """Makes one detector of several, as a run folder.
+
+    Args:
+      out: The run folder to make.
+      sources: Run folders, whose results are taken, or folders of detectors,
+        ``RUN/scores/NAME``. All trained on the same clips.
+      encoder: The flax module that they were trained with, where it was one of your own.
+
+    Returns:
+      What belongs into ``results.json``: figures of the fused detector and of its parts.
+
+    Raises:
+      DataError: A source is no finished detector, or of other clips than the first.
+      ConfigError: One source only, or one twice.
+    """
+    folders = [
+        source if (source / MANIFEST).is_file() else source / "scores" / chosen_detector(source)
+        for source in sources
+    ]
+    config, *others = [read_config(folder.parents[1]) for folder in folders]
+    systems: dict[str, Any] = {}
+    for folder in folders:
+        if (folder / SCORES).is_file() and (own := read_figures(folder / RESULTS)):
+            systems[f"{folder.parents[1].name}/{folder.name}"] = own
+    with new_folder(out, "run", CONFIG) as work:
+        fused, figures = _fuse(folders, work / "scores", config, encoder)
+        for folder, other in zip(folders[1:], others, strict=True):
+            _check_recordings(folder, config["collection"], other["collection"], fused.train_clips_)
+        about = {
+            **config,
+            "kind": FUSED,
+            "system": {"sources": [str(folder) for folder in folders]},
+            "seeds": sorted({member.seed for member in fused.members_}),
+            "names": [FUSED],
+        }
+        write_config(work, about)
+    return {"seeds": about["seeds"], "systems": {**systems, **figures}}
+
+
+def _fuse(
+    folders: Sequence[Path], scores: Path, config: Mapping[str, Any], encoder: Any
+) -> tuple[Detector, dict[str, Any]]:
+    """One detector of those in folders, written into a folder ``RUN/scores``; figures by name."""
+    fused = Detector.fuse([Detector.load(folder, encoder=encoder) for folder in folders])
+    figures = fused.write(scores / FUSED, *_test_scores(folders, config))
+    return fused, {} if figures is None else {FUSED: figures}
+
+
+def _test_scores(
+    folders: Sequence[Path], config: Mapping[str, Any]
+) -> tuple[list[Clip], list[Comparison]]:
+    """The test clips that all sources have scored, and every member's scores of them."""
+    paths = [folder / MEMBER_SCORES for folder in folders]
+    if not all(path.is_file() for path in paths) or not config["features"]:
+        return [], []
+    machines = config["machines"]
+    clips = [
+        clip
+        for clip in open_store(config["features"]).clips
+        if clip.split == "test" and (machines is None or clip.machine_type in machines)
+    ]
+    found = []
+    for path in paths:
+        arrays = read_arrays(path, ("files", "scores"), remedy="Score again.")
+        rows = {name: row for row, name in enumerate(arrays["files"].tolist())}
+        if any(clip.path not in rows for clip in clips):
+            warnings.warn(
+                "the runs have scored other test clips; the fused run has none", stacklevel=3
+            )
+            return [], []
+        chosen = [rows[clip.path] for clip in clips]
+        found += [Comparison(scores[chosen]) for scores in arrays["scores"]]
+    return clips, found

@@ -1,0 +1,83 @@
+"""Whose a run folder is: what was asked for, and on which recordings."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from asdproto.config import to_dict
+from asdproto.data.identity import changes
+from asdproto.errors import DataError
+from asdproto.files import check_folder, differences
+from asdproto.results.run_folder import CONFIG, read_config
+from asdproto.systems.system import System
+
+# How the names of all else begin that a run leaves there.
+_OWN = (
+    *(".", "checkpoints", "features", "metrics.jsonl", "profile"),
+    *("report.html", "results.json", "scores", "summary"),
+)
+_REMEDY = "Train anew with --retrain, or name another run folder."
+
+
+def asked(system: System, seeds: Sequence[int], machines: Sequence[str] | None) -> dict[str, Any]:
+    """What ``config.json`` says of a run, as far as the command decides it."""
+    return {
+        "kind": system.kind,
+        "system": to_dict(system),
+        "seeds": list(seeds),
+        "machines": None if machines is None else list(machines),
+    }
+
+
+def check_same_run(
+    workdir: Path, command: dict[str, Any], *, but: tuple[str, ...] = ()
+) -> list[str]:
+    """Refuses a work folder that belongs to other settings.
+
+    Args:
+      workdir: The folder.
+      command: What :func:`asked` says of the command.
+      but: Beginnings of dotted fields that may differ.
+
+    Returns:
+      The fields that may differ and do.
+
+    Raises:
+      DataError: Others differ; the message names them.
+    """
+    if not (workdir / CONFIG).exists():
+        return []
+    config = read_config(workdir)
+    differing = list(differences(command, {name: config.get(name) for name in command}))
+    different = [
+        f"{name} is {before!r} there, {now!r} here"
+        for name, now, before in differing
+        if not name.startswith(but)
+    ]
+    if different:
+        found = "a run of other settings: " + "; ".join(different[:5])
+        raise DataError(workdir / CONFIG, found, "the settings of this command", _REMEDY)
+    return [name for name, _, _ in differing]
+
+
+def check_workdir(
+    workdir: Path,
+    command: dict[str, Any],
+    identity: Mapping[str, Sequence[int]],
+    *,
+    but: tuple[str, ...] = (),
+) -> list[str]:
+    """As :func:`check_same_run`, and refuses a folder of other recordings or of no run at all.
+
+    ``identity`` is that of the recordings, see :func:`asdproto.data.identity.identity_of`.
+    """
+    if not (workdir / CONFIG).exists():
+        check_folder(workdir, _OWN, "that of a run")
+        return []
+    differing = check_same_run(workdir, command, but=but)
+    before = read_config(workdir)["collection"]
+    changed = "" if before is None else changes(before, identity)
+    if changed:
+        expected = "the recordings that it was trained on"
+        raise DataError(workdir, f"a run of other recordings: {changed}", expected, _REMEDY)
+    return differing
