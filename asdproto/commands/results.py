@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asdproto.arguments import Parser, within
-from asdproto.commands import add_command, message, say
-from asdproto.config import positive
+from asdproto.arguments import Parser
+from asdproto.commands import add_command, add_options, message, say
 from asdproto.errors import DataError, counted
 
 if TYPE_CHECKING:
@@ -35,26 +34,18 @@ def add(parsers: dict[str, Parser]) -> None:
     parser.add_argument(
         "scores", type=Path, help="folder of a run, or folder of the score files of one system"
     )
-    parser.add_argument(
-        "--ground-truth",
-        type=Path,
-        metavar="PATH",
-        help="for file names that do not tell normal from anomaly: the folder of ground_truth_data "
+    truth = (
+        "for file names that do not tell normal from anomaly: the folder of ground_truth_data "
         "and ground_truth_domain, or the collection or csv that lists the clips (default: read off "
-        "file names, or known from the run)",
+        "file names, or known from the run)"
     )
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder to write to (default: the score folder)"
+    add_options(
+        parser,
+        ("--ground-truth", Path, "PATH", truth),
+        ("--out", Path, "DIR", "folder to write to (default: the score folder)"),
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace a result.csv that has other figures"
-    )
-    parser.add_argument(
-        "--max-fpr",
-        metavar="RATE",
-        type=within(float, positive(1)),
-        default=0.1,
-        help="upper end of the false-positive rates of pAUC (default: %(default)s)",
     )
 
     parser = add_command(
@@ -67,9 +58,7 @@ def add(parsers: dict[str, Parser]) -> None:
         "a threshold does, and figures and ROC curves where there are labels.",
     )
     parser.add_argument("workdir", type=Path, metavar="run", help="folder of the run")
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="file to write (default: report.html in it)"
-    )
+    add_options(parser, ("--out", Path, "FILE", "file to write (default: report.html in it)"))
 
     parser = add_command(
         parsers,
@@ -81,9 +70,7 @@ def add(parsers: dict[str, Parser]) -> None:
         "runs of several seeds, also what each seed gives alone.",
     )
     parser.add_argument("workdirs", type=Path, nargs="+", metavar="run", help="folder of a run")
-    parser.add_argument(
-        "--out", type=Path, metavar="JSON", help="also write them to this file (default: no file)"
-    )
+    add_options(parser, ("--out", Path, "JSON", "also write them to this file (default: no file)"))
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
@@ -101,7 +88,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
         tables = _run_tables(folder)
     else:
         tables = {"": _official_tables(folder, arguments.ground_truth)}
-    figures = {name: evaluate(own, max_fpr=arguments.max_fpr) for name, own in tables.items()}
+    figures = {name: evaluate(own) for name, own in tables.items()}
     of_systems = (folder / CONFIG).is_file()
     results = {"systems": figures} if of_systems else next(iter(figures.values()))
     print_table(results)

@@ -22,10 +22,8 @@ def add(parsers: dict[str, Parser]) -> None:
         usage=f"{program()} rescore RUN [options] [FIELD=VALUE ...]",
     )
     parser.add_argument("workdir", type=Path, metavar="run", help="folder of a finished run")
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="run folder for the result (default: the run)"
-    )
-    add_options(parser, ENCODER)
+    result = "run folder for the result (default: the run)"
+    add_options(parser, ("--out", Path, "DIR", result), ENCODER)
     parser.add_overrides(_fields)
 
     parser = add_command(
@@ -58,12 +56,8 @@ def add(parsers: dict[str, Parser]) -> None:
     )
     parser.add_argument("workdir", type=Path, metavar="run", help="folder of a finished run")
     parser.add_argument("out", type=Path, help="folder to make")
-    parser.add_argument(
-        "--detector",
-        metavar="NAME",
-        help="which of the run's detectors (default: its last network)",
-    )
-    add_options(parser, ENCODER)
+    which = "which of the run's detectors (default: its last network)"
+    add_options(parser, ("--detector", str, "NAME", which), ENCODER)
 
 
 def _fields(_: str | None) -> str:

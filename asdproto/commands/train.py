@@ -159,11 +159,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from asdproto.results.run_folder import write_results
     from asdproto.systems import choose, preset
     from asdproto.systems.remake import fuse_with_spectra
-    from asdproto.systems.run import (
-        features_of,
-        train_run,
-        train_yardsticks,
-    )
+    from asdproto.systems.run import features_of, train_run, train_yardsticks
     from asdproto.systems.system import RunOptions
     from asdproto.systems.workdir import asked
     from asdproto.training.processes import agree_on, alone, is_main

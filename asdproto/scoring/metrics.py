@@ -247,7 +247,7 @@ def section_metrics(table: SectionScores, *, max_fpr: float = 0.1) -> dict[str, 
     return result
 
 
-def evaluate(tables: Iterable[SectionScores], *, max_fpr: float = 0.1) -> dict[str, Any]:
+def evaluate(tables: Iterable[SectionScores]) -> dict[str, Any]:
     """Figures of a scored test set: per section, per machine type, per metric and overall.
 
     A machine type's figure is the harmonic mean over its sections and the three metrics, a metric's
@@ -257,7 +257,6 @@ def evaluate(tables: Iterable[SectionScores], *, max_fpr: float = 0.1) -> dict[s
 
     Args:
       tables: One per section.
-      max_fpr: Upper end of the false-positive rates of pAUC.
 
     Returns:
       ``{"overall", "source_auc", "target_auc", "pauc", "machines": {machine: {"overall",
@@ -279,7 +278,7 @@ def evaluate(tables: Iterable[SectionScores], *, max_fpr: float = 0.1) -> dict[s
             raise ValueError(
                 f"{table.machine_type} section {table.section} is given twice, expected once"
             )
-        figures = section_metrics(table, max_fpr=max_fpr)
+        figures = section_metrics(table)
         machine[table.section] = figures
         undefined += _undefined(table, figures)
     if not sections:

@@ -21,6 +21,7 @@ from asdproto.data.dataset import Classes, ClipArrays, Dataset
 from asdproto.data.dcase import Clip
 from asdproto.features import FeatureSettings
 from asdproto.models.autoencoder import AutoEncoder
+from asdproto.scoring.rows import rows_by
 from asdproto.systems.embedding import window_means
 from asdproto.systems.system import Comparison, Member, RunOptions, Section
 from asdproto.training import loop as training
@@ -105,11 +106,10 @@ class AutoEncoderSystem:
 
         All processes train and embed together, and return the same.
         """
-        machines = np.array([clip.machine_type for clip in data.train_clips])
         trained: dict[str, np.ndarray] = {}  # rows by name of the network
         scored: dict[str, np.ndarray] = {}
-        for machine in np.unique(machines).tolist():
-            rows = np.flatnonzero(machines == machine)
+        by_machine = rows_by([clip.machine_type for clip in data.train_clips])
+        for machine, rows in sorted(by_machine.items()):
             trained[machine] = rows[: len(rows) - round(self.held_out * len(rows))]
             scored[machine] = rows
             if len(rows) >= 2 * self.folds > 0:
@@ -120,7 +120,7 @@ class AutoEncoderSystem:
         members = []
         for seed in seeds:
             networks = fit_networks(self, parts, options, seed)
-            held_out = np.zeros(len(machines))
+            held_out = np.zeros(len(data.train_clips))
             for name, rows in scored.items():  # the folds come after their machine type
                 held_out[rows] = networks[name].errors(data.train.take(rows))
             kept = {name: one for name, one in networks.items() if "/" not in name}
@@ -268,10 +268,8 @@ class AutoEncoderModel:
     def compare(self, clips: ClipArrays, sections: Sequence[Section]) -> Comparison:
         """See :class:`asdproto.systems.system.Model`."""
         scores = np.zeros(len(clips))
-        machines = np.array([machine for machine, _ in sections])
-        for machine in np.unique(machines):
-            rows = np.flatnonzero(machines == machine)
-            scores[rows] = self.networks[str(machine)].errors(clips.take(rows))
+        for machine, rows in rows_by([machine for machine, _ in sections]).items():
+            scores[rows] = self.networks[machine].errors(clips.take(rows))
         return Comparison(scores)
 
     def to_arrays(self) -> dict[str, np.ndarray]:

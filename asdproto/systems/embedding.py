@@ -33,9 +33,9 @@ def _embed(
 
 
 @functools.cache
-def _compiled(function: Any) -> Any:
-    """One of the functions above, compiled once for each model and shape."""
-    return jax.jit(function, static_argnums=0, compiler_options=compiler_options())
+def _compiled() -> Any:
+    """:func:`_embed`, compiled once for each model and shape."""
+    return jax.jit(_embed, static_argnums=0, compiler_options=compiler_options())
 
 
 _sharing: Devices | None = None
@@ -106,7 +106,7 @@ def window_means(
     devices = _sharing or first_device()
     moments = np.asarray(mean, np.float32), np.asarray(scale, np.float32)
     constants = [jax.device_put((variables, *moments), device) for device in devices.local]
-    embed = _compiled(_embed)
+    embed = _compiled()
     windows = [window_starts(int(frames), clips.crop, hop) for frames in clips.usable_frames]
     count = np.array([len(starts) for starts in windows], np.int64)
     owners = np.repeat(np.arange(len(clips)), count)

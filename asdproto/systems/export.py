@@ -157,14 +157,13 @@ def _function(
 
 def _backend(model: PrototypeModel, sections: Sequence[References]) -> Any:
     """Embeddings and sections to scores and nearest classes, as the model's scorer has them."""
-    most = max(len(one.references) for one in sections)
-    rank = max(one.whitening.shape[1] for one in sections)
-    dim = sections[0].dim
+    most, dim = max(len(one.references) for one in sections), sections[0].dim
+    is_whitened = sections[0].whitening.size > 0
     references = np.zeros((len(sections), most, dim), np.float32)
     labels = np.zeros((len(sections), most), np.int32)
     exists = np.zeros((len(sections), most), bool)
     density = np.ones((len(sections), most), np.float32)
-    whitening = np.zeros((len(sections), dim, rank), np.float32)
+    whitening = np.stack([one.whitening for one in sections]).astype(np.float32)
     kind, neighbors = model.system.score.kind, min(model.system.score.neighbors, most)
     for number, one in enumerate(sections):
         size = len(one.references)
@@ -173,12 +172,11 @@ def _backend(model: PrototypeModel, sections: Sequence[References]) -> Any:
             lengths = np.linalg.norm(one.references, axis=1, keepdims=True)
             references[number, :size] /= np.maximum(lengths, np.finfo(np.float32).tiny)
         exists[number, :size], density[number, :size] = True, one.density
-        whitening[number, :, : one.whitening.shape[1]] = one.whitening
 
     def compare(embeddings: jax.Array, section: jax.Array) -> tuple[jax.Array, jax.Array]:
         # Differences before products: near ones keep their digits.
         differences = embeddings[:, None] - jnp.asarray(references)[section]
-        if rank:
+        if is_whitened:
             matrix = jnp.asarray(whitening)[section]
             differences = jnp.einsum("brd,bdk->brk", differences, matrix, precision="highest")
         distances = jnp.linalg.norm(differences, axis=-1) / jnp.asarray(density)[section]

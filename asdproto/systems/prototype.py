@@ -50,14 +50,12 @@ class EncoderConfig:
       attention: Pooling variant.
       dtype: Dtype of the arithmetic; parameters are float32 always.
       crop: Frames of a crop.
-      stem_strides: Of the first convolution, 1 or 2; 2 is ResNet18's.
       init: First weights of convolutions, see :class:`asdproto.models.resnet.ResNet`.
       lowering: How convolutions are compiled; ``"auto"`` takes what suits the backend.
-      sync_batch_stats: Whether several devices share batch statistics.
       standardization: ``"global"``: one mean and standard deviation for all mel bands. ``"band"``:
         those of every band, which amplifies the noise of empty bands.
       module: An encoder of one's own instead of the ResNet; ``width``, ``attention``, ``dtype``,
-        ``stem_strides``, ``init`` and ``lowering`` then mean nothing. A flax module with the
+        ``init`` and ``lowering`` then mean nothing. A flax module with the
         attribute ``embedding_dim`` (int) and the call ``module(crops, *, train, where=None)``:
         crops float32 ``[batch, crop, mels]``, ``where`` a boolean ``[batch]`` that is false for
         padding, result float32 ``[batch, embedding_dim]`` of unit length. It may keep
@@ -70,17 +68,13 @@ class EncoderConfig:
     attention: Attention = "time-frequency"
     dtype: Literal["float32", "bfloat16"] = "float32"
     crop: int = 64
-    stem_strides: int = 2
     init: Init = "fan_out"
     lowering: Literal["auto", "native", "patches", "native_if_fits", "native_if_large"] = "auto"
-    sync_batch_stats: bool = True
     standardization: Standardization = "global"
     module: Any = dataclasses.field(default=None, metadata={"by_value": True})
 
     def __post_init__(self) -> None:
-        check_fields(
-            self, width=between(1, 4096), stem_strides=between(1, 2), crop=between(1, 100000)
-        )
+        check_fields(self, width=between(1, 4096), crop=between(1, 100000))
         if self.module is not None and not isinstance(
             getattr(self.module, "embedding_dim", None), int
         ):
@@ -93,8 +87,7 @@ class EncoderConfig:
         self, devices: Devices, loop: Loop = "dispatch", score: "ScoreConfig | None" = None
     ) -> nn.Module:
         """The encoder for devices and a loop that train it, or as ``score`` says for scoring."""
-        shared = score is None and self.sync_batch_stats and devices.count > 1
-        axis_name = AXIS if shared else None
+        axis_name = AXIS if score is None and devices.count > 1 else None
         if self.module is not None:
             shares = hasattr(self.module, "axis_name")
             return self.module.clone(axis_name=axis_name) if shares else self.module
@@ -104,7 +97,6 @@ class EncoderConfig:
         return ResNet(
             width=self.width,
             attention=self.attention,
-            stem_strides=self.stem_strides,
             init_weights=self.init,
             lowering=lowering,
             dtype=jnp.dtype((score or self).dtype),  # type: ignore[arg-type]
