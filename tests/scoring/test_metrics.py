@@ -69,14 +69,6 @@ def test_section_metrics_equal_slow_references(seed):
     assert metrics.section_metrics(table, max_fpr=0.35)["pauc"] == pytest.approx(wider, abs=1e-14)
 
 
-def test_pauc_is_standardized():
-    anomaly = np.arange(2000) % 2 == 0
-    assert metrics.partial_auc(anomaly.astype(float), anomaly) == 1.0
-    # The worst detector reaches 1/2 (1 - p/(2-p)) with p = 0.1, not 0.
-    worst = metrics.partial_auc(-anomaly.astype(float), anomaly)
-    assert worst == pytest.approx(0.5 * (1.0 - 0.1 / 1.9), abs=1e-12)
-
-
 def test_decisions_use_their_domain_only():
     table = random_table(0, decisions=True)
     result = metrics.section_metrics(table)
