@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from asdproto.config import ConfigError
+from asdproto.training.devices import use_devices
 from experiments import loss_quality
 from experiments.benchmarks import losses as bench_losses
 from tests.experiments.collection import write_collection
@@ -32,9 +33,12 @@ def _documented():
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
+    """A folder with a collection; what is trained there is trained on one device."""
     root = tmp_path_factory.mktemp("quality")
     write_collection(root / "pumps")
-    return root
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loss_quality, "use_devices", lambda: use_devices(1))
+        yield root
 
 
 def _run(places, *more, workdir="one"):
