@@ -1,10 +1,11 @@
 """Systems: features, model, training and score, said in one place each.
 
 :class:`asdproto.systems.system.System` says what one must offer. :mod:`asdproto.systems.detector`
-makes detectors of what they train, :mod:`asdproto.systems.run` keeps them in run folders. A new
-system is a module with the dataclass and its ``PRESETS``, anywhere that Python imports from:
-wherever a kind is taken, ``package.module:Class`` is, too. Loading a run imports that module, so
-load runs of modules that you trust.
+makes detectors of what they train, :mod:`asdproto.systems.run` keeps them in run folders, and
+:mod:`asdproto.systems.remake` makes others of these without training. A new system is a module with
+the dataclass and its ``PRESETS``, anywhere that Python imports from: wherever a kind is taken,
+``package.module:Class`` is, too. Loading a run imports that module, so load runs of modules that
+you trust.
 """
 
 import dataclasses
