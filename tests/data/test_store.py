@@ -27,19 +27,23 @@ def arrays(lengths=(4, 9, 6)):
     return [rng.normal(-30, 9, (n, 8)).astype(np.float32) for n in lengths]
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_what_is_written_is_read(tmp_path, dtype):
+def test_what_is_written_is_read(tmp_path):
     features = arrays()
     settings = FeatureSettings(n_mels=8)
-    store = write_store(tmp_path / "s", features, clips(3), settings=settings, dtype=dtype)
+    store = write_store(tmp_path / "s", features, clips(3), settings=settings)
     assert store.features.shape == (3, 9, 8)
-    assert store.features.dtype == dtype
+    assert store.features.dtype == "float16"
     assert store.frames.tolist() == [4, 9, 6]
     assert store.clips == clips(3)
     assert store.settings == dataclasses.asdict(settings)
     for index, array in enumerate(features):
-        np.testing.assert_array_equal(store.read(index), array.astype(dtype).astype(np.float32))
+        np.testing.assert_array_equal(store.read(index), array.astype("float16").astype("float32"))
         assert not store.features[index, len(array) :].any()
+    with pytest.raises(DataError, match="n_mels is 8 in the store, 128 asked for") as caught:
+        open_store(tmp_path / "s", expect=FeatureSettings())
+    assert "scale" not in caught.value.found
+    with pytest.raises(DataError, match="found nothing; expected a feature store"):
+        open_store(tmp_path / "other")
 
 
 def test_what_recordings_were_is_kept(tmp_path):
@@ -69,15 +73,6 @@ def test_what_recordings_were_is_kept(tmp_path):
     assert [entry[:2] for entry in store.identity().values()] == [[100, 7], [101, 7], [102, 7]]
 
 
-def test_other_settings_are_refused_and_the_difference_named(tmp_path):
-    settings = FeatureSettings(n_mels=8)
-    write_store(tmp_path / "s", arrays(), clips(3), settings=settings)
-    assert open_store(tmp_path / "s", expect=settings).settings["n_mels"] == 8
-    with pytest.raises(DataError, match="n_mels is 8 in the store, 128 asked for") as caught:
-        open_store(tmp_path / "s", expect=FeatureSettings())
-    assert "scale" not in caught.value.found
-
-
 def test_verification_names_the_damaged_clip(tmp_path):
     write_store(tmp_path / "s", arrays(), clips(3), settings={})
     with open(tmp_path / "s/features.npy", "r+b") as stream:
@@ -87,26 +82,18 @@ def test_verification_names_the_damaged_clip(tmp_path):
         open_store(tmp_path / "s")
 
 
-def cut(content):
-    return content[: len(content) // 2]
-
-
-def edit(content):
-    return content.replace(b"00", b"01", 1)
-
-
 @pytest.mark.parametrize(
     ("name", "damage", "words"),
     [
         ("manifest.json", None, "an extraction that has not ended"),
-        ("manifest.json", cut, "text that is not json"),
+        ("manifest.json", lambda content: content[:50], "text that is not json"),
         ("manifest.json", lambda content: b"[1]", "a json list"),
         ("manifest.json", lambda content: content.replace(b"float16", b"float32"), "other content"),
         ("table.csv", None, "no such file"),
-        ("table.csv", edit, "other content"),
+        ("table.csv", lambda content: content.replace(b"00", b"01", 1), "other content"),
         ("features.npy", None, "no such file"),
         ("features.npy", os.mkfifo, "no such file"),
-        ("features.npy", cut, "expected whole features"),
+        ("features.npy", lambda content: content[:200], "expected whole features"),
     ],
 )
 def test_damage_is_named_in_one_line_with_its_file(tmp_path, name, damage, words):
@@ -123,8 +110,3 @@ def test_damage_is_named_in_one_line_with_its_file(tmp_path, name, damage, words
         open_store(tmp_path / "s")
     assert len(str(caught.value).splitlines()) == 1
     assert name in str(caught.value) or damage is None
-
-
-def test_no_store(tmp_path):
-    with pytest.raises(DataError, match="found nothing; expected a feature store"):
-        open_store(tmp_path / "other")

@@ -49,19 +49,12 @@ def few_shown():
         yield
 
 
-def clips_of(machine, section, split, count, labeled=True):
+def clips_of(machine, section, split, count):
     states = ("normal",) if split == "train" else ("normal", "anomaly")
     return [
         Clip(
-            f"{machine}/{split}/section_{section}_{domain}_{split}_{state}_{index:04d}.wav"
-            if labeled
-            else f"{machine}/{split}/{section}-{domain}-{state}-{index}.wav",
-            machine,
-            section,
-            domain,
-            split,
-            state if labeled else "",
-            "",
+            f"{machine}/{split}/section_{section}_{domain}_{split}_{state}_{index:04d}.wav",
+            *(machine, section, domain, split, state, ""),
         )
         for domain in ("source", "target")
         for state in states
@@ -70,18 +63,18 @@ def clips_of(machine, section, split, count, labeled=True):
 
 
 def sound_of(clip, seed):
-    """Noise; an anomaly has a tone at 2.5 kHz in its middle two seconds of six."""
-    noise = 0.01 * np.random.default_rng(seed).standard_normal(6 * RATE)
+    """Noise; an anomaly has a tone at 2.5 kHz in the second of its two seconds."""
+    noise = 0.01 * np.random.default_rng(seed).standard_normal(2 * RATE)
     if "anomaly" in clip.path:
-        noise[2 * RATE : 4 * RATE] += 0.1 * np.sin(np.arange(2 * RATE) * 2500 * 2 * np.pi / RATE)
+        noise[RATE:] += 0.1 * np.sin(np.arange(RATE) * 2500 * 2 * np.pi / RATE)
     return noise
 
 
-def make_run(root, *, labeled=True):
+def make_run(root):
     """A finished run of two systems with everything that a run can hold."""
     rng = np.random.default_rng(0)
-    train = [c for part in PARTS for c in clips_of(*part, "train", 8)]
-    test = [c for part in PARTS for c in clips_of(*part, "test", 4, labeled)]
+    train = [c for part in PARTS for c in clips_of(*part, "train", 4)]
+    test = [c for part in PARTS for c in clips_of(*part, "test", 2)]
     every = [*train, *test]
     audio = [sound_of(clip, seed) for seed, clip in enumerate(every)]
     features = np.stack([audio_features(one, RATE, SETTINGS) for one in audio])
@@ -95,8 +88,7 @@ def make_run(root, *, labeled=True):
     for name in ("pretrain", "finetune"):
         scores = 1.0 + rng.random(len(test)) + [clip.path.count("anomaly") for clip in test]
         rows = scored(test, scores, LIMIT, nearest_class="fan 00 source a")
-        figures = write_scores(root / "scores" / name, rows)
-        systems |= {name: figures} if labeled else {}
+        systems[name] = write_scores(root / "scores" / name, rows)
         held_out = 1.0 + rng.gamma(4.0, 0.1, len(train))
         machines = np.array([clip.machine_type for clip in train])
         arrays = {"machine_types": machines, "scores": held_out}
@@ -217,7 +209,7 @@ def test_labeled_recordings_have_the_challenges_figures(finished, finished_page)
     assert "recordings known to be" not in finished_page
     fan = [clip for clip in run.systems["finetune"].clips if clip.machine_type == "fan"]
     noticed = sum(clip.decision for clip in fan if clip.state == "anomaly")
-    assert f"{noticed} of 16 known anomalies ({100 * noticed / 16:.0f} %) raised an alarm" in (
+    assert f"{noticed} of 8 known anomalies ({100 * noticed / 8:.0f} %) raised an alarm" in (
         finished_page
     )
 
@@ -283,11 +275,11 @@ def test_machine_types_take_turns_as_their_scores_do_not_compare():
     assert chosen == [("fan", 300.0), ("fan", 200.0), ("pump", 3.0), ("pump", 2.0), ("valve", 1.0)]
 
 
-@pytest.fixture(scope="module", params=["mel", "inverted"])
-def tones(request, tmp_path_factory):
+@pytest.fixture(scope="module")
+def tones(tmp_path_factory):
     """Normal recordings with a tone at 1 kHz or at 5 kHz, and one with both 5 and 2.5 kHz."""
     root = tmp_path_factory.mktemp("tones") / "run"
-    settings = dataclasses.replace(SETTINGS, n_fft=1024, n_mels=64, scale=request.param)
+    settings = dataclasses.replace(SETTINGS, n_fft=1024, n_mels=64)
     time = np.arange(8 * RATE) / RATE
     low, high, odd = (0.1 * np.sin(2 * np.pi * f * time) for f in (1000, 5000, 2500))
     noise = 0.01 * np.random.default_rng(0).standard_normal(len(time))
@@ -385,14 +377,14 @@ def test_what_a_limit_does(finished):
     ]
     one, held_out = effects[5], system.held_out["valve"]
     assert one.threshold == gamma_threshold(held_out, quantile=0.9)
-    assert one.counts["held-out normal"] == (np.sum(held_out > one.threshold), 16)
+    assert one.counts["held-out normal"] == (np.sum(held_out > one.threshold), 8)
     valve = [clip for clip in system.clips if clip.machine_type == "valve"]
     for kind, state in (("normal", "normal"), ("anomalous", "anomaly")):
         above = [clip.score > one.threshold for clip in valve if clip.state == state]
-        assert one.counts[kind] == (sum(above), 8)
+        assert one.counts[kind] == (sum(above), 4)
     unlabeled = [dataclasses.replace(clip, state="") for clip in system.clips]
     effect = page.threshold_effects(dataclasses.replace(system, clips=unlabeled))[5]
-    assert effect.counts["scored"] == (one.counts["normal"][0] + one.counts["anomalous"][0], 16)
+    assert effect.counts["scored"] == (one.counts["normal"][0] + one.counts["anomalous"][0], 8)
     assert page.threshold_effects(ScoredSystem(system.clips)) == []
 
 
@@ -420,7 +412,7 @@ def test_a_run_without_test_clips_shows_what_limits_do(workdir):
     assert (run.systems["finetune"].clips, run.systems["finetune"].figures) == ([], {})
     text = page.render(run, Sounds(run))
     parse(text)
-    assert "fan: trained on 32 normal recordings, none scored yet" in text
+    assert "fan: trained on 16 normal recordings, none scored yet" in text
     effect = page.threshold_effects(run.systems["finetune"])[0]
     above = page._share(effect.counts["held-out normal"])
     assert ["fan", "20 %", f"{effect.threshold:.4g}", above] in table_rows(text)
@@ -445,31 +437,24 @@ def test_a_run_that_was_interrupted_can_be_looked_at(workdir):
     assert page._notes(run, [])[-1] == "The loss of finetune is not finite in 1 of 1 epochs."
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "config.json",
-        "results.json",
-        "metrics.jsonl",
-        "features/manifest.json",
-        "features/features.npy",
-        "features/table.csv",
-        "scores/finetune/scores.csv",
-        "scores/finetune/training_scores.npz",
-    ],
-)
-def test_a_damaged_file_is_named_and_the_rest_is_shown(workdir, name):
-    path = workdir / name
-    whole = path.read_bytes()
-    for damage in (b"", whole[: len(whole) // 2 - 5], b"\x89PNG\xff\xfe\x00"):
-        path.write_bytes(damage)
+def test_a_damaged_file_is_named_and_the_rest_is_shown(workdir):
+    for name, words in (
+        ("config.json", "config.json"),
+        ("results.json", "results.json"),
+        ("metrics.jsonl", "metrics.jsonl"),
+        ("features/features.npy", "feature store"),
+        ("scores/finetune/scores.csv", "finetune"),
+        ("scores/finetune/training_scores.npz", "finetune"),
+    ):
+        path = workdir / name
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2 - 5])
         run = read_run(workdir)
-        if damage or name != "metrics.jsonl":
-            known = path.name, path.parent.name, "feature store"
-            assert any(part in note for note in run.notes for part in known)
+        assert any(words in note for note in run.notes), name
         assert all("\n" not in note for note in run.notes)
         # What can be made again is.
         assert run.systems["pretrain"].figures["overall"] > 0.5
+        path.write_bytes(whole)
 
 
 def test_nothing_but_damage_is_refused(tmp_path):
