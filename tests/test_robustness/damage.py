@@ -2,15 +2,10 @@
 
 import os
 import pathlib
-import shutil
 
 
 def cut(path: pathlib.Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
-
-
-def empty(path: pathlib.Path) -> None:
-    path.write_bytes(b"")
 
 
 def flip(path: pathlib.Path) -> None:
@@ -31,8 +26,3 @@ def missing(path: pathlib.Path) -> None:
 def folder(path: pathlib.Path) -> None:
     path.unlink()
     path.mkdir()
-
-
-def folder_missing(path: pathlib.Path) -> None:
-    """The folder that the file lies in."""
-    shutil.rmtree(path.parent)

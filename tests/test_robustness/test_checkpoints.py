@@ -54,52 +54,33 @@ def restore(folder):
         checkpoints.close()
 
 
-@pytest.mark.parametrize("fault", [damage.cut, damage.flip, damage.missing])
-def test_every_file_of_the_newest(saved, tmp_path, fault):
+def test_every_file_of_the_newest(saved, tmp_path):
     """A file that is not needed may be damaged unnoticed; wrong bits are never taken."""
-    files = [path.relative_to(saved) for path in saved.rglob("*") if path.is_file()]
-    files = [path for path in files if path.parts[0] == "12"]
+    files = [path.relative_to(saved) for path in (saved / "12").rglob("*") if path.is_file()]
+    needed = [path for path in files if "state/d/" in str(path) or path.match("about/metadata")]
     assert all(any(kind in str(path) for path in files) for kind in FILES)
-    noticed = []
-    for number, path in enumerate(files):
+    faults = [(damage.flip, path) for path in files]
+    faults += [(fault, path) for fault in (damage.cut, damage.missing) for path in needed]
+    noticed = set()
+    for number, (fault, path) in enumerate(faults):
         folder = shutil.copytree(saved, tmp_path / str(number))
         fault(folder / path)
         state, said = restore(folder)
-        step = int(state["step"])
-        assert step in (12, 8), path
-        assert tiny.same(state, state_of(step)), path
+        assert tiny.same(state, state_of(8 if said else 12)), path
         if said:
-            noticed.append(str(path))
-            assert step == 8
-            assert len(said) == 1
-            assert "\n" not in said[0]
-            assert said[0].startswith(f"{folder}: the checkpoint of step 12 is damaged (")
-            assert said[0].endswith("going on from step 8")
+            noticed.add(path)
+            [line] = said
+            assert line.isprintable()
+            assert line.startswith(f"{folder}: the checkpoint of step 12 is damaged (")
+            assert line.endswith("going on from step 8")
             assert not (folder / "12").exists()
     # What holds the arrays and their description is needed.
-    assert any("about/metadata" in path for path in noticed)
-    assert any("/d/" in path for path in noticed)
-
-
-def test_any_bit_of_the_arrays(saved, tmp_path):
-    """The data file of the arrays, flipped in many places: never other numbers."""
-    largest = max((saved / "12").rglob("*"), key=lambda path: path.is_file() * path.stat().st_size)
-    content, rng = largest.read_bytes(), np.random.default_rng(0)
-    found = set()
-    for number in range(10):
-        folder = shutil.copytree(saved, tmp_path / str(number))
-        flipped = bytearray(content)
-        flipped[rng.integers(len(content))] ^= 1 << rng.integers(8)
-        (folder / largest.relative_to(saved)).write_bytes(flipped)
-        state, _ = restore(folder)
-        assert tiny.same(state, state_of(int(state["step"])))
-        found.add(int(state["step"]))
-    assert 8 in found
+    assert noticed >= set(needed)
 
 
 def test_two_damaged_ones(folder):
-    for step in ("12", "8"):
-        damage.empty(folder / step / "about" / "metadata")
+    for step, content in (("12", "null"), ("8", '{"arrays": 3}')):
+        (folder / step / "about" / "metadata").write_text(content)
     state, said = restore(folder)
     assert tiny.same(state, state_of(4))
     assert ["step 12" in said[0], "step 8" in said[1]] == [True, True]
@@ -113,7 +94,7 @@ def test_two_damaged_ones(folder):
 
 def test_no_good_one(folder):
     for step in STEPS:
-        damage.folder_missing(folder / str(step) / "state" / "manifest.ocdbt")
+        shutil.rmtree(folder / str(step) / "state")
     with pytest.raises(CheckpointError) as caught:
         restore(folder)
     text = str(caught.value)
@@ -121,12 +102,6 @@ def test_no_good_one(folder):
     assert text.endswith("Delete the folder: the same command then starts this stage again.")
     assert "\n" not in text
     assert (folder / "12").exists()  # nothing is deleted where nothing better is there
-
-
-@pytest.mark.parametrize("content", ["null", '{"arrays": 3}', "{"])
-def test_a_description_of_another_kind(folder, content):
-    (folder / "12" / "about" / "metadata").write_text(content)
-    assert int(restore(folder)[0]["step"]) == 8
 
 
 def test_an_empty_folder_and_a_file_in_place_of_one(folder, tmp_path):

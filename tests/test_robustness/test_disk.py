@@ -72,16 +72,6 @@ def test_figures_are_shown_before_the_report_is_written(disk, data, trained, cap
     assert f"error: {run / 'report.html'}: {FULL}" in shown.err
 
 
-def test_a_table_of_scores_is_shown_before_it_is_written(disk, data, trained, capsys):
-    fill(disk, 0)
-    clip = next(data.rglob("*.wav"))
-    arguments = ["score", trained, clip, "--csv", disk / "scores.csv"]
-    assert cli.main(list(map(str, arguments))) == 1
-    shown = capsys.readouterr()
-    assert clip.name in shown.out
-    assert f"error: {disk / 'scores.csv'}: {FULL}" in shown.err
-
-
 # Where a write fails, those beside it end without anybody to tell.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_checkpoints_on_a_full_disk(disk):
@@ -138,8 +128,6 @@ def test_folders_that_may_not_be_written(nobody, open_folder, data, trained, cap
             (tiny_run.command(readable, open_folder / "new"), open_folder / "new"),
             (tiny_run.command(readable, run), run / "report.html"),
             (["rescore", run, "score.kind=knn"], run / ".lock"),
-            (["report", run], run / "report.html"),
-            (["features", readable, run / "store"], run / "store"),
             (["score", run, clip, "--csv", run / "scores.csv"], run / "scores.csv"),
         ):
             assert f"error: {file}" in fails(capsys, *command)

@@ -5,7 +5,6 @@
 
 import json
 import os
-import re
 import shutil
 
 import numpy as np
@@ -49,12 +48,6 @@ def more(root, folder, count, first=60, **how):
         add(root, f"{folder}/train/{name}", first + number, **how)
 
 
-def table(root, rows, columns="file,machine_type,section,domain,split,state"):
-    files = [f"fan/train/{name}" for name in sorted(os.listdir(root / "fan/train"))]
-    lines = [f"{file},fan,00,source,train,normal" for file in files]
-    (root / "clips.csv").write_bytes("\n".join([columns, *lines, *rows, ""]).encode())
-
-
 def odd(root):
     """Names of html and that are not seen, another rate, a test clip without a label."""
     more(root, "<b>x&y\"'", 4)
@@ -63,15 +56,12 @@ def odd(root):
     add(root, "fan/test/section_00_0009.wav")
 
 
-def one_class(root):
+def one_class_of_silence(root):
     for path in (root / "fan/train").iterdir():
         if "v_1" in path.name or "target" in path.name:
             path.unlink()
-
-
-def silence(root):
-    for path in (root / "fan/train").iterdir():
-        soundfile.write(path, np.zeros(8000), 16000)
+        else:
+            soundfile.write(path, np.zeros(8000), 16000)
 
 
 def bad_names(root):
@@ -83,34 +73,11 @@ def bad_names(root):
 
 
 def bad_sounds(root):
-    """A clip that is much longer than the others, a pipe."""
+    """A clip that is much longer than the others, a pipe, a link to nothing."""
     more(root, "pump", 4)
     more(root, "long", 1, samples=16000 * 100)
-    os.mkfifo(root / TRAIN.format("0009"))
-
-
-def listed(root, *files):
-    table(root, [f"{file},fan,00,source,train,normal" for file in files])
-
-
-def bad_files(root):
-    """A link to the outside and a file that is missing, in a csv."""
-    os.symlink("/etc", root / "etc")
-    listed(root, "etc/y.wav", "z.wav")
-
-
-# What to do to a collection, and words of each fault that it has then.
-CASES = {
-    "nothing": (lambda root: None, ()),
-    "odd": (odd, ()),
-    "a csv": (listed, ()),
-    "one class": (one_class, ()),
-    "only silence": (silence, ()),
-    "bad names": (bad_names, (r"a\\nb", "fan section 01", "anomaly_0007", "train/x.wav")),
-    "bad sounds": (bad_sounds, ("long/train", "_0009_")),
-    "a csv of bad names": (lambda root: listed(root, "../x.wav"), (r"\.\./x.wav",)),
-    "a csv of bad files": (bad_files, ("etc/y.wav", "z.wav")),
-}
+    os.mkfifo(root / TRAIN.format("0008"))
+    os.symlink("nowhere", root / TRAIN.format("0009"))
 
 
 def run(capsys, *arguments):
@@ -119,18 +86,27 @@ def run(capsys, *arguments):
     return code, said.out, said.err
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_what_validation_passes_training_takes(template, tmp_path, capsys, monkeypatch, name):
-    make, faults = CASES[name]
+@pytest.mark.parametrize(
+    ("make", "faults"),
+    [
+        (odd, ()),
+        (one_class_of_silence, ()),
+        (bad_names, (r"a\nb", "fan section 01", "anomaly_0007", "train/x.wav")),
+        (bad_sounds, ("long/train", "_0008_", "_0009_")),
+    ],
+)
+def test_what_validation_passes_training_takes(
+    template, tmp_path, capsys, monkeypatch, make, faults
+):
     root = tmp_path / "dev_data"
     shutil.copytree(template, root)
     make(root)
-    if name != "odd":  # whose page must hold no markup
+    if make is not odd:  # whose page must hold no markup
         monkeypatch.setattr("asdproto.results.page.write_report", lambda run: run / "report.html")
     code, out, _ = run(capsys, "validate", root)
     errors = [line for line in out.splitlines() if line.startswith("error: ")]
     for fault in faults:
-        assert any(re.search(fault, line) for line in errors), fault
+        assert any(fault in line for line in errors), fault
     assert code == bool(faults)
     assert (f"\n{counted(len(faults), 'error')}, " if faults else "\nno errors") in out
     command = ("train", root, tmp_path / "run", "--preset", "quick", "features.n_mels=16")
@@ -138,7 +114,7 @@ def test_what_validation_passes_training_takes(template, tmp_path, capsys, monke
     if not faults:
         assert code == 0, err
         assert (tmp_path / "run/results.json").exists()
-        if name == "odd":
+        if make is odd:
             assert "<b>x&y" not in (tmp_path / "run/report.html").read_text()
         return
     assert code == 1
@@ -157,7 +133,7 @@ def test_what_validation_passes_training_takes(template, tmp_path, capsys, monke
 def test_what_cannot_be_trained_is_said_before_any_work(template, tmp_path, capsys):
     root = tmp_path / "dev_data"
     shutil.copytree(template, root)
-    one_class(root)
+    one_class_of_silence(root)
     for options, said in (
         (("--system", "prototype"), "1 attribute class among 2 clips"),
         (("--machines", "fna"), "found no machine type fna; expected some of fan. Correct --mach"),
