@@ -180,8 +180,8 @@ def test_the_page_is_whole_and_self_contained(workdir, finished_page):
     digest = page.hashlib.sha256(script.encode()).digest()
     assert f"script-src 'sha256-{base64.b64encode(digest).decode()}'" in text
     drawn = re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL)
-    # A plot for each machine type; a pair, as one recording is not at hand; two stages.
-    assert len(drawn) == 2 + 2 + 2
+    # A plot for each machine type; the pairs; two stages.
+    assert len(drawn) == 2 + 2 * SHOWN + 2
     assert "The recordings of 1 of 2 clips cannot be read, so they are not shown" in text
     for picture in drawn:
         ElementTree.fromstring(picture.replace("xlink:href", "href"))

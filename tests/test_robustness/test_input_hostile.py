@@ -77,7 +77,7 @@ NUMBERS = (0, 1, 3, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFE, 0x
 TABLE = (
     "file,machine_type,section,domain,split,state,attributes\n"
     "a/1.wav,fan,00,source,train,normal,v_1\n"
-    '"b, 2.wav","pump",01,target,test,anomaly,"v_""2"""\n',
+    '"b, 2.wav","pump",01,target,test,anomaly,"v_""2"""\n'
 )
 PIECES = (
     b'"', b'""', b",", b"\n", b"\r", b"\0", b"..", b"/", b"\\", b"=", b"'", b"@", b"\t", b";",
