@@ -84,7 +84,6 @@ def prototypes(system: PrototypeSystem) -> PrototypeSystem:
         system.score,
         kind="mahalanobis",
         shrinkage=0.001,
-        density_neighbors=0,
         all_stages=False,
     )
     return dataclasses.replace(system, score=paper)

@@ -26,9 +26,6 @@ from asdproto.scoring.rows import nearest_rows, rows_by, rowwise_product
 Kind = Literal["mahalanobis", "cosine", "knn", "mahalanobis-knn", "mixture"]
 # Compare with the training clips themselves instead of prototypes.
 NEAREST_CLIPS = ("knn", "mahalanobis-knn")
-# Least local density, as a share of the section's median: nearly equal copies of one clip would
-# make everything beside them anomalous.
-LEAST_DENSITY = 0.1
 PRIOR = 10  # clips
 
 
@@ -55,17 +52,13 @@ class BackendConfig:
         all of them at one distance from each other.
       neighbors: Training clips that the k-NN back-ends average over, at least 1. A section with
         fewer clips uses all of them.
-      density_neighbors: Their distances are divided by how far each training clip lies from so many
-        of its own neighbors, copies of itself left out, so that the few clips of the target domain
-        count like the many of the source; 0 leaves them as they are.
       components: Gaussians of a mixture.
       target_ratio: Of a mixture: target clips are repeated to so many for each source clip.
       regularization: Of a mixture: added to every variance.
 
     References:
       Zeng et al., Robust Prototype Learning for Anomalous Sound Detection, 2023, Eq. 2 and
-      section 4.2. Wilkinghoff et al., Local density-based anomaly score normalization for domain
-      generalization, 2025 (arXiv 2509.10951).
+      section 4.2.
     """
 
     kind: Kind = "mahalanobis"
@@ -73,7 +66,6 @@ class BackendConfig:
     # from copies of them with a fault; below nothing changes.
     shrinkage: float = 0.001
     neighbors: int = 1
-    density_neighbors: int = 0
     components: int = 2
     target_ratio: float = 0.2
     regularization: float = 1.0
@@ -83,7 +75,6 @@ class BackendConfig:
             self,
             shrinkage=between(0, 1),
             neighbors=between(1, 1000000),
-            density_neighbors=between(0, 1000000),
             components=between(1, 10000),
             target_ratio=between(0, 1000),
             regularization=between(0, 1000000),
@@ -99,14 +90,11 @@ class References:
       labels: int64, shape ``[r]``: attribute class of every reference.
       whitening: float64, shape ``[dim, dim]``: differences of embeddings times this have identity
         covariance; shape ``[dim, 0]`` where the back-end has no covariance.
-      density: float64, shape ``[r]``: what a distance to a reference is divided by; ones where
-        distances are not normalized.
     """
 
     references: np.ndarray
     labels: np.ndarray
     whitening: np.ndarray
-    density: np.ndarray
 
     @property
     def dim(self) -> int:
@@ -130,7 +118,7 @@ class References:
             embeddings, references = rowwise_product(embeddings, self.whitening), self._whitened
         of_clips = config.kind in NEAREST_CLIPS
         count, skip = (config.neighbors, int(training)) if of_clips else (1, 0)
-        scores, rows = nearest_rows(embeddings, references, self.density, count, skip=skip)
+        scores, rows = nearest_rows(embeddings, references, count, skip=skip)
         return scores, self.labels[rows]
 
 
@@ -321,13 +309,9 @@ def _references(embeddings: np.ndarray, labels: np.ndarray, config: BackendConfi
             )
         whitening = _whitening(centered, config.shrinkage)
     if config.kind in NEAREST_CLIPS:
-        left = References(embeddings, labels, whitening, np.ones(len(labels)))
-        if not config.density_neighbors:
-            return left
-        vectors = rowwise_product(embeddings, whitening) if whitening.size else embeddings
-        return dataclasses.replace(left, density=_local_density(vectors, config.density_neighbors))
+        return References(embeddings, labels, whitening)
     prototypes, present = class_means(embeddings, labels)
-    return References(prototypes, present, whitening, np.ones(len(present)))
+    return References(prototypes, present, whitening)
 
 
 def held_out_scores(
@@ -411,20 +395,6 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     """Rows brought to unit length; zeros stay zeros."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
-
-
-def _local_density(references: np.ndarray, neighbors: int) -> np.ndarray:
-    """float64 ``[r]``: mean distance of each reference to its neighbors.
-
-    Copies of a reference are no neighbors of it, and nobody's density is below a share of the
-    median (:data:`LEAST_DENSITY`).
-    """
-    different, copies = np.unique(references, axis=0, return_inverse=True)
-    ones = np.ones(len(different))
-    if len(different) < 2:
-        return ones[copies]
-    density, _ = nearest_rows(different, different, ones, neighbors, skip=1)
-    return np.maximum(density, LEAST_DENSITY * np.median(density[copies]))[copies]
 
 
 def _checked(embeddings: np.ndarray, sections: Sequence[Hashable]) -> np.ndarray:

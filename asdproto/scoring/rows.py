@@ -29,14 +29,13 @@ def rowwise_product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def nearest_rows(
-    points: np.ndarray, references: np.ndarray, density: np.ndarray, count: int, *, skip: int = 0
+    points: np.ndarray, references: np.ndarray, count: int, *, skip: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean distance to the nearest references after leaving the ``skip`` nearest out.
 
     Args:
       points: float64, shape ``[n, dim]``.
       references: float64, shape ``[r, dim]``.
-      density: float64, shape ``[r]``, divides the distances.
       count: References averaged over; all where there are fewer.
       skip: Nearest references left out; at least one stays.
 
@@ -50,30 +49,28 @@ def nearest_rows(
     last = skip + min(count, len(references) - skip)
     means, nearest = np.empty(len(points)), np.empty(len(points), np.int64)
     few = [np.arange(len(references))] * len(points) if len(references) <= _FEW else None
-    for row, rows in enumerate(few or _candidates(points, references, density, last)):
-        distances = cdist(points[row : row + 1], references[rows])[0] / density[rows]
+    for row, rows in enumerate(few or _candidates(points, references, last)):
+        distances = cdist(points[row : row + 1], references[rows])[0]
         nearest[row] = rows[distances.argmin()]
         means[row] = np.sort(distances)[skip:last].mean()
     return means, nearest
 
 
-def _candidates(
-    points: np.ndarray, references: np.ndarray, density: np.ndarray, count: int
-) -> Iterator[np.ndarray]:
+def _candidates(points: np.ndarray, references: np.ndarray, count: int) -> Iterator[np.ndarray]:
     """For each point, rows of the references that may be among its ``count`` nearest, ascending.
 
     Squared distances by one matrix product in float32 are quick and inexact; what they may be off
     by is added to them, so that the nearest are among those chosen whatever the product's order of
     summation.
     """
-    center, weights = references.mean(axis=0), density[:, None] ** -2.0
+    center = references.mean(axis=0)
     references = references - center
     lengths = np.square(references).sum(axis=1, keepdims=True)
     # A product of n terms is off by n halves of the last bit at most; and what goes in is rounded.
     precision = (references.shape[1] + 8) * float(np.finfo(np.float32).eps)
     # -2 x r, |r|^2 and |x|^2 with its error are summed by one product.
     factors = np.concatenate([-2.0 * references, lengths, np.ones_like(lengths)], axis=1)
-    factors = _narrow(factors * weights).T
+    factors = _narrow(factors).T
     step = max(1, _BLOCK // len(references))
     for first in range(0, len(points), step):
         block = points[first : first + step] - center
@@ -85,7 +82,7 @@ def _candidates(
             bounds = upper.min(axis=1, keepdims=True)
             if count > 1:
                 bounds = np.partition(upper, count - 1)[:, count - 1 : count]
-            far = upper > bounds + _narrow(2.0 * weights.max() * errors)
+            far = upper > bounds + _narrow(2.0 * errors)
         for row in far:  # what is too large for float32 is not far
             yield np.flatnonzero(~row)
 

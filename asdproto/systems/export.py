@@ -162,7 +162,6 @@ def _backend(model: PrototypeModel, sections: Sequence[References]) -> Any:
     references = np.zeros((len(sections), most, dim), np.float32)
     labels = np.zeros((len(sections), most), np.int32)
     exists = np.zeros((len(sections), most), bool)
-    density = np.ones((len(sections), most), np.float32)
     whitening = np.stack([one.whitening for one in sections]).astype(np.float32)
     kind, neighbors = model.system.score.kind, min(model.system.score.neighbors, most)
     for number, one in enumerate(sections):
@@ -171,7 +170,7 @@ def _backend(model: PrototypeModel, sections: Sequence[References]) -> Any:
         if kind == "cosine":
             lengths = np.linalg.norm(one.references, axis=1, keepdims=True)
             references[number, :size] /= np.maximum(lengths, np.finfo(np.float32).tiny)
-        exists[number, :size], density[number, :size] = True, one.density
+        exists[number, :size] = True
 
     def compare(embeddings: jax.Array, section: jax.Array) -> tuple[jax.Array, jax.Array]:
         # Differences before products: near ones keep their digits.
@@ -179,7 +178,7 @@ def _backend(model: PrototypeModel, sections: Sequence[References]) -> Any:
         if is_whitened:
             matrix = jnp.asarray(whitening)[section]
             differences = jnp.einsum("brd,bdk->brk", differences, matrix, precision="highest")
-        distances = jnp.linalg.norm(differences, axis=-1) / jnp.asarray(density)[section]
+        distances = jnp.linalg.norm(differences, axis=-1)
         if kind == "cosine":  # of unit vectors
             distances = jnp.square(distances) / 2
         distances = jnp.where(jnp.asarray(exists)[section], distances, jnp.inf)

@@ -239,7 +239,7 @@ class SpectralModel:
         rows = np.broadcast_to(common, (len(model.references) + 1, model.dim))
         both = np.concatenate([vector[None], model.references * scale])
         both = part.compared(both, rows) / scale
-        distances = np.sqrt(np.square(both[1:] - both[0]).sum(axis=1)) / model.density
+        distances = np.sqrt(np.square(both[1:] - both[0]).sum(axis=1))
         share = max(int(common.sum()), 1) / max(int(self.known[section].sum()), 1)
         nearest = np.argsort(distances, kind="stable")[: part.score.neighbors]
         score = float(distances[nearest].mean() / np.sqrt(share))

@@ -19,8 +19,8 @@ DIM = 12
 KINDS = {
     "mahalanobis": BackendConfig(),
     "cosine": BackendConfig("cosine"),
-    "knn": BackendConfig("knn", neighbors=3, density_neighbors=2),
-    "mahalanobis-knn": BackendConfig("mahalanobis-knn", shrinkage=0.1, density_neighbors=3),
+    "knn": BackendConfig("knn", neighbors=3),
+    "mahalanobis-knn": BackendConfig("mahalanobis-knn", shrinkage=0.1),
     "mixture": BackendConfig("mixture"),
 }
 assert {config.kind for config in KINDS.values()} == set(get_args(backends.Kind))
@@ -108,16 +108,12 @@ def test_cosine_equals_a_loop():
 
 
 @pytest.mark.parametrize("kind", ["knn", "mahalanobis-knn"])
-@pytest.mark.parametrize(
-    ("neighbors", "density_neighbors", "clips"), [(1, 0, 700), (3, 4, 700), (10_000, 2, 150)]
-)
-def test_nearest_neighbors_equal_a_loop(kind, neighbors, density_neighbors, clips):
+@pytest.mark.parametrize(("neighbors", "clips"), [(1, 700), (3, 700), (10_000, 150)])
+def test_nearest_neighbors_equal_a_loop(kind, neighbors, clips):
     """Of 700 clips a section most are never measured exactly."""
     train, labels, keys = training_set(clips=clips)
     test, test_keys = unseen_set(clips=12)
-    config = BackendConfig(
-        kind, shrinkage=0.2, neighbors=neighbors, density_neighbors=density_neighbors
-    )
+    config = BackendConfig(kind, shrinkage=0.2, neighbors=neighbors)
     expected, nearest = [], []
     for row, key in zip(test, test_keys, strict=True):
         members, classes = of_section(key, train, labels, keys)
@@ -125,34 +121,13 @@ def test_nearest_neighbors_equal_a_loop(kind, neighbors, density_neighbors, clip
         sigma = centered.T @ centered / len(members)
         sigma = 0.8 * sigma + 0.2 * np.trace(sigma) / DIM * np.eye(DIM)
         inverse = np.linalg.inv(sigma) if kind == "mahalanobis-knn" else np.eye(DIM)
-        measured = distance.cdist(members, members, "mahalanobis", VI=inverse)
-        density = np.ones(len(members))
-        if density_neighbors:
-            density = np.sort(measured)[:, 1 : 1 + density_neighbors].mean(axis=1)
-            density = np.maximum(density, 0.1 * np.median(density))
-        found = distance.cdist(row[None], members, "mahalanobis", VI=inverse)[0] / density
+        found = distance.cdist(row[None], members, "mahalanobis", VI=inverse)[0]
         expected.append(np.sort(found)[:neighbors].mean())
         nearest.append(classes[np.argmin(found)])
     scores, found = fit_scorer(train, labels, keys, config).compare(test, test_keys)
     # An inverse against a triangular solve.
     np.testing.assert_allclose(scores, expected, rtol=1e-9)
     np.testing.assert_array_equal(found, nearest)
-
-
-@pytest.mark.parametrize("noise", [0.0, 1e-6])
-def test_copies_of_a_clip_do_not_make_clips_beside_it_anomalous(noise):
-    rng = np.random.default_rng(0)
-    clips = rng.normal(size=(40, 6))
-    copies = clips[:1] + noise * rng.normal(size=(9, 6))
-    config = BackendConfig("knn", density_neighbors=8)
-    beside = clips[:1] + 0.003
-    alone, among = (
-        fit_scorer(x, np.zeros(len(x), int), ["s"] * len(x), config).score(beside, ["s"])[0]
-        for x in (clips, np.concatenate([clips, copies]))
-    )
-    # Nearly equal copies are as dense as a tenth of the median.
-    assert among == pytest.approx(alone, rel=1e-2 if noise == 0 else 20)
-    assert among < 0.1
 
 
 def test_standardizing_divides_by_the_deviations_of_the_clips_and_ten_mean_ones():

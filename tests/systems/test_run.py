@@ -274,7 +274,7 @@ def audio_of(path):
 
 
 BACKENDS = (
-    ["score.kind=mahalanobis-knn", "score.shrinkage=0.1", "score.density_neighbors=2"],
+    ["score.kind=mahalanobis-knn", "score.shrinkage=0.1", "score.neighbors=3"],
     ["score.kind=knn", "score.neighbors=2"],
     ["score.kind=cosine"],
 )

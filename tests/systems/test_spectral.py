@@ -80,9 +80,7 @@ def test_a_gain_leaves_no_trace_without_level():
 
 SYSTEMS = {
     "knn": SpectralSystem(parts=(Spectrum(scale_bands=True),)),
-    "whitened": override(
-        SpectralSystem(), ["parts.score.kind=mahalanobis-knn", "parts.score.density_neighbors=3"]
-    ),
+    "whitened": override(SpectralSystem(), ["parts.score.kind=mahalanobis-knn"]),
     "gmm": override(preset("gmm", "small"), ["parts.r=0.9", "parts.score.target_ratio=0.5"]),
     "several": SpectralSystem(
         parts=(Spectrum(), Spectrum("ranked", r=0.0), preset("gmm", "small").parts[0])
