@@ -154,10 +154,12 @@ class Checkpoints:
                 for name, there, here in different[:3]
             )
             more = f"; and {len(different) - 3} more" if len(different) > 3 else ""
-            found = f"a checkpoint of step {step} that another run has written ({details}{more})"
-            expected = "one of these settings, seeds and training clips"
-            remedy = "Delete the folder, or use what it was trained with, or another work folder."
-            raise CheckpointError(self.folder, found, expected, remedy)
+            raise CheckpointError(
+                self.folder,
+                f"a checkpoint of step {step} that another run has written ({details}{more})",
+                "one of these settings, seeds and training clips",
+                "Delete the folder, or use what it was trained with, or another work folder.",
+            )
 
     def _read(self, step: int, args: Any) -> Any:
         try:
