@@ -273,6 +273,9 @@ def test_wrong_usage_of_score_is_one_line(data, finished, tmp_path, call):
         assert code == 1
         assert message in err
         assert err.count("\n") == 1
+    code, _, err = call("rescore", finished, "score.kind=knn")
+    assert code == 1
+    assert "spectral-knn has no training that another score could be fitted on" in err
 
 
 def test_the_table_is_shown_though_a_file_cannot_be_written(data, finished, call):

@@ -85,6 +85,11 @@ def rescore(
     for text in overrides:
         if not text.startswith("score."):
             raise ConfigError(f"{text} asks for training; only score.* changes without")
+    if config["kind"] != FUSED and "score" not in config["system"]:
+        raise ConfigError(
+            f"{run}: {config['kind']} has no training that another score could be fitted on; train "
+            "it again instead"
+        )
     if config["features"] is None:
         found, expected = "no feature store", "that of a run that trained on one"
         raise DataError(run / CONFIG, found, expected, "Train on a collection or a store.")
