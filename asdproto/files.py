@@ -46,7 +46,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Raises:
       OSError: Names ``path``.
     """
-    work = beside(path)
+    work = temporary_path(path)
     with naming(path):
         try:
             with open(work, "xb") as stream:
@@ -159,7 +159,7 @@ def new_folder(path: Path, kind: str, mark: str | None = None) -> Iterator[Path]
         check_folder(path, (), f"the same {kind}")
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(path.parent, path.name)
-    work = beside(path)
+    work = temporary_path(path)
     with naming(path):
         work.mkdir()
     try:
@@ -205,7 +205,7 @@ def remove_abandoned(folder: Path, name: str | None = None) -> None:
                 path.unlink(missing_ok=True)
 
 
-def beside(path: Path) -> Path:
+def temporary_path(path: Path) -> Path:
     """A new name in the same folder, hidden, for work on what will be ``path``."""
     # tempfile would make it readable by its owner alone, which a shared store must not be.
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}")

@@ -38,7 +38,7 @@ from asdproto.systems import autoencoder
 from asdproto.systems.prototype import PrototypeSystem
 from asdproto.systems.run import features_of, train_beside, train_run, train_yardsticks
 from asdproto.systems.system import RunOptions
-from asdproto.systems.workdir import asked, check_same_run
+from asdproto.systems.workdir import check_same_run, run_settings
 from experiments import common, two_stage
 from experiments.synthetic import synthesize
 
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> None:
     args = make_parser().parse_args(argv)
     console, started = Console(), time.monotonic()
     system = override(get_config(), args.overrides)
-    check_same_run(args.workdir, asked(system, [args.seed], None))
+    check_same_run(args.workdir, run_settings(system, [args.seed], None))
     if train.report_if_finished(args.workdir, console):
         return
     devices = train.start_devices(args)

@@ -161,7 +161,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from asdproto.systems.remake import fuse_with_spectra
     from asdproto.systems.run import features_of, train_run, train_yardsticks
     from asdproto.systems.system import RunOptions
-    from asdproto.systems.workdir import asked
+    from asdproto.systems.workdir import run_settings
     from asdproto.training.processes import agree_on, alone, is_main
 
     console, devices = Console(quiet=not is_main()), None
@@ -178,7 +178,7 @@ def _run(arguments: argparse.Namespace) -> int:
     system = _with_options(override(preset(kind, name), arguments.overrides), arguments)
     if len(set(seeds)) < len(seeds):
         raise ConfigError("--seeds: found one twice; expected different ones")
-    command = asked(system, seeds, machines)
+    command = run_settings(system, seeds, machines)
     agree_on(command, workdir)
     if alone(lambda: _is_finished(arguments, command, system, read().identity, console)):
         return 0

@@ -238,12 +238,12 @@ def triplet_loss(
         # Of all triplets without making them: sorted, a positive exceeds the negatives before it,
         # and a negative is exceeded by the positives behind it. These counts have no gradient.
         reach = jnp.where(positive, m + distance, distance)
-        place = jnp.arange(reach.shape[0], dtype=jnp.int32) + jnp.zeros_like(positive, jnp.int32)
-        order = lax.sort((lax.stop_gradient(reach), place, positive, negative), num_keys=1)[1:]
-        place, positives, negatives = (x.astype(jnp.int32) for x in order)
+        position = jnp.arange(reach.shape[0], dtype=jnp.int32) + jnp.zeros_like(positive, jnp.int32)
+        order = lax.sort((lax.stop_gradient(reach), position, positive, negative), num_keys=1)[1:]
+        position, positives, negatives = (x.astype(jnp.int32) for x in order)
         times = lax.cumsum(negatives) * positives
         times -= lax.cumsum(positives, reverse=True) * negatives
-        times = lax.sort((place, times), num_keys=1)[1].astype(reach.dtype)
+        times = lax.sort((position, times), num_keys=1)[1].astype(reach.dtype)
         total = jnp.sum(jnp.where(positive | negative, times * reach, 0))
         triplets = jnp.sum(positives.astype(reach.dtype)) * jnp.sum(negatives.astype(reach.dtype))
         return total / jnp.maximum(triplets, 1)
@@ -304,19 +304,21 @@ def _in_batch(
         raise ValueError(f"chunk_size must be at least 1, found {chunk_size}")
     # A sum with zeros that are spread over devices as the embeddings are is spread so, too.
     zeros = jnp.zeros_like(embeddings[:, 0], bool)
-    place = jnp.arange(examples, dtype=jnp.int32) + zeros.astype(jnp.int32)
+    position = jnp.arange(examples, dtype=jnp.int32) + zeros.astype(jnp.int32)
     labels = replicated(labels) + zeros.astype(labels.dtype)
     counted = replicated(counted) | zeros
     if axis_name is not None:
-        place += lax.axis_index(axis_name) * examples
-    anchors = labels, counted, place
+        position += lax.axis_index(axis_name) * examples
+    anchors = labels, counted, position
     contrasts, everyone = jax.tree.map(replicated, (embeddings, anchors))
     if axis_name is not None:
         contrasts, everyone = lax.all_gather((contrasts, everyone), axis_name, tiled=True)
 
-    def one(scores: jax.Array, label: jax.Array, counted: jax.Array, place: jax.Array) -> jax.Array:
-        labels, all_counted, places = everyone
-        pair = counted & all_counted & (place != places)
+    def one(
+        scores: jax.Array, label: jax.Array, counted: jax.Array, position: jax.Array
+    ) -> jax.Array:
+        labels, all_counted, positions = everyone
+        pair = counted & all_counted & (position != positions)
         same = (label == labels) & (label >= 0)
         # An anchor without a class, or not counted, has no positives either.
         return jnp.where((pair & same).any(), anchor(scores, pair & same, pair & ~same), 0)

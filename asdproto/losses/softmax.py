@@ -177,14 +177,14 @@ def _compare_all(
     own_counted = jnp.ones_like(own, bool)
     # Rows of C * M: a last axis that is short is slow.
     rows = (*lead, num_classes * per_class)
-    place = lax.broadcasted_iota(jnp.int32, (*(1 for _ in lead), rows[-1]), len(lead))
-    other = lax.div(place, jnp.int32(per_class)) != labels[..., None]
+    position = lax.broadcasted_iota(jnp.int32, (*(1 for _ in lead), rows[-1]), len(lead))
+    other = lax.div(position, jnp.int32(per_class)) != labels[..., None]
     negatives = [x.reshape(rows) for x in negatives]
     if present is not None:
         present = jnp.broadcast_to(present.reshape(num_classes, -1), (num_classes, per_class))
         present = jnp.expand_dims(present, range(len(lead)))
         own_counted = (own_class(labels, num_classes)[..., None] & present).any(axis=-2)
-        present = present.reshape(place.shape)
+        present = present.reshape(position.shape)
         other &= present
         negatives = [jnp.where(present, x, LOG_ZERO) for x in negatives]
     others = jnp.where(other, scores.reshape(rows), LOG_ZERO)

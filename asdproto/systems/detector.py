@@ -37,7 +37,7 @@ from asdproto.systems.inputs import (
     training_clips,
 )
 from asdproto.systems.system import Comparison, Member, RunOptions, Section, System, prepare_for
-from asdproto.systems.workdir import asked, check_workdir
+from asdproto.systems.workdir import check_workdir, run_settings
 
 _ABOUT = ("kind", "system", "name", "dtype", "audio")
 
@@ -169,9 +169,10 @@ class Detector(OutlierDetector):
         system.check_clips(clips)
         workdir = None if self.workdir is None else Path(self.workdir)
         if workdir is not None:
-            command, identity = asked(system, seeds, None), identity_of(clips, map(stamp, sources))
-            check_workdir(workdir, command, identity)
-            write_config(workdir, {**command, "collection": identity})
+            settings = run_settings(system, seeds, None)
+            identity = identity_of(clips, map(stamp, sources))
+            check_workdir(workdir, settings, identity)
+            write_config(workdir, {**settings, "collection": identity})
         found = [
             features_of(source, clip.path, rate, system.features)
             for clip, source in zip(clips, sources, strict=True)

@@ -33,7 +33,7 @@ from asdproto.systems import YARDSTICKS, preset
 from asdproto.systems.detector import Detector
 from asdproto.systems.embedding import shared_by
 from asdproto.systems.system import Member, RunOptions, System, prepare_for
-from asdproto.systems.workdir import asked
+from asdproto.systems.workdir import run_settings
 from asdproto.training.processes import agree_on, alone, is_main
 
 LOCK = ".lock"  # of a work folder
@@ -75,7 +75,7 @@ def train_run(
         _announce(system, data, options, seeds)
         if options.devices.is_main:
             about = {
-                **asked(system, seeds, machines),
+                **run_settings(system, seeds, machines),
                 "names": list(system.names),
                 "classes": [list(name) for name in data.classes],
                 "features": str(store.root.resolve()),

@@ -19,7 +19,9 @@ _OWN = (
 _REMEDY = "Train anew with --retrain, or name another run folder."
 
 
-def asked(system: System, seeds: Sequence[int], machines: Sequence[str] | None) -> dict[str, Any]:
+def run_settings(
+    system: System, seeds: Sequence[int], machines: Sequence[str] | None
+) -> dict[str, Any]:
     """What ``config.json`` says of a run, as far as the command decides it."""
     return {
         "kind": system.kind,
@@ -36,7 +38,7 @@ def check_same_run(
 
     Args:
       workdir: The folder.
-      command: What :func:`asked` says of the command.
+      command: What :func:`run_settings` says of the command.
       but: Beginnings of dotted fields that may differ.
 
     Returns:
