@@ -23,6 +23,7 @@ from asdproto.results.run_folder import (
     write_config,
     write_results,
 )
+from asdproto.scoring.fusion import LEARNED
 from asdproto.systems import remake, run
 from asdproto.systems.detector import Detector
 from asdproto.systems.exported import Exported
@@ -211,14 +212,15 @@ def test_fused_detectors_score_as_one(finished, tmp_path):
     assert set(results["systems"]) == {"fused", *names}
     rows = details(Detector.load(out), root, test)
     parts = []
-    for part in (Detector.load(workdir), Detector.load(workdir, "spectral-knn")):
+    for name, weight in (("finetune", LEARNED), ("spectral-knn", 1.0)):
+        part = Detector.load(workdir, name)
         scores = np.array([row.score for row in details(part, root, test)])
         sections = np.array([section for _, _, section in part.train_clips_])
         held_out = part.members_[0].held_out
         limits = [
             np.exp(np.quantile(np.log(held_out[sections == clip.section]), 0.95)) for clip in test
         ]
-        parts.append(scores / limits)
+        parts.append((scores / limits) ** weight)
     # Logarithms and back.
     np.testing.assert_allclose([row.score for row in rows], np.max(parts, axis=0), rtol=1e-9)
     written = read_scores(out / "scores" / "fused")
