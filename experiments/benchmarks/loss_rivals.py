@@ -403,7 +403,6 @@ ENTRIES: Sequence[Entry] = (
         "prototypical_network",
         ONE,
         cross_entropy(lambda z, p, y: (2 * z @ p.T - jnp.sum(p**2, axis=1)) / 64),
-        cross_entropy(lambda z, p, y: -jnp.sum((z[:, None] - p) ** 2, axis=2) / 64),
         # Raw vectors are far apart: at temperature 1 the softmax would be 0 and 1.
         ours=functools.partial(losses.prototypical_network_loss, temperature=64.0),
     ),

@@ -187,7 +187,7 @@ def measure(
         if call is not reference:
             results[name]["difference"] = difference(call(), expected)
     # Threads of the contender before spin for a while.
-    wall, cpu = interleave(calls, args.rounds, warmup=0, limit=args.seconds, pause=0.005)
+    wall, cpu = interleave(calls, args.rounds, warmup=0, untimed=1, limit=args.seconds, pause=0.005)
     base = "ours" if "ours" in calls else "pieces"
     for name in calls:
         for prefix, taken in {"": wall, "cpu_": cpu}.items():

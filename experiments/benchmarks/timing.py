@@ -17,13 +17,15 @@ def interleave(
     rounds: int,
     *,
     warmup: int = 1,
+    untimed: int = 0,
     limit: float = math.inf,
     pause: float = 0.0,
 ) -> tuple[Times, Times]:
     """Times contenders in turns: what else the machine does slows all alike.
 
     Each waits until its work is done. Rounds of ``warmup`` do not count; once ``limit`` seconds are
-    over, no round begins; each turn comes after ``pause`` seconds.
+    over, no round begins; each turn comes after ``pause`` seconds and begins with ``untimed``
+    calls: after a contender that took much memory, the next one gets new pages from the system.
 
     Returns:
       Seconds on the clock, and seconds of CPU time of this process, by name; one a round.
@@ -35,6 +37,8 @@ def interleave(
         first = turn % len(names)
         for name in names[first:] + names[:first]:
             time.sleep(pause)
+            for _ in range(untimed):
+                contenders[name]()
             began = time.perf_counter(), time.process_time()
             contenders[name]()
             ended = time.perf_counter(), time.process_time()
