@@ -8,13 +8,12 @@ import numpy as np
 from asdproto.config import ConfigError
 from asdproto.data.dataset import ClipArrays, Dataset, section_keys
 from asdproto.results.tables import HEADLINE
-from asdproto.scoring.backends import BackendConfig, fit_scorer
+from asdproto.scoring.backends import Scorer
 from asdproto.scoring.metrics import evaluate, group_scores
 from asdproto.systems import prototype
 from asdproto.systems.detector import Detector
 from asdproto.systems.prototype import PrototypeSystem
 from asdproto.systems.run import score_detector
-from asdproto.systems.system import backend_labels
 from asdproto.training.state import TrainState
 
 _NO_LABELS = (
@@ -36,18 +35,14 @@ def score_run(folder: Path, system: PrototypeSystem, data: Dataset, state: Train
         raise ConfigError(_NO_LABELS)
 
 
-def figures_of(
-    config: BackendConfig, data: Dataset, train: np.ndarray, test: np.ndarray
-) -> dict[str, float]:
-    """Headline figures of embedded training and test clips with a back-end, in [0, 1].
+def figures_of(scorer: Scorer, data: Dataset, test: np.ndarray) -> dict[str, float]:
+    """Headline figures of embedded test clips with a fitted back-end, in [0, 1].
 
     Raises:
       ConfigError: The test clips carry no labels.
     """
     if not data.test_clips or any(not clip.state for clip in data.test_clips):
         raise ConfigError(_NO_LABELS)
-    labels, sections = backend_labels(data, config), section_keys(data.train_clips)
-    scorer = fit_scorer(train, labels, sections, config)
     scores, _ = scorer.compare(test, section_keys(data.test_clips))
     figures = evaluate(group_scores(data.test_clips, scores))
     return {name: round(float(figures[name]), 6) for name in HEADLINE}

@@ -32,7 +32,7 @@ from asdproto.results.tables import HEADLINE
 from asdproto.systems import prototype
 from asdproto.systems.prototype import PrototypeSystem, evaluation_model
 from asdproto.systems.run import features_of
-from asdproto.systems.system import RunOptions
+from asdproto.systems.system import RunOptions, fit_backend
 from asdproto.systems.workdir import check_same_run
 from asdproto.training.devices import Devices, use_compilation_cache, use_devices
 from asdproto.training.objectives import Objective, mpe_objective
@@ -97,11 +97,13 @@ def figures(system: PrototypeSystem, data: Dataset, state: TrainState) -> dict[s
     member = prototype.fit(system, data, state, seed=0)
     model: Any = member.model
     whole: Any = member.embeddings, model.embed(data.test)
-    dim = evaluation_model(prototypes(system)).embedding_dim
-    last = [l2_normalize(clips[:, :dim]) for clips in whole]
+    paper = prototypes(system)
+    dim = evaluation_model(paper).embedding_dim
+    train, test = (np.asarray(l2_normalize(clips[:, :dim])) for clips in whole)
+    scorer, _ = fit_backend(train, data, paper.score.backend)
     return {
-        "nearest": figures_of(system.score.backend, data, *whole),
-        "prototypes": figures_of(prototypes(system).score.backend, data, *map(np.asarray, last)),
+        "nearest": figures_of(model.scorer, data, whole[1]),
+        "prototypes": figures_of(scorer, data, test),
     }
 
 

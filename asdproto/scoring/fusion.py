@@ -129,6 +129,7 @@ def combine(
                 both = np.concatenate([np.asarray(scores[member])[clips], held_out])
                 logs.append(log_normalized(both, held_out))
             new, normal = np.split(np.mean(logs, axis=0), [len(clips)])
-            excess = weights[chosen[0]] * (new - np.quantile(normal, LIMIT))
-            row[clips] = excess if len(members) > 1 else new
+            if len(members) > 1:
+                new = weights[chosen[0]] * (new - np.quantile(normal, LIMIT))
+            row[clips] = new
     return combined[0] if len(members) == 1 else np.exp(combined.max(axis=0))
