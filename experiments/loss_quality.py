@@ -32,9 +32,9 @@ from asdproto.results.tables import HEADLINE
 from asdproto.systems import prototype
 from asdproto.systems.prototype import PrototypeSystem, evaluation_model
 from asdproto.systems.run import features_of
-from asdproto.systems.system import RunOptions, fit_backend
+from asdproto.systems.system import fit_backend
 from asdproto.systems.workdir import check_same_run
-from asdproto.training.devices import Devices, use_compilation_cache, use_devices
+from asdproto.training.devices import Devices, RunOptions, use_compilation_cache, use_devices
 from asdproto.training.objectives import Objective, mpe_objective
 from asdproto.training.stage import EpisodePrototypes, Episodes, EpochPrototypes, Stage
 from asdproto.training.state import TrainState

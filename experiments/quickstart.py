@@ -37,8 +37,8 @@ from asdproto.config import describe_fields, override
 from asdproto.systems import autoencoder
 from asdproto.systems.prototype import PrototypeSystem
 from asdproto.systems.run import features_of, train_beside, train_run, train_yardsticks
-from asdproto.systems.system import RunOptions
 from asdproto.systems.workdir import check_same_run, run_settings
+from asdproto.training.devices import RunOptions
 from experiments import common, two_stage
 from experiments.synthetic import synthesize
 

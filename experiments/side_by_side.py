@@ -16,8 +16,7 @@ from asdproto.data.dataset import Dataset
 from asdproto.scoring.rows import rows_by
 from asdproto.systems import prototype
 from asdproto.systems.prototype import PrototypeSystem
-from asdproto.systems.system import RunOptions
-from asdproto.training.devices import default_loop, use_devices
+from asdproto.training.devices import RunOptions, default_loop, use_devices
 from asdproto.training.loop import train
 from asdproto.training.stage import Finetuning, Pretraining
 from asdproto.training.state import TrainState
@@ -160,5 +159,4 @@ def train_side_by_side(
         states.append(prototype.start(task, key, data, before))
         keys.append(prototype.stage_key(key, job.stage))
     hypers = [task.stage.hyper() for task in tasks]
-    with options.stage(name) as run:
-        return train(tasks[0], data, options.devices, states, keys, hypers, run)
+    return train(tasks[0], data, options, states, keys, hypers, name=name)

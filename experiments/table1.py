@@ -27,8 +27,8 @@ from asdproto.results.run_folder import write_results
 from asdproto.results.tables import HEADLINE
 from asdproto.systems import preset
 from asdproto.systems.run import train_run
-from asdproto.systems.system import RunOptions, prepare_for
-from asdproto.training.devices import Devices
+from asdproto.systems.system import prepare_for
+from asdproto.training.devices import Devices, RunOptions
 from experiments import common, grid
 from experiments.side_by_side import Variant, measure
 

@@ -160,8 +160,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from asdproto.systems import choose, preset
     from asdproto.systems.remake import fuse_with_spectra
     from asdproto.systems.run import features_of, train_run, train_yardsticks
-    from asdproto.systems.system import RunOptions
     from asdproto.systems.workdir import run_settings
+    from asdproto.training.devices import RunOptions
     from asdproto.training.processes import agree_on, alone, is_main
 
     console, devices = Console(quiet=not is_main()), None

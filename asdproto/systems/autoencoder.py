@@ -23,8 +23,9 @@ from asdproto.features import FeatureSettings
 from asdproto.models.autoencoder import AutoEncoder
 from asdproto.scoring.rows import rows_by
 from asdproto.systems.embedding import window_means
-from asdproto.systems.system import Comparison, Member, RunOptions, Section
+from asdproto.systems.system import Comparison, Member, Section
 from asdproto.training import loop as training
+from asdproto.training.devices import RunOptions
 from asdproto.training.objectives import reconstruction_objective
 from asdproto.training.stage import FrameStacks, Optimizer, Stage
 from asdproto.training.task import Task
@@ -238,8 +239,8 @@ def fit_networks(
         states = [task.init(jax.random.fold_in(key, 0), mels) for key in keys]
         keys = [jax.random.fold_in(key, 1) for key in keys]
         hypers = [system.stage.hyper()] * len(names)
-        with options.stage(_run_name(names, seed)) as run:
-            final = training.train(task, chosen, options.devices, states, keys, hypers, run)
+        run = _run_name(names, seed)
+        final = training.train(task, chosen, options, states, keys, hypers, name=run)
         for name, part, state in zip(names, chosen, final, strict=True):
             variables = {"params": state.params["encoder"], "batch_stats": state.batch_stats}
             networks[name] = Network(variables, *part.moments())

@@ -36,7 +36,7 @@ from asdproto.systems.inputs import (
     stamp,
     training_clips,
 )
-from asdproto.systems.system import Comparison, Member, RunOptions, Section, System, prepare_for
+from asdproto.systems.system import Comparison, Member, Section, System, prepare_for
 from asdproto.systems.workdir import check_workdir, run_settings
 
 _ABOUT = ("kind", "system", "name", "dtype", "audio")
@@ -154,7 +154,7 @@ class Detector(OutlierDetector):
         """
         from rich.console import Console
 
-        from asdproto.training.devices import use_devices
+        from asdproto.training.devices import RunOptions, use_devices
 
         check_contamination(self.contamination)
         seeds, rate = check_seeds(self.seed), self._rate(sample_rate)

@@ -23,12 +23,13 @@ from asdproto.models.convolution import default_lowering
 from asdproto.models.resnet import Attention, Init, ResNet
 from asdproto.scoring.backends import BackendConfig, Scorer
 from asdproto.systems.embedding import embed_clips
-from asdproto.systems.system import Comparison, Member, RunOptions, Section, fit_backend
+from asdproto.systems.system import Comparison, Member, Section, fit_backend
 from asdproto.training import loop as training
 from asdproto.training.devices import (
     AXIS,
     Devices,
     Loop,
+    RunOptions,
     default_loop,
     first_device,
     use_devices,
@@ -329,8 +330,9 @@ def train(
         ]
         stage_keys = [stage_key(key, stage) for key in keys]
         hypers = [task.stage.hyper() for _ in keys]
-        with options.stage(stage + label, settings) as run:
-            trained = training.train(task, data, options.devices, states, stage_keys, hypers, run)
+        trained = training.train(
+            task, data, options, states, stage_keys, hypers, name=stage + label, settings=settings
+        )
         for stages, state in zip(final, trained, strict=True):
             stages[stage] = state
         settings[stage] = {"loss": task.objective.name, **to_dict(task.stage)}

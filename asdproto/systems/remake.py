@@ -33,7 +33,8 @@ from asdproto.systems.detector_files import (
     replaced,
 )
 from asdproto.systems.run import LOCK, score_all, train_beside, work_in
-from asdproto.systems.system import Comparison, RunOptions, System, prepare_for
+from asdproto.systems.system import Comparison, System, prepare_for
+from asdproto.training.devices import RunOptions
 
 FUSED = "fused"  # a detector of several
 

@@ -32,8 +32,9 @@ from asdproto.scoring.metrics import UndefinedMetricWarning, evaluate, group_sco
 from asdproto.systems import YARDSTICKS, preset
 from asdproto.systems.detector import Detector
 from asdproto.systems.embedding import shared_by
-from asdproto.systems.system import Member, RunOptions, System, prepare_for
+from asdproto.systems.system import Member, System, prepare_for
 from asdproto.systems.workdir import run_settings
+from asdproto.training.devices import RunOptions
 from asdproto.training.processes import agree_on, alone, is_main
 
 LOCK = ".lock"  # of a work folder

@@ -42,7 +42,8 @@ from asdproto.errors import DataError
 from asdproto.features import FeatureSettings
 from asdproto.scoring.backends import BackendConfig, References, Scorer
 from asdproto.scoring.rows import rows_by
-from asdproto.systems.system import Comparison, Member, RunOptions, Section, fit_backend
+from asdproto.systems.system import Comparison, Member, Section, fit_backend
+from asdproto.training.devices import RunOptions
 
 KNN = BackendConfig(kind="knn", shrinkage=0.3)
 

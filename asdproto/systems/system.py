@@ -1,14 +1,11 @@
 """What a system is, and what its training leaves: the words that all systems share."""
 
-import contextlib
 import dataclasses
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
-from rich.console import Console
 
 from asdproto.data.dataset import CLASS_KEYS, ClipArrays, Dataset, prepare, section_keys
 from asdproto.data.dcase import Clip
@@ -16,66 +13,9 @@ from asdproto.data.store import FeatureStore
 from asdproto.errors import DataError
 from asdproto.features import FeatureSettings
 from asdproto.scoring.backends import BackendConfig, Scorer, fit_scorer, held_out_scores
-from asdproto.training.devices import Devices, Loop
-
-if TYPE_CHECKING:
-    from asdproto.training.loop import StageRun
+from asdproto.training.devices import RunOptions
 
 Section = tuple[str, str]  # machine type, section
-
-
-@dataclasses.dataclass(frozen=True)
-class RunOptions:
-    """How a run goes, apart from what it computes.
-
-    Attributes:
-      workdir: Folder for checkpoints, metrics and scores; ``None`` keeps nothing.
-      devices: Where to train.
-      console: Where progress goes; ``None`` for silence.
-      loop: Shape of the training loop; what suits the backend when ``None``.
-      resident: Whether features live on the devices; by their memory when ``None``.
-      save_seconds: Time between checkpoints.
-      profile: Steps of every stage to record; 0 for none.
-    """
-
-    workdir: Path | None
-    devices: Devices
-    console: Console | None = None
-    loop: Loop | None = None
-    resident: bool | None = None
-    save_seconds: float = 60.0
-    profile: int = 0
-
-    @contextlib.contextmanager
-    def stage(self, name: str, settings: Mapping[str, Any] | None = None) -> "Iterator[StageRun]":
-        """How a stage of the run goes; its checkpoints are open until the block ends.
-
-        Args:
-          name: Of its checkpoints, and in logs.
-          settings: Those of :class:`asdproto.training.loop.StageRun`.
-        """
-        # Libraries that scoring never needs.
-        from asdproto.training.loop import StageRun
-
-        with contextlib.ExitStack() as stack:
-            checkpoints = metrics = None
-            if self.workdir is not None:
-                from asdproto.training.checkpoint import Checkpoints
-
-                metrics = self.workdir / "metrics.jsonl"
-                folder = self.workdir / "checkpoints" / name
-                checkpoints = stack.enter_context(contextlib.closing(Checkpoints(folder)))
-            yield StageRun(
-                name=name,
-                checkpoints=checkpoints,
-                metrics=metrics,
-                save_seconds=self.save_seconds,
-                console=self.console,
-                loop=self.loop,
-                resident=self.resident,
-                profile=self.profile,
-                settings=settings or {},
-            )
 
 
 class Comparison(NamedTuple):

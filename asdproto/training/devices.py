@@ -4,12 +4,14 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from rich.console import Console
 
 from asdproto.models.convolution import compiler_options
 from asdproto.training.processes import agreed_to_stop
@@ -149,6 +151,29 @@ class Devices:
                 lambda x: x.addressable_shards[0].data if isinstance(x, jax.Array) else x, tree
             )
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """How a run goes, apart from what it computes.
+
+    Attributes:
+      workdir: Folder for checkpoints, metrics and scores; ``None`` keeps nothing.
+      devices: Where to train.
+      console: Where progress goes; ``None`` for silence.
+      loop: Shape of the training loop; what suits the backend when ``None``.
+      resident: Whether features live on the devices; by their memory when ``None``.
+      save_seconds: Time between checkpoints; 0 saves after every step.
+      profile: Steps of every stage to record, after those that compile; 0 for none.
+    """
+
+    workdir: Path | None
+    devices: Devices
+    console: Console | None = None
+    loop: Loop | None = None
+    resident: bool | None = None
+    save_seconds: float = 60.0
+    profile: int = 0
 
 
 def first_device() -> Devices:

@@ -18,13 +18,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from rich.console import Console
 
 from asdproto import signals
 from asdproto.data.dataset import Dataset
 from asdproto.files import append
 from asdproto.training.checkpoint import Checkpoints
-from asdproto.training.devices import Devices, Loop, default_loop
+from asdproto.training.devices import Devices, Loop, RunOptions, default_loop
 from asdproto.training.host import fits_on, gather_crops
 from asdproto.training.progress import Meter, StepTrace, truncate_metrics
 from asdproto.training.stage import Hyper
@@ -51,42 +50,16 @@ class CollapseWarning(UserWarning):
     """The loss reached zero: there is nothing left to learn from."""
 
 
-@dataclasses.dataclass
-class StageRun:
-    """How a stage runs, apart from what it computes.
-
-    Attributes:
-      name: ``"pretrain"``, ``"finetune"`` or any other name for files and logs.
-      checkpoints: Where states are kept; ``None`` keeps none.
-      metrics: jsonl file to append one line an epoch to; ``None`` for none.
-      save_seconds: Time between checkpoints; 0 saves after every epoch.
-      console: Where progress goes; ``None`` for silence.
-      loop: ``"scan"`` or ``"dispatch"``; what suits the backend when ``None``.
-      resident: Whether features live on the devices; decided by their memory when ``None``.
-      profile: Steps to record beside the metrics, after those that compile; 0 for none.
-      settings: What led here besides the task, such as seeds and the stage before, fit for json; a
-        checkpoint of other settings is refused.
-    """
-
-    name: str
-    checkpoints: Checkpoints | None = None
-    metrics: Path | None = None
-    save_seconds: float = 60.0
-    console: Console | None = None
-    loop: Loop | None = None
-    resident: bool | None = None
-    profile: int = 0
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
 def train(
     task: Task,
     data: Dataset | Sequence[Dataset],
-    devices: Devices,
+    options: RunOptions,
     states: Sequence[TrainState],
     keys: Sequence[jax.Array],
     hypers: Sequence[Hyper],
-    run: StageRun,
+    *,
+    name: str,
+    settings: Mapping[str, Any] | None = None,
 ) -> list[TrainState]:
     """Trains one run or several to their end, from their latest checkpoint where there is one.
 
@@ -94,11 +67,14 @@ def train(
       task: Static description of a run. One run shares its batches among the devices; several are
         dealt out to them, each to one, and trained as one program.
       data: The data set of all runs; or one for each, of the same numbers and shape.
-      devices: Where to train; several runs take one process.
+      options: How it goes; several runs take one process.
       states: State to start each run from; ignored when a checkpoint exists.
       keys: Random key of each run.
       hypers: Hyper-parameters of each run.
-      run: How it goes; a checkpoint holds all runs.
+      name: ``"pretrain"``, ``"finetune"`` or any other: of checkpoints, each of which holds all
+        runs, and in metrics and logs.
+      settings: What led here besides the task, such as seeds and the stage before, fit for json; a
+        checkpoint of other settings is refused.
 
     Returns:
       The final states, as NumPy arrays, in order.
@@ -109,7 +85,7 @@ def train(
       ValueError: The lists differ in length, there are several runs and processes, or the task is
         another data set's.
     """
-    runs = len(states)
+    runs, devices = len(states), options.devices
     datasets = [data] if isinstance(data, Dataset) else list(data)
     if not runs == len(keys) == len(hypers) or len(datasets) not in (1, runs):
         raise ValueError(
@@ -123,14 +99,22 @@ def train(
     # Plain numbers: pmap over processes takes a typed key through the host at each call.
     numbers = [jax.random.key_data(key) for key in keys]
     inputs = stack_runs(jax.device_get(list(zip(numbers, hypers, strict=True))))
-    identity = {**run.settings, **task.identity(datasets, *inputs)}
+    identity = {**(settings or {}), **task.identity(datasets, *inputs)}
     state = stack_runs(devices.to_host(list(states)))
-    if run.checkpoints is not None and run.checkpoints.latest() is not None:
-        state = run.checkpoints.restore(state, identity=identity)
-    if run.metrics is not None and devices.is_main:
-        truncate_metrics(run.metrics, run.name, int(np.max(state.step)))
-    if np.max(state.step) < task.stage.total_epochs * task.steps_per_epoch:
-        state = _train(task, datasets, devices, state, inputs, run, identity)
+    with contextlib.ExitStack() as stack:
+        checkpoints = metrics = None
+        if options.workdir is not None:
+            checkpoints = Checkpoints(options.workdir / "checkpoints" / name)
+            stack.enter_context(contextlib.closing(checkpoints))
+            if checkpoints.latest() is not None:
+                state = checkpoints.restore(state, identity=identity)
+            if devices.is_main:
+                metrics = options.workdir / "metrics.jsonl"
+                truncate_metrics(metrics, name, int(np.max(state.step)))
+        if np.max(state.step) < task.stage.total_epochs * task.steps_per_epoch:
+            programs = Programs(task, devices, runs, own_data=len(datasets) > 1)
+            keeper = _Keeper(name, options, programs, checkpoints, identity)
+            state = _train(task, datasets, options, state, inputs, keeper, metrics)
     return [jax.tree.map(lambda x, i=i: x[i], state) for i in range(runs)]
 
 
@@ -268,21 +252,20 @@ class Programs:
 def _train(
     task: Task,
     datasets: Sequence[Dataset],
-    devices: Devices,
+    options: RunOptions,
     state: TrainState,
     inputs: tuple[np.ndarray, Hyper],
-    run: StageRun,
-    identity: Mapping[str, Any],
+    keeper: "_Keeper",
+    metrics: Path | None,
 ) -> TrainState:
     """The epochs that are left; the state is stacked and on the host, before and after."""
     runs, per_epoch, epochs = len(state.step), task.steps_per_epoch, task.stage.total_epochs
-    step = int(np.max(state.step))
-    resident = run.resident
+    step, devices, programs = int(np.max(state.step)), options.devices, keeper.programs
+    resident = options.resident
     if resident is None:
         resident = runs > 1 or fits_on(devices, datasets[0].train.nbytes)
     gather = None if resident else functools.partial(gather_crops, datasets[0].train)
-    loop = run.loop or default_loop()
-    programs = Programs(task, devices, runs, own_data=len(datasets) > 1)
+    loop = options.loop or default_loop()
     indices = [
         clip_index(one, resident=resident, standardization=task.standardization) for one in datasets
     ]
@@ -291,17 +274,11 @@ def _train(
     key, hyper = programs.put(inputs)
     state = programs.put(state)
 
-    title = run.name if runs == 1 else f"{run.name} x {runs}"
-    meter = Meter(title, epochs, step // per_epoch, run.console)
-    # Signals wait for the end of a step where it can be saved.
-    signaled = (
-        contextlib.nullcontext(lambda: False) if run.checkpoints is None else signals.deferred()
-    )
-    metrics = run.metrics if devices.is_main else None
-    traced = 0 if metrics is None else run.profile
-    trace = StepTrace((metrics or Path()).parent / "profile" / run.name, traced)
-    with meter.running(), signaled as asked_to_stop, contextlib.closing(trace):
-        keeper = _Keeper(run, devices, programs, identity, asked_to_stop)
+    title = keeper.name if runs == 1 else f"{keeper.name} x {runs}"
+    meter = Meter(title, epochs, step // per_epoch, options.console)
+    traced = 0 if metrics is None else options.profile
+    trace = StepTrace((metrics or Path()).parent / "profile" / keeper.name, traced)
+    with meter.running(), keeper.noting_signals(), contextlib.closing(trace):
         while step < epochs * per_epoch:
             epoch, done = divmod(step, per_epoch)
             started = time.monotonic()
@@ -324,7 +301,7 @@ def _train(
             # The line first: a resumed run drops lines beyond its checkpoint, and misses none.
             if metrics is not None:
                 line = {
-                    "stage": run.name,
+                    "stage": keeper.name,
                     "epoch": epoch + 1,
                     "step": step,
                     "loss": float(losses.mean()),
@@ -338,14 +315,12 @@ def _train(
             meter.epoch(epoch + 1, f"loss {losses.mean():.4f}  rate {rate:g}  {clips:.0f} clips/s")
     if losses.min() < 1e-4:
         warnings.warn(
-            f"{run.name}: the loss reached {losses.min():.1e}: the {task.num_classes} attribute "
+            f"{keeper.name}: the loss reached {losses.min():.1e}: the {task.num_classes} attribute "
             "classes are told apart perfectly and nothing is left to learn from. With few classes, "
             "add other machine types' normal clips, or trust the validation of your own faults",
             CollapseWarning,
             stacklevel=4,
         )
-    if run.checkpoints is not None:
-        run.checkpoints.wait()
     return programs.get(state)
 
 
@@ -353,12 +328,21 @@ def _train(
 class _Keeper:
     """Says when a state is saved and when training stops; all processes must say the same."""
 
-    run: StageRun
-    devices: Devices
+    name: str
+    options: RunOptions
     programs: Programs
+    checkpoints: Checkpoints | None
     identity: Mapping[str, Any]
-    asked_to_stop: Callable[[], bool]
     saved: float = dataclasses.field(default_factory=time.monotonic)
+
+    @contextlib.contextmanager
+    def noting_signals(self) -> Iterator[None]:
+        """While inside, signals wait for the end of a step where it can be saved."""
+        if self.checkpoints is None:
+            yield
+            return
+        with signals.deferred() as self.asked_to_stop:
+            yield
 
     def look(
         self, state: TrainState, step: int, epoch: int, *, inside: bool = False, last: bool = False
@@ -368,33 +352,32 @@ class _Keeper:
         Clocks of processes differ, and one alone may get a signal. To agree holds the devices up,
         so that ``inside`` an epoch they do so now and then only.
         """
-        run, always = self.run, self.run.save_seconds <= 0
-        if run.checkpoints is None:
+        seconds, devices = self.options.save_seconds, self.options.devices
+        if self.checkpoints is None:
             return
-        if inside and self.devices.has_peers and step % _ASK_EVERY and not always:
+        if inside and devices.has_peers and step % _ASK_EVERY and seconds > 0:
             return
-        due = time.monotonic() - self.saved > run.save_seconds
-        due, stop = self.devices.agree(due, self.asked_to_stop())
-        if due or stop or always or last:
+        due = time.monotonic() - self.saved > seconds
+        due, stop = devices.agree(due, self.asked_to_stop())
+        if due or stop or seconds <= 0 or last:
             arrays = self.programs.get(state)
             # The loss is one step behind: an update can break a state whose loss was still sound.
             if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(arrays)):
                 raise self.diverged(epoch, np.array([math.nan]))
-            run.checkpoints.save(step, arrays, identity=self.identity)
+            self.checkpoints.save(step, arrays, identity=self.identity)
             self.saved = time.monotonic()
         if stop:
-            run.checkpoints.wait()
-            signals.stop(f"step {step} of {run.name} is saved")
+            self.checkpoints.wait()
+            signals.stop(f"step {step} of {self.name} is saved")
 
     def diverged(self, epoch: int, losses: np.ndarray) -> DivergedError:
         """The error of losses, one a run, that are no numbers."""
-        run = self.run
         broken = np.flatnonzero(~np.isfinite(losses)).tolist()
         which = f"of runs {broken} of {len(losses)} " if len(losses) > 1 else ""
         where = "no checkpoint had been written yet"
-        if run.checkpoints is not None and (step := run.checkpoints.latest()) is not None:
-            where = f"the checkpoint of step {step} in {run.checkpoints.folder} is good"
+        if self.checkpoints is not None and (step := self.checkpoints.latest()) is not None:
+            where = f"the checkpoint of step {step} in {self.checkpoints.folder} is good"
         return DivergedError(
-            f"{run.name}: the loss {which}became {losses[broken[0]]} in epoch {epoch + 1}; {where}."
-            " Lower the learning rate or raise the temperature, and start again from there"
+            f"{self.name}: the loss {which}became {losses[broken[0]]} in epoch {epoch + 1}; {where}"
+            ". Lower the learning rate or raise the temperature, and start again from there"
         )

@@ -20,7 +20,8 @@ from asdproto.prototypes import l2_normalize
 from asdproto.scoring.backends import BackendConfig, Scorer, fit_scorer
 from asdproto.scoring.rows import rows_by
 from asdproto.systems.embedding import unit_rows
-from asdproto.systems.system import Comparison, RunOptions, Section
+from asdproto.systems.system import Comparison, Section
+from asdproto.training.devices import RunOptions
 from asdproto.training.objectives import Objective, draw_mix
 from experiments.rivals.rival import (
     Fitted,

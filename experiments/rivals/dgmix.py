@@ -18,7 +18,8 @@ from asdproto.features import FeatureSettings
 from asdproto.losses import proxy_softmax_loss, vicreg_loss
 from asdproto.models.normalization import BatchNorm
 from asdproto.scoring.backends import Scorer
-from asdproto.systems.system import Comparison, RunOptions, Section
+from asdproto.systems.system import Comparison, Section
+from asdproto.training.devices import RunOptions
 from asdproto.training.objectives import Objective, draw_mix
 from experiments.rivals.mobilenet import MobileNetV2
 from experiments.rivals.rival import (

@@ -19,7 +19,8 @@ from asdproto.losses import proxy_softmax_loss
 from asdproto.models.resnet import ResNet
 from asdproto.scoring.backends import Scorer
 from asdproto.systems.embedding import unit_rows
-from asdproto.systems.system import Comparison, RunOptions, Section
+from asdproto.systems.system import Comparison, Section
+from asdproto.training.devices import RunOptions
 from asdproto.training.objectives import Objective
 from experiments.rivals.rival import (
     Fitted,

@@ -19,7 +19,8 @@ from asdproto.features import FeatureSettings
 from asdproto.losses import proxy_softmax_loss
 from asdproto.models.convolution import Lowering, windows
 from asdproto.models.normalization import BatchNorm
-from asdproto.systems.system import Comparison, RunOptions, Section
+from asdproto.systems.system import Comparison, Section
+from asdproto.training.devices import RunOptions
 from asdproto.training.objectives import Objective
 from experiments.rivals.rival import (
     Fitted,

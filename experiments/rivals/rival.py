@@ -25,8 +25,8 @@ from asdproto.models.convolution import default_lowering
 from asdproto.scoring.backends import BackendConfig, fit_scorer, held_out_scores
 from asdproto.scoring.rows import rows_by
 from asdproto.systems.embedding import embed_clips, window_means
-from asdproto.systems.system import Comparison, Member, RunOptions, Section
-from asdproto.training.devices import AXIS, default_loop
+from asdproto.systems.system import Comparison, Member, Section
+from asdproto.training.devices import AXIS, RunOptions, default_loop
 from asdproto.training.loop import train
 from asdproto.training.objectives import Objective
 from asdproto.training.stage import RandomBatches, Stage
@@ -288,9 +288,8 @@ def train_encoder(
         state = task.init(key, data.train.features.shape[2])
     else:
         state = task.start(before.params["encoder"], before.batch_stats, key)
-    with options.stage(run) as how:
-        keys = [jax.random.fold_in(key, 1)]
-        return train(task, data, devices, [state], keys, [stage.hyper()], how)[0]
+    keys = [jax.random.fold_in(key, 1)]
+    return train(task, data, options, [state], keys, [stage.hyper()], name=run)[0]
 
 
 def network_of(state: TrainState, data: Dataset) -> Network:

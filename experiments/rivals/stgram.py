@@ -21,7 +21,8 @@ from asdproto.losses import arcface_loss
 from asdproto.models.convolution import Lowering, convolve
 from asdproto.models.normalization import BatchNorm
 from asdproto.prototypes import l2_normalize
-from asdproto.systems.system import Comparison, RunOptions, Section
+from asdproto.systems.system import Comparison, Section
+from asdproto.training.devices import RunOptions
 from asdproto.training.objectives import Objective
 from experiments.rivals.mobilenet import Depthwise
 from experiments.rivals.rival import (

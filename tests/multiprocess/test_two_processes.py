@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from asdproto.training.checkpoint import Checkpoints, _named
+from asdproto.training.checkpoint import _named
 from asdproto.training.devices import use_devices
-from asdproto.training.loop import StageRun
 from tests.multiprocess.processes import Processes, free_address
-from tests.multiprocess.worker import STAGES, STOP, embeddings, train
+from tests.multiprocess.worker import STAGES, STOP, embeddings, saved_steps, train
 
 pytestmark = pytest.mark.slow
 
@@ -25,15 +24,13 @@ def folder(tmp_path_factory):
     """What one process left, and what two made of it."""
     folder = tmp_path_factory.mktemp("two_processes")
     for stage in STAGES:
-        checkpoints = Checkpoints(folder / "written_by_one" / stage, keep=100)
-        metrics = folder / f"{stage}.jsonl"
-        run = StageRun(stage, checkpoints, metrics=metrics, save_seconds=0)
-        state = train(stage, use_devices(1), run)
-        checkpoints.close()
+        alone = folder / "alone" / stage
+        state = train(stage, alone, use_devices(1), save_seconds=0)
         np.savez(folder / f"{stage}.npz", **_named(state))
-        for saved in (folder / "written_by_one" / stage).iterdir():
-            if saved.name.isdigit() and int(saved.name) > STOP:
-                shutil.rmtree(saved)
+        for step in saved_steps(alone):  # two processes resume it
+            if step <= STOP:
+                saved = f"checkpoints/tiny/{step}"
+                shutil.copytree(alone / saved, folder / "resumed" / stage / saved)
     worker = [sys.executable, "-m", "tests.multiprocess.worker", str(folder), free_address(), "2"]
     commands = [[*worker, str(process)] for process in range(2)]
     codes, _, outputs = Processes(commands, folder, JAX_NUM_CPU_DEVICES="2").end(seconds=380)
@@ -41,9 +38,12 @@ def folder(tmp_path_factory):
     return folder
 
 
-def _losses(path: Path) -> dict[int, float]:
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return {line["epoch"]: line["loss"] for line in lines}
+def _losses(workdir: Path) -> dict[int, float]:
+    text = (workdir / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    losses = {line["epoch"]: line["loss"] for line in lines}
+    assert len(losses) == len(lines)  # one process alone writes
+    return losses
 
 
 def _check(folder: Path, stage: str, arrays) -> None:
@@ -68,8 +68,7 @@ def test_the_processes_find_each_other(folder):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_two_processes_equal_one(folder, stage):
-    losses = _losses(folder / f"{stage}-whole.0.jsonl")
-    expected = _losses(folder / f"{stage}.jsonl")
+    losses, expected = _losses(folder / "whole" / stage), _losses(folder / "alone" / stage)
     assert list(losses) == list(expected) == [1, 2, 3]
     np.testing.assert_allclose(list(losses.values()), list(expected.values()), **LOSSES)
     first, second = (np.load(folder / f"{stage}-whole.{process}.npz") for process in range(2))
@@ -84,32 +83,20 @@ def test_processes_that_share_windows_give_the_bits_of_one(folder):
         np.testing.assert_array_equal(np.load(folder / f"embeddings.{process}.npy"), expected)
 
 
-def test_process_0_alone_writes_metrics(folder):
-    written = {path.name for path in folder.glob("*-*.jsonl")}
-    runs = "whole", "stopped", "resumed"
-    assert written == {f"{stage}-{run}.0.jsonl" for stage in STAGES for run in runs}
-
-
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_signal_to_one_process_stops_both_at_the_same_step(folder, stage):
     for process in range(2):
         about = json.loads((folder / f"{stage}-resumed.{process}.json").read_text())
-        assert about["said"] == f"step {STOP} of {stage} is saved"
-    saved = {path.name for path in (folder / "written_by_two" / stage).glob("[0-9]*")}
-    assert saved == {str(STOP)}
+        assert about["said"] == f"step {STOP} of tiny is saved"
+    assert saved_steps(folder / "stopped" / stage) == [STOP]
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_one_process_resumes_what_two_wrote(folder, stage, tmp_path):
-    kept = shutil.copytree(folder / "written_by_two" / stage, tmp_path / stage)
-    metrics = Path(shutil.copy(folder / f"{stage}-stopped.0.jsonl", tmp_path / "metrics.jsonl"))
-    checkpoints = Checkpoints(kept, keep=100)
-    assert checkpoints.latest() == STOP
-    run = StageRun(stage, checkpoints, metrics=metrics)
-    state = train(stage, use_devices(1), run)
-    checkpoints.close()
+    workdir = shutil.copytree(folder / "stopped" / stage, tmp_path / stage)
+    state = train(stage, workdir, use_devices(1))
     _check(folder, stage, _named(state))
-    losses, expected = _losses(metrics), _losses(folder / f"{stage}.jsonl")
+    losses, expected = _losses(workdir), _losses(folder / "alone" / stage)
     assert list(losses) == list(expected)
     np.testing.assert_allclose(list(losses.values()), list(expected.values()), **LOSSES)
 
@@ -119,12 +106,11 @@ def test_two_processes_resume_what_one_wrote(folder, stage):
     final = int(np.load(folder / f"{stage}.npz")["step"])
     for process in range(2):
         about = json.loads((folder / f"{stage}-resumed.{process}.json").read_text())
-        assert (about["began"], about["ended"]) == (STOP, final)
+        assert (about["began"], about["saved"][-1]) == (STOP, final)
         # Process 0's clock decides for both: a save is a meeting of all processes.
         assert {final * 2 // 3, final, *range(STOP + 1, final, 2)} <= set(about["saved"])
         _check(folder, stage, np.load(folder / f"{stage}-resumed.{process}.npz"))
-    losses = _losses(folder / f"{stage}-resumed.0.jsonl")
-    expected = _losses(folder / f"{stage}.jsonl")
+    losses, expected = _losses(folder / "resumed" / stage), _losses(folder / "alone" / stage)
     begun = STOP * len(expected) // final + 1  # the epoch that was stopped
     assert list(losses) == list(range(begun, len(expected) + 1))
     np.testing.assert_allclose(

@@ -5,7 +5,7 @@
 Trains the tiny task and leaves what each process has seen in FOLDER.
 """
 
-import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -20,8 +20,7 @@ from asdproto.signals import Stopped
 from asdproto.systems.embedding import shared_by, window_means
 from asdproto.training import loop as loops
 from asdproto.training.checkpoint import Checkpoints, _named
-from asdproto.training.devices import Devices, use_devices
-from asdproto.training.loop import StageRun
+from asdproto.training.devices import Devices, RunOptions, use_devices
 from asdproto.training.processes import joined
 from tests.training import tiny
 
@@ -31,14 +30,19 @@ STOP = 5  # in the middle of an epoch of 3 and of 2 steps
 KEY = 11
 
 
-def train(stage: str, devices: Devices, run: StageRun, shape: str = "dispatch"):
+def train(stage: str, workdir: Path, devices: Devices, shape: str = "dispatch", **options):
     """The tiny task with crops from the devices, or from the host where ``shape`` says so."""
-    data = tiny.make_data()
-    loop = "scan" if shape == "scan" else "dispatch"
-    run = dataclasses.replace(run, loop=loop, resident=shape != "host")
+    loops.Checkpoints = functools.partial(Checkpoints, keep=100)
+    data, loop = tiny.make_data(), "scan" if shape == "scan" else "dispatch"
+    run = RunOptions(workdir, devices, loop=loop, resident=shape != "host", **options)
     task = tiny.make_task(data, stage, devices)
     state = task.init(jax.random.key(0), tiny.MELS)
-    return tiny.train(task, data, devices, state, jax.random.key(KEY), run)
+    return tiny.train(task, data, run, state, jax.random.key(KEY))
+
+
+def saved_steps(workdir: Path) -> list[int]:
+    """Steps of the checkpoints, in order."""
+    return sorted(int(path.name) for path in workdir.glob("checkpoints/tiny/[0-9]*"))
 
 
 def embeddings(devices: Devices) -> np.ndarray:
@@ -52,7 +56,7 @@ def embeddings(devices: Devices) -> np.ndarray:
         )
 
 
-def train_until_preempted(stage: str, devices: Devices, run: StageRun, process: int) -> str:
+def train_until_preempted(stage: str, workdir: Path, devices: Devices, process: int) -> str:
     """Trains until process 1, and it alone, gets SIGTERM in step ``STOP``; what is said then."""
     look, every, calls = loops._Keeper.look, loops._ASK_EVERY, itertools.count(1)
 
@@ -63,12 +67,11 @@ def train_until_preempted(stage: str, devices: Devices, run: StageRun, process: 
 
     loops._Keeper.look, loops._ASK_EVERY = preempted, 1
     try:
-        train(stage, devices, run)
+        train(stage, workdir, devices, save_seconds=1e9)
     except Stopped as stop:
         return stop.kept
     finally:
         loops._Keeper.look, loops._ASK_EVERY = look, every
-        run.checkpoints.close()
     raise AssertionError(f"{stage} came to its end")
 
 
@@ -84,38 +87,20 @@ def main(folder: Path, process: int) -> None:
         arrays = {key: np.asarray(leaf) for key, leaf in _named(state).items()}
         np.savez(folder / f"{name}.{process}.npz", **arrays)
 
-    def metrics(name: str) -> Path:
-        return folder / f"{name}.{process}.jsonl"
-
     loops._ASK_EVERY = 2  # epochs are shorter than what suits real ones
     for stage, shape in STAGES.items():
-        name = f"{stage}-whole"
-        keep(name, train(stage, devices, StageRun(stage, metrics=metrics(name)), shape))
+        keep(f"{stage}-whole", train(stage, folder / "whole" / stage, devices, shape))
 
         # Stopped here in the middle of an epoch, where no save is due; one process on one device
         # goes on.
-        checkpoints = Checkpoints(folder / "written_by_two" / stage, keep=100)
-        run = StageRun(stage, checkpoints, save_seconds=1e9, metrics=metrics(f"{stage}-stopped"))
-        said = train_until_preempted(stage, devices, run, process)
+        said = train_until_preempted(stage, folder / "stopped" / stage, devices, process)
 
-        # And the other way round; saved by the clock, which the processes read apart.
-        checkpoints = Checkpoints(folder / "written_by_one" / stage, keep=100)
-        began = checkpoints.latest()
-        run = StageRun(
-            stage,
-            checkpoints,
-            metrics=metrics(f"{stage}-resumed"),
-            # Only process 0 ever thinks that it is time.
-            save_seconds=1e-9 if process == 0 else 1e9,
-        )
-        keep(f"{stage}-resumed", train(stage, devices, run))
-        checkpoints.close()
-        about = {
-            "began": began,
-            "ended": checkpoints.latest(),
-            "saved": _steps(checkpoints.folder),
-            "said": said,
-        }
+        # And the other way round; saved by the clock, which the processes read apart: only process
+        # 0 ever thinks that it is time.
+        workdir, seconds = folder / "resumed" / stage, 1e-9 if process == 0 else 1e9
+        began = max(saved_steps(workdir))
+        keep(f"{stage}-resumed", train(stage, workdir, devices, save_seconds=seconds))
+        about = {"began": began, "saved": saved_steps(workdir), "said": said}
         (folder / f"{stage}-resumed.{process}.json").write_text(json.dumps(about))
 
     np.save(folder / f"embeddings.{process}.npy", embeddings(devices))
@@ -128,10 +113,6 @@ def main(folder: Path, process: int) -> None:
         "refused": refused,
     }
     (folder / f"about.{process}.json").write_text(json.dumps(about))
-
-
-def _steps(folder: Path) -> list[int]:
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
 
 
 if __name__ == "__main__":

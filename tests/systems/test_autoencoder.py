@@ -11,8 +11,7 @@ from asdproto.data.dataset import prepare
 from asdproto.data.dcase import Clip
 from asdproto.models.autoencoder import AutoEncoder
 from asdproto.systems.autoencoder import PRESETS, AutoEncoderSystem, Stacks, fit_networks
-from asdproto.systems.system import RunOptions
-from asdproto.training.devices import use_devices
+from asdproto.training.devices import RunOptions, use_devices
 from tests.stores import write_store
 
 MELS, CONTEXT = 8, 5

@@ -12,8 +12,7 @@ from asdproto.data.dataset import section_keys
 from asdproto.data.dcase import Clip
 from asdproto.systems import baseline
 from asdproto.systems.prototype import EncoderConfig
-from asdproto.systems.system import RunOptions
-from asdproto.training.devices import use_devices
+from asdproto.training.devices import RunOptions, use_devices
 from asdproto.training.stage import Hyper, Pretraining
 from tests.training import tiny
 

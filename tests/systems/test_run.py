@@ -29,8 +29,7 @@ from asdproto.systems.detector import Detector
 from asdproto.systems.exported import Exported
 from asdproto.systems.inputs import clip_of
 from asdproto.systems.prototype import PrototypeSystem
-from asdproto.systems.system import RunOptions
-from asdproto.training.devices import use_devices
+from asdproto.training.devices import RunOptions, use_devices
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:undefined figures",  # there is no target domain

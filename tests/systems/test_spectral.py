@@ -17,8 +17,7 @@ from asdproto.systems import preset
 from asdproto.systems.detector import Detector
 from asdproto.systems.run import features_of, train_run
 from asdproto.systems.spectral import SpectralSystem, Spectrum
-from asdproto.systems.system import RunOptions
-from asdproto.training.devices import use_devices
+from asdproto.training.devices import RunOptions, use_devices
 
 MELS = 5
 OPTIONS = RunOptions(None, use_devices(1))

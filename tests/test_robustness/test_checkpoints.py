@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from asdproto.training.checkpoint import CheckpointError, Checkpoints, DamageWarning
-from asdproto.training.devices import use_devices
-from asdproto.training.loop import StageRun
+from asdproto.training.devices import RunOptions, use_devices
 from tests.test_robustness import damage
 from tests.training import tiny
 
@@ -118,16 +117,13 @@ def test_training_goes_on_from_the_newest_good_one(tmp_path):
     task = tiny.make_task(data)
     start = task.init(jax.random.key(0), tiny.MELS)
 
+    options = RunOptions(tmp_path, use_devices(1), save_seconds=0, loop="dispatch")
+
     def train():
-        checkpoints = Checkpoints(tmp_path / "checkpoints", keep=10)
-        run = StageRun("pretrain", checkpoints, save_seconds=0, loop="dispatch")
-        try:
-            return tiny.train(task, data, use_devices(1), start, key, run)
-        finally:
-            checkpoints.close()
+        return tiny.train(task, data, options, start, key)
 
     whole = train()
-    newest = max((tmp_path / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    newest = max((tmp_path / "checkpoints/tiny").iterdir(), key=lambda path: int(path.name))
     for path in [*newest.glob("state/d/*"), *newest.glob("state/*/d/*")]:
         damage.flip(path)
     with pytest.warns(DamageWarning, match=f"step {newest.name} is damaged"):

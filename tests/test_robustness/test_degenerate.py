@@ -18,8 +18,8 @@ from asdproto.results.tables import print_table
 from asdproto.scoring.metrics import harmonic_mean
 from asdproto.systems.prototype import EncoderConfig, PrototypeSystem, ScoreConfig
 from asdproto.systems.run import train_run, train_yardsticks
-from asdproto.systems.system import EqualEmbeddingsWarning, RunOptions
-from asdproto.training.devices import use_devices
+from asdproto.systems.system import EqualEmbeddingsWarning
+from asdproto.training.devices import RunOptions, use_devices
 from asdproto.training.loop import CollapseWarning
 from tests.stores import write_store
 from tests.training import tiny

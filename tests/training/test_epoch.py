@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import json
 import shutil
 
@@ -12,9 +13,9 @@ import pytest
 
 from asdproto.training import loop as loops
 from asdproto.training.checkpoint import CheckpointError, Checkpoints
-from asdproto.training.devices import Devices, use_devices
+from asdproto.training.devices import Devices, RunOptions, use_devices
 from asdproto.training.host import fits_on
-from asdproto.training.loop import DivergedError, Programs, StageRun, train
+from asdproto.training.loop import DivergedError, Programs, train
 from asdproto.training.state import clip_index
 from tests.training import tiny
 
@@ -23,15 +24,26 @@ KEY = jax.random.key(11)
 STAGES = ("pretrain", "finetune")
 
 
-def _train(stage, devices=None, run=None, **changes):
+def _train(stage, workdir=None, devices=None, changes=None, **options):
     devices = devices or use_devices(1)
-    task = tiny.make_task(DATA, stage, devices, **changes)
+    task = tiny.make_task(DATA, stage, devices, **(changes or {}))
     state = task.init(jax.random.key(0), tiny.MELS)
-    return tiny.train(task, DATA, devices, state, KEY, run or StageRun(stage))
+    return tiny.train(task, DATA, RunOptions(workdir, devices, **options), state, KEY)
 
 
-def _losses(path):
-    return [json.loads(line)["loss"] for line in path.read_text().splitlines()]
+def _losses(workdir):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+@pytest.fixture
+def keep_all(monkeypatch):
+    """Every checkpoint stays, not the two latest."""
+    monkeypatch.setattr(loops, "Checkpoints", functools.partial(Checkpoints, keep=1000))
+
+
+def _steps(workdir):
+    return [int(path.name) for path in (workdir / "checkpoints/tiny").glob("[0-9]*")]
 
 
 def _close(left, right, tolerance):
@@ -42,17 +54,16 @@ def _close(left, right, tolerance):
 @pytest.fixture(scope="module", params=STAGES)
 def reference(request, tmp_path_factory):
     """A run on one device, step by step: what every other shape must reproduce."""
-    stage = request.param
-    metrics = tmp_path_factory.mktemp("reference") / "metrics.jsonl"
-    state = _train(stage, run=StageRun(stage, metrics=metrics, loop="dispatch"))
-    return stage, state, _losses(metrics)
+    stage, workdir = request.param, tmp_path_factory.mktemp("reference")
+    state = _train(stage, workdir, loop="dispatch")
+    return stage, state, _losses(workdir)
 
 
 # Float32 sums in another order differ by 1e-7 of their size; 9 to 12 steps of training, with batch
 # normalization over 9 examples, make 1e-4 of parameters and 1e-3 of losses out of it.
-def _check(reference, state, metrics):
+def _check(reference, state, workdir):
     _, expected, losses = reference
-    np.testing.assert_allclose(_losses(metrics), losses, rtol=1e-3)
+    np.testing.assert_allclose(_losses(workdir), losses, rtol=1e-3)
     _close(state.params, expected.params, 1e-3)
     assert int(state.step) == int(expected.step)
 
@@ -62,26 +73,20 @@ def test_loops_devices_and_crops_of_the_host_make_no_difference(
     reference, loop, count, resident, tmp_path
 ):
     """Nine anchors over four devices: the last holds padding."""
-    metrics = tmp_path / "metrics.jsonl"
-    run = StageRun(reference[0], metrics=metrics, loop=loop, resident=resident)
-    state = _train(reference[0], use_devices(count), run)
-    _check(reference, state, metrics)
+    state = _train(reference[0], tmp_path, use_devices(count), loop=loop, resident=resident)
+    _check(reference, state, tmp_path)
 
 
 def test_crops_of_the_host_give_the_same_bits(reference):
     """The very same programs on the very same crops; also: the same seed, the same bits."""
-    run = StageRun(reference[0], loop="dispatch", resident=False)
-    assert tiny.same(_train(reference[0], run=run).params, reference[1].params)
+    state = _train(reference[0], loop="dispatch", resident=False)
+    assert tiny.same(state.params, reference[1].params)
 
 
 def test_a_run_stopped_anywhere_resumes_bit_for_bit(reference, tmp_path, monkeypatch):
     """Stopped in the middle of an epoch. A sweep of several runs takes the same way."""
     stage, expected, losses = reference
-    metrics = tmp_path / "metrics.jsonl"
-
-    def run(loop):
-        checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1000)
-        return StageRun(stage, checkpoints=checkpoints, metrics=metrics, save_seconds=0, loop=loop)
+    how = {"save_seconds": 0, "loop": "dispatch"}
 
     class Killed(Exception):
         pass
@@ -90,75 +95,65 @@ def test_a_run_stopped_anywhere_resumes_bit_for_bit(reference, tmp_path, monkeyp
 
     def look_then_die(keeper, state, step, *args, **kwargs):
         look(keeper, state, step, *args, **kwargs)
-        keeper.run.checkpoints.wait()
+        keeper.checkpoints.wait()
         if step == stop_at:
             raise Killed
 
     monkeypatch.setattr(loops._Keeper, "look", look_then_die)
-    first = run("dispatch")
     with pytest.raises(Killed):
-        _train(stage, run=first)
-    first.checkpoints.close()
+        _train(stage, tmp_path, **how)
     monkeypatch.setattr(loops._Keeper, "look", look)
-
-    second = run("dispatch")
-    assert second.checkpoints.latest() == stop_at
-    state = _train(stage, run=second)
-    second.checkpoints.close()
-    assert tiny.same(state, expected)
-    np.testing.assert_array_equal(_losses(metrics), losses)
+    assert max(_steps(tmp_path)) == stop_at
+    assert tiny.same(_train(stage, tmp_path, **how), expected)
+    np.testing.assert_array_equal(_losses(tmp_path), losses)
 
     # A finished run trains no more.
-    third = run("dispatch")
     monkeypatch.setattr(loops, "Programs", None)
-    assert tiny.same(_train(stage, run=third), expected)
-    third.checkpoints.close()
-    np.testing.assert_array_equal(_losses(metrics), losses)
+    assert tiny.same(_train(stage, tmp_path, **how), expected)
+    np.testing.assert_array_equal(_losses(tmp_path), losses)
 
 
+@pytest.mark.usefixtures("keep_all")
 def test_a_checkpoint_of_one_device_is_resumed_on_four(reference, tmp_path):
     """From the middle of the first epoch, as one program an epoch."""
-    stage, metrics = reference[0], tmp_path / "metrics.jsonl"
+    stage = reference[0]
     step = tiny.make_task(DATA, stage).steps_per_epoch - 1
-    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=100)
-    _train(stage, run=StageRun(stage, checkpoints, metrics, save_seconds=0, loop="dispatch"))
-    checkpoints.close()
-    for folder in (tmp_path / "checkpoints").iterdir():
-        if folder.name.isdigit() and int(folder.name) > step:
-            shutil.rmtree(folder)
-    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=100)
-    assert checkpoints.latest() == step
-    state = _train(stage, use_devices(4), StageRun(stage, checkpoints, metrics, loop="scan"))
-    checkpoints.close()
-    _check(reference, state, metrics)
+    _train(stage, tmp_path, save_seconds=0, loop="dispatch")
+    for later in _steps(tmp_path):
+        if later > step:
+            shutil.rmtree(tmp_path / "checkpoints/tiny" / str(later))
+    assert max(_steps(tmp_path)) == step
+    state = _train(stage, tmp_path, use_devices(4), loop="scan")
+    _check(reference, state, tmp_path)
 
 
 def test_checkpoints_of_another_run_are_refused(tmp_path):
     """Of other settings, of another seed, of other clips; whatever folder they were copied to."""
-    checkpoints = Checkpoints(tmp_path / "checkpoints")
-    run = StageRun("pretrain", checkpoints, settings={"seeds": [0]})
-    _train("pretrain", run=run)
+    options = RunOptions(tmp_path, use_devices(1))
 
-    def refused(*, data=DATA, key=KEY, settings=run.settings, **changes):
+    def trained(data=DATA, key=KEY, seeds=(0,), **changes):
         task = tiny.make_task(data, **changes)
         state = task.init(jax.random.key(0), tiny.MELS)
-        how = dataclasses.replace(run, settings=settings)
+        tiny.train(task, data, options, state, key, settings={"seeds": list(seeds)})
+
+    def refused(**changes):
         with pytest.raises(CheckpointError) as caught:
-            tiny.train(task, data, use_devices(1), state, key, how)
+            trained(**changes)
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
+    trained()
+
     assert "(stage.sub_prototypes is 1 there, 3 here)" in refused(sub_prototypes=3)
-    assert "(seeds is [0] there, [1] here)" in refused(settings={"seeds": [1]})
+    assert "(seeds is [0] there, [1] here)" in refused(seeds=[1])
     assert "(random key is [[0, 11]] there, [[0, 12]] here)" in refused(key=jax.random.key(12))
     other = dataclasses.replace(DATA, train=tiny.make_data(1).train)
     other = dataclasses.replace(
         other, train=dataclasses.replace(other.train, frames=DATA.train.frames)
     )
     text = refused(data=other)
-    assert f"{checkpoints.folder}: found a checkpoint of step 9 that another run" in text
+    assert f"{tmp_path}/checkpoints/tiny: found a checkpoint of step 9 that another run" in text
     assert "training clips" in text
-    checkpoints.close()
     with pytest.raises(CheckpointError, match="found no checkpoint"):
         Checkpoints(tmp_path / "empty").restore({})
 
@@ -213,24 +208,22 @@ def test_a_sweep_equals_its_single_runs(reference, tmp_path):
     ]
     keys = [KEY, KEY, jax.random.key(12)]
     states = [task.init(jax.random.key(seed), tiny.MELS) for seed in (0, 0, 1)]
-    metrics = tmp_path / "metrics.jsonl"
-    run = StageRun(stage, metrics=metrics)
-    found = train(task, DATA, use_devices(2), states, keys, hypers, run)
+    options = RunOptions(tmp_path, use_devices(2))
+    found = train(task, DATA, options, states, keys, hypers, name=stage)
     assert len(found) == 3
     _close(found[0].params, reference[1].params, 1e-3)
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     np.testing.assert_allclose([line["losses"][0] for line in lines], reference[2], rtol=1e-3)
     for other in found[1:]:
         assert not tiny.same(other.params, found[0].params)
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_what_was_good(tmp_path):
-    checkpoints = Checkpoints(tmp_path / "checkpoints")
-    run = StageRun("pretrain", checkpoints, metrics=tmp_path / "m.jsonl", save_seconds=0)
-    rates = ((1e-4, 1), (1000.0, 2))  # the first epoch is sound, then parameters grow to infinity
-    with pytest.raises(DivergedError, match="pretrain: the loss became nan in epoch"):
-        _train("pretrain", run=run, learning_rates=rates, weight_decay=1000.0)
-    checkpoints.wait()
+    # The first epoch is sound, then parameters grow to infinity.
+    changes = {"learning_rates": ((1e-4, 1), (1000.0, 2)), "weight_decay": 1000.0}
+    with pytest.raises(DivergedError, match="tiny: the loss became nan in epoch"):
+        _train("pretrain", tmp_path, changes=changes, save_seconds=0)
+    checkpoints = Checkpoints(tmp_path / "checkpoints/tiny")
     like = tiny.make_task(DATA).init(jax.random.key(0), tiny.MELS)
     state = checkpoints.restore(jax.tree.map(lambda x: x[None], like))  # one run
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))

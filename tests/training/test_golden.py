@@ -7,8 +7,7 @@ import numpy as np
 
 from asdproto.config import override
 from asdproto.systems.prototype import PrototypeSystem, train
-from asdproto.systems.system import RunOptions
-from asdproto.training.devices import use_devices
+from asdproto.training.devices import RunOptions, use_devices
 from tests.training import tiny
 
 # Mean loss of every epoch of ten steps.

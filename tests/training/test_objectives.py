@@ -13,8 +13,8 @@ from jax import lax
 from asdproto import losses
 from asdproto.models.autoencoder import AutoEncoder
 from asdproto.prototypes import l2_normalize
-from asdproto.training.devices import use_devices
-from asdproto.training.loop import StageRun, train
+from asdproto.training.devices import RunOptions, use_devices
+from asdproto.training.loop import train
 from asdproto.training.objectives import (
     OBJECTIVES,
     make_objective,
@@ -80,8 +80,9 @@ def _gap(state):
 def test_it_parts_the_classes(name):
     task = _task(name)
     before = task.init(jax.random.key(0), tiny.MELS)
-    run = StageRun(name, loop="dispatch")  # all but the step is compiled once for all losses
-    after = tiny.train(task, DATA, use_devices(1), before, jax.random.key(5), run)
+    # All but the step is compiled once for all losses.
+    options = RunOptions(None, use_devices(1), loop="dispatch")
+    after = tiny.train(task, DATA, options, before, jax.random.key(5))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after))
     assert _gap(after) > _gap(before) + 0.1
     # What the loss itself learns or carries has moved.
@@ -238,14 +239,15 @@ def test_an_autoencoder_of_stacks_of_frames_trains_in_the_same_loop(tmp_path):
                      objective=reconstruction_objective()) for one in data]  # fmt: skip
     assert tasks[0].steps_per_epoch == -(-tasks[0].num_crops // 16)
     states = [task.init(jax.random.key(0), tiny.MELS) for task in tasks]
-    keys, metrics = [jax.random.key(seed) for seed in (1, 2)], tmp_path / "metrics.jsonl"
-    hypers = [stage.hyper()] * 2
-    run = StageRun("autoencoder", metrics=metrics)
-    together = train(tasks[0], data, use_devices(1), states, keys, hypers, run)
+    keys = [jax.random.key(seed) for seed in (1, 2)]
+    options = RunOptions(tmp_path, use_devices(1), loop="scan")
+    together = train(tasks[0], data, options, states, keys, [stage.hyper()] * 2, name="together")
+    options = dataclasses.replace(options, workdir=None)
     for number, state in enumerate(together):
-        alone = train(tasks[number], data[number], use_devices(1), [states[number]],
-                      [keys[number]], hypers[:1], StageRun("alone", loop="scan"))[0]  # fmt: skip
+        alone = tiny.train(tasks[number], data[number], options, states[number], keys[number])
         # vmap sums in another order; where a gradient is 0 but for that, Adam makes steps of it.
         np.testing.assert_allclose(state.loss_sum, alone.loss_sum, rtol=1e-3)
-    means = [json.loads(line)["loss"] for line in metrics.read_text().splitlines()]
+    means = [
+        json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
+    ]
     assert means[-1] < 0.9 * means[0]

@@ -11,8 +11,7 @@ from asdproto.data.dataset import ClipArrays, Dataset
 from asdproto.models.normalization import BatchNorm
 from asdproto.prototypes import l2_normalize
 from asdproto.training import loop
-from asdproto.training.devices import AXIS, Devices
-from asdproto.training.loop import StageRun
+from asdproto.training.devices import AXIS, Devices, RunOptions
 from asdproto.training.objectives import mpe_objective, npe_objective
 from asdproto.training.stage import Finetuning, Pretraining
 from asdproto.training.task import Task
@@ -76,9 +75,10 @@ def make_task(
     )
 
 
-def train(task: Task, data: Dataset, devices: Devices, state, key, run: StageRun):
+def train(task: Task, data: Dataset, options: RunOptions, state, key, **keywords):
     """One run."""
-    return loop.train(task, data, devices, [state], [key], [task.stage.hyper()], run)[0]
+    hypers = [task.stage.hyper()]
+    return loop.train(task, data, options, [state], [key], hypers, name="tiny", **keywords)[0]
 
 
 def same(left, right) -> bool:

@@ -16,8 +16,8 @@ from asdproto.scoring.metrics import evaluate, group_scores
 from asdproto.systems.detector import Detector
 from asdproto.systems.embedding import window_starts
 from asdproto.systems.run import train_run
-from asdproto.systems.system import RunOptions, prepare_for
-from asdproto.training.devices import use_devices
+from asdproto.systems.system import prepare_for
+from asdproto.training.devices import RunOptions, use_devices
 from experiments.rivals import adacos, dgmix, disentangled, mobilenet, rival, stgram
 from experiments.rivals.rival import ALL, Network
 from tests.experiments.rivals import tiny
