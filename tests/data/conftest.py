@@ -32,9 +32,3 @@ def open_folder():
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
         yield Path(folder)
-
-
-@pytest.fixture
-def small_disk(make_disk):
-    """A disk of half a MB."""
-    return make_disk("512k")

@@ -24,6 +24,9 @@ def test_clip_arrays_tile_short_clips_and_count_frames():
     np.testing.assert_allclose(mean, frames.mean(axis=0), rtol=1e-12)
     np.testing.assert_allclose(std, frames.std(axis=0), rtol=1e-12)
     np.testing.assert_array_equal(tile_to(features[0], 4), features[0])
+    chosen = clips.take([1, 0])
+    assert chosen.features is features
+    np.testing.assert_array_equal([chosen.rows, chosen.frames], [[0, 1], [6, 3]])
     with pytest.raises(ValueError, match="clip 1 has no frames"):
         ClipArrays(features, np.array([0, 1]), np.array([3, 0]), crop=5)
 
@@ -69,13 +72,3 @@ def test_an_anomaly_among_training_clips_is_refused(store):
     rows = [dataclasses.replace(store.rows[0], clip=first), *store.rows[1:]]
     with pytest.raises(DataError, match=r"0\.wav: found an anomaly in the training split"):
         prepare(dataclasses.replace(store, rows=rows), 8)
-
-
-def test_chosen_clips_keep_their_own_frames():
-    features = np.arange(4 * 6 * 2, dtype=np.float32).reshape(4, 6, 2)
-    clips = ClipArrays(features, np.array([3, 0, 2]), np.array([4, 5, 6]), 4)
-    some = clips.take([2, 0])
-    assert some.features is features
-    np.testing.assert_array_equal(some.rows, [2, 3])
-    np.testing.assert_array_equal(some.frames, [6, 4])
-    assert some.crop == 4

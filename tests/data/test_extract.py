@@ -2,9 +2,6 @@
 
 import dataclasses
 import os
-import shutil
-import subprocess
-import sys
 import threading
 import time
 import warnings
@@ -27,14 +24,14 @@ SETTINGS = FeatureSettings(n_mels=16, n_fft=512, hop_length=256)
 FILES = ["features.npy", "manifest.json", "table.csv"]
 
 
-def collection(root, number=6, seconds=0.2):
+def collection(root, number=6):
     """Clips of growing length, one of them with two channels, the last at another rate."""
     rng = np.random.default_rng(0)
     folder = root / "fan/train"
     folder.mkdir(parents=True)
     for i in range(number):
         rate = 8000 if i == number - 1 else 16000
-        audio = rng.normal(0, 0.1, size=(int(rate * seconds * (1 + i / number)), 1 + (i == 1)))
+        audio = rng.normal(0, 0.1, size=(int(0.2 * rate * (1 + i / number)), 1 + (i == 1)))
         soundfile.write(
             folder / f"section_00_source_train_normal_{i:04}_v_{i % 3}.wav", audio, rate
         )
@@ -45,7 +42,8 @@ def build(clips, path, settings=SETTINGS, **more):
     return build_store(clips, path, settings, **{"progress": False, **more})
 
 
-def test_the_store_holds_what_single_files_give_with_any_number_of_workers(tmp_path):
+def test_the_store_holds_what_single_files_give_with_any_number_of_workers(tmp_path, capfd):
+    """And says which of them were converted."""
     made = collection(tmp_path / "data")
     settings = dataclasses.replace(SETTINGS, waveform=True)
     store = build(made, tmp_path / "store", settings, dtype="float32", workers=2)
@@ -58,7 +56,10 @@ def test_the_store_holds_what_single_files_give_with_any_number_of_workers(tmp_p
         assert not store.features[index, len(alone) :].any()
     assert store.features.shape[1:] == (store.frames.max(), settings.columns)
     assert store.identity() == made.identity()
-    build(made, tmp_path / "other", settings, dtype="float32", workers=1)
+    build(made, tmp_path / "other", settings, dtype="float32", workers=1, progress=True)
+    said = " ".join(capfd.readouterr().err.split())
+    assert f"1 clip: 2 channels, channel 0 taken ({made.clips[1].path})" in said
+    assert "1 clip: 8000 Hz, resampled to 16000 Hz" in said
     assert sorted(os.listdir(store.root)) == FILES
     for name in FILES:
         assert (store.root / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
@@ -153,16 +154,6 @@ def test_stopped_while_the_store_is_written(tmp_path, monkeypatch):
     assert sorted(os.listdir(tmp_path / "store")) == FILES
 
 
-def test_a_full_disk_is_said_and_leaves_nothing_that_stands_in_the_way(tmp_path, small_disk):
-    made = collection(tmp_path / "data", 60)
-    settings = dataclasses.replace(SETTINGS, waveform=True)  # 25 KB a clip
-    with pytest.raises(OSError, match="No space left on device") as caught:
-        build(made, small_disk / "store", settings)
-    assert str(caught.value.filename).startswith(str(small_disk / "store"))
-    shutil.copytree(small_disk / "store", tmp_path / "store")
-    build(made, tmp_path / "store", settings).verify()
-
-
 def test_folders_and_arguments_that_are_refused(tmp_path):
     made = collection(tmp_path / "data")
     store, full = tmp_path / "store", tmp_path / "full"
@@ -170,7 +161,6 @@ def test_folders_and_arguments_that_are_refused(tmp_path):
     (full / "thesis.txt").touch()
     for path, wrong, words in (
         (full, {}, r"other things in it \(thesis.txt\)"),
-        (full / "thesis.txt", {}, "found a file"),
         (store, {"workers": 0}, "workers must be at least 1, found 0"),
         (store, {"on_error": "ignore"}, "on_error must be 'stop' or 'skip', found 'ignore'"),
         (store, {"dtype": "int8"}, "'int8'"),
@@ -182,43 +172,6 @@ def test_folders_and_arguments_that_are_refused(tmp_path):
     store.mkdir()
     with locked(store, extract.LOCK), pytest.raises(DataError, match="another process"):
         build(made, store)
-
-
-def test_progress_says_what_was_converted(tmp_path, capfd):
-    build(collection(tmp_path / "data"), tmp_path / "store", progress=True)
-    said = " ".join(capfd.readouterr().err.split())
-    assert (
-        "1 clip: 2 channels, channel 0 taken (fan/train/section_00_source_train_normal_0001" in said
-    )
-    assert "1 clip: 8000 Hz, resampled to 16000 Hz" in said
-    assert "Extracting features" in said
-
-
-SLOW = """
-import os, sys, time
-from asdproto import features
-from asdproto.data import collection, extract
-def slow(path, settings, real=features.file_features):
-    os.write(1, b"started\\n")
-    time.sleep(0.02)
-    return real(path, settings)
-features.file_features = slow
-settings = features.FeatureSettings(n_mels=16, n_fft=512, hop_length=256)
-extract.build_store(collection.read_collection(sys.argv[1]), sys.argv[2], settings, workers=2)
-"""
-
-
-def test_a_killed_extraction_starts_again(tmp_path):
-    made = collection(tmp_path / "data", 100, 0.1)
-    command = [sys.executable, "-c", SLOW, str(made.root), str(tmp_path / "store")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        for _ in range(20):
-            assert process.stdout.readline() == b"started\n"
-        process.kill()
-        process.wait()
-    assert os.listdir(tmp_path / "store") == [".lock"]
-    build(made, tmp_path / "store")
-    assert sorted(os.listdir(tmp_path / "store")) == FILES
 
 
 def test_threads_leave_the_filters_of_warnings_as_they_were():

@@ -57,7 +57,6 @@ NAMES = {
     "fan/target_test/section_03_target_test_0007.wav": ("fan", "03", "target", "test", "", ""),
     # 2023, with the raw level
     f"dev_data/raw/A/train/{LABELED}_a_1.wav": ("A", "00", "source", "train", "normal", "a_1"),
-    f"ToyCar/raw/train/{LABELED}_a_1.wav": ("ToyCar", "00", "source", "train", "normal", "a_1"),
     # 2024 and 2025
     f"P/train/{LABELED}_noAttribute.wav": ("P", "00", "source", "train", "normal", ""),
     f"P/train/{LABELED}_mode_2_.wav": ("P", "00", "source", "train", "normal", "mode_2"),
@@ -79,7 +78,6 @@ def test_grammar_of_every_year(path):
     ("name", "words"),
     [
         ("fan/train/00000004.flac", "a name of no known form; expected section_NN_"),
-        ("fan/train/section_00_source_train_normal_0000x.wav", "expected section_NN_"),
         ("fan/train/section_00_source_train_normal_0000.mp3", "expected section_NN_"),
         ("fan/train/section_٠٠_source_train_normal_0009.wav", "expected section_NN_"),
         ("fan/test/section_00_source_train_normal_0000.wav", "a source clip in the folder 'test'"),
@@ -100,17 +98,13 @@ def test_attribute_pairs():
 
 def test_classes_against_a_plain_loop():
     rng = np.random.default_rng(3)
-    clips = [
-        Clip(f"{i}.wav", rng.choice(["a", "b"]), rng.choice(["00", "01"]),
-             rng.choice(["source", "target"]), "train", "normal", rng.choice(["", "x_1", "x_2"]))
-        for i in range(200)
-    ]  # fmt: skip
+    parts = (["a", "b"], ["00", "01"], ["source", "target"], ["", "x_1", "x_2"])
+    keys = [tuple(map(rng.choice, parts)) for _ in range(200)]
+    clips = [Clip("x.wav", *key[:3], "train", "normal", key[3]) for key in keys]
     labels, classes = assign_classes(clips)
     assert labels.dtype == np.int32
-    assert classes == sorted({class_key(clip) for clip in clips})
-    assert len(classes) == 24
-    for clip, label in zip(clips, labels, strict=True):
-        assert classes[label] == (clip.machine_type, clip.section, clip.domain, clip.attributes)
+    assert classes == sorted(set(keys))
+    assert [classes[label] for label in labels] == keys
     labels, classes = assign_classes(clips, key=lambda clip: clip.machine_type)
     assert classes == ["a", "b"]
-    assert [classes[label] for label in labels] == [clip.machine_type for clip in clips]
+    assert [classes[label] for label in labels] == [key[0] for key in keys]

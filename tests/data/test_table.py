@@ -26,17 +26,14 @@ def test_round_trip_of_awkward_values(tmp_path):
         Clip("b.FLAC", "pump, big", "lab-3", "", "test", "", ""),
         Clip("=1+1.wav", "@SUM(A1)", "12", "target", "test", "anomaly", "-1"),
     ]
-    write_table(tmp_path / "clips.csv", clips)
-    assert read_table(tmp_path / "clips.csv") == (clips, [])
-    assert "'=1+1.wav,'@SUM(A1),12,target,test,anomaly,'-1" in table_lines(tmp_path)
+    path = tmp_path / "clips.csv"
+    write_table(path, clips)
+    assert read_table(path) == (clips, [])
+    assert "\n'=1+1.wav,'@SUM(A1),12,target,test,anomaly,'-1\n" in path.read_text()
     assert os.listdir(tmp_path) == ["clips.csv"]
     (tmp_path / "a.wav").write_bytes(b"RIFF")
     with pytest.raises(DataError, match="found a file of another kind"):
         write_table(tmp_path / "a.wav", clips)
-
-
-def table_lines(tmp_path):
-    return (tmp_path / "clips.csv").read_text().splitlines()
 
 
 def test_optional_columns_other_columns_and_spreadsheet_habits(tmp_path):
@@ -51,14 +48,11 @@ def test_optional_columns_other_columns_and_spreadsheet_habits(tmp_path):
 @pytest.mark.parametrize(
     ("row", "column", "words"),
     [
-        ("a.mp3,fan,00,source,train,normal,", "file", "'a.mp3'"),
         ("C:\\a.wav,fan,00,,train,,", "file", "a path relative"),
         ("a\\..\\..\\b.wav,fan,00,source,train,normal,", "file", "without '..'"),
         ("a.wav,,00,source,train,normal,", "machine_type", "a name of at most 80 bytes"),
-        ("a.wav,..,00,source,train,normal,", "machine_type", "'..'"),
         ("a.wav,fan,a/b,source,train,normal,", "section", "'a/b'"),
         ("a.wav,fan,00,sauce,train,normal,", "domain", "'sauce'; expected one of source, target"),
-        ("a.wav,fan,00,source,trial,normal,", "split", "'trial'; expected one of train, test"),
         ("a.wav,fan,00,,train,ok,", "state", "'ok'; expected one of normal, anomaly, nothing"),
         ("a.wav,fan,00,,train,,a\x1b[2J", "attributes", "without control characters"),
         (".//good.wav,fan,00,,train,,", "file", "a second time; expected each file once; it stand"),
@@ -81,7 +75,6 @@ def test_each_fault_names_row_and_column_and_good_rows_are_kept(tmp_path, row, c
         ("", "no rows"),
         ("file,machine_type\na.wav,fan\n", "Add split"),
         ("file,machine,split\na.wav,fan,train\n", "'machine' should read 'machine_type'"),
-        ("file,machine_type,split,domains\na.wav,fan,train,\n", "'domains' should read 'domain'"),
         ("machine_type;file\n", "Separate the columns by commas"),
         ("file," + HEADER + ROW, "Keep one column file"),
         (HEADER, "a header and no clip; expected a row for each clip"),
