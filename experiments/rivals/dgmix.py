@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from asdproto.config import ConfigError
 from asdproto.data.dataset import ClipArrays, Dataset
 from asdproto.features import FeatureSettings
-from asdproto.losses import proxy_softmax_loss, vicreg_loss
+from asdproto.losses import vicreg_loss
 from asdproto.models.normalization import BatchNorm
 from asdproto.scoring.backends import Scorer
 from asdproto.systems.system import Comparison, Section
@@ -32,6 +32,7 @@ from experiments.rivals.rival import (
     network_of,
     section_label,
     softmax_layer,
+    softmax_loss,
     train_encoder,
 )
 
@@ -223,9 +224,7 @@ def mixed_sections(params, state, embeddings, batch, *, key, axis_name, **_):
     mix = pair_mix(batch, key, axis_name)
 
     def entropy(labels):
-        return proxy_softmax_loss(
-            mixed, params["kernel"], labels, temperature=1.0, bias=params["bias"]
-        )
+        return softmax_loss(params, mixed, labels, temperature=1.0)
 
     losses = mix * entropy(batch.labels[::2]) + (1 - mix) * entropy(batch.labels[1::2])
     losses += _geometric_constraint(first, second, mixed, mix)

@@ -15,7 +15,6 @@ import numpy as np
 
 from asdproto.data.dataset import ClipArrays, Dataset
 from asdproto.data.dcase import attribute_pairs
-from asdproto.losses import proxy_softmax_loss
 from asdproto.models.resnet import ResNet
 from asdproto.scoring.backends import Scorer
 from asdproto.systems.embedding import unit_rows
@@ -32,6 +31,7 @@ from experiments.rivals.rival import (
     fit_nearest,
     network_of,
     softmax_layer,
+    softmax_loss,
     train_encoder,
 )
 
@@ -118,15 +118,11 @@ def multi_task_objective(classes: Sequence[Any], weights: Sequence[float]) -> Ob
         blocks = jnp.split(embeddings, ends, axis=1)
         total = jnp.zeros(embeddings.shape[0])
         for task, (weight, block) in enumerate(zip(weights, blocks, strict=True)):
-            layer = params[f"task{task}"]
-            total += weight * proxy_softmax_loss(
-                block,
-                layer["kernel"],
-                labels[:, task],
-                temperature=TEMPERATURE,
-                bias=layer["bias"],
-                where=batch.where,
+            layer, options = (
+                params[f"task{task}"],
+                {"temperature": TEMPERATURE, "where": batch.where},
             )
+            total += weight * softmax_loss(layer, block, labels[:, task], **options)
         return total, state.loss_state
 
     return Objective("disentangled", loss, init)

@@ -6,7 +6,7 @@ is believed. One network a machine type, over its sections.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import flax.linen as nn
@@ -16,7 +16,6 @@ from jax import lax
 
 from asdproto.data.dataset import ClipArrays, Dataset
 from asdproto.features import FeatureSettings
-from asdproto.losses import proxy_softmax_loss
 from asdproto.models.convolution import Lowering, windows
 from asdproto.models.normalization import BatchNorm
 from asdproto.systems.system import Comparison, Section
@@ -32,6 +31,7 @@ from experiments.rivals.rival import (
     fit_evidence,
     section_label,
     softmax_layer,
+    softmax_loss,
     train_encoder,
 )
 
@@ -86,14 +86,7 @@ class MobileNetSystem(Rival):
 
 
 def _loss(params, state, embeddings, batch, **_):
-    losses = proxy_softmax_loss(
-        embeddings,
-        params["kernel"],
-        batch.labels,
-        temperature=1.0,
-        bias=params["bias"],
-        where=batch.where,
-    )
+    losses = softmax_loss(params, embeddings, batch.labels, temperature=1.0, where=batch.where)
     return losses, state.loss_state
 
 
@@ -163,38 +156,26 @@ class MobileNetV2(nn.Module):
             momentum=self.momentum,
             epsilon=1e-3,
         )
+        glorot = nn.initializers.glorot_uniform()
         pointwise = functools.partial(
-            nn.Dense,
-            use_bias=False,
+            nn.Dense, use_bias=False, dtype=self.dtype, kernel_init=glorot
+        )
+        depthwise = functools.partial(
+            Depthwise,
+            symmetric=False,
+            kernel_init=glorot,
+            lowering=self.lowering,
             dtype=self.dtype,
-            kernel_init=nn.initializers.glorot_uniform(),
         )
 
         def relu6(name: str, x: jax.Array) -> jax.Array:
-            return jnp.minimum(norm(relu=True, name=name)(x, where), 6)
+            return jnp.minimum(norm(relu=True, name=f"{name}_norm")(x, where), 6)
 
         x = crops.astype(self.dtype)
-        x = relu6("stem_norm", self._stem(x, round_channels(32 * self.alpha)))
-        for stage, (expansion, channels, blocks, strides) in enumerate(self.stages, start=1):
-            for block in range(blocks):
-                name = f"stage{stage}_block{block + 1}"
-                shortcut = x
-                if expansion > 1:
-                    x = pointwise(expansion * x.shape[-1], name=f"{name}_expand")(x)
-                    x = relu6(f"{name}_expand_norm", x)
-                x = Depthwise(
-                    strides=1 if block else strides,
-                    symmetric=False,
-                    kernel_init=nn.initializers.glorot_uniform(),
-                    lowering=self.lowering,
-                    dtype=self.dtype,
-                    name=f"{name}_depthwise",
-                )(x)
-                x = relu6(f"{name}_depthwise_norm", x)
-                x = pointwise(round_channels(channels * self.alpha), name=f"{name}_project")(x)
-                same = shortcut.shape == x.shape
-                x = norm(name=f"{name}_project_norm")(x, where, shortcut if same else None)
-        x = relu6("head_norm", pointwise(self.head, name="head")(x))
+        x = relu6("stem", self._stem(x, round_channels(32 * self.alpha)))
+        stages = [(t, round_channels(c * self.alpha), n, s) for t, c, n, s in self.stages]
+        x = inverted_residuals(x, stages, where, pointwise, depthwise, relu6, norm)
+        x = relu6("head", pointwise(self.head, name="head")(x))
         return jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
 
     def _stem(self, images: jax.Array, features: int) -> jax.Array:
@@ -204,6 +185,43 @@ class MobileNetV2(nn.Module):
         kernel = jnp.sum(kernel, axis=2).astype(self.dtype)
         taps = shifted(images[..., None], 2, symmetric=False)
         return jnp.concatenate(taps, axis=-1) @ kernel.reshape(9, features)
+
+
+def inverted_residuals(
+    x: jax.Array,
+    stages: Sequence[tuple[int, int, int, int]],
+    where: jax.Array | None,
+    pointwise: Callable[..., nn.Module],
+    depthwise: Callable[..., nn.Module],
+    activate: Callable[[str, jax.Array], jax.Array],
+    norm: Callable[..., nn.Module],
+) -> jax.Array:
+    """The blocks of a MobileNet: expansion, depthwise convolution, projection and a shortcut.
+
+    Called inside a module, whose layers they become.
+
+    Args:
+      x: Floating, shape ``[batch, rows, columns, channels]``.
+      stages: Expansion, channels, blocks and first strides of each stage.
+      where: Boolean, shape ``[batch]``; other examples do not enter the batch statistics.
+      pointwise: Makes a 1 x 1 convolution of so many channels.
+      depthwise: Makes a convolution of so large strides.
+      activate: Normalization and activation, by name.
+      norm: Makes the normalization without activation that ends a block.
+    """
+    for stage, (expansion, channels, blocks, strides) in enumerate(stages, start=1):
+        for block in range(blocks):
+            name, y = f"stage{stage}_block{block + 1}", x
+            if expansion > 1:
+                y = pointwise(expansion * x.shape[-1], name=f"{name}_expand")(y)
+                y = activate(f"{name}_expand", y)
+            y = depthwise(1 if block else strides, name=f"{name}_depthwise")(y)
+            y = activate(f"{name}_depthwise", y)
+            y = pointwise(channels, name=f"{name}_project")(y)
+            # A shortcut goes around every block of a stage but the one that changes the map.
+            shortcut = x if x.shape == y.shape else None
+            x = norm(name=f"{name}_project_norm")(y, where, shortcut)
+    return x
 
 
 class Depthwise(nn.Module):

@@ -21,6 +21,7 @@ from asdproto.data.dataset import Classes, ClipArrays, Dataset, section_keys
 from asdproto.data.dcase import Clip, assign_classes, class_key
 from asdproto.errors import DataError
 from asdproto.features import FeatureSettings
+from asdproto.losses import proxy_softmax_loss
 from asdproto.models.convolution import default_lowering
 from asdproto.scoring.backends import BackendConfig, fit_scorer, held_out_scores
 from asdproto.scoring.rows import rows_by
@@ -307,6 +308,11 @@ def softmax_layer(key: jax.Array, num_classes: int, dim: int) -> tuple[Any, Any]
     """First parameters of a layer with bias, as an objective's ``init``."""
     kernel = nn.initializers.glorot_uniform()(key, (num_classes, dim), jnp.float32)
     return {"kernel": kernel, "bias": jnp.zeros(num_classes)}, {}
+
+
+def softmax_loss(layer: Any, z: jax.Array, labels: jax.Array, **options: Any) -> jax.Array:
+    """Cross entropy behind such a layer, as :func:`asdproto.losses.proxy_softmax_loss`."""
+    return proxy_softmax_loss(z, layer["kernel"], labels, bias=layer["bias"], **options)
 
 
 def adam_stage(epochs: int, batch_size: int, rate: float = 1e-3) -> RandomStage:

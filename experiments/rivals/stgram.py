@@ -6,7 +6,7 @@ how little the clip's own section is believed. One network for all machine types
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -18,13 +18,13 @@ from asdproto.config import ConfigError
 from asdproto.data.dataset import ClipArrays, Dataset
 from asdproto.features import FeatureSettings
 from asdproto.losses import arcface_loss
-from asdproto.models.convolution import Lowering, convolve
+from asdproto.models.convolution import Lowering, convolve, he_fan_out
 from asdproto.models.normalization import BatchNorm
 from asdproto.prototypes import l2_normalize
 from asdproto.systems.system import Comparison, Section
 from asdproto.training.devices import RunOptions
 from asdproto.training.objectives import Objective
-from experiments.rivals.mobilenet import Depthwise
+from experiments.rivals.mobilenet import Depthwise, inverted_residuals
 from experiments.rivals.rival import (
     Fitted,
     Network,
@@ -38,9 +38,6 @@ from experiments.rivals.rival import (
 
 # The network's bottlenecks: expansion, channels, blocks, first strides.
 STAGES = ((2, 64, 5, 2), (4, 128, 1, 2), (2, 128, 6, 1), (4, 128, 1, 2), (2, 128, 2, 1))
-
-# By fan-out, as its public implementations start convolutions.
-_he_normal = nn.initializers.variance_scaling(2, "fan_out", "normal")
 
 
 def _stage(epochs: int, rate: float, batch_size: int) -> RandomStage:
@@ -144,12 +141,23 @@ class STgramMFN(nn.Module):
     """Spectral-temporal fusion: a log-mel spectrogram beside one learned from the waveform.
 
     Clips of 10 s at 16 kHz give 313 frames of 128 bands each way; MobileFaceNet embeds the two as
-    channels of one image. The learned spectrogram is normalized over its frames with a gain a
+    channels of one image, by bottlenecks with PReLU and a global depthwise convolution for pooling
+    (1.06 million parameters). The learned spectrogram is normalized over its frames with a gain a
     frame, so a trained network takes clips of one length.
 
     Attributes:
       n_mels: Bands of the log-mel spectrogram; the rest of every frame are its samples.
-      stages: See :class:`MobileFaceNet`, as for all attributes after it.
+      stages: Expansion, channels, blocks and first strides of each stage.
+      head: Channels of the last map.
+      dim: Length of an embedding.
+      stem: Channels of the first convolution.
+      lowering: How convolutions are compiled.
+      dtype: Of activations; parameters, statistics and embeddings are float32.
+      axis_name: Mapped axis over which batch statistics are averaged; ``None`` for per device.
+
+    References:
+      Chen et al., MobileFaceNets: Efficient CNNs for Accurate Real-Time Face Verification on Mobile
+      Devices, 2018, Table 1.
     """
 
     n_mels: int = 128
@@ -183,20 +191,42 @@ class STgramMFN(nn.Module):
         Returns:
           Unit embeddings, float32, shape ``[batch, dim]``.
         """
-        mel, hops = crops[..., : self.n_mels], crops[..., self.n_mels :]
-        tgram = Tgram(self.n_mels, dtype=self.dtype, name="tgram")(hops)
-        network = MobileFaceNet(
-            self.stages,
-            self.head,
-            self.dim,
-            self.stem,
+        norm = functools.partial(BatchNorm, train=train, dtype=self.dtype, axis_name=self.axis_name)
+        pointwise = functools.partial(
+            nn.Dense, use_bias=False, dtype=self.dtype, kernel_init=he_fan_out
+        )
+        depthwise = functools.partial(
+            Depthwise,
+            symmetric=True,
+            kernel_init=he_fan_out,
             lowering=self.lowering,
             dtype=self.dtype,
-            axis_name=self.axis_name,
-            name="mobilefacenet",
         )
-        images = jnp.stack([mel.astype(self.dtype), tgram], axis=-1)
-        return network(images, train=train, where=where)
+
+        def prelu(name: str, x: jax.Array) -> jax.Array:
+            x = norm(name=f"{name}_norm")(x, where)
+            slope = self.param(f"{name}_slope", nn.initializers.constant(0.25), x.shape[-1:])
+            return jnp.where(x > 0, x, x * slope.astype(self.dtype))
+
+        mel, hops = crops[..., : self.n_mels], crops[..., self.n_mels :]
+        tgram = Tgram(self.n_mels, dtype=self.dtype, name="tgram")(hops)
+        x = jnp.stack([mel.astype(self.dtype), tgram], axis=-1)
+        kernel = self.param("stem", he_fan_out, (3, 3, 2, self.stem), jnp.float32)
+        x = convolve(x, kernel.astype(self.dtype), strides=2, lowering=self.lowering)
+        x = depthwise(1, name="stem_depthwise")(prelu("stem", x))
+        x = prelu("stem_depthwise", x)
+        x = inverted_residuals(x, self.stages, where, pointwise, depthwise, prelu, norm)
+        x = prelu("head", pointwise(self.head, name="head")(x))
+        kernel = self.param("pool", _pool_init, x.shape[1:], jnp.float32).astype(self.dtype)
+        x = norm(name="pool_norm")(jnp.einsum("brcd,rcd->bd", x, kernel), where)
+        x = norm(name="embedding_norm")(pointwise(self.dim, name="embedding")(x), where)
+        return l2_normalize(x.astype(jnp.float32))
+
+
+def _pool_init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    """As :data:`he_fan_out` for a depthwise kernel as large as the map."""
+    rows, columns, channels = shape
+    return he_fan_out(key, (rows, columns, 1, channels), dtype).reshape(shape)
 
 
 class Tgram(nn.Module):
@@ -240,89 +270,6 @@ class Tgram(nn.Module):
             epsilon=1e-5, dtype=self.dtype, reduction_axes=1, feature_axes=1, name=name
         )
         return norm(x)
-
-
-class MobileFaceNet(nn.Module):
-    """MobileFaceNet: bottlenecks with PReLU, and a global depthwise convolution for pooling.
-
-    Over images of 313 frames, 128 bands and two channels: 1.06 million parameters.
-
-    Attributes:
-      stages: Expansion, channels, blocks and first strides of each stage.
-      head: Channels of the last map.
-      dim: Length of an embedding.
-      stem: Channels of the first convolution.
-      lowering: How convolutions are compiled.
-      dtype: Of activations; parameters, statistics and embeddings are float32.
-      axis_name: Mapped axis over which batch statistics are averaged; ``None`` for per device.
-
-    References:
-      Chen et al., MobileFaceNets: Efficient CNNs for Accurate Real-Time Face Verification on Mobile
-      Devices, 2018, Table 1.
-    """
-
-    stages: tuple[tuple[int, int, int, int], ...] = STAGES
-    head: int = 512
-    dim: int = 128
-    stem: int = 64
-    lowering: Lowering = "native"
-    dtype: jnp.dtype = jnp.float32
-    axis_name: str | None = None
-
-    @property
-    def embedding_dim(self) -> int:
-        """Length of an embedding."""
-        return self.dim
-
-    @nn.compact
-    def __call__(
-        self, images: jax.Array, *, train: bool, where: jax.Array | None = None
-    ) -> jax.Array:
-        """Unit embeddings, float32 ``[batch, dim]``, of ``[batch, rows, columns, channels]``."""
-        norm = functools.partial(BatchNorm, train=train, dtype=self.dtype, axis_name=self.axis_name)
-        pointwise: Callable[..., nn.Dense] = functools.partial(
-            nn.Dense, use_bias=False, dtype=self.dtype, kernel_init=_he_normal
-        )
-        depthwise = functools.partial(
-            Depthwise,
-            symmetric=True,
-            kernel_init=_he_normal,
-            lowering=self.lowering,
-            dtype=self.dtype,
-        )
-
-        def activate(name: str, x: jax.Array) -> jax.Array:
-            x = norm(name=f"{name}_norm")(x, where)
-            slope = self.param(f"{name}_slope", nn.initializers.constant(0.25), x.shape[-1:])
-            return jnp.where(x > 0, x, x * slope.astype(self.dtype))
-
-        shape = (3, 3, images.shape[-1], self.stem)
-        kernel = self.param("stem", _he_normal, shape, jnp.float32).astype(self.dtype)
-        x = convolve(images.astype(self.dtype), kernel, strides=2, lowering=self.lowering)
-        x = activate("stem", x)
-        x = activate("stem_depthwise", depthwise(strides=1, name="stem_depthwise")(x))
-        for stage, (expansion, channels, blocks, strides) in enumerate(self.stages, start=1):
-            for block in range(blocks):
-                name = f"stage{stage}_block{block + 1}"
-                step = 1 if block else strides
-                y = pointwise(expansion * x.shape[-1], name=f"{name}_expand")(x)
-                y = activate(f"{name}_expand", y)
-                y = activate(f"{name}_depthwise", depthwise(step, name=f"{name}_depthwise")(y))
-                y = pointwise(channels, name=f"{name}_project")(y)
-                # A shortcut goes around every block of a stage but the one that changes the map.
-                shortcut = x if x.shape == y.shape else None
-                x = norm(name=f"{name}_project_norm")(y, where, shortcut)
-        x = activate("head", pointwise(self.head, name="head")(x))
-        kernel = self.param("pool", _pool_init, x.shape[1:], jnp.float32).astype(self.dtype)
-        x = norm(name="pool_norm")(jnp.einsum("brcd,rcd->bd", x, kernel), where)
-        x = norm(name="embedding_norm")(pointwise(self.dim, name="embedding")(x), where)
-        return l2_normalize(x.astype(jnp.float32))
-
-
-def _pool_init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-    """As :data:`_he_normal` for a depthwise kernel as large as the map."""
-    rows, columns, channels = shape
-    return _he_normal(key, (rows, columns, 1, channels), dtype).reshape(shape)
 
 
 # quick and small are for a few hundred clips on a CPU: a narrow, shallow network, a higher rate.
