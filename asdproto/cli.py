@@ -7,7 +7,6 @@ audio library can still evaluate and report.
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import sys
 import traceback
@@ -59,7 +58,6 @@ def run(name: str, command: Callable[[], int], show_traceback: bool = False) -> 
     # compiles, which would take seconds.
     os.environ["MPLBACKEND"] = "agg"
     os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
-    _quiet_callbacks()
     try:
         with signals.handled(), _warnings_shown():
             code = command()
@@ -80,19 +78,6 @@ def run(name: str, command: Callable[[], int], show_traceback: bool = False) -> 
         lines = [printable(line) for line in commands.message(error).splitlines()]
         print("error: " + "\n".join(lines), file=sys.stderr)
         return 1
-
-
-@functools.cache
-def _quiet_callbacks() -> None:
-    """What nobody can catch prints no traceback: a stop in a callback, a save that failed."""
-    otherwise = sys.unraisablehook
-
-    def hook(unraisable: sys.UnraisableHookArgs) -> None:
-        error = unraisable.exc_value
-        if not isinstance(error, KeyboardInterrupt) and str(error) != "Event loop is closed":
-            otherwise(unraisable)
-
-    sys.unraisablehook = hook
 
 
 @contextlib.contextmanager

@@ -15,9 +15,6 @@ from asdproto.errors import DataError, counted
 if TYPE_CHECKING:
     from asdproto.scoring.metrics import SectionScores
 
-# How far figures may lie apart and count as the same: sums of a few hundred float64 figures.
-_SAME = 1e-12
-
 
 def add(parsers: dict[str, Parser]) -> None:
     """Adds the commands."""
@@ -28,7 +25,7 @@ def add(parsers: dict[str, Parser]) -> None:
         "metrics of a run or of a folder of anomaly scores",
         "Computes source AUC, target AUC and pAUC of anomaly_score_*.csv (and precision,\n"
         "recall and F1 where there are decision_result_*.csv), prints them and writes\n"
-        "result.csv and results.json. A result.csv that is there already is compared and kept.\n"
+        "result.csv and results.json. A result.csv that is there already is kept.\n"
         "Of a run it prints the figures of every system, and writes with --out alone.",
     )
     parser.add_argument(
@@ -45,7 +42,7 @@ def add(parsers: dict[str, Parser]) -> None:
         ("--out", Path, "DIR", "folder to write to (default: the score folder)"),
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace a result.csv that has other figures"
+        "--overwrite", action="store_true", help="replace a result.csv that is there"
     )
 
     parser = add_command(
@@ -74,7 +71,7 @@ def add(parsers: dict[str, Parser]) -> None:
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
-    """Prints and writes the metrics of a run or of scores; 1 where a kept result.csv differs."""
+    """Prints and writes the metrics of a run or of scores."""
     from asdproto.results.run_folder import CONFIG
     from asdproto.results.tables import print_table
     from asdproto.scoring.metrics import evaluate
@@ -98,12 +95,12 @@ def evaluate(arguments: argparse.Namespace) -> int:
             _write_figures(out / "results.json", results)
         return 0
     try:
-        return _write_results(out or folder, results, arguments.overwrite)
+        _write_results(out or folder, results, arguments.overwrite)
     except PermissionError as error:
         if out is not None:
             raise
         say(f"note: nothing written: {message(error)}; --out names another folder")
-        return 0
+    return 0
 
 
 def _is_run(folder: Path) -> bool:
@@ -220,28 +217,16 @@ def _headlines(figures: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: one[name] for name in HEADLINE} for one in figures]
 
 
-def _write_results(folder: Path, figures: dict[str, Any], overwrite: bool) -> int:
-    from asdproto.results.official import largest_difference, read_result_csv, write_result_csv
+def _write_results(folder: Path, figures: dict[str, Any], overwrite: bool) -> None:
+    from asdproto.results.official import write_result_csv
 
     _write_figures(folder / "results.json", figures)
     path = folder / "result.csv"
-    if overwrite or not path.exists():
-        write_result_csv(path, figures)
-        say(f"written: {path}")
-        return 0
-    try:
-        difference, where = largest_difference(figures, read_result_csv(path))
-    except DataError as error:
-        say(f"{path} is kept, though it cannot be compared ({error}); --overwrite replaces it")
-        return 1
-    if difference <= _SAME:
-        say(f"{path} is there already and agrees: largest difference {difference:.2g}")
-        return 0
-    say(
-        f"{path} is kept, though its figures differ, most at {where}, by {difference:.3g}; "
-        "--overwrite replaces it"
-    )
-    return 1
+    if path.exists() and not overwrite:
+        say(f"{path} is there already and kept; --overwrite replaces it")
+        return
+    write_result_csv(path, figures)
+    say(f"written: {path}")
 
 
 def _write_figures(path: Path, figures: Mapping[str, Any]) -> None:

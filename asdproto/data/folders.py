@@ -17,8 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from asdproto.data.dcase import CONTAINERS, SPLIT_FOLDERS, Clip, parse_name, same_text
-from asdproto.errors import DataError
+from asdproto.data.dcase import CONTAINERS, SPLIT_FOLDERS, Clip, same_text
 
 _NORMAL = {"normal", "healthy", "good", "ok"}
 _ANOMALY = {"abnormal", "anomaly", "anomalies", "anomalous", "broken", "damaged", "defect"}
@@ -173,34 +172,3 @@ def _hold_out(clips: list[Clip]) -> list[Clip]:
         for index in train[: min(len(tested), int(len(train) * _HELD_OUT))]:
             clips[index] = dataclasses.replace(clips[index], split="test")
     return clips
-
-
-def place_of(path: Path, sections: Iterable[tuple[str, str]]) -> tuple[str, str]:
-    """Machine type and section of a recording among those that a detector knows.
-
-    Args:
-      path: The recording.
-      sections: The known pairs of machine type and section.
-
-    Returns:
-      The machine type that the nearest folder above names, and the section that the name or a
-      folder says, or the only one of that machine type; each ``""`` where nothing says it.
-    """
-    known = set(sections)
-    machine_types = {machine_type for machine_type, _ in known}
-    folders = list(reversed(path.absolute().parts[:-1]))
-    named = (
-        name
-        for folder in folders
-        for name in (same_text(folder), read_folder(folder).machine_type)
-        if name in machine_types
-    )
-    machine_type = next(named, "")
-    if not machine_type and len(machine_types) == 1:
-        [machine_type] = machine_types
-    own = {section for machine, section in known if machine == machine_type}
-    try:
-        section = parse_name(path.name).section
-    except DataError:
-        section = _first(name for folder in folders if (name := read_folder(folder).section) in own)
-    return machine_type, section or (own.pop() if len(own) == 1 else "")

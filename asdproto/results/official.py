@@ -334,80 +334,12 @@ def write_result_csv(path: str | os.PathLike, figures: Mapping[str, Any]) -> Non
     write_atomically(Path(path), csv_text(rows).encode())
 
 
-def read_result_csv(path: str | os.PathLike) -> dict[str, dict[str, dict[str, float]]]:
-    """Reads the machine type blocks of a ``result.csv``, ours or another system's.
-
-    Case and spaces of titles do not count; unknown columns and rows are passed over.
-
-    Returns:
-      ``{machine: {row: {metric: figure}}}``; the rows are sections, ``"arithmetic mean"`` and
-      ``"harmonic mean"``, the metrics those of :func:`asdproto.scoring.metrics.section_metrics`.
-
-    Raises:
-      DataError: The file has no such block, or a figure is not a number.
-    """
-    known = {_bare(title): name for name, title in _TITLES.items()}
-    result: dict[str, dict[str, dict[str, float]]] = {}
-    rows = read_csv(path)
-    for index, (line, row) in enumerate(rows):
-        if _bare(row[0]) != "section":
-            continue
-        if index == 0 or len(rows[index - 1][1]) != 1:
-            expected = "a line with nothing but the machine type's name"
-            remedy = "Add the name, or write the file again."
-            found = "a header without a machine type above it"
-            raise DataError(f"{path}, line {line}", found, expected, remedy)
-        columns = [known.get(_bare(title)) for title in row]
-        block = result.setdefault(rows[index - 1][1][0], {})
-        for line, cells in rows[index + 1 :]:
-            if len(cells) < len(row) or _bare(cells[0]) == "section":
-                break
-            block[cells[0]] = {
-                name: _as_number(f"{path}, line {line}", cell)
-                for name, cell in zip(columns, cells, strict=False)
-                if name is not None
-            }
-            if cells[0] == _MEANS[-1]:
-                break
-    if not result:
-        expected = "a line 'section,AUC (source),AUC (target),pAUC' below a machine type's name"
-        remedy = "Check that this is a result.csv of DCASE 2022 Task 2."
-        raise DataError(path, "no block of a machine type", expected, remedy)
-    return result
-
-
-def largest_difference(
-    figures: Mapping[str, Any], reference: Mapping[str, Mapping[str, Mapping[str, float]]]
-) -> tuple[float, str]:
-    """Compares figures of ``evaluate`` with those of a ``result.csv``.
-
-    Returns:
-      The largest absolute difference over all sections and metrics that either has, and where it
-      is; infinity where one of the two lacks a figure.
-    """
-    ours = {machine: values["sections"] for machine, values in figures["machines"].items()}
-    differences = [(0.0, "")]
-    for machine in sorted({*ours, *reference}):
-        pair = ours.get(machine, {}), reference.get(machine, {})
-        for section in sorted({*pair[0], *pair[1]} - {*_MEANS}):
-            for name in AUC_METRICS:
-                one, other = (side.get(section, {}).get(name, math.inf) for side in pair)
-                difference = abs(one - other)
-                if math.isnan(difference):  # an undefined figure equals another, nothing else
-                    difference = 0.0 if math.isnan(one) and math.isnan(other) else math.inf
-                differences.append((difference, f"{machine} section {section} {name}"))
-    return max(differences, key=lambda pair: pair[0])
-
-
-def _as_number(where: str, cell: str, expected: str = "a number") -> float:
-    """A csv cell as a float, of ASCII digits alone, unlike Python's; ``nan`` is one."""
-    if _NUMBER.fullmatch(cell) is None:
-        raise DataError(where, repr(cell), expected, "Correct or remove the line.")
-    return float(cell)
-
-
 def _as_score(where: str, cell: str) -> float:
-    value = _as_number(where, cell, "a number; the official files have no header line")
+    """A csv cell as a number, of ASCII digits alone, unlike Python's."""
+    if _NUMBER.fullmatch(cell) is None:
+        expected = "a number; the official files have no header line"
+        raise DataError(where, repr(cell), expected, "Correct or remove the line.")
+    value = float(cell)
     if not math.isfinite(value):
         remedy = "Look for a diverged model or an empty clip, and score again."
         raise DataError(where, f"the score {cell}", "a finite number", remedy)
@@ -425,7 +357,3 @@ def _mean_rows(figures: list[list[float]], over: str = "") -> list[list[Any]]:
         [_MEANS[0] + over, *arithmetic],
         [_MEANS[1] + over, *map(harmonic_mean, columns)],
     ]
-
-
-def _bare(title: str) -> str:
-    return re.sub(r"\s", "", title).lower()

@@ -216,16 +216,12 @@ def precision_recall_f1(decisions: np.ndarray, anomaly: np.ndarray) -> tuple[flo
     return precision, recall, f1
 
 
-def section_metrics(table: SectionScores, *, max_fpr: float = 0.1) -> dict[str, float]:
+def section_metrics(table: SectionScores) -> dict[str, float]:
     """All figures of one section.
 
     Source AUC compares the normal clips of the source domain with the anomalies of **both**
     domains, target AUC those of the target domain with the same anomalies; pAUC is over all clips
     of the section. Precision, recall and F1 use the clips of their domain only.
-
-    Args:
-      table: Scores and ground truth of the section.
-      max_fpr: Upper end of the false-positive rates of pAUC.
 
     Returns:
       ``source_auc``, ``target_auc``, ``pauc`` and, where the table has decisions,
@@ -235,7 +231,7 @@ def section_metrics(table: SectionScores, *, max_fpr: float = 0.1) -> dict[str, 
     for domain in DOMAINS:
         chosen = table.anomaly | table.in_domain(domain)
         result[f"{domain}_auc"] = auc(table.scores[chosen], table.anomaly[chosen])
-    result["pauc"] = partial_auc(table.scores, table.anomaly, max_fpr=max_fpr)
+    result["pauc"] = partial_auc(table.scores, table.anomaly)
     if table.decisions is not None:
         by_domain = [
             precision_recall_f1(table.decisions[chosen], table.anomaly[chosen])

@@ -1,12 +1,10 @@
 """Recordings under any names: what their folders are taken to say."""
 
 import os
-from pathlib import Path
 
 import pytest
 
 from asdproto.data.collection import read_collection
-from asdproto.data.folders import place_of
 
 
 def touch(root, *paths):
@@ -103,23 +101,3 @@ def test_what_was_understood_is_said_in_two_lines(tmp_path):
         "max: 2 to train on, 1 anomalous and 1 unlabeled to score, in 2 sections; mbx: 2 to train"
     )
     assert lines[1].endswith("and 3 more")
-
-
-KNOWN = [("valve", "00"), ("pump", "00"), ("pump", "02"), ("fan", "00")]
-
-
-@pytest.mark.parametrize(
-    ("path", "expected"),
-    [
-        ("/x/fan/dev_data/valve/a.wav", ("valve", "00")),
-        ("/x/valve/of_monday/pump/section_02_0001.wav", ("pump", "02")),
-        ("/x/pump/id_02/normal/a.wav", ("pump", "02")),
-        ("/x/fan_abnormal/a.wav", ("fan", "00")),
-        ("/x/pump/a.wav", ("pump", "")),
-        ("/x/other/a.wav", ("", "")),
-    ],
-)
-def test_the_nearest_known_folder_names_the_machine(path, expected):
-    assert place_of(Path(path), KNOWN) == expected
-    # A detector of one machine needs none.
-    assert place_of(Path("/x/a.wav"), [("valve", "01")]) == ("valve", "01")

@@ -19,21 +19,27 @@ from tests.results.rows import scored
 from tests.scoring.test_metrics import random_table, slow_auc
 
 
+def result_rows(path):
+    """(machine type, row) -> its figures, of the blocks of machine types."""
+    rows = {}
+    for block in path.read_text().split("\n\n")[:-1]:
+        machine, _, *lines = block.splitlines()
+        for name, *figures in (line.split(",") for line in lines):
+            rows[machine, name] = [float(figure) for figure in figures]
+    return rows
+
+
 def test_published_scores_give_the_published_figures(real_data, tmp_path):
     folder = real_data / "dcase2022" / "dev_scores"
     tables = official.read_official(folder)
     assert sum(len(table.files) for table in tables) == 4200
-    result = metrics.evaluate(tables)
-    published = official.read_result_csv(folder / "result.csv")
-    assert len(published) == 7
-    assert official.largest_difference(result, published)[0] <= 1e-12
-    official.write_result_csv(tmp_path / "result.csv", result)
-    ours = official.read_result_csv(tmp_path / "result.csv")
-    for machine, rows in published.items():
-        assert set(ours[machine]) == set(rows) >= {"00", "arithmetic mean", "harmonic mean"}
-        for row, figures in rows.items():
-            for name, figure in figures.items():
-                assert ours[machine][row][name] == pytest.approx(figure, abs=1e-12), (machine, row)
+    official.write_result_csv(tmp_path / "result.csv", metrics.evaluate(tables))
+    ours, published = (result_rows(path / "result.csv") for path in (tmp_path, folder))
+    assert len({machine for machine, _ in published}) == 7
+    assert {row for _, row in published} >= {"00", "arithmetic mean", "harmonic mean"}
+    assert ours.keys() == published.keys()
+    for key, figures in published.items():
+        assert ours[key] == pytest.approx(figures, abs=1e-12), key
     # Sections and arithmetic means byte for byte; titles and the last digit of a harmonic mean,
     # which its order of summation decides, are each writer's own.
     files = (tmp_path / "result.csv", folder / "result.csv")
@@ -136,7 +142,6 @@ def test_no_cell_is_a_formula(tmp_path):
     result = {**figures, "machines": {"=fan": {"sections": {"00": figures}}}}
     official.write_result_csv(tmp_path / "result.csv", result)
     assert (tmp_path / "result.csv").read_text().startswith("'=fan\n")
-    assert list(official.read_result_csv(tmp_path / "result.csv")) == ["=fan"]
 
 
 GOOD = "section_00_source_test_normal_0000.wav"
@@ -247,21 +252,6 @@ def test_result_csv_with_decisions_and_undefined_figures(tmp_path):
         "section,AUC (source),AUC (target),pAUC,precision (source),precision (target),"
         "recall (source),recall (target),F1 score (source),F1 score (target)",
     ]
-    back = official.read_result_csv(path)
-    assert official.largest_difference(result, back) == (0.0, "")
-    assert math.isnan(back["fan"]["00"]["f1_target"])
-    assert back["fan"]["00"]["f1_source"] == result["f1_source"]
-    changed = {"fan": {"00": back["fan"]["00"] | {"pauc": back["fan"]["00"]["pauc"] + 0.25}}}
-    difference, where = official.largest_difference(result, changed)
-    assert (difference, where) == (pytest.approx(0.25), "fan section 00 pauc")
-    # An undefined figure differs from any number.
-    for name, other in (("pauc", math.nan), ("target_auc", 0.5)):
-        changed = {"fan": {"00": back["fan"]["00"] | {name: other}}}
-        assert official.largest_difference(result, changed) == (math.inf, f"fan section 00 {name}")
-    back["valve"] = back["fan"]
-    assert official.largest_difference(result, back) == (math.inf, "valve section 00 source_auc")
-    del back["valve"], back["fan"]["00"]
-    assert official.largest_difference(result, back)[0] == math.inf
-    path.write_text("nothing,here\n")
-    with pytest.raises(DataError, match="no block of a machine type"):
-        official.read_result_csv(path)
+    figures = result_rows(path)["fan", "00"]
+    assert math.isnan(figures[-1])
+    assert figures[-2] == result["f1_source"]
