@@ -77,7 +77,7 @@ def check_fields(config: Any, **ranges: Interval) -> None:
     hints = _hints(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if not field.metadata.get("by_value") and not dataclasses.is_dataclass(value):
+        if not dataclasses.is_dataclass(value):
             _convert(hints[field.name], value, field.name)
     for name, interval in ranges.items():
         value = getattr(config, name)
@@ -96,18 +96,8 @@ def _is_in(value: Any, interval: Interval) -> bool:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Configuration as nested dictionaries that json can hold; tuples become lists.
-
-    A field with the metadata ``{"by_value": True}`` holds something that json cannot, such as a
-    module; its ``repr`` is written, and :func:`from_dict` leaves the field at its default.
-    """
-    values = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if field.metadata.get("by_value") and value is not None:
-            value = repr(value)
-        values[field.name] = _plain(value)
-    return values
+    """Configuration as nested dictionaries that json can hold; tuples become lists."""
+    return {one.name: _plain(getattr(config, one.name)) for one in dataclasses.fields(config)}
 
 
 def _plain(value: Any) -> Any:
@@ -129,8 +119,8 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     hints = _hints(cls)
     converted = {}
     for name, value in values.items():
-        if not _field(cls, name, where).metadata.get("by_value"):
-            converted[name] = _convert(hints[name], value, f"{where}{name}")
+        _check_name(cls, name, where)
+        converted[name] = _convert(hints[name], value, f"{where}{name}")
     try:
         return cls(**converted)
     except ValueError as error:
@@ -172,15 +162,13 @@ def _changed(config: Any, changes: Mapping[str, Any], where: str) -> Any:
     values: dict[str, Any] = {}
     for dotted in changes:
         name, dot, _ = dotted.partition(".")
-        field, full = _field(type(config), name, where), f"{where}{name}"
-        before = getattr(config, name)
+        _check_name(type(config), name, where)
+        full, before = f"{where}{name}", getattr(config, name)
         nested = dataclasses.is_dataclass(before) or _holds_several(before)
         if dot and not nested:
             raise ConfigError(f"{full} is a value and has no fields; assign it as a whole")
         if nested and not dot:
             raise ConfigError(f"{full} holds several fields; assign {full}.FIELD=value")
-        if field.metadata.get("by_value"):
-            raise ConfigError(f"{full} is an object of your program; it has no text form")
         if not nested:
             values[name] = _convert(hints[name], changes[dotted], full)
             continue
@@ -227,8 +215,6 @@ def describe_fields(config: Any, prefix: str = "") -> str:
     meanings = _meanings(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if field.metadata.get("by_value"):
-            continue
         value = value[0] if _holds_several(value) else value
         if dataclasses.is_dataclass(value):
             texts.append(describe_fields(value, f"{prefix}{field.name}."))
@@ -262,19 +248,20 @@ def _hints(cls: type) -> dict[str, Any]:
     return _KNOWN_HINTS[cls]
 
 
-def _field(cls: Any, name: str, where: str) -> dataclasses.Field[Any]:
-    """A field by its name, or an error that names the nearest one."""
-    fields = {field.name: field for field in dataclasses.fields(cls)}
+def _check_name(cls: Any, name: str, where: str) -> None:
+    """Refuses a name that no field has; the error names the nearest one."""
+    fields = [field.name for field in dataclasses.fields(cls)]
     if name not in fields:
         hint = nearest(name, fields).replace("mean ", f"mean {where}")
         shown = name if name.isidentifier() else _shown(name)
         available = ", ".join(fields)
         raise ConfigError(f"unknown field {where}{shown}{hint or '.'} Available: {available}")
-    return fields[name]
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
     """``value`` as ``hint`` wants it, or an error that says what was wanted."""
+    if hint is Any:
+        return value
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
         if isinstance(value, typing.cast(type, hint)):
@@ -301,7 +288,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value) if abs(value) < _HUGE else math.inf * (-1 if value < 0 else 1)
     is_kind = origin is None and isinstance(hint, type) and isinstance(value, hint)
-    if hint is Any or (is_kind and not (hint is int and isinstance(value, bool))):
+    if is_kind and not (hint is int and isinstance(value, bool)):
         return value
     raise _wrong(where, value, hint)
 

@@ -115,9 +115,7 @@ class OneStage(PrototypeSystem):
       make_objective: The loss, from the stage's numbers.
     """
 
-    make_objective: MakeObjective = dataclasses.field(
-        default=mpe_objective, metadata={"by_value": True}
-    )
+    make_objective: Any = mpe_objective  # from the stage
 
     def objective(self, stage: str, classes: Sequence[tuple] = ()) -> Objective:
         """The loss."""

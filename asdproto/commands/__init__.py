@@ -5,7 +5,6 @@ Each module imports what its commands need when they run.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 from pathlib import Path
@@ -14,15 +13,7 @@ from typing import Any
 from asdproto.arguments import Parser
 from asdproto.errors import printable
 
-__all__ = ["ENCODER", "add_command", "add_options", "encoder_of", "message", "program", "say"]
-
-# The option of commands that load runs of an encoder of one's own.
-ENCODER = (
-    "--encoder",
-    str,
-    "PATH",
-    "package.module:Class that it was trained with: a run keeps no code (default: none)",
-)
+__all__ = ["add_command", "add_options", "message", "program", "say"]
 
 
 def program() -> str:
@@ -54,13 +45,6 @@ def add_options(parser: Any, *options: tuple[Any, ...]) -> None:
         if default:
             more["default"], text = default[0], f"{text} (default: {default[0]})"
         parser.add_argument(name, metavar=metavar, help=text, **more)
-
-
-def encoder_of(arguments: argparse.Namespace) -> Any:
-    """The module that ``--encoder`` names, found as Python does or in the working directory."""
-    from asdproto.systems import load_path
-
-    return None if arguments.encoder is None else load_path(arguments.encoder)()
 
 
 def say(text: str) -> None:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from asdproto.arguments import Parser
-from asdproto.commands import ENCODER, add_command, add_options, encoder_of, program, say
+from asdproto.commands import add_command, add_options, program, say
 from asdproto.commands.train import finish
 
 
@@ -17,13 +17,12 @@ def add(parsers: dict[str, Parser]) -> None:
         "rescore",
         rescore,
         "fit another back-end to a trained run and score its test clips again",
-        "Fits the back-end of a finished run again, without training: score.kind=knn,\n"
-        "score.shrinkage=0.01, score.hop=16 and so on.",
-        usage=f"{program()} rescore RUN [options] [FIELD=VALUE ...]",
+        "Fits the back-end of a finished run again, without training, and makes another run\n"
+        "folder of it: score.kind=knn, score.shrinkage=0.01, score.hop=16 and so on.",
+        usage=f"{program()} rescore RUN OUT [FIELD=VALUE ...]",
     )
     parser.add_argument("workdir", type=Path, metavar="run", help="folder of a finished run")
-    result = "run folder for the result (default: the run)"
-    add_options(parser, ("--out", Path, "DIR", result), ENCODER)
+    parser.add_argument("out", type=Path, help="run folder to make")
     parser.add_overrides(_fields)
 
     parser = add_command(
@@ -42,7 +41,6 @@ def add(parsers: dict[str, Parser]) -> None:
         metavar="run",
         help="finished run, whose result is taken, or one of its detectors: RUN/scores/NAME",
     )
-    add_options(parser, ENCODER)
 
     parser = add_command(
         parsers,
@@ -57,7 +55,7 @@ def add(parsers: dict[str, Parser]) -> None:
     parser.add_argument("workdir", type=Path, metavar="run", help="folder of a finished run")
     parser.add_argument("out", type=Path, help="folder to make")
     which = "which of the run's detectors (default: its last network)"
-    add_options(parser, ("--detector", str, "NAME", which), ENCODER)
+    add_options(parser, ("--detector", str, "NAME", which))
 
 
 def _fields(_: str | None) -> str:
@@ -73,10 +71,8 @@ def rescore(arguments: argparse.Namespace) -> int:
 
     from asdproto.systems.remake import rescore
 
-    results = rescore(
-        arguments.workdir, arguments.overrides, arguments.out, encoder=encoder_of(arguments)
-    )
-    finish(arguments.out or arguments.workdir, results, Console())
+    results = rescore(arguments.workdir, arguments.out, arguments.overrides)
+    finish(arguments.out, results, Console())
     return 0
 
 
@@ -86,7 +82,7 @@ def fuse(arguments: argparse.Namespace) -> int:
 
     from asdproto.systems.remake import fuse
 
-    results = fuse(arguments.out, arguments.runs, encoder=encoder_of(arguments))
+    results = fuse(arguments.out, arguments.runs)
     finish(arguments.out, results, Console())
     return 0
 
@@ -101,7 +97,7 @@ def export(arguments: argparse.Namespace) -> int:
     if name is None:  # spectra, and what is fused with them, cannot be exported
         names = read_config(arguments.workdir)["names"]
         name = next((one for one in names[::-1] if one not in (FUSED, "spectral")), None)
-    detector = Detector.load(arguments.workdir, name, encoder=encoder_of(arguments))
+    detector = Detector.load(arguments.workdir, name)
     detector.export(arguments.out)
     size = (arguments.out / "model.jax").stat().st_size
     say(f"written: {arguments.out}, {size / 1e6:.1f} MB; score with {arguments.out}/score.py")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from asdproto import signals
 from asdproto.arguments import SHARE, within
-from asdproto.commands import ENCODER, add_command, add_options, encoder_of, message, program
+from asdproto.commands import add_command, add_options, message, program
 from asdproto.commands.rows import csv_rows, print_notes, print_rows, summary
 from asdproto.config import at_least, strictly_between
 from asdproto.errors import DataError, counted, printable
@@ -59,7 +59,6 @@ def add(parsers: dict[str, Any]) -> None:
     add_options(
         parser,
         ("--detector", str, "NAME", detectors),
-        ENCODER,
         ("--machine-type", str, "NAME", "of all recordings (default: as described above)"),
         ("--section", str, "NN", "of all recordings (default: as described above)"),
         ("--top", within(int, at_least(1)), "N", "print the first N rows only (default: all)"),
@@ -93,8 +92,7 @@ def score(arguments: argparse.Namespace) -> int:
     from asdproto.files import write_output
     from asdproto.systems.detector import Detector
 
-    encoder = encoder_of(arguments)
-    detector = Detector.load(arguments.workdir, arguments.detector, encoder=encoder)
+    detector = Detector.load(arguments.workdir, arguments.detector)
     scorer = _Scorer(detector, arguments)
     if arguments.watch is not None:
         from asdproto.commands.watch import watch

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import importlib
 import shutil
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asdproto.arguments import SHARE, Parser, within
-from asdproto.commands import add_command, add_options, encoder_of, program
+from asdproto.commands import add_command, add_options, program
 from asdproto.commands.data import add_on_error
 from asdproto.config import at_least, between, nearest
 from asdproto.errors import printable
@@ -74,7 +73,6 @@ def add_arguments(parser: Parser, kind: str | None = None) -> None:
         parser,
         ("--machine", str, "NAME", "type of all recordings (default: what folders say)"),
         ("--contamination", SHARE, "P", shares),
-        ("--encoder", str, "PATH", "package.module:Class of a flax module (default: ResNet)"),
         ("--features", Path, "DIR", "of the features (default: features in the run folder)"),
         ("--save-seconds", within(float, at_least(0)), "S", "seconds between checkpoints", 60),
     )
@@ -167,7 +165,7 @@ def _run(arguments: argparse.Namespace) -> int:
     console, devices = Console(quiet=not is_main()), None
     workdir, seeds, machines = arguments.workdir, arguments.seeds, arguments.machines
     read = functools.cache(lambda: _read(arguments))  # only process 0 needs the recordings
-    kind = arguments.system or ("prototype" if arguments.encoder else None)
+    kind = arguments.system
     if kind is None:
         kind, why = alone(lambda: choose(read().clips))
         console.out(f"System:   {kind}; {why}", highlight=False)
@@ -175,12 +173,15 @@ def _run(arguments: argparse.Namespace) -> int:
     if name is None:
         devices = start_devices(arguments)
         name = "small" if devices.local[0].platform == "cpu" else "paper"
-    system = _with_options(override(preset(kind, name), arguments.overrides), arguments)
+    system = override(preset(kind, name), arguments.overrides)
+    if arguments.contamination is not None:
+        field = "score.quantile" if hasattr(system, "score") else "quantile"
+        system = override(system, [f"{field}={round(1 - arguments.contamination, 12)}"])
     if len(set(seeds)) < len(seeds):
         raise ConfigError("--seeds: found one twice; expected different ones")
     command = run_settings(system, seeds, machines)
     agree_on(command, workdir)
-    if alone(lambda: _is_finished(arguments, command, system, read().identity, console)):
+    if alone(lambda: _is_finished(arguments, command, read().identity, console)):
         return 0
     devices = devices or start_devices(arguments)
     chosen = "" if arguments.preset else ", chosen for this device; --preset changes it"
@@ -219,9 +220,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return 0
     results = {**results, "preset": name}
     if summary is not None:
-        results["systems"] |= fuse_with_spectra(
-            spectra, summary, options, machines=machines, encoder=encoder_of(arguments)
-        )
+        results["systems"] |= fuse_with_spectra(spectra, summary, options, machines=machines)
     finish(workdir, results, console)
     yardsticks = train_yardsticks(system, store, options, machines=machines)
     results["systems"] |= yardsticks
@@ -232,21 +231,6 @@ def _run(arguments: argparse.Namespace) -> int:
     else:
         write_results(workdir, results)
     return 0
-
-
-def _with_options(system: Any, arguments: argparse.Namespace) -> Any:
-    """The system with what options of their own say of it."""
-    from asdproto.config import ConfigError, override
-
-    if arguments.contamination is not None:
-        field = "score.quantile" if hasattr(system, "score") else "quantile"
-        system = override(system, [f"{field}={round(1 - arguments.contamination, 12)}"])
-    if arguments.encoder is not None:
-        if not hasattr(system, "encoder"):
-            raise ConfigError(f"--encoder: {system.kind} has none; expected --system prototype")
-        encoder = dataclasses.replace(system.encoder, module=encoder_of(arguments))
-        system = dataclasses.replace(system, encoder=encoder)
-    return system
 
 
 class _Recordings(NamedTuple):
@@ -298,30 +282,22 @@ def _read(arguments: argparse.Namespace) -> _Recordings:
 def _is_finished(
     arguments: argparse.Namespace,
     command: dict[str, Any],
-    system: Any,
     identity: Mapping[str, Sequence[int]],
     console: Console,
 ) -> bool:
-    """Whether the run folder holds this run, trained, which is then scored or only reported."""
+    """Whether the run folder holds this run, finished, which is then only reported."""
     from asdproto.errors import DataError
-    from asdproto.systems.remake import rescore
     from asdproto.systems.workdir import check_workdir
 
     workdir = arguments.workdir
     try:
-        changed = check_workdir(workdir, command, identity, but=("system.score.",))
+        check_workdir(workdir, command, identity)
     except DataError:
         if not arguments.retrain or not (workdir / "config.json").exists():
             raise
         _remove_run(workdir)
         return False
-    if not changed or not (workdir / "results.json").exists():
-        return report_if_finished(workdir, console)
-    about = f"{workdir} is trained; this fits the new back-end and scores again"
-    console.out(printable(about), highlight=False)
-    texts = [f"score.{name}={value}" for name, value in vars(system.score).items()]
-    finish(workdir, rescore(workdir, texts, encoder=encoder_of(arguments)), console)
-    return True
+    return report_if_finished(workdir, console)
 
 
 def _remove_run(workdir: Path) -> None:

@@ -224,7 +224,7 @@ def read_config(run: str | os.PathLike) -> dict[str, Any]:
       DataError: It is missing, damaged, of another shape, or changed by hand in other fields than
         ``features`` and ``data``.
     """
-    path = _newest(Path(run), CONFIG)
+    path = Path(run) / CONFIG
     config = read_checked(path, _MOVABLE, remedy=AGAIN)
     for name, kinds in _CONFIG_FIELDS.items():
         value = config.setdefault(name, kinds[-1]())
@@ -239,22 +239,18 @@ def read_config(run: str | os.PathLike) -> dict[str, Any]:
     return config
 
 
-def write_results(
-    run: str | os.PathLike, results: Mapping[str, Any], scores: Path | None = None
-) -> None:
+def write_results(run: str | os.PathLike, results: Mapping[str, Any]) -> None:
     """Writes ``results.json``, ``{"seeds": [...], "systems": {name: figures}, ...}``.
 
-    It holds the checksums of the settings and detectors whose figures these are; the detectors lie
-    in ``scores`` of the run, or where ``scores`` says.
+    It holds the checksums of the settings and detectors whose figures these are.
     """
-    path = Path(run)
-    whose = _checksums(path / CONFIG, scores or path / "scores", results["systems"])
-    write_figures(path / RESULTS, {**results, "of": whose})
+    whose = _checksums(Path(run), results["systems"])
+    write_figures(Path(run) / RESULTS, {**results, "of": whose})
 
 
-def _checksums(config: Path, scores: Path, names: Iterable[str]) -> dict[str, Any]:
+def _checksums(run: Path, names: Iterable[str]) -> dict[str, Any]:
     """Checksum of the settings and of each detector, of those that there are."""
-    files = {CONFIG: config} | {name: scores / name / MANIFEST for name in names}
+    files = {CONFIG: run / CONFIG} | {name: run / "scores" / name / MANIFEST for name in names}
     return {
         name: read_json(path, remedy=AGAIN).get("checksum")
         for name, path in files.items()
@@ -269,13 +265,13 @@ def read_results(run: str | os.PathLike) -> dict[str, Any]:
       DataError: It is missing, damaged, changed by hand, of another shape, or of other settings or
         detectors than are there.
     """
-    path = _newest(Path(run), RESULTS)
+    path = Path(run) / RESULTS
     results = _read_nan(path)
     _check_systems(path, results.get("systems"))
     whose = results.pop("of", {})
     if not isinstance(whose, dict):
         raise DataError(path, f"of {quoted(repr(whose))}", "checksums by name", AGAIN)
-    now = _checksums(_newest(Path(run), CONFIG), Path(run) / "scores", results["systems"])
+    now = _checksums(Path(run), results["systems"])
     others = [name for name in now if whose.get(name, now[name]) != now[name]]
     if others:
         found = f"figures of another {some(others)} than is there"
@@ -289,22 +285,6 @@ def read_results(run: str | os.PathLike) -> dict[str, Any]:
     for name, each in members.items():
         _check_systems(path, {f"{name}, {index}": one for index, one in enumerate(each)})
     return results
-
-
-def settle(run: Path) -> None:
-    """Moves what a new folder ``scores`` has brought with it to where it belongs.
-
-    Scores, settings and figures change together, by the one rename that gives the folder its name.
-    """
-    for name in (CONFIG, RESULTS):
-        if _newest(run, name) != run / name:
-            os.replace(_newest(run, name), run / name)
-
-
-def _newest(run: Path, name: str) -> Path:
-    """A file of a run, or the one that a process that was killed did not come to move there."""
-    brought = run / "scores" / name
-    return brought if brought.is_file() else run / name
 
 
 def write_figures(path: str | os.PathLike, figures: Mapping[str, Any]) -> None:

@@ -65,8 +65,7 @@ class Detector(OutlierDetector):
 
     Args:
       system: ``"spectral"``, ``"prototype"``, ``"autoencoder"`` ...; the path of a class
-        of your own, ``"package.module:Class"``; a system as a value, such as
-        ``PrototypeSystem(encoder=EncoderConfig(module=MyEncoder()))``; or ``"auto"``: what
+        of your own, ``"package.module:Class"``; a system as a value; or ``"auto"``: what
         :func:`asdproto.systems.choose` takes for the clips.
       preset: ``"quick"``, ``"small"`` or ``"paper"``.
       seed: Of everything random; several make one detector of as many members.
@@ -465,21 +464,17 @@ class Detector(OutlierDetector):
         return write_detector(folder, self.members_, training, about, rows, found)
 
     @classmethod
-    def load(
-        cls, folder: str | os.PathLike, name: str | None = None, *, encoder: Any = None
-    ) -> "Detector":
+    def load(cls, folder: str | os.PathLike, name: str | None = None) -> "Detector":
         """Reads a detector made by :meth:`save` or by training.
 
         Args:
           folder: A run, or the folder of a detector in it, ``RUN/scores/NAME``.
           name: Which of a run's detectors; its result when ``None``.
-          encoder: The flax module that it was trained with, where it was one of your own: a run
-            keeps an encoder's parameters, not its code.
 
         Raises:
           DataError: There is no such detector, or it is damaged.
         """
-        system, about, members, train_clips = read_detector(Path(folder), name, encoder)
+        system, about, members, train_clips = read_detector(Path(folder), name)
         detector = cls(system=system, seed=_seed(members), contamination=about["contamination"])
         detector.restore(about, members, train_clips)
         return detector

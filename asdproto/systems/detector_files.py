@@ -12,7 +12,6 @@ there.
 """
 
 import contextlib
-import dataclasses
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -76,14 +75,11 @@ def write_detector(
     listed = []
     for index, member in enumerate(members):
         system = member.model.system
-        values = to_dict(system)
-        own = type(system.encoder.module) if _described(values) else None
         files[f"member_{index}.npz"] = member.model.to_arrays()
         listed.append(
             {
                 "kind": system.kind,
-                "system": values,
-                "encoder": own and f"{own.__module__}:{own.__qualname__}",
+                "system": to_dict(system),
                 "seed": member.seed,
                 "part": member.part,
                 "classes": [list(name) for name in member.classes],
@@ -101,7 +97,7 @@ def write_detector(
 
 
 def read_detector(
-    folder: Path, name: str | None, encoder: Any
+    folder: Path, name: str | None
 ) -> tuple[Any, dict[str, Any], list[Member], list[tuple[str, str, str]]]:
     """What :func:`write_detector` wrote; see :meth:`asdproto.systems.detector.Detector.load`.
 
@@ -118,10 +114,8 @@ def read_detector(
             raise ValueError(f"format {about['format']}, expected {_FORMAT}")
         members = []
         for index, entry in enumerate(about["members"]):
-            module = _module_of(entry, encoder, folder)
-            model = read_system(entry["kind"], entry["system"], module).restore(
-                read_arrays(folder / f"member_{index}.npz", remedy=_AGAIN)
-            )
+            arrays = read_arrays(folder / f"member_{index}.npz", remedy=_AGAIN)
+            model = from_dict(system_class(entry["kind"]), entry["system"]).restore(arrays)
             classes = [tuple(fields) for fields in entry["classes"]]
             held_out = training["held_out"][index]
             members.append(Member(model, entry["seed"], classes, held_out, part=entry["part"]))
@@ -131,7 +125,7 @@ def read_detector(
             raise ValueError(f"contamination {about['contamination']}")
         system = about["kind"]
         if system != "fused":
-            system = read_system(system, about["system"], encoder)
+            system = from_dict(system_class(system), about["system"])
         about["limits"] = {machine: Limit(*one) for machine, one in about["limits"].items()}
         about["scores"] = training["scores"]
         clips = zip(*(training[column].tolist() for column in TRAINING), strict=True)
@@ -141,37 +135,6 @@ def read_detector(
             raise
         found = f"no field {error}" if isinstance(error, KeyError) else str(error)
         raise DataError(folder / MANIFEST, found, "a whole detector", _AGAIN) from error
-
-
-def read_system(kind: str, values: Mapping[str, Any], module: Any = None) -> Any:
-    """A system from its numbers, with its encoder where that is one of its user's own."""
-    system = from_dict(system_class(kind), values)
-    if module is None or _described(values) is None:
-        return system
-    return dataclasses.replace(system, encoder=dataclasses.replace(system.encoder, module=module))
-
-
-def _described(values: Mapping[str, Any]) -> str | None:
-    """What a system's numbers say of an encoder of one's own."""
-    return values.get("encoder", {}).get("module")
-
-
-def _module_of(entry: Mapping[str, Any], encoder: Any, folder: Path) -> Any:
-    """The encoder of a member that was trained with one of its user's own, else ``None``.
-
-    It is not imported from where the files say: whoever loads a detector decides what code runs.
-    """
-    described = _described(entry["system"])
-    if described is None or repr(encoder) == described:
-        return encoder if described else None
-    path, text = entry["encoder"], " ".join(described.split())
-    raise DataError(
-        folder,
-        f"a detector with an encoder of its own, {path}: {text}",
-        "that module" if encoder is None else f"it, found {' '.join(repr(encoder).split())}",
-        f"A run keeps an encoder's parameters, not its code: name it with --encoder {path}, or in "
-        "Python pass the module, Detector.load(run, encoder=...).",
-    )
 
 
 def chosen_detector(run: Path, name: str | None = None) -> str:

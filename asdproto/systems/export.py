@@ -123,9 +123,8 @@ def _function(
     """What is exported: windows and sections to scores and nearest classes."""
     system = models[0].system
     # The one lowering that takes maps of any length; both platforms have it.
-    if system.encoder.module is None:
-        encoder = dataclasses.replace(system.encoder, lowering="native")
-        system = dataclasses.replace(system, encoder=encoder)
+    encoder = dataclasses.replace(system.encoder, lowering="native")
+    system = dataclasses.replace(system, encoder=encoder)
     network = evaluation_model(system)
     sections = sorted(set(train_sections))
     backends = [_backend(model, _references(model, sections)) for model in models]

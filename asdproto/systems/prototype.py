@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from asdproto.config import ConfigError, between, check_fields, strictly_between, to_dict
+from asdproto.config import between, check_fields, strictly_between, to_dict
 from asdproto.data.dataset import CLASS_KEYS, Classes, ClipArrays, Dataset, Standardization
 from asdproto.data.dcase import Clip
 from asdproto.errors import DataError
@@ -55,14 +55,6 @@ class EncoderConfig:
       lowering: How convolutions are compiled; ``"auto"`` takes what suits the backend.
       standardization: ``"global"``: one mean and standard deviation for all mel bands. ``"band"``:
         those of every band, which amplifies the noise of empty bands.
-      module: An encoder of one's own instead of the ResNet; ``width``, ``attention``, ``dtype``,
-        ``init`` and ``lowering`` then mean nothing. A flax module with the
-        attribute ``embedding_dim`` (int) and the call ``module(crops, *, train, where=None)``:
-        crops float32 ``[batch, crop, mels]``, ``where`` a boolean ``[batch]`` that is false for
-        padding, result float32 ``[batch, embedding_dim]`` of unit length. It may keep
-        ``batch_stats``; where it has an attribute ``axis_name``, that is set to the axis over which
-        several devices share them. A run keeps its parameters, not its code: whoever loads the run
-        hands in the same module, or names it with ``--encoder``.
     """
 
     width: int = 64
@@ -72,26 +64,14 @@ class EncoderConfig:
     init: Init = "fan_out"
     lowering: Literal["auto", "native", "patches", "native_if_fits", "native_if_large"] = "auto"
     standardization: Standardization = "global"
-    module: Any = dataclasses.field(default=None, metadata={"by_value": True})
 
     def __post_init__(self) -> None:
         check_fields(self, width=between(1, 4096), crop=between(1, 100000))
-        if self.module is not None and not isinstance(
-            getattr(self.module, "embedding_dim", None), int
-        ):
-            name = type(self.module).__name__
-            raise ConfigError(
-                f"module={name}: expected an attribute embedding_dim, the length of an embedding"
-            )
 
     def build(
         self, devices: Devices, loop: Loop = "dispatch", score: "ScoreConfig | None" = None
-    ) -> nn.Module:
+    ) -> ResNet:
         """The encoder for devices and a loop that train it, or as ``score`` says for scoring."""
-        axis_name = AXIS if score is None and devices.count > 1 else None
-        if self.module is not None:
-            shares = hasattr(self.module, "axis_name")
-            return self.module.clone(axis_name=axis_name) if shares else self.module
         lowering = self.lowering
         if lowering == "auto":
             lowering = default_lowering(devices.local[0].platform, in_loop=loop == "scan")
@@ -102,7 +82,7 @@ class EncoderConfig:
             lowering=lowering,
             dtype=jnp.dtype((score or self).dtype),  # type: ignore[arg-type]
             all_stages=score is not None and score.all_stages,
-            axis_name=axis_name,
+            axis_name=AXIS if score is None and devices.count > 1 else None,
         )
 
 
@@ -139,6 +119,17 @@ class ScoreConfig(BackendConfig):
 @dataclasses.dataclass(frozen=True)
 class PrototypeSystem:
     """The paper's system; the defaults are section 4.2.
+
+    One with an encoder of its own overrides :meth:`network`, and has its path as its kind::
+
+        @dataclasses.dataclass(frozen=True)
+        class Mine(PrototypeSystem):
+            kind: ClassVar[str] = "package.module:Mine"
+
+            def network(self, devices, loop="dispatch", score=None):
+                return MyEncoder()
+
+        PRESETS = {"small": Mine(pretrain=Pretraining(epochs=10))}
 
     Attributes:
       features: Feature settings.
@@ -183,6 +174,19 @@ class PrototypeSystem:
         """Of the training scores, for decision thresholds."""
         return self.score.quantile
 
+    def network(
+        self, devices: Devices, loop: Loop = "dispatch", score: ScoreConfig | None = None
+    ) -> nn.Module:
+        """The encoder for devices and a loop that train it, or as ``score`` says for scoring.
+
+        A flax module with the attribute ``embedding_dim`` (int) and the call
+        ``module(crops, *, train, where=None)``: crops float32 ``[batch, crop, mels]``, ``where`` a
+        boolean ``[batch]`` that is false for padding, result float32 ``[batch, embedding_dim]`` of
+        unit length. It may keep ``batch_stats``; several devices that train it share them over
+        the axis :data:`asdproto.training.devices.AXIS`.
+        """
+        return self.encoder.build(devices, loop, score)
+
     def objective(self, stage: str, classes: Sequence[tuple] = ()) -> Objective:
         """The loss of a stage; the paper's do not depend on what the classes are."""
         del classes
@@ -192,7 +196,7 @@ class PrototypeSystem:
 
     def plan(self, clips: int) -> str:
         """What training on so many clips does, in a few words."""
-        parts = [f"width {self.encoder.width}" if self.encoder.module is None else "your encoder"]
+        parts = [f"width {self.encoder.width}"]
         for stage in self.stages:
             config = getattr(self, stage)
             steps = f"{config.steps(clips)} steps of {config.batch}"
@@ -285,7 +289,7 @@ def make_task(
         config = dataclasses.replace(config, ways=min(config.ways, len(data.classes)))
     return Task.of(
         data,
-        model=system.encoder.build(devices, loop),
+        model=system.network(devices, loop),
         stage=config,
         objective=system.objective(stage, data.classes),
         crop=system.encoder.crop,
@@ -411,4 +415,4 @@ def fit(system: PrototypeSystem, data: Dataset, state: TrainState, seed: int) ->
 
 def evaluation_model(system: PrototypeSystem) -> nn.Module:
     """The encoder for one device and calls from the host."""
-    return system.encoder.build(first_device(), score=system.score)
+    return system.network(first_device(), score=system.score)

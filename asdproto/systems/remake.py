@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from asdproto.config import ConfigError, override, to_dict
+from asdproto.config import ConfigError, from_dict, override, to_dict
 from asdproto.data.dcase import Clip
 from asdproto.data.identity import changes
 from asdproto.data.store import FeatureStore, open_store
 from asdproto.errors import DataError
-from asdproto.files import locked, new_folder, read_arrays
+from asdproto.files import new_folder, read_arrays
 from asdproto.results.run_folder import (
     AGAIN,
     CONFIG,
@@ -21,18 +21,12 @@ from asdproto.results.run_folder import (
     read_config,
     read_figures,
     read_results,
-    settle,
     write_config,
-    write_results,
 )
+from asdproto.systems import system_class
 from asdproto.systems.detector import Detector, trained_on
-from asdproto.systems.detector_files import (
-    MEMBER_SCORES,
-    chosen_detector,
-    read_system,
-    replaced,
-)
-from asdproto.systems.run import LOCK, score_all, train_beside, work_in
+from asdproto.systems.detector_files import MEMBER_SCORES, chosen_detector
+from asdproto.systems.run import score_all, train_beside, work_in
 from asdproto.systems.system import Comparison, System, prepare_for
 from asdproto.training.devices import RunOptions
 
@@ -45,35 +39,28 @@ def fuse_with_spectra(
     options: RunOptions,
     *,
     machines: Sequence[str] | None = None,
-    encoder: Any = None,
 ) -> dict[str, Any]:
     """Fits spectra beside a finished run, and makes both one detector: the run's new result.
 
-    Arguments are those of :func:`asdproto.systems.run.train_beside`; ``encoder`` is the flax module
-    that the run was trained with, where it was one of your own. Returns figures by name.
+    Arguments are those of :func:`asdproto.systems.run.train_beside`. Returns figures by name.
     """
     figures = train_beside(spectra, store, options, machines=machines)
     with work_in(options) as run:
         config = read_config(run)
         own = [name for name in config["names"] if name not in (*spectra.names, FUSED)]
         folders = [run / "scores" / name for name in (own[-1], *spectra.names)]
-        figures |= _fuse(folders, run / "scores", config, encoder)[1]
+        figures |= _fuse(folders, run / "scores", config)[1]
         write_config(run, {**config, "names": [*own, *spectra.names, FUSED]})
     return figures
 
 
-def rescore(
-    run: Path, overrides: Sequence[str], out: Path | None = None, *, encoder: Any = None
-) -> dict[str, Any]:
+def rescore(run: Path, out: Path, overrides: Sequence[str]) -> dict[str, Any]:
     """Fits the back-end of a finished run again, on the encoders that it has trained.
-
-    All of its detectors change together, or none.
 
     Args:
       run: The run folder; its features must still be where they were.
+      out: Run folder to make.
       overrides: Assignments to ``score``, such as ``"score.kind=knn"``.
-      out: New run folder for the result; the run itself when ``None``.
-      encoder: The flax module that it was trained with, where it was one of your own.
 
     Returns:
       What belongs into ``results.json``.
@@ -95,7 +82,7 @@ def rescore(
         found, expected = "no feature store", "that of a run that trained on one"
         raise DataError(run / CONFIG, found, expected, "Train on a collection or a store.")
     try:
-        system = override(read_system(config["kind"], config["system"], encoder), overrides)
+        system = override(from_dict(system_class(config["kind"]), config["system"]), overrides)
     except ConfigError as error:
         if config["kind"] != FUSED and overrides:
             raise
@@ -104,36 +91,23 @@ def rescore(
     data = prepare_for(system, store, config["machines"])
     clips = trained_on(data.train_clips)
     _check_recordings(store.root, config["collection"], store.identity(), clips)
-    systems, each = results["systems"], results.get("members", {})
-    config = {**config, "system": to_dict(system)}
-    folder = new_folder(out, "run", CONFIG) if out is not None else locked(run, LOCK)
-    with folder as made:
-        target = run if made is None else made
-        with replaced(target / "scores") as scores:
-            if out is None:
-                shutil.copytree(target / "scores", scores, dirs_exist_ok=True)
-            members = {}
-            for name in system.names:
-                before = Detector.load(run, name, encoder=encoder)
-                if before.train_clips_ != clips:
-                    found = "features of other clips than it was trained on"
-                    raise DataError(config["features"], found, "those of the run", AGAIN)
-                members[name] = [system.refit(member, data) for member in before.members_]
-            figures, by_seed = score_all(scores, system, data, members)
-            systems, each = {**systems, **figures}, {**each, **by_seed}
-            if FUSED in config["names"]:
-                parts = [name for name in config["names"] if name != FUSED][-2:]
-                if out is not None:
-                    shutil.copytree(run / "scores" / parts[1], scores / parts[1])
-                folders = [scores / name for name in parts]
-                systems = {**systems, **_fuse(folders, scores, config, encoder)[1]}
-            if out is not None:
-                systems = {name: systems[name] for name in systems if name in config["names"]}
-            results = {**results, "systems": systems, **({"members": each} if each else {})}
-            write_config(scores, config)
-            write_results(scores, results, scores)
-        settle(target)
-    return results
+    with new_folder(out, "run", CONFIG) as made:
+        members = {}
+        for name in system.names:
+            before = Detector.load(run, name)
+            if before.train_clips_ != clips:
+                found = "features of other clips than it was trained on"
+                raise DataError(config["features"], found, "those of the run", AGAIN)
+            members[name] = [system.refit(member, data) for member in before.members_]
+        systems, each = score_all(made / "scores", system, data, members)
+        if FUSED in config["names"]:
+            parts = [name for name in config["names"] if name != FUSED][-2:]
+            shutil.copytree(run / "scores" / parts[1], made / "scores" / parts[1])
+            systems |= {parts[1]: results["systems"][parts[1]]} if systems else {}
+            folders = [made / "scores" / name for name in parts]
+            systems |= _fuse(folders, made / "scores", config)[1]
+        write_config(made, {**config, "system": to_dict(system)})
+    return {"seeds": results["seeds"], "systems": systems, **({"members": each} if each else {})}
 
 
 def _check_recordings(
@@ -151,14 +125,13 @@ def _check_recordings(
         raise DataError(path, f"other recordings: {told}", expected, "Train on one collection.")
 
 
-def fuse(out: Path, sources: Sequence[Path], *, encoder: Any = None) -> dict[str, Any]:
+def fuse(out: Path, sources: Sequence[Path]) -> dict[str, Any]:
     """Makes one detector of several, as a run folder.
 
     Args:
       out: The run folder to make.
       sources: Run folders, whose results are taken, or folders of detectors,
         ``RUN/scores/NAME``. All trained on the same clips.
-      encoder: The flax module that they were trained with, where it was one of your own.
 
     Returns:
       What belongs into ``results.json``: figures of the fused detector and of its parts.
@@ -177,7 +150,7 @@ def fuse(out: Path, sources: Sequence[Path], *, encoder: Any = None) -> dict[str
         if (folder / SCORES).is_file() and (own := read_figures(folder / RESULTS)):
             systems[f"{folder.parents[1].name}/{folder.name}"] = own
     with new_folder(out, "run", CONFIG) as work:
-        fused, figures = _fuse(folders, work / "scores", config, encoder)
+        fused, figures = _fuse(folders, work / "scores", config)
         for folder, other in zip(folders[1:], others, strict=True):
             _check_recordings(folder, config["collection"], other["collection"], fused.train_clips_)
         about = {
@@ -192,10 +165,10 @@ def fuse(out: Path, sources: Sequence[Path], *, encoder: Any = None) -> dict[str
 
 
 def _fuse(
-    folders: Sequence[Path], scores: Path, config: Mapping[str, Any], encoder: Any
+    folders: Sequence[Path], scores: Path, config: Mapping[str, Any]
 ) -> tuple[Detector, dict[str, Any]]:
     """One detector of those in folders, written into a folder ``RUN/scores``; figures by name."""
-    fused = Detector.fuse([Detector.load(folder, encoder=encoder) for folder in folders])
+    fused = Detector.fuse([Detector.load(folder) for folder in folders])
     figures = fused.write(scores / FUSED, *_test_scores(folders, config))
     return fused, {} if figures is None else {FUSED: figures}
 

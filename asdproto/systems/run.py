@@ -26,7 +26,7 @@ from asdproto.data.store import MANIFEST as STORE_MANIFEST
 from asdproto.data.store import FeatureStore, is_store, open_store
 from asdproto.errors import DataError
 from asdproto.files import json_checksum, locked, remove_abandoned
-from asdproto.results.run_folder import settle, write_config
+from asdproto.results.run_folder import write_config
 from asdproto.results.tables import HEADLINE
 from asdproto.scoring.metrics import UndefinedMetricWarning, evaluate, group_scores
 from asdproto.systems import YARDSTICKS, preset
@@ -181,7 +181,6 @@ def work_in(options: RunOptions) -> Iterator[Path]:
         return
     workdir.mkdir(parents=True, exist_ok=True)
     with locked(workdir, LOCK):
-        settle(workdir)
         remove_abandoned(workdir)
         yield workdir
 

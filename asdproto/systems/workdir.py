@@ -31,55 +31,42 @@ def run_settings(
     }
 
 
-def check_same_run(
-    workdir: Path, command: dict[str, Any], *, but: tuple[str, ...] = ()
-) -> list[str]:
+def check_same_run(workdir: Path, command: Mapping[str, Any]) -> None:
     """Refuses a work folder that belongs to other settings.
 
     Args:
       workdir: The folder.
       command: What :func:`run_settings` says of the command.
-      but: Beginnings of dotted fields that may differ.
-
-    Returns:
-      The fields that may differ and do.
 
     Raises:
-      DataError: Others differ; the message names them.
+      DataError: Some differ; the message names them.
     """
     if not (workdir / CONFIG).exists():
-        return []
+        return
     config = read_config(workdir)
-    differing = list(differences(command, {name: config.get(name) for name in command}))
+    settings = dict(command), {name: config.get(name) for name in command}
     different = [
-        f"{name} is {before!r} there, {now!r} here"
-        for name, now, before in differing
-        if not name.startswith(but)
+        f"{name} is {before!r} there, {now!r} here" for name, now, before in differences(*settings)
     ]
     if different:
         found = "a run of other settings: " + "; ".join(different[:5])
-        raise DataError(workdir / CONFIG, found, "the settings of this command", _REMEDY)
-    return [name for name, _, _ in differing]
+        remedy = f"{_REMEDY} Another score.* alone needs no training: rescore."
+        raise DataError(workdir / CONFIG, found, "the settings of this command", remedy)
 
 
 def check_workdir(
-    workdir: Path,
-    command: dict[str, Any],
-    identity: Mapping[str, Sequence[int]],
-    *,
-    but: tuple[str, ...] = (),
-) -> list[str]:
+    workdir: Path, command: Mapping[str, Any], identity: Mapping[str, Sequence[int]]
+) -> None:
     """As :func:`check_same_run`, and refuses a folder of other recordings or of no run at all.
 
     ``identity`` is that of the recordings, see :func:`asdproto.data.identity.identity_of`.
     """
     if not (workdir / CONFIG).exists():
         check_folder(workdir, _OWN, "that of a run")
-        return []
-    differing = check_same_run(workdir, command, but=but)
+        return
+    check_same_run(workdir, command)
     before = read_config(workdir)["collection"]
     changed = "" if before is None else changes(before, identity)
     if changed:
         expected = "the recordings that it was trained on"
         raise DataError(workdir, f"a run of other recordings: {changed}", expected, _REMEDY)
-    return differing

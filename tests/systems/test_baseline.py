@@ -90,8 +90,14 @@ def tiny_data():
     return dataclasses.replace(data, train_clips=clips, classes=classes)
 
 
-SMALL = baseline.BaselineSystem(
-    encoder=EncoderConfig(module=tiny.Encoder(), crop=tiny.CROP),
+class Small(baseline.BaselineSystem):
+    """With the tiny encoder."""
+
+    network = tiny.System.network
+
+
+SMALL = Small(
+    encoder=EncoderConfig(crop=tiny.CROP),
     pretrain=dataclasses.replace(tiny.PRETRAIN, epochs=6),
     finetune=dataclasses.replace(tiny.FINETUNE, epochs=2),
 )
@@ -111,7 +117,5 @@ def test_both_stages_run_and_score():
     cosines = fitted.embeddings @ fitted.embeddings.T
     own = data.labels[:, None] == data.labels
     assert cosines[own].mean() > cosines[~own].mean() + 0.3
-    again = from_dict(baseline.BaselineSystem, to_dict(system))
-    again = dataclasses.replace(again, encoder=system.encoder)
-    restored = again.restore(fitted.model.to_arrays())
+    restored = from_dict(Small, to_dict(system)).restore(fitted.model.to_arrays())
     np.testing.assert_array_equal(restored.compare(data.train, keys).scores, first)

@@ -20,8 +20,6 @@ from asdproto.config import ConfigError
 from asdproto.errors import DataError
 from asdproto.scoring.thresholds import ThresholdWarning
 from asdproto.systems.exported import Exported
-from asdproto.systems.prototype import EncoderConfig, PrototypeSystem
-from tests.training import tiny
 
 RATE = 16_000
 
@@ -285,7 +283,7 @@ def test_sections_and_machine_types(folder):
 
 
 SMALL = {
-    "pretrain__epochs": 2,
+    "pretrain__epochs": 1,
     "pretrain__batch_size": 4,
     "finetune__epochs": 1,
     "finetune__shots": 2,
@@ -296,22 +294,17 @@ SMALL = {
 @pytest.fixture(scope="module")
 def own():
     """A detector of two seeds with an encoder of one's own."""
-    system = PrototypeSystem(encoder=EncoderConfig(module=tiny.Encoder(embedding_dim=6)))
-    detector = Detector(system=system, seed=[0, 1], **SMALL)
+    detector = Detector(system="tests.training.tiny:System", seed=[0, 1], **SMALL)
     return detector.fit(NORMAL, sample_rate=RATE, attributes=SPEEDS)
 
 
-def test_an_encoder_of_ones_own_is_handed_in_again(own, tmp_path):
+def test_an_encoder_of_ones_own_is_found_by_its_path(own, tmp_path):
     scores = own.decision_function(NEW, sample_rate=RATE)
     (row,) = own.details(NEW[:1], sample_rate=RATE)
     assert row.nearest_class.split()[-1] in set(SPEEDS)
     run = own.save(tmp_path / "run")
-    loaded = Detector.load(run, encoder=tiny.Encoder(embedding_dim=6))
+    loaded = Detector.load(run)
     np.testing.assert_array_equal(loaded.decision_function(NEW, sample_rate=RATE), scores)
-    for wrong in (None, tiny.Encoder(embedding_dim=7)):
-        message = r"encoder of its own, tests\.training\.tiny:Encoder: .*embedding_dim = 6"
-        with pytest.raises(DataError, match=message):  # one line
-            Detector.load(run, encoder=wrong)
 
 
 def test_several_seeds_are_one_detector(own, tmp_path):
@@ -331,15 +324,8 @@ def test_several_seeds_are_one_detector(own, tmp_path):
         assert exported.score(audio)["score"] == pytest.approx(score, abs=1e-5)
 
 
-ENCODER = """
-from tests.training.tiny import Encoder
-
-
-class Mine(Encoder):
-    embedding_dim: int = 5
-"""
 # Its parent learns nothing; this one says that it does.
-SYSTEM = """
+SPECTRA = """
 import dataclasses
 from typing import ClassVar
 
@@ -354,12 +340,30 @@ class Learner(SpectralSystem):
 
 PRESETS = {"quick": Learner()}
 """
+PROTOTYPES = """
+import dataclasses
+from typing import ClassVar
+
+from asdproto.systems.prototype import PrototypeSystem
+from tests.training.tiny import Encoder
+
+
+@dataclasses.dataclass(frozen=True)
+class Mine(PrototypeSystem):
+    kind: ClassVar[str] = "mine_at_home:Mine"
+
+    def network(self, devices, loop="dispatch", score=None):
+        return Encoder(embedding_dim=5)
+
+
+PRESETS = {"quick": Mine()}
+"""
 
 
 @pytest.mark.filterwarnings("ignore:.*trust the threshold")
 def test_a_system_by_its_path_that_learns_is_fused_with_spectra(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
-    (tmp_path / "learner_at_home.py").write_text(SYSTEM)
+    (tmp_path / "learner_at_home.py").write_text(SPECTRA)
     data, run = str(folder / "normal"), tmp_path / "run"
     command = ["train", data, str(run), "--preset", "quick", "--system"]
     assert cli.main([*command, "learner_at_home:Learner"]) == 0
@@ -374,34 +378,31 @@ def test_a_system_by_its_path_that_learns_is_fused_with_spectra(folder, tmp_path
 
 
 @pytest.mark.filterwarnings("ignore:.*trust the threshold", "ignore:undefined figures")
-def test_the_command_line_takes_an_encoder_by_its_path(folder, tmp_path, monkeypatch, capsys):
-    """It is trained, fused with spectra, scored and exported, and never imported unasked."""
+def test_an_encoder_of_ones_own_goes_through_every_command(folder, tmp_path, monkeypatch, capsys):
+    """It is trained, fused with spectra, scored, scored anew and exported."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
-    (tmp_path / "mine_at_home.py").write_text(ENCODER)
+    (tmp_path / "mine_at_home.py").write_text(PROTOTYPES)
     for index, file in enumerate(sorted((folder / "normal").iterdir())):
         name = f"section_00_source_train_normal_{index:04d}_{SPEEDS[index]}.wav"
         (tmp_path / "data" / "fan" / "train").mkdir(parents=True, exist_ok=True)
         shutil.copy(file, tmp_path / "data" / "fan" / "train" / name)
-    encoder = ["--encoder", "mine_at_home:Mine"]
     small = [f"{name.replace('__', '.')}={value}" for name, value in SMALL.items()]
-    options = ["--preset", "quick", "--devices", "1", *encoder, *small]
+    options = ["--preset", "quick", "--devices", "1", "--system", "mine_at_home:Mine", *small]
     assert cli.main(["train", "data", "run", *options]) == 0
     assert cli.main(["train", "data", "run", *options]) == 0  # only reports
     clip = str(folder / "new" / "02.wav")
     for name in ("fused", "finetune"):
-        assert cli.main(["score", "run", clip, *encoder, "--detector", name]) == 0
-    assert cli.main(["rescore", "run", "score.kind=cosine", "--out", "again", *encoder]) == 0
-    assert cli.main(["export", "run", "out", *encoder]) == 0
+        assert cli.main(["score", "run", clip, "--detector", name]) == 0
+    assert cli.main(["rescore", "run", "again", "score.kind=cosine"]) == 0
+    assert cli.main(["export", "run", "out"]) == 0
     assert cli.main(["report", "run"]) == 0
+    # Where its code is gone, one line says so.
     monkeypatch.delitem(sys.modules, "mine_at_home")
+    (tmp_path / "mine_at_home.py").unlink()
     capsys.readouterr()
-    for command in (["score", "run", clip], ["export", "run", "no"], ["fuse", "no", "run", "run"]):
-        assert cli.main(command) == 1
-        assert "name it with --encoder mine_at_home:Mine" in capsys.readouterr().err
-        assert "mine_at_home" not in sys.modules
-    assert cli.main(["score", "run", clip, "--encoder", "gone:Mine"]) == 1
-    assert "'gone:Mine': found no module 'gone'" in capsys.readouterr().err
+    assert cli.main(["score", "run", clip]) == 1
+    assert "'mine_at_home:Mine': found no module 'mine_at_home'" in capsys.readouterr().err
 
 
 def test_the_package_names_the_detector_and_nothing_else():

@@ -2,14 +2,13 @@
 
 import dataclasses
 
-import flax.linen as nn
 import pytest
 
 from asdproto.config import ConfigError
 from asdproto.data.dcase import Clip
 from asdproto.errors import DataError
 from asdproto.scoring.backends import BackendConfig
-from asdproto.systems.prototype import EncoderConfig, PrototypeSystem, ScoreConfig
+from asdproto.systems.prototype import PrototypeSystem, ScoreConfig
 from experiments import two_stage
 
 
@@ -28,8 +27,6 @@ def test_a_back_end_has_the_fields_of_scoring():
 def test_what_cannot_be_is_refused():
     with pytest.raises(ConfigError, match="hop=0: expected"):
         ScoreConfig(hop=0)
-    with pytest.raises(ConfigError, match="module=Dense: expected an attribute embedding_dim"):
-        EncoderConfig(module=nn.Dense(6))
     with pytest.raises(ValueError, match=r"stages=\('finetune', 'pretrain'\): expected"):
         PrototypeSystem(stages=("finetune", "pretrain"))
     clips = [Clip(f"{i}.wav", "fan", "00", "", "train", "normal", "") for i in range(3)]

@@ -16,7 +16,7 @@ from asdproto.features import FeatureSettings
 from asdproto.results.run_folder import SCORES, read_figures, read_scores
 from asdproto.results.tables import print_table
 from asdproto.scoring.metrics import harmonic_mean
-from asdproto.systems.prototype import EncoderConfig, PrototypeSystem, ScoreConfig
+from asdproto.systems.prototype import ScoreConfig
 from asdproto.systems.run import train_run, train_yardsticks
 from asdproto.systems.system import EqualEmbeddingsWarning
 from asdproto.training.devices import RunOptions, use_devices
@@ -40,12 +40,20 @@ class Constant(nn.Module):
         return jnp.broadcast_to(bias, (len(crops), self.embedding_dim)) + 0 * crops.mean()
 
 
-def system(module=None, kind="mahalanobis", **stage):
+class Collapsed(tiny.System):
+    """Around an encoder that has collapsed."""
+
+    kind = f"{__name__}:Collapsed"
+
+    def network(self, devices, loop="dispatch", score=None):
+        return Constant()
+
+
+def system(made=tiny.System, kind="mahalanobis", **stage):
     """A system that trains in no time: in episodes, or by ``stage`` in random batches."""
     pretrain = dataclasses.replace(tiny.PRETRAIN, **stage)
-    return PrototypeSystem(
+    return made(
         features=FEATURES,
-        encoder=EncoderConfig(module=module or tiny.Encoder(), crop=tiny.CROP),
         pretrain=pretrain,
         finetune=dataclasses.replace(tiny.FINETUNE, shots=2, epochs=1),
         score=ScoreConfig(kind=kind),
@@ -187,7 +195,7 @@ def test_constant_features_of_one_class_and_one_band(tmp_path):
 
 def test_collapsed_embeddings(tmp_path):
     clips = [*train_clips(), *scored_clips()]
-    made = system(Constant(), kind="cosine", epochs=1, learning_rates=((0.01, 1),))
+    made = system(Collapsed, kind="cosine", epochs=1, learning_rates=((0.01, 1),))
     _, caught, scores = run(tmp_path, clips, made=made)
     words = said(caught, EqualEmbeddingsWarning)
     assert "pretrain, seed 0: all 12 training clips have one embedding" in words

@@ -127,7 +127,7 @@ def test_folders_that_may_not_be_written(nobody, open_folder, data, trained, cap
         for command, file in (
             (tiny_run.command(readable, open_folder / "new"), open_folder / "new"),
             (tiny_run.command(readable, run), run / "report.html"),
-            (["rescore", run, "score.kind=knn"], run / ".lock"),
+            (["rescore", run, run / "again", "score.kind=knn"], run / "again"),
             (["score", run, clip, "--csv", run / "scores.csv"], run / "scores.csv"),
         ):
             assert f"error: {file}" in fails(capsys, *command)

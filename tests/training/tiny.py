@@ -1,6 +1,7 @@
 """A data set and a network small enough that a whole training takes seconds."""
 
 import dataclasses
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 from asdproto.data.dataset import ClipArrays, Dataset
 from asdproto.models.normalization import BatchNorm
 from asdproto.prototypes import l2_normalize
+from asdproto.systems.prototype import EncoderConfig, PrototypeSystem
 from asdproto.training import loop
 from asdproto.training.devices import AXIS, Devices, RunOptions
 from asdproto.training.objectives import mpe_objective, npe_objective
@@ -54,6 +56,21 @@ def make_data(seed: int = 0, clips: int = 22) -> Dataset:
 
 PRETRAIN = Pretraining(epochs=3, batch_size=8, learning_rates=((0.05, 2), (0.01, 1)))
 FINETUNE = Finetuning(epochs=3, ways=3, shots=3, learning_rates=((0.02, 3),))
+
+
+@dataclasses.dataclass(frozen=True)
+class System(PrototypeSystem):
+    """The paper's system around the tiny encoder."""
+
+    encoder: EncoderConfig = dataclasses.field(default_factory=lambda: EncoderConfig(crop=CROP))
+
+    kind: ClassVar[str] = "tests.training.tiny:System"
+
+    def network(self, devices, loop="dispatch", score=None):
+        return Encoder(axis_name=AXIS if score is None and devices.count > 1 else None)
+
+
+PRESETS = {name: System() for name in ("quick", "small", "paper")}
 
 
 def make_task(
