@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -143,6 +143,12 @@ class Dataset:
         moves = std > 1e-6
         scale = np.where(moves, 1 / np.where(moves, std, 1), 1)
         return mean.astype(np.float32), scale.astype(np.float32)
+
+    def take(self, rows: np.ndarray, **changes: Any) -> "Dataset":
+        """Some of the training clips, by their index, with ``changes`` of other fields."""
+        clips = [self.train_clips[row] for row in rows]
+        kept = {"train": self.train.take(rows), "train_clips": clips, "labels": self.labels[rows]}
+        return dataclasses.replace(self, **{**kept, **changes})
 
 
 Classes = Literal["attributes", "conditions", "sections"]

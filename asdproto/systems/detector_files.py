@@ -7,14 +7,12 @@
     training_scores.npz    held-out scores of the training clips by every member
     scores.csv ...         what it says of test clips, where there are any
 
-A detector needs nothing outside of its folder, which is made whole beside its place and moved
-there.
+A detector needs nothing outside of its folder. A folder without ``detector.json``, which is written
+last, is none.
 """
 
-import contextlib
-import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,13 +84,14 @@ def write_detector(
             }
         )
     figures = None
-    with replaced(folder) as work:
-        for name, content in files.items():
-            write_arrays(work / name, content)
-        if rows:
-            figures = write_scores(work, rows)
-        names = sorted(path.name for path in work.iterdir())
-        write_manifest(work / MANIFEST, names, {"format": _FORMAT, **about, "members": listed})
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        write_arrays(folder / name, content)
+    if rows:
+        figures = write_scores(folder, rows)
+    names = sorted(path.name for path in folder.iterdir())
+    write_manifest(folder / MANIFEST, names, {"format": _FORMAT, **about, "members": listed})
     return figures
 
 
@@ -159,22 +158,3 @@ def chosen_detector(run: Path, name: str | None = None) -> str:
             remedy = _AGAIN
         raise DataError(run, found, "the folder of a finished run", remedy)
     return chosen
-
-
-@contextlib.contextmanager
-def replaced(folder: Path) -> Iterator[Path]:
-    """Yields a new, empty folder that takes another's place when the block ends without an error.
-
-    Killed in between, the old one stays, or is put back by the next call.
-    """
-    work, before = (folder.with_name(f".{folder.name}.{name}") for name in ("new", "old"))
-    if before.exists() and not folder.exists():
-        os.rename(before, folder)
-    for leftover in (work, before):
-        shutil.rmtree(leftover, ignore_errors=True)
-    work.mkdir(parents=True)
-    yield work
-    if folder.exists():
-        os.rename(folder, before)
-    os.rename(work, folder)
-    shutil.rmtree(before, ignore_errors=True)

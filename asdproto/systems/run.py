@@ -162,13 +162,7 @@ def _some(data: Dataset, most: int) -> Dataset:
     if count <= most:
         return data
     ordered = sorted(range(count), key=lambda row: (section_keys([data.train_clips[row]]), row))
-    rows = np.sort(np.array(ordered)[np.linspace(0, count - 1, most).astype(int)])
-    return dataclasses.replace(
-        data,
-        train=data.train.take(rows),
-        train_clips=[data.train_clips[row] for row in rows],
-        labels=data.labels[rows],
-    )
+    return data.take(np.sort(np.array(ordered)[np.linspace(0, count - 1, most).astype(int)]))
 
 
 @contextlib.contextmanager
