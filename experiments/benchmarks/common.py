@@ -8,8 +8,10 @@ import os
 import platform
 import re
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from rich.console import Console
 
-from asdproto.config import override, to_dict
+from asdproto.config import ConfigError, override, to_dict
 from asdproto.data import store
 from asdproto.data.dataset import ClipArrays, Dataset
 from asdproto.models.convolution import compiler_options
@@ -28,10 +31,10 @@ from asdproto.training import step as steps
 from asdproto.training.devices import Devices, Loop, default_loop, use_devices
 from asdproto.training.loop import Programs
 from asdproto.training.stage import Hyper
-from asdproto.training.state import ClipIndex, TrainState, clip_index
+from asdproto.training.state import Batch, ClipIndex, TrainState, clip_index
 from asdproto.training.task import Task
-from experiments.benchmarks.timing import interleave, rounded, spread
-from experiments.common import processor
+from experiments.benchmarks.timing import interleave, rounded, show, spread
+from experiments.common import processor, write_json
 from experiments.two_stage import get_config
 
 PACKAGES = ("asdproto", "jax", "jaxlib", "flax", "optax", "numpy", "torch")
@@ -224,6 +227,11 @@ class Bench:
             )
         return self.index, self._plans[known], hyper
 
+    def first_batch(self, task: Task) -> tuple[TrainState, Batch]:
+        """State at step 0, and what it trains on next."""
+        state, (index, plan, _) = self.state(task), self.inputs(task)
+        return state, steps.take_batch(task, index, plan.steps, state.step, None)
+
     def epoch(self, task: Task, gather: Callable[..., Any] | None = None) -> Callable[..., Any]:
         """Runs an epoch, ``(state, index, key, hyper) -> state``, and waits for it."""
         programs = Programs(task, self.devices)
@@ -342,9 +350,10 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **store.versions(PACKAGES)}
 
 
-def describe(bench: Bench, arguments: Sequence[str]) -> dict[str, Any]:
-    """Where and with what the figures are measured."""
+def describe(bench: Bench, module: str, words: Sequence[str] | None) -> dict[str, Any]:
+    """Where and with what the figures are measured; ``words`` are the process's if ``None``."""
     device = bench.devices.local[0]
+    words = sys.argv[1:] if words is None else words
     return {
         "device": processor() if bench.platform == "cpu" else device.device_kind,
         "platform": bench.platform,
@@ -352,7 +361,7 @@ def describe(bench: Bench, arguments: Sequence[str]) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "load_before": round(os.getloadavg()[0], 2),
         "versions": versions(),
-        "command": ["python", "-m", "experiments.benchmarks.train", *arguments],
+        "command": ["python", "-m", f"experiments.benchmarks.{module}", *words],
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "compilation_cache": jax.config.values.get("jax_compilation_cache_dir"),
         "preset": bench.args.preset,
@@ -368,7 +377,60 @@ def describe(bench: Bench, arguments: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def file_name(*words: str) -> str:
-    """Name of a json file out of words."""
-    plain = (re.sub(r"[^a-z0-9]+", "_", word.lower()).strip("_") for word in words)
-    return "_".join(word for word in plain if word) + ".json"
+def start(
+    args: argparse.Namespace, module: str, words: Sequence[str] | None, *, torch: bool
+) -> tuple[Bench, dict[str, Any], Path | None]:
+    """What a command measures with, the description of it, and the json file that it writes.
+
+    ``torch`` leaves PyTorch room on the same GPU.
+
+    Raises:
+      ConfigError: jax runs on other devices than ``--expect`` names.
+    """
+    # Both are read when jax first looks for devices, which is below.
+    if args.xla_flags:
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {args.xla_flags}".strip()
+    if torch:
+        os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.6")
+    if args.expect and jax.default_backend() != args.expect:
+        raise ConfigError(
+            f"--expect {args.expect}, but jax runs on {jax.default_backend()}; install the extra "
+            "for the device (pip install -e '.[bench,cuda12]'), or name another interpreter "
+            "(make bench-gpu BENCH_PYTHON=python3)"
+        )
+    bench = Bench(args)
+    result, out = describe(bench, module, words), args.out
+    if out is not None and out.suffix != ".json":
+        parts = (module, result["device"], args.dtype, args.tag)
+        plain = (re.sub(r"[^a-z0-9]+", "_", part.lower()).strip("_") for part in parts)
+        out = out / ("_".join(filter(None, plain)) + ".json")
+    return bench, result, out
+
+
+def run_parts(
+    names: Sequence[str],
+    measure: Callable[[str], dict[str, Any]],
+    result: dict[str, Any],
+    out: Path | None,
+) -> None:
+    """Enters parts into a result; each is printed and written as soon as it is there.
+
+    Raises:
+      SystemExit: Parts failed; the others are there.
+    """
+    console, failed = Console(), {}
+    for name in names:
+        with console.status(f"measuring {name}"):
+            try:
+                result[name] = measure(name)
+            except Exception as error:  # the other parts must not be lost
+                failed[name] = f"{type(error).__name__}: {error}"
+                result[name] = {"failed": failed[name][:1000]}
+        show(console, {name: result[name]})
+        if out is not None:
+            write_json(out, result)
+    if out is not None:
+        console.print(f"Written to {out}", highlight=False, soft_wrap=True)
+    if failed:
+        why = "; ".join(f"{name}: {error}" for name, error in failed.items())
+        raise SystemExit(f"error: {len(failed)} of {len(names)} parts failed: {why}")

@@ -23,6 +23,7 @@ from asdproto.prototypes import sample_mix
 SUB_PROTOTYPES = 4
 MIX_KEY = jax.random.key(17)
 Loss = Callable[..., jax.Array]
+ntxent = functools.partial(optax.losses.ntxent, temperature=0.1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,11 +178,16 @@ def soft_triple(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
     return 20 * (similarity - 0.01 * own_class(p, y))
 
 
+@cross_entropy
+def prototypical_network(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
+    return (2 * z @ p.T - jnp.sum(p**2, axis=1)) / 64
+
+
 def naive_center(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.sum((z - p[y]) ** 2, axis=1) / 2
 
 
-def naive_focal(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
+def focal(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
     loss = scaled(20)(z, p, y)
     return (1 - jnp.exp(-loss)) ** 2 * loss
 
@@ -329,7 +335,7 @@ def naive_barlow_twins(first: jax.Array, second: jax.Array, y: jax.Array) -> jax
     return jnp.sum(jnp.where(same > 0, (1 - correlation) ** 2, 5e-3 * correlation**2))
 
 
-def naive_magface(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
+def magface(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
     length = jnp.clip(jnp.linalg.norm(z, axis=1), 10, 110)
     margin = 0.45 + (length - 10) / 100 * 0.35
     logits = widened(cosine(z, p), 2 * margin[:, None] * own_class(p, y))
@@ -361,133 +367,84 @@ def adjusted_softmax(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
     return 20 * cosine(z, p) + jnp.log(1 + jnp.arange(len(p), dtype=jnp.float32))
 
 
-def entry(
-    name: str,
-    arrays: tuple[str, ...],
-    optax: Loss | None = None,
-    naive: Loss | None = None,
-    torch: Callable[[dict[str, np.ndarray]], Rival] | None = None,
-    *,
-    ours: Loss | None = None,
-    **more: Any,
-) -> Entry:
-    """Ours is that of unit vectors by its defaults, where it is not given."""
-    ours = ours or normalized(getattr(losses, f"{name}_loss"))
-    return Entry(name, arrays, ours, optax, naive, torch, **more)
+ANGLE: dict[str, Any] = {"margin": float(np.degrees(0.5)), "scale": 64}
+# Ours, where it is not that of unit vectors by its defaults.
+OURS: Mapping[str, Loss] = {
+    "negative_prototype": mixed(losses.negative_prototype_loss),
+    "multi_negative_prototype": mixed(losses.multi_negative_prototype_loss),
+    # Raw vectors are far apart: at temperature 1 the softmax would be 0 and 1.
+    "prototypical_network": functools.partial(losses.prototypical_network_loss, temperature=64.0),
+    "center": losses.center_loss,
+    "softmax": normalized(losses.proxy_softmax_loss),
+    "logit_adjusted": adjusted,
+    "sphereface": unit_prototypes(losses.sphereface_loss, margin=2.0),
+    "magface": unit_prototypes(losses.magface_loss),
+    "adacos": adaptive(losses.adacos_loss, 1),
+    "sub_cluster_adacos": adaptive(losses.sub_cluster_adacos_loss, SUB_PROTOTYPES),
+    "adaproj": adaptive(losses.adaproj_loss, 1),
+    "triplet, hard": normalized(losses.triplet_loss, hard=True),
+    "n_pair": of_views(losses.n_pair_loss),
+    "vicreg": vicreg,
+    "barlow_twins": of_views(losses.barlow_twins_loss),
+}
+# pytorch-metric-learning's, where it has it.
+TORCH: Mapping[str, Callable[[dict[str, np.ndarray]], Rival]] = {
+    "softmax": rival("NormalizedSoftmaxLoss", temperature=0.05),
+    "proxy_nca": rival("ProxyNCALoss", softmax_scale=9),
+    "soft_triple": rival("SoftTripleLoss", centers_per_class=SUB_PROTOTYPES),
+    "proxy_anchor": rival("ProxyAnchorLoss", margin=0.1, alpha=32),
+    "arcface": rival("ArcFaceLoss", **ANGLE),
+    "sub_center_arcface": rival("SubCenterArcFaceLoss", sub_centers=SUB_PROTOTYPES, **ANGLE),
+    "cosface": rival("CosFaceLoss", margin=0.35, scale=64),
+    "sphereface": rival("SphereFaceLoss", margin=2, scale=1),
+    "supervised_contrastive": rival("SupConLoss", temperature=0.1),
+    "nt_xent": rival("NTXentLoss", temperature=0.1),
+    "multi_similarity": rival("MultiSimilarityLoss"),
+    "circle": rival("CircleLoss"),
+    "triplet": rival("TripletMarginLoss", margin=0.2),
+    "triplet, hard": rival("TripletMarginLoss", hardest, margin=0.2),
+    "n_pair": rival("NPairsLoss", two_of_each_class),
+    "vicreg": rival("VICRegLoss", two_views),
+}
+
+
+def entry(name: str, arrays: tuple[str, ...], **more: Any) -> Entry:
+    """A loss with those of :data:`OURS` and :data:`TORCH`, and what else :class:`Entry` says."""
+    ours = OURS.get(name) or normalized(getattr(losses, f"{name}_loss"))
+    return Entry(name, arrays, ours, torch=TORCH.get(name), **more)
 
 
 ONE, SEVERAL = ("embeddings", "prototypes"), ("embeddings", "several")
 BATCH, VIEWS = ("embeddings",), ("embeddings", "second")
-ALONE: dict[str, Any] = {"group": 1, "chunk": False}
-ANGLE: dict[str, Any] = {"margin": float(np.degrees(0.5)), "scale": 64}
-SUB_CENTERS: dict[str, Any] = {"sub_centers": SUB_PROTOTYPES, **ANGLE}
 ENTRIES: Sequence[Entry] = (
-    entry("prototypical", ONE, scaled(1 / 0.07)),
-    entry("multi_prototype", SEVERAL, None, naive_multi_prototype),
-    entry(
-        "negative_prototype",
-        ONE,
-        None,
-        mixed(naive_negative),
-        ours=mixed(losses.negative_prototype_loss),
-    ),
-    entry(
-        "multi_negative_prototype",
-        SEVERAL,
-        None,
-        mixed(naive_negative),
-        ours=mixed(losses.multi_negative_prototype_loss),
-    ),
-    entry("angular_prototypical", ONE, scaled(10)),
-    entry(
-        "prototypical_network",
-        ONE,
-        cross_entropy(lambda z, p, y: (2 * z @ p.T - jnp.sum(p**2, axis=1)) / 64),
-        # Raw vectors are far apart: at temperature 1 the softmax would be 0 and 1.
-        ours=functools.partial(losses.prototypical_network_loss, temperature=64.0),
-    ),
-    entry("center", ONE, None, naive_center, ours=losses.center_loss, chunk=False),
-    entry(
-        "softmax",
-        ONE,
-        scaled(20),
-        torch=rival("NormalizedSoftmaxLoss", temperature=0.05),
-        ours=normalized(losses.proxy_softmax_loss),
-    ),
-    entry("logit_adjusted", ONE, adjusted_softmax, ours=adjusted),
-    entry("focal", ONE, naive_focal),
-    entry("proxy_nca", ONE, proxy_nca, torch=rival("ProxyNCALoss", softmax_scale=9)),
-    entry(
-        "soft_triple",
-        SEVERAL,
-        soft_triple,
-        torch=rival("SoftTripleLoss", centers_per_class=SUB_PROTOTYPES),
-    ),
-    entry("proxy_anchor", ONE, torch=rival("ProxyAnchorLoss", margin=0.1, alpha=32), chunk=False),
-    entry("arcface", ONE, arcface, torch=rival("ArcFaceLoss", **ANGLE)),
-    entry(
-        "sub_center_arcface", SEVERAL, arcface, torch=rival("SubCenterArcFaceLoss", **SUB_CENTERS)
-    ),
-    entry("cosface", ONE, cosface, torch=rival("CosFaceLoss", margin=0.35, scale=64)),
-    entry(
-        "sphereface",
-        ONE,
-        sphereface,
-        torch=rival("SphereFaceLoss", margin=2, scale=1),
-        ours=unit_prototypes(losses.sphereface_loss, margin=2.0),
-    ),
-    entry("magface", ONE, naive_magface, ours=unit_prototypes(losses.magface_loss)),
-    entry("adacos", ONE, adacos, ours=adaptive(losses.adacos_loss, 1)),
-    entry(
-        "sub_cluster_adacos",
-        SEVERAL,
-        sub_cluster_adacos,
-        ours=adaptive(losses.sub_cluster_adacos_loss, SUB_PROTOTYPES),
-    ),
-    entry("adaproj", SEVERAL, adaproj, ours=adaptive(losses.adaproj_loss, 1)),
-    entry(
-        "supervised_contrastive",
-        BATCH,
-        None,
-        naive_supervised_contrastive,
-        rival("SupConLoss", temperature=0.1),
-        group=8,
-    ),
-    entry(
-        "nt_xent",
-        BATCH,
-        functools.partial(optax.losses.ntxent, temperature=0.1),
-        naive_nt_xent,
-        rival("NTXentLoss", temperature=0.1),
-        group=2,
-    ),
-    entry("multi_similarity", BATCH, torch=rival("MultiSimilarityLoss"), group=8),
-    entry("circle", BATCH, torch=rival("CircleLoss"), group=8),
-    entry("triplet", BATCH, torch=rival("TripletMarginLoss", margin=0.2), group=8),
-    entry(
-        "triplet, hard",
-        BATCH,
-        torch=rival("TripletMarginLoss", hardest, margin=0.2),
-        ours=normalized(losses.triplet_loss, hard=True),
-        group=8,
-    ),
-    entry(
-        "n_pair",
-        VIEWS,
-        n_pair,
-        torch=rival("NPairsLoss", two_of_each_class),
-        ours=of_views(losses.n_pair_loss),
-        **ALONE,
-    ),
-    entry(
-        "vicreg", VIEWS, None, naive_vicreg, rival("VICRegLoss", two_views), ours=vicreg, **ALONE
-    ),
-    entry(
-        "barlow_twins",
-        VIEWS,
-        None,
-        naive_barlow_twins,
-        ours=of_views(losses.barlow_twins_loss),
-        **ALONE,
-    ),
+    entry("prototypical", ONE, optax=scaled(1 / 0.07)),
+    entry("multi_prototype", SEVERAL, naive=naive_multi_prototype),
+    entry("negative_prototype", ONE, naive=mixed(naive_negative)),
+    entry("multi_negative_prototype", SEVERAL, naive=mixed(naive_negative)),
+    entry("angular_prototypical", ONE, optax=scaled(10)),
+    entry("prototypical_network", ONE, optax=prototypical_network),
+    entry("center", ONE, naive=naive_center, chunk=False),
+    entry("softmax", ONE, optax=scaled(20)),
+    entry("logit_adjusted", ONE, optax=adjusted_softmax),
+    entry("focal", ONE, optax=focal),
+    entry("proxy_nca", ONE, optax=proxy_nca),
+    entry("soft_triple", SEVERAL, optax=soft_triple),
+    entry("proxy_anchor", ONE, chunk=False),
+    entry("arcface", ONE, optax=arcface),
+    entry("sub_center_arcface", SEVERAL, optax=arcface),
+    entry("cosface", ONE, optax=cosface),
+    entry("sphereface", ONE, optax=sphereface),
+    entry("magface", ONE, optax=magface),
+    entry("adacos", ONE, optax=adacos),
+    entry("sub_cluster_adacos", SEVERAL, optax=sub_cluster_adacos),
+    entry("adaproj", SEVERAL, optax=adaproj),
+    entry("supervised_contrastive", BATCH, naive=naive_supervised_contrastive, group=8),
+    entry("nt_xent", BATCH, optax=ntxent, naive=naive_nt_xent, group=2),
+    entry("multi_similarity", BATCH, group=8),
+    entry("circle", BATCH, group=8),
+    entry("triplet", BATCH, group=8),
+    entry("triplet, hard", BATCH, group=8),
+    entry("n_pair", VIEWS, optax=n_pair, group=1, chunk=False),
+    entry("vicreg", VIEWS, naive=naive_vicreg, group=1, chunk=False),
+    entry("barlow_twins", VIEWS, naive=naive_barlow_twins, group=1, chunk=False),
 )

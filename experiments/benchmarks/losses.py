@@ -186,8 +186,7 @@ def measure(
     for name, call in calls.items():
         if call is not reference:
             results[name]["difference"] = difference(call(), expected)
-    # Threads of the contender before spin for a while.
-    wall, cpu = interleave(calls, args.rounds, warmup=0, untimed=1, limit=args.seconds, pause=0.005)
+    wall, cpu = interleave(calls, args.rounds, limit=args.seconds, prepared=True)
     base = "ours" if "ours" in calls else "pieces"
     for name in calls:
         for prefix, taken in {"": wall, "cpu_": cpu}.items():

@@ -24,25 +24,17 @@ times are taken is said in :mod:`experiments.benchmarks.train`, which measures m
 of a GPU has been measured yet.
 """
 
-import argparse
 import importlib.util
-import os
-import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import jax
-from rich.console import Console
-
-from asdproto.config import ConfigError
+from asdproto.arguments import Parser
 from asdproto.systems.prototype import STAGES
-from asdproto.training import step as steps
 from experiments.benchmarks import train
-from experiments.benchmarks.common import Bench, describe, file_name, per_step, project
-from experiments.benchmarks.timing import interleave, ratios, show
-from experiments.common import run_main, write_json
+from experiments.benchmarks.common import Bench, per_step, project, run_parts, start
+from experiments.benchmarks.timing import interleave
+from experiments.common import run_main
 
 # Figure -> where it stands in the result, its goal, and whether more is better.
 GOALS: dict[str, tuple[tuple[str, ...], float, bool]] = {
@@ -69,30 +61,6 @@ def measure_step(bench: Bench, stage: str) -> dict[str, Any]:
     }
 
 
-def measure_torch(bench: Bench, how: str) -> dict[str, Any]:
-    """The step of pre-training beside PyTorch's, ``"eager"`` or ``"compiled"``."""
-    if importlib.util.find_spec("torch") is None:
-        return {"skipped": "PyTorch is not installed"}
-    from experiments.benchmarks.torch_reference import Rival
-
-    task = bench.task("pretrain", bench.loop, bench.count)
-    state = bench.state(task)
-    index, plan, _ = bench.inputs(task)
-    batch = jax.device_get(steps.take_batch(task, index, plan.steps, state.step, None))
-    rival = Rival(
-        task, jax.device_get(state), batch, dtype=bench.args.dtype, compiled=how == "compiled"
-    )
-    rival.run(5)  # compiles, searches, warms up and records the graphs
-    ours, _ = bench.stepper(task, bench.loop)
-    contenders = {"ours": ours, how: lambda: rival.run(bench.count)}
-    seconds, _ = interleave(contenders, bench.args.rounds)
-    return {
-        "ours_milliseconds": per_step(seconds["ours"], bench.count),
-        f"{how}_milliseconds": per_step(seconds[how], bench.count),
-        f"speed_to_{how}": ratios(seconds[how], seconds["ours"]),
-    }
-
-
 def measure(bench: Bench, name: str, result: dict[str, Any]) -> dict[str, Any]:
     """One figure of :data:`GOALS`; those before it are in ``result``."""
     if name in STAGES:
@@ -105,7 +73,9 @@ def measure(bench: Bench, name: str, result: dict[str, Any]) -> dict[str, Any]:
         lowering = bench.task("pretrain", "scan").model.lowering  # type: ignore[attr-defined]
         found = train.measure_sweep(bench, (lowering,))
         return {"lowering": lowering, **found.pop(lowering), **found}
-    return measure_torch(bench, name)
+    if importlib.util.find_spec("torch") is None:
+        return {"skipped": "PyTorch is not installed"}
+    return train.time_torch(bench, bench.task("pretrain", bench.loop, bench.count), (name,))
 
 
 def judged(name: str, figures: dict[str, Any]) -> dict[str, Any]:
@@ -120,50 +90,25 @@ def judged(name: str, figures: dict[str, Any]) -> dict[str, Any]:
     return {**figures, "goal": goal, "met": bool(met)}
 
 
-def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    """Options of its own, and those that go to :mod:`experiments.benchmarks.train`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.benchmarks.short",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="All other options are those of experiments.benchmarks.train.",
-    )
-    parser.add_argument("--limit", type=float, default=300.0, help="seconds (default 300)")
-    parser.add_argument("--expect", choices=("cpu", "gpu", "tpu"), help="fail on other devices")
-    parser.add_argument("--out", type=Path, metavar="JSON", help="a file, or a folder for it")
-    return parser.parse_known_args(arguments)
+def make_parser() -> Parser:
+    """The options, which are those of :mod:`experiments.benchmarks.train`, and a limit."""
+    parser = train.make_parser("short", __doc__)
+    parser.set_defaults(preset="paper", dtype="bfloat16", rounds=5)
+    parser.add_argument("--limit", type=float, default=300.0, help="seconds")
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    own, others = parse(arguments)
-    started = time.monotonic()
-    args = train.parse(["--preset", "paper", "--dtype", "bfloat16", "--rounds", "5", *others])
-    # Read when jax first looks for devices, which is below: PyTorch needs room on the same GPU.
-    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.6")
-    if own.expect and jax.default_backend() != own.expect:
-        raise ConfigError(f"--expect {own.expect}, but jax runs on {jax.default_backend()}")
-    console, bench = Console(), Bench(args)
-    result = describe(bench, sys.argv[1:] if arguments is None else arguments)
-    result["command"][2] = "experiments.benchmarks.short"
-    out = own.out
-    if out is not None and out.suffix != ".json":
-        out = out / file_name("short", result["device"], args.dtype)
-    failed = []
-    for name in GOALS:
-        try:
-            if time.monotonic() - started > own.limit:
-                figures: dict[str, Any] = {"skipped": f"{own.limit:g} s are over"}
-            else:
-                figures = judged(name, measure(bench, name, result))
-        except Exception as error:  # the other figures must not be lost
-            failed.append(name)
-            figures = {"failed": f"{type(error).__name__}: {error}"[:1000]}
-        result[name] = {**figures, "at_second": round(time.monotonic() - started, 1)}
-        show(console, {name: result[name]})
-        if out is not None:
-            write_json(out, result)
-    if failed:
-        raise SystemExit(f"error: failed: {', '.join(failed)}")
+    started, args = time.monotonic(), make_parser().parse_args(arguments)
+    bench, result, out = start(args, "short", arguments, torch=True)
+
+    def figure(name: str) -> dict[str, Any]:
+        if time.monotonic() - started > args.limit:
+            return {"skipped": f"{args.limit:g} s are over"}
+        figures = judged(name, measure(bench, name, result))
+        return {**figures, "at_second": round(time.monotonic() - started, 1)}
+
+    run_parts(list(GOALS), figure, result, out)
     return result
 
 

@@ -16,16 +16,15 @@ def interleave(
     contenders: Mapping[str, Callable[[], Any]],
     rounds: int,
     *,
-    warmup: int = 1,
-    untimed: int = 0,
     limit: float = math.inf,
-    pause: float = 0.0,
+    prepared: bool = False,
 ) -> tuple[Times, Times]:
     """Times contenders in turns: what else the machine does slows all alike.
 
-    Each waits until its work is done. Rounds of ``warmup`` do not count; once ``limit`` seconds are
-    over, no round begins; each turn comes after ``pause`` seconds and begins with ``untimed``
-    calls: after a contender that took much memory, the next one gets new pages from the system.
+    Each waits until its work is done. Once ``limit`` seconds are over, no round begins. The first
+    round does not count. Where turns are ``prepared``, every round counts, and every turn comes
+    after 5 ms and a call that is not timed: threads of the contender before spin for a while, and
+    after one that took much memory the next one gets new pages from the system.
 
     Returns:
       Seconds on the clock, and seconds of CPU time of this process, by name; one a round.
@@ -33,16 +32,16 @@ def interleave(
     names, started = list(contenders), time.perf_counter()
     wall: Times = {name: [] for name in names}
     cpu: Times = {name: [] for name in names}
-    for turn in range(warmup + rounds):
+    for turn in range(rounds if prepared else rounds + 1):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            time.sleep(pause)
-            for _ in range(untimed):
+            if prepared:
+                time.sleep(0.005)
                 contenders[name]()
             began = time.perf_counter(), time.process_time()
             contenders[name]()
             ended = time.perf_counter(), time.process_time()
-            if turn >= warmup:
+            if prepared or turn:
                 wall[name].append(ended[0] - began[0])
                 cpu[name].append(ended[1] - began[1])
         if time.perf_counter() - started > limit:

@@ -7,7 +7,7 @@ SGD, cuDNN's own search. bfloat16 means autocast with float32 parameters and bat
 ours; float32 on a GPU means TF32 products on both sides.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -230,18 +230,18 @@ def compare(task: Task, state: TrainState, batch: Batch, hyper: Hyper) -> dict[s
 
 
 def rivals(
-    task: Task, state: TrainState, batch: Batch, *, dtype: str, both: bool
+    task: Task, state: TrainState, batch: Batch, *, dtype: str, names: Sequence[str]
 ) -> tuple[dict[str, Rival], dict[str, str]]:
-    """Rivals that are warm, ``torch.compile`` beside eager where ``both``; and why some are not."""
+    """Rivals that are warm, by name; and why some of those after the first are not."""
     torch.set_float32_matmul_precision("high")  # TF32, as XLA's default; a CPU has none
     made, failed = {}, {}
-    for name in ("eager", "compiled") if both else ("eager",):
+    for name in names:
         try:
             rival = Rival(task, state, batch, dtype=dtype, compiled=name == "compiled")
             rival.run(5)  # compiles, searches, warms up and records the graphs
             made[name] = rival
         except Exception as error:  # a compiler that is missing must not cost the other figures
-            if name == "eager":
+            if name == names[0]:
                 raise
             failed[name] = f"{type(error).__name__}: {str(error)[:300]}"
     return made, failed

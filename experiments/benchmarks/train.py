@@ -44,13 +44,10 @@ Goals stand in :mod:`experiments.benchmarks.short`. No figure of a GPU has been 
 one of a CPU since the loop was rebuilt.
 """
 
-import argparse
 import functools
 import importlib.util
 import itertools
-import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -62,12 +59,13 @@ from rich.console import Console
 
 from asdproto.arguments import Parser, within
 from asdproto.commands.train import describe_systems
-from asdproto.config import ConfigError, at_least
+from asdproto.config import at_least
 from asdproto.models.convolution import Lowering, compiler_options
 from asdproto.systems.prototype import STAGES
 from asdproto.training import step as steps
 from asdproto.training.host import gather_crops
 from asdproto.training.loop import Programs, stack_runs
+from asdproto.training.task import Task
 from experiments.benchmarks.common import (
     CLASSES,
     CLIPS,
@@ -75,15 +73,15 @@ from experiments.benchmarks.common import (
     PIECES,
     Bench,
     Compiled,
-    describe,
-    file_name,
     forward_flops,
     measure_peak,
     per_step,
     project,
+    run_parts,
+    start,
 )
 from experiments.benchmarks.timing import interleave, ratios, rounded, show, spread
-from experiments.common import run_main, write_json
+from experiments.common import run_main
 
 
 def measure_steps(bench: Bench) -> dict[str, Any]:
@@ -282,40 +280,41 @@ def measure_torch(bench: Bench) -> dict[str, Any]:
         return {"skipped": "PyTorch is not installed: pip install -e '.[bench]'"}
     import torch
 
-    from experiments.benchmarks import torch_reference as bench_torch
+    from experiments.benchmarks import torch_reference
 
     figures: dict[str, Any] = {"threads": torch.get_num_threads(), "cuda": torch.version.cuda}
+    both = bench.platform == "gpu" or bench.args.torch_compile
     for width in bench.widths:
         task = bench.task("pretrain", bench.loop, bench.count, width=width)
         exact = bench.task("pretrain", bench.loop, bench.count, width=width, dtype="float32")
-        state = bench.state(task)
-        index, plan, hyper = bench.inputs(task)
-        batch = steps.take_batch(task, index, plan.steps, state.step, None)
-        differences = bench_torch.compare(exact, state, batch, hyper)
-        made, failed = bench_torch.rivals(
-            task, jax.device_get(state), jax.device_get(batch),
-            dtype=bench.args.dtype, both=bench.platform == "gpu" or bench.args.torch_compile,
-        )  # fmt: skip
-        contenders: dict[str, Callable[[], None]] = {
-            name: lambda rival=rival: rival.run(bench.count)  # type: ignore[misc]
-            for name, rival in made.items()
-        }
-        ours = bench.stepper(task, bench.loop)[0]
-        seconds, _ = interleave({"ours": ours, **contenders}, bench.args.rounds)
+        hyper = bench.inputs(task)[2]
         figures[str(width)] = {
-            "differences": differences,
-            "ours_milliseconds": per_step(seconds["ours"], bench.count),
-            **{f"{name}_milliseconds": per_step(seconds[name], bench.count) for name in made},
-            **{f"speed_to_{name}": ratios(seconds[name], seconds["ours"]) for name in made},
-            **{
-                f"speed_to_{name}_fastest_rounds": round(
-                    min(seconds[name]) / min(seconds["ours"]), 3
-                )
-                for name in made
-            },
-            **{f"{name}_failed": why for name, why in failed.items()},
+            "differences": torch_reference.compare(exact, *bench.first_batch(task), hyper),
+            **time_torch(bench, task, ("eager", "compiled") if both else ("eager",)),
         }
     return figures
+
+
+def time_torch(bench: Bench, task: Task, names: Sequence[str]) -> dict[str, Any]:
+    """Steps in turns with PyTorch's, ``"eager"`` and ``"compiled"`` ones."""
+    from experiments.benchmarks import torch_reference
+
+    made, failed = torch_reference.rivals(
+        task, *jax.device_get(bench.first_batch(task)), dtype=bench.args.dtype, names=names
+    )
+    contenders: dict[str, Callable[[], None]] = {
+        name: lambda rival=rival: rival.run(bench.count)  # type: ignore[misc]
+        for name, rival in made.items()
+    }
+    ours = bench.stepper(task, bench.loop)[0]
+    seconds, _ = interleave({"ours": ours, **contenders}, bench.args.rounds)
+    fastest = {name: round(min(seconds[name]) / min(seconds["ours"]), 3) for name in made}
+    return {
+        **{f"{name}_milliseconds": per_step(seconds[name], bench.count) for name in seconds},
+        **{f"speed_to_{name}": ratios(seconds[name], seconds["ours"]) for name in made},
+        **{f"speed_to_{name}_fastest_rounds": value for name, value in fastest.items()},
+        **{f"{name}_failed": why for name, why in failed.items()},
+    }
 
 
 def measure_full(bench: Bench) -> dict[str, Any]:
@@ -367,8 +366,9 @@ PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
 }
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(prog="python -m experiments.benchmarks.train", description=__doc__)
+def make_parser(module: str, description: str | None) -> Parser:
+    """The options of a benchmark of training."""
+    parser = Parser(prog=f"python -m experiments.benchmarks.{module}", description=description)
     add, count = parser.add_argument, within(int, at_least(1))
     add("--preset", choices=tuple(CLIPS), default="small", help="of the system")
     add("--parts", nargs="+", choices=[n for n in PARTS if n != "full"], help="default all")
@@ -387,63 +387,35 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--torch-compile", action="store_true", help="torch.compile on CPU too")
     add("--xla-flags", default="", metavar="FLAGS", help="put into XLA_FLAGS; recorded")
     add("--expect", choices=("cpu", "gpu", "tpu"), help="fail where jax has no such device")
-    add("--out", type=Path, metavar="JSON", help="write there; a folder gets train_DEVICE.json")
+    add("--out", type=Path, metavar="JSON", help=f"write there; a folder gets {module}_DEVICE.json")
     add("--tag", default="", help="ends the name of a file in a folder")
     parser.add_overrides(lambda _: describe_systems("prototype"))
-    return parser.parse_args(arguments)
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    args = parse(arguments)
+    args = make_parser("train", __doc__).parse_args(arguments)
     wanted = args.parts or [name for name in PARTS if name != "full"]
     parts = [name for name in PARTS if name in wanted or (name == "full" and args.full)]
-    # Both are read when jax first looks for devices, which is below.
-    if args.xla_flags:
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {args.xla_flags}".strip()
-    if "torch" in parts:  # leave PyTorch room on the same GPU
-        os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.6")
-    if args.expect and jax.default_backend() != args.expect:
-        raise ConfigError(
-            f"--expect {args.expect}, but jax runs on {jax.default_backend()}; install the extra "
-            "for the device (pip install -e '.[bench,cuda12]'), or name another interpreter "
-            "(make bench-gpu BENCH_PYTHON=python3)"
-        )
+    bench, result, out = start(args, "train", arguments, torch="torch" in parts)
     console = Console()
-    bench = Bench(args)
-    result = describe(bench, sys.argv[1:] if arguments is None else arguments)
     console.print(
         f"{result['device']}, jax {jax.__version__}, load {result['load_before']} before. "
         f"Median and quartiles of {args.rounds} interleaved rounds of {bench.count} steps, each "
         "waited for; one more round before does not count.",
         highlight=False,
     )
-    out = args.out
-    if out is not None:
-        if out.suffix != ".json":
-            out = out / file_name("train", result["device"], args.dtype, args.tag)
-        out.parent.mkdir(parents=True, exist_ok=True)
-    failed = {}
-    for name in parts:
-        with console.status(f"measuring {name}"):
-            try:
-                result[name] = PARTS[name](bench)
-            except Exception as error:  # the other parts must not be lost
-                failed[name] = f"{type(error).__name__}: {error}"
-                result[name] = {"failed": failed[name][:1000]}
+
+    def measure(name: str) -> dict[str, Any]:
+        found = PARTS[name](bench)
         if name != "torch":
             result["peak_memory"] = bench.peak_memory()
-        show(console, {name: result[name]})
-        if {"steps", "pass"} <= result.keys() - failed.keys():
-            result["projected"] = project(bench, result)
-        if out is not None:
-            write_json(out, result)
-    if summary := {str(key): result[key] for key in ("projected", "peak_memory") if key in result}:
-        show(console, summary)
-    if out is not None:
-        console.print(f"Written to {out}", highlight=False, soft_wrap=True)
-    if failed:
-        names = "; ".join(f"{name}: {why}" for name, why in failed.items())
-        raise SystemExit(f"error: {len(failed)} of {len(parts)} parts failed: {names}")
+        if name == "pass" and result.get("steps", {}).keys() >= set(STAGES):
+            result["projected"] = project(bench, {**result, name: found})
+        return found
+
+    run_parts(parts, measure, result, out)
+    show(console, {key: result[key] for key in ("projected", "peak_memory") if key in result})
     return result
 
 

@@ -118,11 +118,8 @@ def multi_task_objective(classes: Sequence[Any], weights: Sequence[float]) -> Ob
         blocks = jnp.split(embeddings, ends, axis=1)
         total = jnp.zeros(embeddings.shape[0])
         for task, (weight, block) in enumerate(zip(weights, blocks, strict=True)):
-            layer, options = (
-                params[f"task{task}"],
-                {"temperature": TEMPERATURE, "where": batch.where},
-            )
-            total += weight * softmax_loss(layer, block, labels[:, task], **options)
+            own = params[f"task{task}"], block, labels[:, task]
+            total += weight * softmax_loss(*own, temperature=TEMPERATURE, where=batch.where)
         return total, state.loss_state
 
     return Objective("disentangled", loss, init)

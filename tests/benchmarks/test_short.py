@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from experiments.benchmarks import short
+from experiments.benchmarks import common, short
 
 TINY = [
     "finetune.ways=3", "finetune.shots=2", "encoder.crop=32", "--width", "4", "--batch", "4",
@@ -25,7 +25,7 @@ def test_every_figure_is_measured_in_order_and_written_at_once(tmp_path, monkeyp
         written.append([name for name in short.GOALS if name in value])
         path.write_text(json.dumps(value))
 
-    monkeypatch.setattr(short, "write_json", write_json)
+    monkeypatch.setattr(common, "write_json", write_json)
     out = tmp_path / "short.json"
     result = short.main([*TINY, "--out", str(out)])
     assert json.loads(out.read_text()) == result
@@ -63,5 +63,5 @@ def test_goals_are_judged():
 
 def test_it_imports_no_audio_library():
     blocked = f"import sys; sys.modules.update(dict.fromkeys({(*AUDIO, 'sklearn')!r}))\n"
-    code = blocked + "from experiments.benchmarks import short; short.parse([])"
+    code = blocked + "from experiments.benchmarks import short; short.make_parser()"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
