@@ -4,7 +4,7 @@ import contextlib
 import platform
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,27 @@ def write_text(path: Path, text: str) -> None:
     """Writes a text; makes the folder where there is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_atomically(path, text.encode())
+
+
+@contextlib.contextmanager
+def panels(path: Path, names: Sequence[str], count: int, width: float) -> Iterator[tuple[Any, Any]]:
+    """A figure and its panels side by side, with a row for each name; saved as the block ends."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    size = (width, 0.35 * len(names) + 1.6)
+    figure, axes = pyplot.subplots(
+        1, count, figsize=size, sharey=True, squeeze=False, layout="constrained"
+    )
+    yield figure, axes[0]
+    for axis in axes[0]:
+        axis.grid(axis="x", alpha=0.3)
+    axes[0][0].set_yticks(range(len(names)), names)
+    axes[0][0].invert_yaxis()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
 
 
 def processor() -> str:

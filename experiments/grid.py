@@ -311,28 +311,18 @@ def markdown(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 def plot(path: Path, title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
     """Draws mean and standard deviation of the headline figures, every seed, and the paper's."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    size = (13, 0.42 * len(rows) + 1.6)
-    figure, axes = pyplot.subplots(
-        1, len(HEADLINE), figsize=size, sharey=True, layout="constrained"
-    )
-    for axis, name in zip(axes, HEADLINE, strict=True):
-        for height, row in enumerate(rows.values()):
-            values, mean = 100 * np.array(row["values"][name]), 100 * row["figures"][name]["mean"]
-            std = 100 * np.nan_to_num(row["figures"][name]["std"])
-            axis.plot(values, [height] * len(values), "o", color="tab:blue", alpha=0.4)
-            axis.errorbar(mean, height, xerr=std, fmt="|", color="black", capsize=4)
-            if name in row["paper"]:
-                axis.plot(row["paper"][name], height, "D", color="tab:red", fillstyle="none")
-        axis.axvline(50, color="black", linewidth=0.8, linestyle=":")
-        axis.set_xlabel(TITLES[name] + ", %")
-        axis.grid(axis="x", alpha=0.3)
-    axes[0].set_yticks(range(len(rows)), [row["name"] for row in rows.values()])
-    axes[0].invert_yaxis()
-    figure.suptitle(f"{title}: points are seeds, bars mean ± std, diamonds the paper's figures")
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    names = [row["name"] for row in rows.values()]
+    with common.panels(path, names, len(HEADLINE), width=13) as (figure, axes):
+        figure.suptitle(f"{title}: points are seeds, bars mean ± std, diamonds the paper's figures")
+        for axis, name in zip(axes, HEADLINE, strict=True):
+            axis.axvline(50, color="black", linewidth=0.8, linestyle=":")
+            axis.set_xlabel(TITLES[name] + ", %")
+            for height, row in enumerate(rows.values()):
+                values, found = 100 * np.array(row["values"][name]), row["figures"][name]
+                std = 100 * np.nan_to_num(found["std"])
+                axis.plot(values, [height] * len(values), "o", color="tab:blue", alpha=0.4)
+                axis.errorbar(
+                    100 * found["mean"], height, xerr=std, fmt="|", color="black", capsize=4
+                )
+                if name in row["paper"]:
+                    axis.plot(row["paper"][name], height, "D", color="tab:red", fillstyle="none")

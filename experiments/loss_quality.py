@@ -39,7 +39,7 @@ from asdproto.training.objectives import Objective, mpe_objective
 from asdproto.training.stage import EpisodePrototypes, Episodes, EpochPrototypes, Stage
 from asdproto.training.state import TrainState
 from experiments import two_stage
-from experiments.common import write_json
+from experiments.common import panels, write_json
 from experiments.comparison import figures_of, score_of_kept_out
 
 MakeObjective = Callable[[Any], Objective]
@@ -80,13 +80,8 @@ def get_config(preset: str) -> PrototypeSystem:
 
 def prototypes(system: PrototypeSystem) -> PrototypeSystem:
     """The system, compared by prototypes and the last stage as in the paper."""
-    paper = dataclasses.replace(
-        system.score,
-        kind="mahalanobis",
-        shrinkage=0.001,
-        all_stages=False,
-    )
-    return dataclasses.replace(system, score=paper)
+    changes: Any = {"kind": "mahalanobis", "shrinkage": 0.001, "all_stages": False}
+    return dataclasses.replace(system, score=dataclasses.replace(system.score, **changes))
 
 
 def figures(system: PrototypeSystem, data: Dataset, state: TrainState) -> dict[str, Any]:
@@ -129,13 +124,10 @@ def train(
     seeds: Sequence[int],
     data: Dataset,
     devices: Devices,
-    together: bool,
 ) -> list[TrainState]:
-    """Final states of several seeds; as one program (``together``) or one after the other."""
+    """Final states of seeds; several are one program."""
     fields = {**vars(system), "stages": ("pretrain",), "make_objective": make_objective}
-    one, options = OneStage(**fields), RunOptions(None, devices)
-    groups = [list(seeds)] if together else [[seed] for seed in seeds]
-    finals = [final for group in groups for final in prototype.train(one, data, options, group)]
+    finals = prototype.train(OneStage(**fields), data, RunOptions(None, devices), seeds)
     return [final["pretrain"] for final in finals]
 
 
@@ -175,7 +167,7 @@ class Comparison:
         system = self.at(temperature)
         for group in [missing] if self.together and missing else [[seed] for seed in missing]:
             began = time.monotonic()
-            states = train(system, make, group, self.data, self.devices, self.together)
+            states = train(system, make, group, self.data, self.devices)
             seconds = round((time.monotonic() - began) / len(group), 1)
             for seed, state in zip(group, states, strict=True):
                 cell = {
@@ -200,14 +192,13 @@ class Comparison:
             path = self.folder / "choice" / cell_name(loss, temperature, CHOICE_SEED)
             if not path.exists():
                 system = self.at(temperature)
-                (state,) = train(system, make, [CHOICE_SEED], fewer, self.devices, False)
+                (state,) = train(system, make, [CHOICE_SEED], fewer, self.devices)
                 clips = self.data.train.take(np.flatnonzero(kept_out))
                 ratio = score_of_kept_out(
                     prototypes(system), fewer, state, clips, self.data.labels[kept_out]
                 )
-                write_json(
-                    path, {"loss": loss, "temperature": temperature, "ratio": round(ratio, 5)}
-                )
+                choice = {"loss": loss, "temperature": temperature, "ratio": round(ratio, 5)}
+                write_json(path, choice)
             ratios[temperature] = json.loads(path.read_text())["ratio"]
         return min(ratios, key=lambda temperature: ratios[temperature])
 
@@ -404,44 +395,26 @@ def _cell(figures: Mapping[str, Any]) -> tuple[str, str]:
 
 def plot(result: Mapping[str, Any], path: Path) -> None:
     """Draws differences to softmax with their standard errors, a panel a data set and back-end."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    panels = [(name, backend) for name in result["sets"] for backend in BACKENDS]
+    shown = [(name, backend) for name in result["sets"] for backend in BACKENDS]
     names = list(_ranked(next(iter(result["sets"].values()))["published"]))
-    figure, axes = pyplot.subplots(
-        1,
-        len(panels),
-        figsize=(3.2 * len(panels) + 2, 0.3 * len(names) + 1.5),
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
-    for axis, (data, backend) in zip(axes[0], panels, strict=True):
-        for setting, mark in (("published", "o"), ("best", "x")):
-            by_loss = result["sets"][data][setting]
-            found = {n: by_loss[n][backend] for n in names if n in by_loss}
-            rows = [names.index(n) for n, one in found.items() if "to_softmax" in one]
-            differences = [one["to_softmax"] for one in found.values() if "to_softmax" in one]
-            axis.errorbar(
-                [100 * one["mean"] for one in differences],
-                rows,
-                xerr=[100 * one["standard_error"] for one in differences],
-                fmt=mark,
-                capsize=3,
-                label=setting,
-            )
-        axis.axvline(0, color="black", linewidth=0.8)
-        axis.set_title(f"{data}, {backend}", fontsize=9)
-        axis.set_xlabel("points to softmax")
-        axis.grid(axis="x", alpha=0.3)
-    axes[0][0].set_yticks(range(len(names)), names)
-    axes[0][0].invert_yaxis()
-    axes[0][0].legend()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    with panels(path, names, len(shown), width=3.2 * len(shown) + 2) as (_, axes):
+        for axis, (data, backend) in zip(axes, shown, strict=True):
+            for setting, mark in (("published", "o"), ("best", "x")):
+                by_loss = result["sets"][data][setting]
+                found = {n: by_loss[n][backend].get("to_softmax") for n in names if n in by_loss}
+                found = {n: difference for n, difference in found.items() if difference}
+                axis.errorbar(
+                    [100 * one["mean"] for one in found.values()],
+                    [names.index(name) for name in found],
+                    xerr=[100 * one["standard_error"] for one in found.values()],
+                    fmt=mark,
+                    capsize=3,
+                    label=setting,
+                )
+            axis.axvline(0, color="black", linewidth=0.8)
+            axis.set_title(f"{data}, {backend}", fontsize=9)
+            axis.set_xlabel("points to softmax")
+        axes[0].legend()
 
 
 def as_function(

@@ -22,25 +22,14 @@ from asdproto.training.stage import Finetuning, Pretraining
 from asdproto.training.state import TrainState
 from experiments.comparison import score_run
 
-
-@dataclasses.dataclass(frozen=True)
-class Variant:
-    """Stages of a run.
-
-    Attributes:
-      key: For files.
-      pretrain: Stage 1; ``None`` trains from scratch.
-      finetune: Stage 2; ``None`` ends with stage 1.
-    """
-
-    key: str
-    pretrain: Pretraining | None
-    finetune: Finetuning | None = None
+# Key for files -> stage -> its numbers. Stages that are missing are left out: without the first,
+# the second trains from scratch.
+Variants = Mapping[str, Mapping[str, Pretraining | Finetuning]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A stage to be trained once.
+    """A stage to be trained once. Jobs that are equal are the same training.
 
     Attributes:
       name: For files; of the first variant that needs it.
@@ -50,7 +39,7 @@ class Job:
       before: The stage that it goes on from, or ``None``.
     """
 
-    name: str
+    name: str = dataclasses.field(compare=False)
     stage: str
     config: Pretraining | Finetuning
     seed: int
@@ -62,12 +51,6 @@ class Job:
         return f"{self.name}-{self.stage}-{self.seed}"
 
     @property
-    def identity(self) -> tuple[Any, ...]:
-        """What makes two jobs the same training."""
-        before = self.before and self.before.identity
-        return self.stage, self.config, self.seed, before
-
-    @property
     def program(self) -> Pretraining | Finetuning:
         """The stage without what compiled code takes as arguments."""
         if isinstance(self.config, Pretraining):
@@ -76,26 +59,22 @@ class Job:
         return dataclasses.replace(self.config, temperature=1.0, mix_range=mix)
 
 
-def plan(variants: Sequence[Variant], seeds: Sequence[int]) -> tuple[list[Job], dict[Any, Job]]:
+def plan(variants: Variants, seeds: Sequence[int]) -> tuple[list[Job], dict[Any, Job]]:
     """Every training that variants need, once, pre-training first; and the last of each run."""
-    jobs: dict[Any, Job] = {}
+    jobs: dict[Job, Job] = {}
     last: dict[Any, Job] = {}
     for seed in seeds:
-        for variant in variants:
-            job: Job | None = None
+        for key, stages in variants.items():
+            before = None
             for stage in prototype.STAGES:
-                config = getattr(variant, stage)
-                if config is not None:
-                    job = Job(variant.key, stage, config, seed, job)
-                    job = jobs.setdefault(job.identity, job)
-            assert job is not None
-            last[variant.key, seed] = job
-    order = sorted(jobs.values(), key=lambda job: prototype.STAGES.index(job.stage))
-    return order, last
+                if stage in stages:
+                    job = Job(key, stage, stages[stage], seed, before)
+                    before = last[key, seed] = jobs.setdefault(job, job)
+    return sorted(jobs, key=lambda job: prototype.STAGES.index(job.stage)), last
 
 
 def measure(
-    variants: Sequence[Variant],
+    variants: Variants,
     seeds: Sequence[int],
     system: PrototypeSystem,
     data: Dataset,
@@ -124,14 +103,12 @@ def measure(
             labels = ",".join(jobs[row].label for row in rows)
             name = f"{jobs[rows[0]].stage}-{zlib.crc32(labels.encode()):08x}"
             groups[name] = [jobs[row] for row in rows]
-    final: dict[Any, TrainState] = {}
+    final: dict[Job, TrainState] = {}
     for name, group in groups.items():
         states = train_side_by_side(name, group, system, data, options, final)
-        final |= {job.identity: state for job, state in zip(group, states, strict=True)}
-    for variant in variants:
-        for seed in seeds:
-            folder = workdir / "scores" / f"{variant.key}-{seed}"
-            score_run(folder, system, data, final[last[variant.key, seed].identity])
+        final |= dict(zip(group, states, strict=True))
+    for (key, seed), job in last.items():
+        score_run(workdir / "scores" / f"{key}-{seed}", system, data, final[job])
 
 
 def train_side_by_side(
@@ -140,11 +117,11 @@ def train_side_by_side(
     system: PrototypeSystem,
     data: Dataset,
     options: RunOptions,
-    final: Mapping[Any, TrainState],
+    final: Mapping[Job, TrainState],
 ) -> list[TrainState]:
     """Final states of jobs that are one program, each as a run of ``two_stage`` would train it.
 
-    ``final`` has the states that they go on from, by the identity of their job.
+    ``final`` has the states that they go on from.
     """
     # Runs of a sweep take a device each, one that is alone all of them.
     devices = options.devices if len(jobs) == 1 else use_devices(1)
@@ -154,7 +131,7 @@ def train_side_by_side(
         changed = dataclasses.replace(system, **{job.stage: job.config})  # type: ignore[arg-type]
         task = prototype.make_task(changed, job.stage, data, devices, loop)
         key = jax.random.key(job.seed)
-        before = final[job.before.identity] if job.before else None
+        before = final[job.before] if job.before else None
         tasks.append(task)
         states.append(prototype.start(task, key, data, before))
         keys.append(prototype.stage_key(key, job.stage))

@@ -26,11 +26,12 @@ from asdproto.config import ConfigError
 from asdproto.results.run_folder import write_results
 from asdproto.results.tables import HEADLINE
 from asdproto.systems import preset
+from asdproto.systems.prototype import PrototypeSystem
 from asdproto.systems.run import train_run
 from asdproto.systems.system import prepare_for
 from asdproto.training.devices import Devices, RunOptions
 from experiments import common, grid
-from experiments.side_by_side import Variant, measure
+from experiments.side_by_side import Variants, measure
 
 FIGURES = ("toycar", "toytrain", "bearing", "fan", "gearbox", "slider", "valve", *HEADLINE)
 # Rows, by kind of system or variant of the paper's own, as the paper writes them.
@@ -86,13 +87,10 @@ def get_systems(args: Any) -> dict[str, Any]:
     return grid.get_systems({name: KINDS[name] for name in names}, args, known=KINDS)
 
 
-def variants(system: Any) -> dict[str, Variant]:
+def variants(system: PrototypeSystem) -> Variants:
     """The paper's own rows."""
-    return {
-        "pretrain": Variant("pretrain", system.pretrain),
-        "scratch": Variant("scratch", None, system.finetune),
-        "finetune": Variant("finetune", system.pretrain, system.finetune),
-    }
+    first, second = {"pretrain": system.pretrain}, {"finetune": system.finetune}
+    return {"pretrain": first, "scratch": second, "finetune": {**first, **second}}
 
 
 def train_cell(
@@ -117,13 +115,13 @@ def store_of(system: Any, args: Any, console: Console) -> Any:
 
 
 def variant_cells(
-    system: Any, chosen: Sequence[Variant], args: Any, devices: Devices, console: Console
+    system: PrototypeSystem, chosen: Variants, args: Any, devices: Devices, console: Console
 ) -> list[grid.Cell]:
     """Cells of variants of the paper's system: one a seed, or one of all that run side by side."""
     together = devices.local[0].platform != "cpu" if args.together is None else args.together
 
     def files(seeds: Sequence[int]) -> tuple[Path, ...]:
-        return tuple(scores_of(args.workdir, one.key, seed) for one in chosen for seed in seeds)
+        return tuple(scores_of(args.workdir, key, seed) for key in chosen for seed in seeds)
 
     def run(seeds: Sequence[int]) -> None:
         data = prepare_for(system, store_of(system, args, console), args.machines)
@@ -171,7 +169,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             cells.append(grid.Cell(f"{key}-{seed}", (folder / "results.json",), run))
     if "prototype" in systems:
         own = variants(systems["prototype"])
-        chosen = [own[key] for key in args.systems if key in own]
+        chosen = {key: own[key] for key in args.systems if key in own}
         cells += variant_cells(systems["prototype"], chosen, args, devices, console)
     return grid.finish(1, rows, cells, args, devices, console)
 

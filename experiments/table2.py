@@ -14,7 +14,7 @@ from typing import Any
 from asdproto.results.tables import HEADLINE
 from asdproto.systems.prototype import PrototypeSystem
 from experiments import common, grid, table1
-from experiments.side_by_side import Variant
+from experiments.side_by_side import Variants
 
 # Key: name and figures in percent: source AUC, target AUC, pAUC, overall.
 PAPER = {
@@ -31,12 +31,12 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 
 
-def variants(system: PrototypeSystem) -> list[Variant]:
+def variants(system: PrototypeSystem) -> Variants:
     """The rows: pre-training alone."""
-    return [
-        Variant(key, dataclasses.replace(system.pretrain, **change))
+    return {
+        key: {"pretrain": dataclasses.replace(system.pretrain, **change)}
         for key, change in CHANGES.items()
-    ]
+    }
 
 
 def run_table(table: int, paper: Any, make_variants: Any, doc: str | None, argv: Any) -> Any:

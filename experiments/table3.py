@@ -13,7 +13,7 @@ from typing import Any
 
 from asdproto.systems.prototype import PrototypeSystem
 from experiments import common
-from experiments.side_by_side import Variant
+from experiments.side_by_side import Variants
 from experiments.table2 import run_table
 
 # Key: name and figures in percent: source AUC, target AUC, pAUC, overall.
@@ -34,13 +34,11 @@ RANGES = {
 }
 
 
-def variants(system: PrototypeSystem) -> list[Variant]:
+def variants(system: PrototypeSystem) -> Variants:
     """The rows: pre-training alone, then fine-tuning after it."""
-    rows = [Variant("pretrain", system.pretrain)]
-    for key, bounds in RANGES.items():
-        finetune = dataclasses.replace(system.finetune, mix_range=bounds)
-        rows.append(Variant(key, system.pretrain, finetune))
-    return rows
+    first = {"pretrain": system.pretrain}
+    changed = {k: dataclasses.replace(system.finetune, mix_range=v) for k, v in RANGES.items()}
+    return {"pretrain": first, **{k: {**first, "finetune": v} for k, v in changed.items()}}
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:

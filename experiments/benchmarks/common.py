@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from rich.console import Console
 
 from asdproto.config import ConfigError, override, to_dict
 from asdproto.data import store
@@ -33,8 +32,8 @@ from asdproto.training.loop import Programs
 from asdproto.training.stage import Hyper
 from asdproto.training.state import Batch, ClipIndex, TrainState, clip_index
 from asdproto.training.task import Task
-from experiments.benchmarks.timing import interleave, rounded, show, spread
-from experiments.common import processor, write_json
+from experiments.benchmarks.timing import interleave, rounded, spread
+from experiments.common import processor
 from experiments.two_stage import get_config
 
 PACKAGES = ("asdproto", "jax", "jaxlib", "flax", "optax", "numpy", "torch")
@@ -405,32 +404,3 @@ def start(
         plain = (re.sub(r"[^a-z0-9]+", "_", part.lower()).strip("_") for part in parts)
         out = out / ("_".join(filter(None, plain)) + ".json")
     return bench, result, out
-
-
-def run_parts(
-    names: Sequence[str],
-    measure: Callable[[str], dict[str, Any]],
-    result: dict[str, Any],
-    out: Path | None,
-) -> None:
-    """Enters parts into a result; each is printed and written as soon as it is there.
-
-    Raises:
-      SystemExit: Parts failed; the others are there.
-    """
-    console, failed = Console(), {}
-    for name in names:
-        with console.status(f"measuring {name}"):
-            try:
-                result[name] = measure(name)
-            except Exception as error:  # the other parts must not be lost
-                failed[name] = f"{type(error).__name__}: {error}"
-                result[name] = {"failed": failed[name][:1000]}
-        show(console, {name: result[name]})
-        if out is not None:
-            write_json(out, result)
-    if out is not None:
-        console.print(f"Written to {out}", highlight=False, soft_wrap=True)
-    if failed:
-        why = "; ".join(f"{name}: {error}" for name, error in failed.items())
-        raise SystemExit(f"error: {len(failed)} of {len(names)} parts failed: {why}")

@@ -30,8 +30,8 @@ from asdproto.config import at_least
 from asdproto.data.collection import Collection, read_collection
 from asdproto.data.extract import build_store
 from asdproto.data.store import versions
-from experiments.benchmarks.timing import interleave, ratios, show, spread
-from experiments.common import processor, run_main, write_json
+from experiments.benchmarks.timing import interleave, ratios, run_parts, spread
+from experiments.common import processor, run_main
 
 SETTINGS = features.FeatureSettings()
 GENERATED = 64  # different recordings; more clips than that are links to them
@@ -111,7 +111,7 @@ def one_core(files: Sequence[Path], rounds: int, batch: int) -> dict[str, Any]:
 
 
 def stores(
-    files: Sequence[Path], folder: Path, *, workers: int, number: int, rounds: int
+    files: Sequence[Path], folder: Path, workers: int, number: int, rounds: int
 ) -> dict[str, Any]:
     """Extraction of a whole store with one worker and with several, in turns."""
     linked = repeat(files, folder / "links", number)
@@ -167,14 +167,12 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             "largest_difference_db": round(max(compare(file) for file in files[:5]), 5),
         }
         console.print(f"{result['processor']}, {result['cores']} cores, load {load:.2f} before")
-        result["one_core"] = one_core(files, args.rounds, args.batch)
-        result["stores"] = stores(
-            files, folder, workers=args.workers, number=args.clips, rounds=args.repeats
-        )
-    show(console, {key: result[key] for key in ("largest_difference_db", "one_core", "stores")})
-    if args.out is not None:
-        write_json(args.out, result)
-        console.print(f"Written to {args.out}")
+        console.print(f"Largest difference: {result['largest_difference_db']} dB")
+        parts = {
+            "one_core": lambda: one_core(files, args.rounds, args.batch),
+            "stores": lambda: stores(files, folder, args.workers, args.clips, args.repeats),
+        }
+        run_parts(list(parts), lambda name: parts[name](), result, args.out)
     return result
 
 

@@ -313,37 +313,25 @@ def report(result: dict[str, Any], console: Console) -> None:
 
 def plot(result: dict[str, Any], path: Path) -> None:
     """Draws how many times our time and memory the others take."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     rows = [row for row in result["rows"] if row["ours"].get("ms")]
-    figure, (times, memory) = pyplot.subplots(
-        1, 2, figsize=(13, 0.32 * len(rows) + 1.5), sharey=True, layout="constrained"
-    )
-    for name, mark in {"optax": "^", "naive": "o", "torch": "s"}.items():
-        known = {place: row[name] for place, row in enumerate(rows) if name in row}
-        slower = {i: one["times_ours"]["median"] for i, one in known.items() if "ms" in one}
-        times.plot(list(slower.values()), list(slower), mark, label=KINDS[name])
-        larger = {
-            i: one["temporary_mib"] / max(rows[i]["ours"]["temporary_mib"], 0.01)
-            for i, one in known.items()
-            if "temporary_mib" in one
-        }
-        memory.plot(list(larger.values()), list(larger), mark)
-    times.set_yticks(range(len(rows)), [f"{r['loss']} {show_size(r['size'])}" for r in rows])
-    times.set_xlabel("time, times ours")
-    memory.set_xlabel("temporary memory, times ours")
-    for axes in (times, memory):
-        axes.set_xscale("log")
-        axes.axvline(1, color="black", linewidth=0.8)
-        axes.grid(axis="x", alpha=0.3)
-    times.invert_yaxis()
-    times.legend()
-    figure.suptitle(f"{result['device']}, {result['cores']} cores")
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    names = [f"{row['loss']} {show_size(row['size'])}" for row in rows]
+    with common.panels(path, names, 2, width=13) as (figure, (times, memory)):
+        figure.suptitle(f"{result['device']}, {result['cores']} cores")
+        for name, mark in {"optax": "^", "naive": "o", "torch": "s"}.items():
+            known = {place: row[name] for place, row in enumerate(rows) if name in row}
+            slower = {i: one["times_ours"]["median"] for i, one in known.items() if "ms" in one}
+            times.plot(list(slower.values()), list(slower), mark, label=KINDS[name])
+            larger = {
+                i: one["temporary_mib"] / max(rows[i]["ours"]["temporary_mib"], 0.01)
+                for i, one in known.items()
+                if "temporary_mib" in one
+            }
+            memory.plot(list(larger.values()), list(larger), mark)
+        for axis, what in ((times, "time"), (memory, "temporary memory")):
+            axis.set_xlabel(f"{what}, times ours")
+            axis.set_xscale("log")
+            axis.axvline(1, color="black", linewidth=0.8)
+        times.legend()
 
 
 def parse_size(text: str) -> tuple[int, int, int]:

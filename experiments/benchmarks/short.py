@@ -32,8 +32,8 @@ from typing import Any
 from asdproto.arguments import Parser
 from asdproto.systems.prototype import STAGES
 from experiments.benchmarks import train
-from experiments.benchmarks.common import Bench, per_step, project, run_parts, start
-from experiments.benchmarks.timing import interleave
+from experiments.benchmarks.common import Bench, per_step, project, start
+from experiments.benchmarks.timing import interleave, run_parts
 from experiments.common import run_main
 
 # Figure -> where it stands in the result, its goal, and whether more is better.

@@ -1,13 +1,16 @@
-"""Timing by turns, and the figures that come of it."""
+"""Timing by turns, and the figures that come of it: spreads, printed and written."""
 
 import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from experiments.common import write_json
 
 Times = dict[str, list[float]]
 
@@ -82,3 +85,32 @@ def show(console: Console, result: dict[str, Any]) -> None:
     sheet = Table("figure", "median", "quartiles", highlight=True)
     rows(result)
     console.print(sheet)
+
+
+def run_parts(
+    names: Sequence[str],
+    measure: Callable[[str], dict[str, Any]],
+    result: dict[str, Any],
+    out: Path | None,
+) -> None:
+    """Enters parts into a result; each is printed and written as soon as it is there.
+
+    Raises:
+      SystemExit: Parts failed; the others are there.
+    """
+    console, failed = Console(), {}
+    for name in names:
+        with console.status(f"measuring {name}"):
+            try:
+                result[name] = measure(name)
+            except Exception as error:  # the other parts must not be lost
+                failed[name] = f"{type(error).__name__}: {error}"
+                result[name] = {"failed": failed[name][:1000]}
+        show(console, {name: result[name]})
+        if out is not None:
+            write_json(out, result)
+    if out is not None:
+        console.print(f"Written to {out}", highlight=False, soft_wrap=True)
+    if failed:
+        why = "; ".join(f"{name}: {error}" for name, error in failed.items())
+        raise SystemExit(f"error: {len(failed)} of {len(names)} parts failed: {why}")

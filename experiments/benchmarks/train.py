@@ -77,10 +77,9 @@ from experiments.benchmarks.common import (
     measure_peak,
     per_step,
     project,
-    run_parts,
     start,
 )
-from experiments.benchmarks.timing import interleave, ratios, rounded, show, spread
+from experiments.benchmarks.timing import interleave, ratios, rounded, run_parts, show, spread
 from experiments.common import run_main
 
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from experiments.benchmarks import common, short
+from experiments.benchmarks import short, timing
 
 TINY = [
     "finetune.ways=3", "finetune.shots=2", "encoder.crop=32", "--width", "4", "--batch", "4",
@@ -25,7 +25,7 @@ def test_every_figure_is_measured_in_order_and_written_at_once(tmp_path, monkeyp
         written.append([name for name in short.GOALS if name in value])
         path.write_text(json.dumps(value))
 
-    monkeypatch.setattr(common, "write_json", write_json)
+    monkeypatch.setattr(timing, "write_json", write_json)
     out = tmp_path / "short.json"
     result = short.main([*TINY, "--out", str(out)])
     assert json.loads(out.read_text()) == result

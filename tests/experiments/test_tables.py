@@ -55,7 +55,7 @@ def test_variants_that_share_their_pre_training_share_it():
     jobs, _ = side_by_side.plan(table2.variants(system), [0])
     assert len(jobs) == 4
     assert len({job.program for job in jobs}) == 2
-    jobs, last = side_by_side.plan(list(table1.variants(system).values()), [0])
+    jobs, last = side_by_side.plan(table1.variants(system), [0])
     assert len(jobs) == 3
     assert last["scratch", 0].before is None
 
