@@ -14,6 +14,11 @@ from asdproto.commands import message
 from asdproto.config import ConfigError
 from asdproto.errors import DataError
 
+NO_LABELS = (
+    "--data: the test clips carry no labels; expected normal and anomalous ones, or there is "
+    "nothing to compare"
+)
+
 
 def run_main(main: Callable[[list[str] | None], Any]) -> None:
     """Runs an experiment module as a command.

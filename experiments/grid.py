@@ -12,7 +12,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from asdproto.results.tables import HEADLINE, TITLES, percent
 from asdproto.scoring.metrics import summarize
 from asdproto.systems import PRESETS, preset, run
 from asdproto.systems.workdir import check_same_run
-from asdproto.training.devices import Devices, use_compilation_cache, use_devices
+from asdproto.training.devices import RunOptions, use_compilation_cache, use_devices
 from experiments import common
 
 LOCK = "lock"
@@ -117,7 +117,7 @@ def claimed(folder: Path) -> Iterator[bool]:
 
 
 def features_of(
-    data: Path, folder: Path, settings: FeatureSettings, console: Console
+    data: Path, folder: Path, settings: FeatureSettings, console: Console | None
 ) -> FeatureStore:
     """Feature store of a collection; waits for another process that is extracting it."""
     while True:
@@ -128,23 +128,22 @@ def features_of(
 
 
 def get_systems(
-    kinds: Mapping[str, str], args: argparse.Namespace, *, known: Mapping[str, str] | None = None
+    kinds: Mapping[str, str], names: Iterable[str], args: argparse.Namespace
 ) -> dict[str, Any]:
     """Systems at the preset of a command line, with its overrides ``NAME.FIELD=VALUE``.
 
-    ``kinds`` are the kinds to make, by name; overrides may begin with names in ``known``, too.
+    ``names`` are those to make; overrides may begin with any name in ``kinds``.
 
     Raises:
       ConfigError: An override names no such system, or no field of it.
     """
-    known = kinds if known is None else known
-    systems = {name: preset(kind, args.preset) for name, kind in kinds.items()}
+    systems = {name: preset(kinds[name], args.preset) for name in names}
     for text in args.overrides:
         name, _, rest = text.partition(".")
-        if name not in known or name == text:
+        if name not in kinds or name == text:
             raise ConfigError(
                 f"override {text!r}: found no system {name.partition('=')[0]!r}; expected "
-                f"NAME.FIELD=VALUE with one of {', '.join(sorted(known))}"
+                f"NAME.FIELD=VALUE with one of {', '.join(sorted(kinds))}"
             )
         if name in systems:
             systems[name] = override(systems[name], [rest])
@@ -184,9 +183,7 @@ def make_parser(name: str, description: str | None, kinds: Mapping[str, str]) ->
     return parser
 
 
-def start(
-    args: argparse.Namespace, argv: Sequence[str] | None, *, table: int
-) -> tuple[Devices, Console]:
+def start(args: argparse.Namespace, argv: Sequence[str] | None, *, table: int) -> RunOptions:
     """Makes the work folder, or refuses one of other settings; says where cells train and report.
 
     Raises:
@@ -202,7 +199,7 @@ def start(
     check_same_run(args.workdir, settings)
     write_config(args.workdir, settings)
     use_compilation_cache()
-    return use_devices(), Console()
+    return RunOptions(args.workdir, use_devices(), Console())
 
 
 def finish(
@@ -210,8 +207,7 @@ def finish(
     rows: Sequence[Row],
     cells: Sequence[Cell],
     args: argparse.Namespace,
-    devices: Devices,
-    console: Console,
+    options: RunOptions,
 ) -> dict[str, Any]:
     """Runs the cells, writes the table as json, markdown and picture, and prints it.
 
@@ -221,14 +217,14 @@ def finish(
     Raises:
       SystemExit: Cells failed; everything else is written before.
     """
-    workdir, title = args.workdir, f"Table {table}, preset {args.preset}"
+    workdir, console, title = args.workdir, Console(), f"Table {table}, preset {args.preset}"
     failed = run_cells(cells, workdir, console)
     finished = {row.key: collect(row, args.seeds) for row in rows}
     finished = {key: one for key, one in finished.items() if one["seeds"]}
     took = sorted((workdir / "cells").glob(f"*/{SECONDS}"))
     result = {
         "table": table,
-        "device": devices.local[0].device_kind,
+        "device": options.devices.local[0].device_kind,
         "command": args.command,
         "processor": common.processor(),
         "cores": os.cpu_count(),

@@ -25,10 +25,11 @@ from rich.table import Table
 
 from asdproto import losses
 from asdproto.config import ConfigError, override, to_dict
-from asdproto.data.dataset import Dataset, prepare
+from asdproto.data.dataset import ClipArrays, Dataset, prepare, section_keys
 from asdproto.prototypes import l2_normalize
 from asdproto.results.run_folder import write_config
 from asdproto.results.tables import HEADLINE
+from asdproto.scoring.metrics import evaluate, group_scores
 from asdproto.systems import prototype
 from asdproto.systems.prototype import PrototypeSystem, evaluation_model
 from asdproto.systems.run import features_of
@@ -39,8 +40,7 @@ from asdproto.training.objectives import Objective, mpe_objective
 from asdproto.training.stage import EpisodePrototypes, Episodes, EpochPrototypes, Stage
 from asdproto.training.state import TrainState
 from experiments import two_stage
-from experiments.common import panels, write_json
-from experiments.comparison import figures_of, score_of_kept_out
+from experiments.common import NO_LABELS, panels, write_json
 
 MakeObjective = Callable[[Any], Objective]
 BASE = "softmax"  # what the others are compared with
@@ -85,10 +85,15 @@ def prototypes(system: PrototypeSystem) -> PrototypeSystem:
 
 
 def figures(system: PrototypeSystem, data: Dataset, state: TrainState) -> dict[str, Any]:
-    """Figures of a trained encoder with both back-ends, from one pass over the clips.
+    """Headline figures of a trained encoder with both back-ends, from one pass over the clips.
 
     The embedding that is trained comes first in all stages' joined embedding.
+
+    Raises:
+      ConfigError: The test clips carry no labels.
     """
+    if not data.test_clips or any(not clip.state for clip in data.test_clips):
+        raise ConfigError(NO_LABELS)
     member = prototype.fit(system, data, state, seed=0)
     model: Any = member.model
     whole: Any = member.embeddings, model.embed(data.test)
@@ -96,10 +101,32 @@ def figures(system: PrototypeSystem, data: Dataset, state: TrainState) -> dict[s
     dim = evaluation_model(paper).embedding_dim
     train, test = (np.asarray(l2_normalize(clips[:, :dim])) for clips in whole)
     scorer, _ = fit_backend(train, data, paper.score.backend)
-    return {
-        "nearest": figures_of(model.scorer, data, whole[1]),
-        "prototypes": figures_of(scorer, data, test),
-    }
+    found: dict[str, Any] = {}
+    for backend, by, clips in zip(BACKENDS, (model.scorer, scorer), (whole[1], test), strict=True):
+        scores, _ = by.compare(clips, section_keys(data.test_clips))
+        reached = evaluate(group_scores(data.test_clips, scores))
+        found[backend] = {name: round(float(reached[name]), 6) for name in HEADLINE}
+    return found
+
+
+def score_of_kept_out(
+    system: PrototypeSystem, data: Dataset, state: TrainState, clips: ClipArrays, labels: np.ndarray
+) -> float:
+    """How well an encoder keeps normal clips that it has not heard with their own class.
+
+    Returns:
+      Mean over clips of the distance to the nearest training clip of their class, over that to the
+      nearest one of another class; lower is better.
+    """
+    member = prototype.fit(system, data, state, seed=0)
+    model: Any = member.model
+    train: Any = member.embeddings
+    new = model.embed(clips)
+    squares = np.square(new).sum(axis=1)[:, None] + np.square(train).sum(axis=1)
+    distances = np.sqrt(np.maximum(squares - 2 * new @ train.T, 0))
+    own = labels[:, None] == data.labels
+    nearest = [np.where(mask, distances, np.inf).min(axis=1) for mask in (own, ~own)]
+    return float(np.mean(nearest[0] / np.maximum(nearest[1], 1e-6)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +163,6 @@ class Comparison:
     """Cells of one data set.
 
     Attributes:
-      name: Of the data set.
       folder: Of the cells.
       system: At the temperature of no loss.
       data: The data set.
@@ -144,7 +170,6 @@ class Comparison:
       together: Whether the seeds of a loss are one program.
     """
 
-    name: str
     folder: Path
     system: PrototypeSystem
     data: Dataset
@@ -183,7 +208,7 @@ class Comparison:
         """The temperature of three that keeps new normal clips closest to their own class.
 
         Normal training clips of one fold of every class are kept out; see
-        :func:`experiments.comparison.score_of_kept_out`.
+        :func:`score_of_kept_out`.
         """
         kept_out = fold_of(self.data.labels)
         fewer = subset(self.data, ~kept_out)
@@ -273,7 +298,7 @@ def measure(
         features = (args.features or args.workdir / "features") / root.name
         store = features_of(root, features, system.features, console)
         data = prepare(store, system.encoder.crop)
-        one = Comparison(root.name, folder, system, data, devices, together)
+        one = Comparison(folder, system, data, devices, together)
         for loss in args.loss or objectives:
             published = published_temperature(loss)
             one.fill(loss, objectives[loss], published, args.seeds)

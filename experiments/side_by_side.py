@@ -12,15 +12,18 @@ from typing import Any
 
 import jax
 
+from asdproto.config import ConfigError
 from asdproto.data.dataset import Dataset
 from asdproto.scoring.rows import rows_by
 from asdproto.systems import prototype
+from asdproto.systems.detector import Detector
 from asdproto.systems.prototype import PrototypeSystem
+from asdproto.systems.run import score_detector
 from asdproto.training.devices import RunOptions, default_loop, use_devices
 from asdproto.training.loop import train
 from asdproto.training.stage import Finetuning, Pretraining
 from asdproto.training.state import TrainState
-from experiments.comparison import score_run
+from experiments.common import NO_LABELS
 
 # Key for files -> stage -> its numbers. Stages that are missing are left out: without the first,
 # the second trains from scratch.
@@ -90,6 +93,9 @@ def measure(
       data: The data set.
       options: How runs go, in a work folder.
       together: Whether jobs that are one program run side by side.
+
+    Raises:
+      ConfigError: The test clips carry no labels.
     """
     workdir = options.workdir
     assert workdir is not None
@@ -108,7 +114,11 @@ def measure(
         states = train_side_by_side(name, group, system, data, options, final)
         final |= dict(zip(group, states, strict=True))
     for (key, seed), job in last.items():
-        score_run(workdir / "scores" / f"{key}-{seed}", system, data, final[job])
+        member = prototype.fit(system, data, final[job], seed=0)
+        detector = Detector.trained(f"{key}-{seed}", system, data, [member])
+        figures, _ = score_detector(workdir / "scores" / f"{key}-{seed}", detector, data)
+        if figures is None:
+            raise ConfigError(NO_LABELS)
 
 
 def train_side_by_side(

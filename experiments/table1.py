@@ -13,6 +13,7 @@ a run folder in ``WORKDIR/runs`` that scores recordings and has a report. The pa
 trained side by side on accelerators, see :mod:`experiments.side_by_side`.
 """
 
+import dataclasses
 import functools
 import json
 import zlib
@@ -29,7 +30,7 @@ from asdproto.systems import preset
 from asdproto.systems.prototype import PrototypeSystem
 from asdproto.systems.run import train_run
 from asdproto.systems.system import prepare_for
-from asdproto.training.devices import Devices, RunOptions
+from asdproto.training.devices import RunOptions
 from experiments import common, grid
 from experiments.side_by_side import Variants, measure
 
@@ -77,35 +78,23 @@ KINDS = {
 }
 
 
-def get_systems(args: Any) -> dict[str, Any]:
-    """The systems that the chosen rows need, by name, at their preset, overridden.
-
-    Raises:
-      ConfigError: An override names no system of the table, or no field of it.
-    """
-    names = ["prototype" if key in VARIANTS else key for key in args.systems]
-    return grid.get_systems({name: KINDS[name] for name in names}, args, known=KINDS)
-
-
 def variants(system: PrototypeSystem) -> Variants:
     """The paper's own rows."""
     first, second = {"pretrain": system.pretrain}, {"finetune": system.finetune}
     return {"pretrain": first, "scratch": second, "finetune": {**first, **second}}
 
 
-def train_cell(
-    system: Any, args: Any, folder: Path, seed: int, devices: Devices, console: Console
-) -> None:
+def train_cell(system: Any, args: Any, folder: Path, seed: int, options: RunOptions) -> None:
     """Trains, scores and evaluates one system with one seed, as a run folder."""
-    store = store_of(system, args, console)
-    options = RunOptions(folder, devices, console)
+    store = store_of(system, args, options.console)
+    options = dataclasses.replace(options, workdir=folder)
     results = train_run(system, store, options, seeds=[seed], machines=args.machines)
     if not results["systems"]:
-        raise ConfigError("--data: the test clips carry no labels; there is nothing to compare")
+        raise ConfigError(common.NO_LABELS)
     write_results(folder, results)
 
 
-def store_of(system: Any, args: Any, console: Console) -> Any:
+def store_of(system: Any, args: Any, console: Console | None) -> Any:
     """Features of a system; systems of one kind of features share them."""
     settings = system.features
     described = json.dumps(vars(settings), sort_keys=True).encode()
@@ -115,18 +104,19 @@ def store_of(system: Any, args: Any, console: Console) -> Any:
 
 
 def variant_cells(
-    system: PrototypeSystem, chosen: Variants, args: Any, devices: Devices, console: Console
+    system: PrototypeSystem, chosen: Variants, args: Any, options: RunOptions
 ) -> list[grid.Cell]:
     """Cells of variants of the paper's system: one a seed, or one of all that run side by side."""
-    together = devices.local[0].platform != "cpu" if args.together is None else args.together
+    together = args.together
+    if together is None:
+        together = options.devices.local[0].platform != "cpu"
 
     def files(seeds: Sequence[int]) -> tuple[Path, ...]:
         return tuple(scores_of(args.workdir, key, seed) for key in chosen for seed in seeds)
 
     def run(seeds: Sequence[int]) -> None:
-        data = prepare_for(system, store_of(system, args, console), args.machines)
+        data = prepare_for(system, store_of(system, args, options.console), args.machines)
         missing = [seed for seed in seeds if not all(path.exists() for path in files([seed]))]
-        options = RunOptions(args.workdir, devices, console)
         measure(chosen, missing, system, data, options, together)
 
     groups = {"paper": args.seeds} if together else {f"paper-{seed}": [seed] for seed in args.seeds}
@@ -154,8 +144,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         help=f"rows, of {', '.join(NAMES)} (default: all)",
     )  # fmt: skip
     args = parser.parse_args(argv)
-    systems = get_systems(args)
-    devices, console = grid.start(args, argv, table=1)
+    names = ["prototype" if key in VARIANTS else key for key in args.systems]
+    systems = grid.get_systems(KINDS, names, args)
+    options = grid.start(args, argv, table=1)
     rows, cells = [], []
     for key in args.systems:
         paper = dict(zip(FIGURES, PAPER[key], strict=True)) if key in PAPER else {}
@@ -165,13 +156,13 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             continue
         for seed in args.seeds:
             folder = args.workdir / "runs" / f"{key}-{seed}"
-            run = functools.partial(train_cell, systems[key], args, folder, seed, devices, console)
+            run = functools.partial(train_cell, systems[key], args, folder, seed, options)
             cells.append(grid.Cell(f"{key}-{seed}", (folder / "results.json",), run))
     if "prototype" in systems:
         own = variants(systems["prototype"])
         chosen = {key: own[key] for key in args.systems if key in own}
-        cells += variant_cells(systems["prototype"], chosen, args, devices, console)
-    return grid.finish(1, rows, cells, args, devices, console)
+        cells += variant_cells(systems["prototype"], chosen, args, options)
+    return grid.finish(1, rows, cells, args, options)
 
 
 if __name__ == "__main__":

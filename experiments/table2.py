@@ -43,8 +43,8 @@ def run_table(table: int, paper: Any, make_variants: Any, doc: str | None, argv:
     """A table of variants of the paper's system."""
     kinds = {"prototype": "prototype"}
     args = grid.make_parser(f"table{table}", doc, kinds).parse_args(argv)
-    system = grid.get_systems(kinds, args)["prototype"]
-    devices, console = grid.start(args, argv, table=table)
+    system = grid.get_systems(kinds, kinds, args)["prototype"]
+    options = grid.start(args, argv, table=table)
     rows = [
         grid.Row(
             key,
@@ -54,8 +54,8 @@ def run_table(table: int, paper: Any, make_variants: Any, doc: str | None, argv:
         )
         for key, (name, figures) in paper.items()
     ]
-    cells = table1.variant_cells(system, make_variants(system), args, devices, console)
-    return grid.finish(table, rows, cells, args, devices, console)
+    cells = table1.variant_cells(system, make_variants(system), args, options)
+    return grid.finish(table, rows, cells, args, options)
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:

@@ -141,13 +141,13 @@ def test_overrides_name_their_system(places):
     args = table1.grid.make_parser("table1", None, table1.KINDS).parse_args(
         _arguments(places, "x", "mobilenet.stage.epochs=3", "gmm.quantile=0.8")
     )
-    args.systems = ["mobilenet", "finetune"]
-    systems = table1.get_systems(args)
-    assert list(systems) == ["mobilenet", "prototype"]
+    names = ["mobilenet", "prototype"]
+    systems = grid.get_systems(table1.KINDS, names, args)
+    assert list(systems) == names
     assert systems["mobilenet"].stage.epochs == 3
     args.overrides = ["stage.epochs=3"]
     with pytest.raises(ConfigError, match=r"no system 'stage'; expected NAME\.FIELD=VALUE"):
-        table1.get_systems(args)
+        grid.get_systems(table1.KINDS, names, args)
 
 
 @pytest.mark.slow
