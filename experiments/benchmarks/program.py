@@ -18,8 +18,8 @@ helps. Algorithms of matrix products and convolutions are chosen by trying on th
 these need besides their operands is not seen here.
 
 At paper scale for an H100 (width 64, bfloat16, ``experiments/results/program_h100.json``, made with
-``--lowering auto --runs 8``): a step of pre-training 271 kernels and 882 MB, of fine-tuning 292 and
-1,916 MB; of 8 runs as one program 306 and 8,154 MB, 325 and 18,921 MB.
+``--lowering auto --runs 8``): a step of pre-training 271 kernels and 883 MB, of fine-tuning 294 and
+1,916 MB; of 8 runs as one program 305 and 8,154 MB, 324 and 18,921 MB.
 """
 
 import argparse
