@@ -457,10 +457,8 @@ def as_function(
     """
     stage = get_config("small").pretrain
     objective = make(stage)
-    params: Any = {}
-    carried: Any = {}
-    if objective.init is not None:
-        params, carried = objective.init(jax.random.key(0), classes, dim)
+    init: Any = objective.init or (lambda *_: ({}, {}))
+    params, carried = init(jax.random.key(0), classes, dim)
     leaves, tree = jax.tree.flatten(params)
     vectors = np.random.default_rng(2).standard_normal((classes, 1 + objective.sub_prototypes, dim))
     vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)

@@ -61,8 +61,7 @@ def get_config() -> PrototypeSystem:
     )
 
 
-def make_parser() -> Parser:
-    """The command line."""
+def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="python -m experiments.quickstart", description=__doc__)
     parser.add_argument(
         "--workdir", type=Path, default=Path("runs/quickstart"), help="folder for all results"
@@ -71,11 +70,7 @@ def make_parser() -> Parser:
     parser.add_argument("--clips", type=int, default=CLIPS, help="source training clips a section")
     parser.add_overrides(lambda _: describe_fields(get_config()))
     train.add_device_arguments(parser)
-    return parser
-
-
-def main(argv: list[str] | None = None) -> None:
-    args = make_parser().parse_args(argv)
+    args = parser.parse_args(argv)
     console, started = Console(), time.monotonic()
     system = override(get_config(), args.overrides)
     check_same_run(args.workdir, run_settings(system, [args.seed], None))

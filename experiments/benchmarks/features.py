@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from asdproto import features
 from asdproto.arguments import Parser, within
@@ -146,8 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     add("--repeats", type=count, default=7, help="stores of each kind")
     add("--workers", type=count, default=2, help="threads")
     args = parser.parse_args(arguments)
-    console = Console()
-    load = os.getloadavg()[0]
+    load = round(os.getloadavg()[0], 2)
     with tempfile.TemporaryDirectory(prefix="bench_features.") as scratch:
         folder = Path(scratch)
         root = args.data
@@ -160,14 +158,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         result: dict[str, Any] = {
             "processor": processor(),
             "cores": os.cpu_count(),
-            "load_before": round(load, 2),
+            "load_before": load,
             "versions": versions(),
             "data": "generated noise" if args.data is None else args.data.name,
             "recordings": len(files),
             "largest_difference_db": round(max(compare(file) for file in files[:5]), 5),
         }
-        console.print(f"{result['processor']}, {result['cores']} cores, load {load:.2f} before")
-        console.print(f"Largest difference: {result['largest_difference_db']} dB")
+        print(f"{result['processor']}, {result['cores']} cores, load {load} before")
+        print(f"largest difference: {result['largest_difference_db']} dB")
         parts = {
             "one_core": lambda: one_core(files, args.rounds, args.batch),
             "stores": lambda: stores(files, folder, args.workers, args.clips, args.repeats),

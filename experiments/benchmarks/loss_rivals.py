@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.nn import one_hot
 
 from asdproto import losses
 from asdproto.prototypes import l2_normalize as unit
@@ -135,10 +136,6 @@ def scaled(factor: float) -> Loss:
     return cross_entropy(lambda z, p, y: factor * cosine(z, p))
 
 
-def own_class(p: jax.Array, y: jax.Array) -> jax.Array:
-    return jax.nn.one_hot(y, p.shape[0])
-
-
 def widened(cosines: jax.Array, own: jax.Array) -> jax.Array:
     """ArcFace's logits; of several prototypes, those of the nearest."""
     cosines = cosines if cosines.ndim == 2 else cosines.max(axis=2)
@@ -148,12 +145,12 @@ def widened(cosines: jax.Array, own: jax.Array) -> jax.Array:
 
 @cross_entropy
 def arcface(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
-    return widened(cosine(z, p), own_class(p, y))
+    return widened(cosine(z, p), one_hot(y, len(p)))
 
 
 @cross_entropy
 def cosface(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
-    return 64 * (cosine(z, p) - 0.35 * own_class(p, y))
+    return 64 * (cosine(z, p) - 0.35 * one_hot(y, len(p)))
 
 
 @cross_entropy
@@ -168,14 +165,14 @@ def sphereface(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
     angle = 2 * jnp.arccos(jnp.clip(cosines, -1 + 1e-7, 1 - 1e-7))
     turns = jnp.floor(angle / jnp.pi)
     multiplied = (-1) ** turns * jnp.cos(angle) - 2 * turns
-    return length * jnp.where(own_class(p, y) > 0, multiplied, cosines)
+    return length * jnp.where(one_hot(y, len(p)) > 0, multiplied, cosines)
 
 
 @cross_entropy
 def soft_triple(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
     scores = cosine(z, p)
     similarity = jnp.sum(jax.nn.softmax(10 * scores) * scores, axis=2)
-    return 20 * (similarity - 0.01 * own_class(p, y))
+    return 20 * (similarity - 0.01 * one_hot(y, len(p)))
 
 
 @cross_entropy
@@ -208,19 +205,13 @@ def mixed(loss: Loss) -> Loss:
     return run
 
 
-def mixed_logits(z: jax.Array, p: jax.Array, y: jax.Array, mix: jax.Array) -> jax.Array:
-    """Eq. 6 in closed form, by class."""
-    scores = cosine(z, p)
-    negatives = (mix + (1 - mix) * scores).reshape(len(z), p.shape[0], -1)
-    negatives = jnp.where(own_class(p, y)[..., None] > 0, -jnp.inf, negatives)
-    logits = jnp.concatenate([scores.reshape(negatives.shape), negatives], axis=2)
-    return logits / 0.07
-
-
 def naive_negative(z: jax.Array, p: jax.Array, y: jax.Array, mix: jax.Array) -> jax.Array:
-    logits = mixed_logits(z, p, y, mix)
-    own = jnp.take_along_axis(logits, y[:, None, None], axis=1)[:, 0]
-    own = own[:, : own.shape[1] // 2]
+    """Eq. 6 in closed form, by class."""
+    scores, mix = (x.reshape(len(z), len(p), -1) for x in (cosine(z, p), mix))
+    negatives = mix + (1 - mix) * scores
+    negatives = jnp.where(one_hot(y, len(p))[..., None] > 0, -jnp.inf, negatives)
+    logits = jnp.concatenate([scores, negatives], axis=2) / 0.07
+    own = jnp.take_along_axis(scores, y[:, None, None], axis=1)[:, 0] / 0.07
     return jnp.mean(jax.nn.logsumexp(logits, axis=(1, 2))[:, None] - own, axis=1)
 
 
@@ -239,14 +230,9 @@ def renewed(sums: jax.Array, own: jax.Array) -> jax.Array:
 
 
 def adacos_logits(cosines: jax.Array, y: jax.Array) -> jax.Array:
-    scale, own = losses.adacos_init(cosines.shape[1]).scale, jax.nn.one_hot(y, cosines.shape[1])
+    scale, own = losses.adacos_init(cosines.shape[1]).scale, one_hot(y, cosines.shape[1])
     sums = jnp.sum(jnp.where(own > 0, 0, jnp.exp(scale * cosines)), axis=1)
     return renewed(sums, jnp.sum(own * cosines, axis=1)) * cosines
-
-
-@cross_entropy
-def adacos(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
-    return adacos_logits(cosine(z, p), y)
 
 
 @cross_entropy
@@ -338,7 +324,7 @@ def naive_barlow_twins(first: jax.Array, second: jax.Array, y: jax.Array) -> jax
 def magface(z: jax.Array, p: jax.Array, y: jax.Array) -> jax.Array:
     length = jnp.clip(jnp.linalg.norm(z, axis=1), 10, 110)
     margin = 0.45 + (length - 10) / 100 * 0.35
-    logits = widened(cosine(z, p), 2 * margin[:, None] * own_class(p, y))
+    logits = widened(cosine(z, p), 2 * margin[:, None] * one_hot(y, len(p)))
     entropy = optax.softmax_cross_entropy_with_integer_labels(logits, y)
     return entropy + 35 * (length / 110**2 + 1 / length)
 
@@ -435,7 +421,7 @@ ENTRIES: Sequence[Entry] = (
     entry("cosface", ONE, optax=cosface),
     entry("sphereface", ONE, optax=sphereface),
     entry("magface", ONE, optax=magface),
-    entry("adacos", ONE, optax=adacos),
+    entry("adacos", ONE, optax=cross_entropy(lambda z, p, y: adacos_logits(cosine(z, p), y))),
     entry("sub_cluster_adacos", SEVERAL, optax=sub_cluster_adacos),
     entry("adaproj", SEVERAL, optax=adaproj),
     entry("supervised_contrastive", BATCH, naive=naive_supervised_contrastive, group=8),

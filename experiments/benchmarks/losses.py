@@ -49,6 +49,7 @@ from rich.table import Table
 
 from asdproto.arguments import Parser, within
 from asdproto.config import at_least, nearest
+from asdproto.data.store import versions
 from asdproto.systems import PRESETS, load_path
 from asdproto.training.objectives import OBJECTIVES
 from experiments import common, loss_quality
@@ -203,23 +204,19 @@ def cores() -> int:
 
 def device() -> dict[str, Any]:
     """What the figures were taken on."""
+    on_cpu, packages = jax.default_backend() == "cpu", ("jax", "torch", "pytorch-metric-learning")
     facts: dict[str, Any] = {
-        "device": jax.devices()[0].device_kind,
+        "device": common.processor() if on_cpu else jax.devices()[0].device_kind,
         "cores": cores(),
-        "clock": "CPU" if jax.default_backend() == "cpu" else "wall",
+        "clock": "CPU" if on_cpu else "wall",
         "load_before": round(os.getloadavg()[0], 2),
-        "versions": {"python": platform.python_version(), "jax": jax.__version__},
+        "versions": {"python": platform.python_version(), **versions(packages)},
     }
-    if jax.default_backend() == "cpu":
-        facts["device"] = common.processor()
-    try:
-        import pytorch_metric_learning
+    if packages[-1] in facts["versions"]:
         import torch
 
         torch.set_num_threads(cores())
-        facts["versions"]["torch"] = torch.__version__
-        facts["versions"]["pytorch-metric-learning"] = pytorch_metric_learning.__version__
-    except ImportError:
+    else:
         facts["torch_missing"] = "pip install -e '.[bench]' to compare with it"
     return facts
 
@@ -227,7 +224,7 @@ def device() -> dict[str, Any]:
 def speed(args: argparse.Namespace, own: OwnLosses, console: Console) -> dict[str, Any]:
     """Times every loss at every size, those of one's own last."""
     result: dict[str, Any] = {"part": "speed", **device(), "memory_gib": args.memory}
-    args.torch = "torch" in result["versions"]
+    args.torch = "torch_missing" not in result
     console.print(f"{result['device']}, {result['cores']} cores, load {result['load_before']}")
     result["rows"] = []
     for entry, size in entries(args, own):

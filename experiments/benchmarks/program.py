@@ -29,7 +29,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -136,35 +136,28 @@ def loop_kernels(text: str, gathered: int = 0) -> list[Kernel]:
     names = set(re.findall(r"body=%?([\w.\-]+)", text))
     if not names:
         raise ValueError("the program has no loop; found no body= in its text")
-    body = bodies[max(names, key=lambda name: len(bodies[name]))]
-    return list(_kernels(body, gathered))
-
-
-def _kernels(body: list[str], gathered: int) -> Iterator[Kernel]:
     shapes: dict[str, int] = {}
+    kernels = []
     pattern = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)")
-    for line in body:
+    for line in max((bodies[name] for name in names), key=len):
         if not (match := pattern.match(line)):
             continue
         name, shape, operation, rest = match.groups()
         shapes[name] = size(shape)
         if operation in FREE:
             continue
-        product = LIBRARY.search(rest)
-        if product:  # the scratch of a library is the last of its results
-            shape = re.sub(r"\bu8\[\d+\]", "", shape)
-        operands = [shapes.get(x, 0) for x in re.findall(r"%([\w.\-]+)", rest.split(")")[0])]
         scope = re.search(r'op_name="([^"]*)"', rest)
         where = scope[1] if scope else ""
-        if product:
-            kind = "product"
-        else:
-            kind = "normalization" if "norm" in where else "other"
+        kind = "normalization" if "norm" in where else "other"
+        if LIBRARY.search(rest):  # its scratch is the last of its results
+            kind, shape = "product", re.sub(r"\bu8\[\d+\]", "", shape)
         direction = "around"
         if "jvp(" in where:
             direction = "backward" if "transpose(" in where else "forward"
+        operands = [shapes.get(x, 0) for x in re.findall(r"%([\w.\-]+)", rest.split(")")[0])]
         read = sum(x for x in operands if not gathered or x < gathered)
-        yield Kernel(name, kind, direction, read, size(shape))
+        kernels.append(Kernel(name, kind, direction, read, size(shape)))
+    return kernels
 
 
 def describe_device(target: str) -> Any:

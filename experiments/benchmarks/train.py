@@ -63,6 +63,7 @@ from asdproto.config import at_least
 from asdproto.models.convolution import Lowering, compiler_options
 from asdproto.systems.prototype import STAGES
 from asdproto.training import step as steps
+from asdproto.training.devices import Loop
 from asdproto.training.host import gather_crops
 from asdproto.training.loop import Programs, stack_runs
 from asdproto.training.task import Task
@@ -183,10 +184,8 @@ def compare_steps(
 
 def measure_loops(bench: Bench) -> dict[str, Any]:
     """Pre-training steps as one program and one by one."""
-    made = {
-        "dispatch": bench.stepper(bench.task("pretrain", "dispatch", bench.count), "dispatch"),
-        "scan": bench.stepper(bench.task("pretrain", "scan", bench.count), "scan"),
-    }
+    loops: tuple[Loop, ...] = ("dispatch", "scan")
+    made = {loop: bench.stepper(bench.task("pretrain", loop, bench.count), loop) for loop in loops}
     if bench.platform == "cpu":  # the cliff that the default walks around
         native = bench.task("pretrain", "scan", bench.count, lowering="native")
         made["scan, native convolution"] = bench.stepper(native, "scan")
