@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from asdproto import cli
+from tests.test_robustness import tiny_run
 
 PATIENCE = 240  # seconds until a test gives up; nothing is timed
 
@@ -24,10 +25,15 @@ def server():
             "asdproto.cli",
             "asdproto.data.extract",
             "asdproto.results.page",
-            "asdproto.results.pictures",
             "asdproto.systems.autoencoder",
             "asdproto.systems.detector",
             "asdproto.training.checkpoint",
+            "jinja2",
+            "librosa.core.audio",
+            "librosa.filters",
+            "matplotlib.backends.backend_svg",
+            "sklearn.mixture",
+            "sklearn.metrics",
             "tests.test_robustness.processes",
         ]
     )
@@ -45,6 +51,11 @@ def command(arguments: list[str]) -> int:
     """The command line, with what tests have set in their own process."""
     import jax
 
+    from asdproto.results import page
+    from asdproto.systems import prototype
+
+    page.MOST_SHOWN = 1  # drawing is slow
+    prototype.ResNet = tiny_run.encoder
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     return cli.main(arguments)
 

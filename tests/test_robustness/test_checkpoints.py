@@ -3,12 +3,10 @@
 import shutil
 import warnings
 
-import jax
 import numpy as np
 import pytest
 
 from asdproto.training.checkpoint import CheckpointError, Checkpoints, DamageWarning
-from asdproto.training.devices import RunOptions, use_devices
 from tests.test_robustness import damage
 from tests.training import tiny
 
@@ -16,8 +14,6 @@ from tests.training import tiny
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 STEPS = (4, 8, 12)
-# Kinds of files that a checkpoint consists of, by a part of their path.
-FILES = ("state/d/", "state/manifest", "ocdbt.process_0/d/", "state/_METADATA", "about/metadata")
 
 
 def state_of(step):
@@ -57,7 +53,7 @@ def test_every_file_of_the_newest(saved, tmp_path):
     """A file that is not needed may be damaged unnoticed; wrong bits are never taken."""
     files = [path.relative_to(saved) for path in (saved / "12").rglob("*") if path.is_file()]
     needed = [path for path in files if "state/d/" in str(path) or path.match("about/metadata")]
-    assert all(any(kind in str(path) for path in files) for kind in FILES)
+    assert len(needed) > 1
     faults = [(damage.flip, path) for path in files]
     faults += [(fault, path) for fault in (damage.cut, damage.missing) for path in needed]
     noticed = set()
@@ -110,22 +106,3 @@ def test_an_empty_folder_and_a_file_in_place_of_one(folder, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         Checkpoints(tmp_path / "file")
-
-
-def test_training_goes_on_from_the_newest_good_one(tmp_path):
-    data, key = tiny.make_data(), jax.random.key(3)
-    task = tiny.make_task(data)
-    start = task.init(jax.random.key(0), tiny.MELS)
-
-    options = RunOptions(tmp_path, use_devices(1), save_seconds=0, loop="dispatch")
-
-    def train():
-        return tiny.train(task, data, options, start, key)
-
-    whole = train()
-    newest = max((tmp_path / "checkpoints/tiny").iterdir(), key=lambda path: int(path.name))
-    for path in [*newest.glob("state/d/*"), *newest.glob("state/*/d/*")]:
-        damage.flip(path)
-    with pytest.warns(DamageWarning, match=f"step {newest.name} is damaged"):
-        assert tiny.same(train(), whole)
-    assert tiny.same(train(), whole)  # saved again

@@ -2,17 +2,24 @@
 
 from pathlib import Path
 
+from asdproto.models.resnet import ResNet
+
 OVERRIDES = (
     "encoder.width=4",
     "encoder.crop=16",
     "features.n_mels=16",
     "features.n_fft=512",
-    "pretrain.epochs=3",
+    "pretrain.epochs=2",
     "pretrain.batch_size=4",
     "finetune.epochs=2",
     "finetune.ways=2",
     "finetune.shots=2",
 )
+
+
+def encoder(**fields) -> ResNet:
+    """Of one block: compiling eight would be most of the run."""
+    return ResNet(stages=(1,), **fields)
 
 
 def command(data: Path, workdir: Path, *more: str) -> list[str]:
