@@ -194,9 +194,7 @@ def test_collections_and_stores_never_reach_an_audio_library():
     assert libraries - set(sys.stdlib_module_names) <= {"numpy", "asdproto"}
 
 
-def test_orbax_and_pmap_each_live_in_one_module():
-    orbax = {n for n, imports in IMPORTS.items() if any(i.startswith("orbax") for i in imports)}
-    assert orbax <= {"asdproto.training.checkpoint"}
+def test_pmap_lives_in_one_module():
     pmap = {
         name
         for name, tree in MODULES.items()
@@ -207,20 +205,15 @@ def test_orbax_and_pmap_each_live_in_one_module():
     assert {name for name in pmap if name.startswith("asdproto")} <= {"asdproto.training.devices"}
 
 
-def test_nothing_evaluates_or_unpickles():
-    found = []
-    for name, tree in MODULES.items():
-        if IMPORTS[name] & {"pickle", "dill", "joblib", "cloudpickle", "shelve"}:
-            found.append(f"{name} imports a pickling library")
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Call):
-                called = node.func.id if isinstance(node.func, ast.Name) else ""
-                if called in ("eval", "exec"):
-                    found.append(f"{name}, line {node.lineno}: {called}")
-                for keyword in node.keywords:
-                    constant = getattr(keyword.value, "value", True)
-                    if keyword.arg == "allow_pickle" and constant is not False:
-                        found.append(f"{name}, line {node.lineno}: allow_pickle")
+def test_nothing_unpickles():
+    """Lint knows the libraries that do, and ``eval``; numpy does where it is allowed to."""
+    found = [
+        f"{name}, line {node.value.lineno}"
+        for name, tree in MODULES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.keyword) and node.arg == "allow_pickle"
+        if getattr(node.value, "value", True) is not False
+    ]
     assert not found
 
 

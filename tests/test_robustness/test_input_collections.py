@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import soundfile
 
-from asdproto import cli
 from asdproto.errors import counted
 
 TRAIN = "fan/train/section_00_source_train_normal_{}_v_1.wav"
@@ -75,15 +74,9 @@ def bad_names(root):
 def bad_sounds(root):
     """A clip that is much longer than the others, a pipe, a link to nothing."""
     more(root, "pump", 4)
-    more(root, "long", 1, samples=16000 * 100)
+    more(root, "long", 1, samples=8000 * 100)
     os.mkfifo(root / TRAIN.format("0008"))
     os.symlink("nowhere", root / TRAIN.format("0009"))
-
-
-def run(capsys, *arguments):
-    code = cli.main([str(argument) for argument in arguments])
-    said = capsys.readouterr()
-    return code, said.out, said.err
 
 
 @pytest.mark.parametrize(
@@ -95,34 +88,27 @@ def run(capsys, *arguments):
         (bad_sounds, ("long/train", "_0008_", "_0009_")),
     ],
 )
-def test_what_validation_passes_training_takes(
-    template, tmp_path, capsys, monkeypatch, make, faults
-):
-    root = tmp_path / "dev_data"
-    shutil.copytree(template, root)
+def test_what_validation_passes_training_takes(template, tmp_path, call, no_pictures, make, faults):
+    root = shutil.copytree(template, tmp_path / "dev_data")
     make(root)
-    if make is not odd:  # whose page must hold no markup
-        monkeypatch.setattr("asdproto.results.page.write_report", lambda run: run / "report.html")
-    code, out, _ = run(capsys, "validate", root)
+    code, out, _ = call("validate", root)
     errors = [line for line in out.splitlines() if line.startswith("error: ")]
     for fault in faults:
         assert any(fault in line for line in errors), fault
     assert code == bool(faults)
     assert (f"\n{counted(len(faults), 'error')}, " if faults else "\nno errors") in out
     command = ("train", root, tmp_path / "run", "--preset", "quick", "features.n_mels=16")
-    code, out, err = run(capsys, *command)
+    code, _, err = call(*command)
     if not faults:
         assert code == 0, err
         assert (tmp_path / "run/results.json").exists()
-        if make is odd:
-            assert "<b>x&y" not in (tmp_path / "run/report.html").read_text()
         return
     assert code == 1
     assert not (tmp_path / "run/features/manifest.json").exists()
     # All faults at once, each with its file.
     for line in errors:
         assert line.removeprefix("error: ").partition(" expected ")[2] in err
-    code, out, err = run(capsys, *command, "--on-error", "skip")
+    code, _, err = call(*command, "--on-error", "skip")
     assert code == 0, err
     assert counted(len(faults), "fault") in err
     manifest = json.loads((tmp_path / "run/features/manifest.json").read_text())
@@ -130,18 +116,16 @@ def test_what_validation_passes_training_takes(
     assert (tmp_path / "run/results.json").exists()
 
 
-def test_what_cannot_be_trained_is_said_before_any_work(template, tmp_path, capsys):
-    root = tmp_path / "dev_data"
-    shutil.copytree(template, root)
+def test_what_cannot_be_trained_is_said_before_any_work(template, tmp_path, call):
+    root = shutil.copytree(template, tmp_path / "dev_data")
     one_class_of_silence(root)
     for options, said in (
         (("--system", "prototype"), "1 attribute class among 2 clips"),
         (("--machines", "fna"), "found no machine type fna; expected some of fan. Correct --mach"),
         (("--seeds", "3", "3"), "found one twice"),
         (("--system", "gmm", "features.n_mels=0"), "features.n_mels=0: expected a number in"),
-        (("--system", "gmm", "features.n_mel=8"), "did you mean features.n_mels?"),
     ):
-        code, _, err = run(capsys, "train", root, tmp_path / "run", "--preset", "quick", *options)
+        code, _, err = call("train", root, tmp_path / "run", "--preset", "quick", *options)
         assert code == 1
         assert said in err
         assert not (tmp_path / "run").exists()

