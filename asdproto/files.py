@@ -387,11 +387,6 @@ _CSV_FAULTS = {
 }
 
 
-def size_of(path: Path) -> int:
-    """Bytes of a file; -1 where there is none."""
-    return path.stat().st_size if path.is_file() else -1
-
-
 @contextlib.contextmanager
 def locked(path: Path, name: str) -> Iterator[None]:
     """Keeps others from working in a folder, by a lock file that is gone with this process.

@@ -36,7 +36,7 @@ FLOORS = {
     "asdproto.scoring": (0, NUMPY | {"sklearn", "scipy", "threadpoolctl"}),
     "asdproto.models": (1, {"jax", "flax"}),
     "asdproto.data": (1, NUMPY),
-    "asdproto.data.download": (1, {"requests", "rich"}),
+    "asdproto.data.download": (1, {"pooch", "requests", "rich"}),
     "asdproto.data.extract": (1, NUMPY | {"rich"}),
     "asdproto.data.parallel": (1, {"threadpoolctl"}),
     "asdproto.training": (2, NUMPY | {"jax", "flax", "optax", "rich"}),
