@@ -37,25 +37,18 @@ def test_overrides_stand_anywhere(parser, line, expected):
     assert {name: getattr(found, name) for name in expected} == expected
 
 
-def test_a_command_without_overrides_refuses_them(capsys):
-    with pytest.raises(SystemExit):
-        cli.main(["report", "run", "pretrain.epochs=3"])
-    assert "unrecognized arguments: pretrain.epochs=3" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("line", "near"),
     [
         ("", "the following arguments are required: COMMAND"),
         ("trian", "did you mean train?"),
         ("train a b --system prototpye", "did you mean prototype?"),
-        ("train a b --preset Smal", "did you mean small?"),
         ("train a b --sytem=knn", "did you mean --system?"),
-        ("score run x.wav --zzzzzzzzzzzz 3", "unrecognized arguments: --zzzzzzzzzzzz"),
+        ("report run pretrain.epochs=3", "unrecognized arguments: pretrain.epochs=3"),
         ("score run x.wav --a\x1b[2J", r"unrecognized arguments: --a\x1b[2J"),
         ("train a b --seeds 0 4294967296", "4294967296 is not in [0, 4294967295]"),
         ("train a b --save-seconds nan", "nan is not in [0, inf)"),
-        ("score a b --contamination 1", "1 is not in (0, 1)"),
+        ("train a gs://bucket/run", "is not on a file system; mount it, and name the folder of"),
     ],
 )
 def test_wrong_words_are_named_with_the_nearest_right_ones(line, near, capsys):
@@ -97,11 +90,3 @@ def test_help_of_train_is_one_screen_and_fields_have_meanings(capsys):
     assert "finetune.mix_range" in dict(names)
     assert [name for name, meaning in names if not re.match(r" {6}\S", meaning)] == []
     assert "prototype, preset" not in shown["spectral-knn"]
-
-
-def test_addresses_of_buckets_are_refused_in_one_line(capsys):
-    for command in (["train", "ROOT", "gs://bucket/run"], ["features", "s3://b/data", "store"]):
-        with pytest.raises(SystemExit):
-            cli.main(command)
-        message = capsys.readouterr().err.splitlines()[-1]
-        assert "is not on a file system; mount it, and name the folder of the mount" in message

@@ -10,7 +10,6 @@ import pytest
 from asdproto.config import (
     ConfigError,
     at_least,
-    check_fields,
     from_dict,
     nearest,
     override,
@@ -45,27 +44,25 @@ def test_overrides_reach_every_level_and_kind():
     assert system.pretrain.learning_rates == ((0.2, 3), (0.02, 4))
     assert override(system, ["finetune.mix_range=None"]).finetune.mix_range is None
     assert system.score == PrototypeSystem().score
+    # Fields that depend on each other are assigned at once.
+    texts = ["features.n_fft=4096", "features.hop_length=2048"]
+    for order in (texts, texts[::-1]):
+        features = override(PrototypeSystem(), order).features
+        assert (features.n_fft, features.hop_length) == (4096, 2048)
 
 
 def test_a_wrong_override_says_what_was_wanted():
     for assignment, message in (
         ("pretrain.epoch=3", r"unknown field pretrain\.epoch; did you mean pretrain\.epochs\?"),
-        ("pretrian.epochs=3", "did you mean pretrain"),
         ("pretrain.epochs", "is no assignment"),
         ("pretrain.epochs=many", r"pretrain\.epochs='many': expected int, found str"),
-        ("pretrain.epochs=True", "expected int, found bool"),
         ("pretrain=3", r"assign pretrain\.FIELD=value"),
         ("pretrain.epochs.more=3", r"pretrain\.epochs is a value"),
         ("encoder.dtype=bfloat", "did you mean bfloat16"),
-        ("finetune.mix_range=(0.5,)", "expected"),
         ("finetune.mix_range=(0.9, 0.1)", r"^finetune\.mix_range=.*low <= high"),
         ("finetune.mix_range=(0, 2)", r"expected numbers in \[0, 1\]"),
         ("pretrain.temperature=" + 400 * "9", "expected a number in"),
-        ("pretrain.temperature=" + 5000 * "(", r"'\(+\.\.\.: expected float"),
         ("pretrain.temperature=" + 100_000 * "-" + "1", "expected float, found str"),
-        ("pretrain.temperature=\0", r"'\\x00': expected float"),
-        ("pretrain.learning_rates=()", "expected one or more pairs"),
-        ("=3", "unknown field ''. Available: features"),
         ("pretrain..epochs=3", "unknown field pretrain.''. Available: epochs"),
         ("x\n" * 9999 + "=3", r"unknown field 'x\\nx\\n"),
         ("features.n_fft=255", "^features.n_fft must be even"),
@@ -75,13 +72,6 @@ def test_a_wrong_override_says_what_was_wanted():
             override(PrototypeSystem(), [assignment])
         assert len(str(caught.value).splitlines()) == 1
         assert len(str(caught.value)) < 400
-
-
-def test_fields_that_depend_on_each_other_are_assigned_at_once():
-    texts = ["features.n_fft=4096", "features.hop_length=2048"]
-    for order in (texts, texts[::-1]):
-        features = override(PrototypeSystem(), order).features
-        assert (features.n_fft, features.hop_length) == (4096, 2048)
 
 
 def fields_of(config, where=""):
@@ -152,21 +142,10 @@ def test_what_a_program_passes_is_checked_like_a_text():
         from_dict(PrototypeSystem, {"encoder": {"with": 3}})
 
 
-@dataclasses.dataclass(frozen=True)
-class Ranged:
-    number: float | None = 0.5
-    numbers: tuple[float, ...] = ()
-
-    def __post_init__(self):
-        check_fields(self, number=positive(1), numbers=at_least(0, below=1))
-
-
 def test_ends_of_intervals():
-    for good in ({"number": 1}, {"number": 5e-324}, {"number": None}, {"numbers": (0, 0.9)}):
-        Ranged(**good)
-    for bad in ({"number": 0}, {"number": 1.0000000000000002}, {"numbers": (0.5, 1)}):
-        with pytest.raises(ConfigError):
-            Ranged(**bad)
+    found = [number in positive(1) for number in (0, 5e-324, 1, 1.0000000000000002, np.nan)]
+    assert found == [False, True, True, False, False]
+    assert [number in at_least(0, below=1) for number in (0, 0.9, 1)] == [True, True, False]
 
 
 def test_unknown_names_and_the_nearest():

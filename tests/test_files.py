@@ -6,13 +6,7 @@ import threading
 import numpy as np
 import pytest
 
-from asdproto.errors import (
-    DataError,
-    html_text,
-    plain_cell,
-    printable,
-    spreadsheet_cell,
-)
+from asdproto.errors import DataError, html_text, plain_cell, printable, spreadsheet_cell
 from asdproto.files import (
     check_manifest,
     new_folder,
@@ -25,17 +19,10 @@ from asdproto.files import (
     write_output,
 )
 
-WHOLE = json.dumps({"seed": 1, "none": None, "classes": [["fan", "00"]]}).encode()
-
 
 @pytest.mark.parametrize(
     ("content", "found"),
-    [
-        (WHOLE[:-9], "not json"),
-        (b"\x89PNG\r\n\x1a\n\x00\xff", "not json"),
-        (b"[" * 100_000, "not json"),
-        (b"[1, 2]", "a json list"),
-    ],
+    [(b'{"seed": 1,', "not json"), (b"[" * 100_000, "not json"), (b"[1, 2]", "a json list")],
 )
 def test_damaged_json_is_one_line(tmp_path, content, found):
     path = tmp_path / "config.json"
@@ -80,23 +67,20 @@ def test_every_flipped_byte_of_an_array_file_is_noticed(tmp_path):
             np.testing.assert_array_equal(found[name], expected)
             assert found[name].dtype == expected.dtype
     assert refused > len(whole) / 10
-
-
-def test_an_array_file_without_an_array_is_refused(tmp_path):
-    write_arrays(tmp_path / "embeddings.npz", {"train": np.zeros((2, 3))})
-    with pytest.raises(DataError, match=r"embeddings.npz: found no array test.* Score again\."):
-        read_arrays(tmp_path / "embeddings.npz", ("train", "test"), remedy="Score again.")
+    path.write_bytes(whole)
+    with pytest.raises(DataError, match=r"standardization.npz: found no array std.* Train again\."):
+        read_arrays(path, ("mean", "std"), remedy="Train again.")
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path):
     path = tmp_path / "config.json"
-    write_atomically(path, WHOLE)
+    write_atomically(path, b"whole")
     with pytest.raises(OSError, match="No such file") as caught:
         write_atomically(tmp_path / "absent" / "file", b"x")
     assert caught.value.filename == str(tmp_path / "absent" / "file")  # not the hidden one's name
     with pytest.raises(TypeError):
         write_atomically(path, "no bytes")
-    assert (os.listdir(tmp_path), path.read_bytes()) == (["config.json"], WHOLE)
+    assert (os.listdir(tmp_path), path.read_bytes()) == (["config.json"], b"whole")
 
 
 # --- outputs that a person names
@@ -108,12 +92,10 @@ def test_an_output_replaces_its_own_kind_only(tmp_path):
     write_output(path, table)
     write_output(path, other)
     assert path.read_text() == other
-    path.write_text("")
-    write_output(path, table)
     write_output(tmp_path / "results.json", '{"auc": 1}')
     write_output(tmp_path / "results.json", '{"auc": 2}')
     assert json.loads((tmp_path / "results.json").read_text()) == {"auc": 2}
-    for foreign in (b"RIFF....WAVE", b"<html>", b"machine,score\n", b'{"other": 1}', b"[1]"):
+    for foreign in (b"RIFF....WAVE", b"machine,score\n", b'{"other": 1}'):
         (tmp_path / "foreign").write_bytes(foreign)
         for content in (table, '{"auc": 1}'):
             with pytest.raises(DataError, match=r"foreign: found a file of another kind"):
@@ -137,9 +119,6 @@ def test_devices_pipes_and_links_are_written_through(tmp_path):
     reader.join(10)
     assert received == ["through"]
     assert stat.S_ISFIFO(os.stat(tmp_path / "pipe").st_mode)
-    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
-        write_output("/dev/full", "x" * 100)
-    assert stat.S_ISCHR(os.stat("/dev/full").st_mode)
 
 
 def make(path, content="1", mark="made.json"):
@@ -169,11 +148,7 @@ def test_a_folder_appears_as_a_whole_or_not_at_all(tmp_path):
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "recordings").mkdir()
     (tmp_path / "recordings" / "a.wav").write_text("sound")
-    for path, mark in (
-        ("recordings", "made.json"),
-        ("recordings", None),
-        ("recordings/a.wav", None),
-    ):
+    for path, mark in (("recordings", "made.json"), ("recordings/a.wav", None)):
         with pytest.raises(DataError, match="expected no folder, an empty one, or the same export"):
             make(tmp_path / path, mark=mark)
     assert [path.name for path in tmp_path.rglob("*")] == ["recordings", "a.wav"]
@@ -193,7 +168,6 @@ def test_a_manifest_ties_files_together(tmp_path):
         ("member_0.npz", b"arrayz", r"member_0.npz: found other content"),
         ("scores.csv", b"table and more", r"scores.csv: found other content"),
         ("detector.json", whole.replace("fan", "fax").encode(), "other content than was saved"),
-        ("detector.json", b'{"kind": "fan"}', "other content than was saved"),
     ):
         before = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(content)
@@ -201,9 +175,6 @@ def test_a_manifest_ties_files_together(tmp_path):
             check_manifest(path, remedy="Train again.")
         assert str(caught.value).endswith("Train again.")
         (tmp_path / name).write_bytes(before)
-    (tmp_path / "scores.csv").unlink()
-    with pytest.raises(DataError, match=r"scores.csv: found no such file"):
-        check_manifest(path, remedy="")
 
 
 # --- texts of strangers
