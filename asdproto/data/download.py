@@ -71,7 +71,7 @@ def download(
       OSError: The disk failed, or is full.
     """
     root = Path(root)
-    for name, known in ((dataset, RECORDS), *((part, FOLDERS) for part in parts)):
+    for name, known in ((dataset, [*RECORDS]), *((part, [*FOLDERS]) for part in parts)):
         if name not in known:
             raise DataError("download", quoted(name), f"one of {', '.join(known)}", "Correct it.")
     _refuse_foreign(root, dataset, parts)

@@ -185,7 +185,9 @@ def compare_steps(
 def measure_loops(bench: Bench) -> dict[str, Any]:
     """Pre-training steps as one program and one by one."""
     loops: tuple[Loop, ...] = ("dispatch", "scan")
-    made = {loop: bench.stepper(bench.task("pretrain", loop, bench.count), loop) for loop in loops}
+    made: dict[str, Any] = {
+        loop: bench.stepper(bench.task("pretrain", loop, bench.count), loop) for loop in loops
+    }
     if bench.platform == "cpu":  # the cliff that the default walks around
         native = bench.task("pretrain", "scan", bench.count, lowering="native")
         made["scan, native convolution"] = bench.stepper(native, "scan")
