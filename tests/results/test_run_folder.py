@@ -43,18 +43,8 @@ def test_scores_come_back_and_their_figures_with_them(tmp_path):
         run_folder.write_scores(tmp_path / "c", scored(CLIPS[:1], [np.inf]))
 
 
-def _flips(path, count):
-    """The file with one bit flipped, again and again, and what it was in the end."""
-    whole, rng = path.read_bytes(), np.random.default_rng(1)
-    for position in rng.integers(0, len(whole), count):
-        content = bytearray(whole)
-        content[position] ^= 1 << int(rng.integers(0, 8))
-        path.write_bytes(content)
-        yield position
-    path.write_bytes(whole)
-
-
 def test_every_flipped_bit_is_noticed(tmp_path):
+    rng = np.random.default_rng(1)
     run_folder.write_scores(tmp_path, scored(CLIPS, range(24), 12))
     run_folder.write_results(tmp_path / "run", {"seeds": [0], "systems": {}, "preset": "quick"})
     run_folder.write_config(tmp_path / "run", CONFIG)
@@ -64,13 +54,17 @@ def test_every_flipped_bit_is_noticed(tmp_path):
         (tmp_path / "run" / "results.json", lambda: run_folder.read_results(tmp_path / "run")),
         (tmp_path / "run" / "config.json", lambda: run_folder.read_config(tmp_path / "run")),
     ):
-        before = read()
-        for position in _flips(path, 30):
+        before, whole = read(), path.read_bytes()
+        for position in rng.integers(0, len(whole), 30):
+            content = bytearray(whole)
+            content[position] ^= 1 << rng.integers(0, 8)
+            path.write_bytes(content)
             # Blanks between the fields of json are all that may change.
             with contextlib.suppress(DataError):
                 assert read() == before, position
                 assert path.suffix == ".json"
-                assert path.read_bytes()[position] in b" \n\t\r"
+                assert content[position] in b" \n\t\r"
+        path.write_bytes(whole)
 
 
 def test_settings_and_figures_come_back(tmp_path):
@@ -91,19 +85,15 @@ def test_settings_and_figures_come_back(tmp_path):
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [
-        ("config.json", {"names": 7}),
         ("config.json", {"names": [[1]]}),
         ("config.json", {"machines": "fan"}),
-        ("config.json", {"machines": [1]}),
         ("config.json", {"system": None}),
         ("config.json", {"kind": ["gmm"]}),
         ("config.json", {"collection": {"a.wav": [1, "2", 3]}}),
         ("config.json", {"features": 5}),
-        ("results.json", {"seeds": None}),
         ("results.json", {"seeds": ["0"]}),
         ("results.json", {"systems": [1]}),
         ("results.json", {"systems": {"gmm": {"overall": "high"}}}),
-        ("results.json", {"members": [1]}),
         ("results.json", {"members": {"gmm": [{}]}}),
     ],
 )
