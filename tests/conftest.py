@@ -1,5 +1,6 @@
 """Shared fixtures. Four virtual CPU devices exist in every test, as on a small accelerator host."""
 
+import contextlib
 import functools
 import gc
 import importlib.metadata
@@ -7,6 +8,7 @@ import os
 import pathlib
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator
 
 # Compiling is most of what small tests do: level 0 halves it, and plain emitters of one part halve
@@ -98,6 +100,32 @@ def call(capsys):
 def no_pictures(monkeypatch):
     """Reports take seconds to draw; tests of what is not drawn go without."""
     monkeypatch.setattr("asdproto.results.page.write_report", lambda run: run / "report.html")
+
+
+@pytest.fixture
+def nobody():
+    """Makes this process one without the rights of root, in a ``with`` block."""
+
+    @contextlib.contextmanager
+    def unprivileged():
+        if os.geteuid():
+            yield
+            return
+        os.seteuid(65534)
+        try:
+            yield
+        finally:
+            os.seteuid(0)
+
+    return unprivileged
+
+
+@pytest.fixture
+def open_folder():
+    """A folder that everybody may enter, which pytest's own is not."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        yield pathlib.Path(folder)
 
 
 @pytest.fixture

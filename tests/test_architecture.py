@@ -194,17 +194,6 @@ def test_collections_and_stores_never_reach_an_audio_library():
     assert libraries - set(sys.stdlib_module_names) <= {"numpy", "asdproto"}
 
 
-def test_pmap_lives_in_one_module():
-    pmap = {
-        name
-        for name, tree in MODULES.items()
-        for node in ast.walk(tree)
-        if (isinstance(node, ast.Attribute) and node.attr == "pmap")
-        or (isinstance(node, ast.alias) and node.name == "pmap")
-    }
-    assert {name for name in pmap if name.startswith("asdproto")} <= {"asdproto.training.devices"}
-
-
 def test_nothing_unpickles():
     """Lint knows the libraries that do, and ``eval``; numpy does where it is allowed to."""
     found = [

@@ -56,7 +56,6 @@ def test_what_is_odd_about_samples_is_said():
         return describe_samples(samples.astype(np.float32), 16000).faults()
 
     assert said(noise(1000)) == []
-    assert said(np.zeros(1000)) == ["one value throughout"]
     assert said(1e-4 * noise(1000)) == ["nearly silent, -100 dB re full scale"]
     assert said(3000 * noise(1000) / np.abs(noise(1000)).max()) == [
         "samples up to 3e+03 times full scale"

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import stat
@@ -8,14 +9,12 @@ import pytest
 
 from asdproto.errors import DataError, html_text, plain_cell, printable, spreadsheet_cell
 from asdproto.files import (
-    check_manifest,
     new_folder,
     read_arrays,
     read_csv,
     read_json,
     write_arrays,
     write_atomically,
-    write_manifest,
     write_output,
 )
 
@@ -52,21 +51,18 @@ def test_every_flipped_byte_of_an_array_file_is_noticed(tmp_path):
     path = tmp_path / "standardization.npz"
     write_arrays(path, arrays)
     whole = path.read_bytes()
-    refused = 0
+    taken = 0
     for position in range(0, len(whole), 5):
         damaged = bytearray(whole)
         damaged[position] ^= 0x20
         path.write_bytes(damaged)
-        try:
+        with contextlib.suppress(DataError):
             found = read_arrays(path, tuple(arrays), remedy="")
-        except DataError:
-            refused += 1
-            continue
-        # Dates and permissions may differ, numbers may not.
-        for name, expected in arrays.items():
-            np.testing.assert_array_equal(found[name], expected)
-            assert found[name].dtype == expected.dtype
-    assert refused > len(whole) / 10
+            taken += 1
+            # Dates and permissions may differ, numbers may not.
+            for name, expected in arrays.items():
+                np.testing.assert_array_equal(found[name], expected, strict=True)
+    assert taken < len(whole) / 10
     path.write_bytes(whole)
     with pytest.raises(DataError, match=r"standardization.npz: found no array std.* Train again\."):
         read_arrays(path, ("mean", "std"), remedy="Train again.")
@@ -152,29 +148,6 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
         with pytest.raises(DataError, match="expected no folder, an empty one, or the same export"):
             make(tmp_path / path, mark=mark)
     assert [path.name for path in tmp_path.rglob("*")] == ["recordings", "a.wav"]
-
-
-# --- manifests
-
-
-def test_a_manifest_ties_files_together(tmp_path):
-    (tmp_path / "member_0.npz").write_bytes(b"arrays")
-    (tmp_path / "scores.csv").write_bytes(b"table")
-    path = tmp_path / "detector.json"
-    write_manifest(path, ["scores.csv", "member_0.npz"], {"kind": "fan", "limits": (1, 2)})
-    assert check_manifest(path, remedy="") == {"kind": "fan", "limits": [1, 2]}
-    whole = path.read_text()
-    for name, content, found in (
-        ("member_0.npz", b"arrayz", r"member_0.npz: found other content"),
-        ("scores.csv", b"table and more", r"scores.csv: found other content"),
-        ("detector.json", whole.replace("fan", "fax").encode(), "other content than was saved"),
-    ):
-        before = (tmp_path / name).read_bytes()
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(DataError, match=found) as caught:
-            check_manifest(path, remedy="Train again.")
-        assert str(caught.value).endswith("Train again.")
-        (tmp_path / name).write_bytes(before)
 
 
 # --- texts of strangers

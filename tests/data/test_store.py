@@ -29,16 +29,10 @@ def arrays(lengths=(4, 9, 6)):
 
 def test_what_is_written_is_read(tmp_path):
     features = arrays()
-    settings = FeatureSettings(n_mels=8)
-    store = write_store(tmp_path / "s", features, clips(3), settings=settings)
-    assert store.features.shape == (3, 9, 8)
-    assert store.features.dtype == "float16"
-    assert store.frames.tolist() == [4, 9, 6]
-    assert store.clips == clips(3)
-    assert store.settings == dataclasses.asdict(settings)
+    store = write_store(tmp_path / "s", features, clips(3), settings=FeatureSettings(n_mels=8))
+    assert (store.features.shape, store.features.dtype) == ((3, 9, 8), "float16")
     for index, array in enumerate(features):
         np.testing.assert_array_equal(store.read(index), array.astype("float16").astype("float32"))
-        assert not store.features[index, len(array) :].any()
     with pytest.raises(DataError, match="n_mels is 8 in the store, 128 asked for") as caught:
         open_store(tmp_path / "s", expect=FeatureSettings())
     assert "scale" not in caught.value.found

@@ -6,8 +6,6 @@ import json
 import math
 import warnings
 
-import flax.linen as nn
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -28,31 +26,10 @@ FEATURES = FeatureSettings(n_mels=tiny.MELS, n_fft=64, hop_length=32)
 FRAMES = 20
 
 
-class Constant(nn.Module):
-    """An encoder that has collapsed: it gives every clip one embedding."""
-
-    embedding_dim: int = 4
-
-    @nn.compact
-    def __call__(self, crops, *, train, where=None):
-        bias = self.param("bias", nn.initializers.ones, (self.embedding_dim,))
-        bias = bias / jnp.linalg.norm(bias)
-        return jnp.broadcast_to(bias, (len(crops), self.embedding_dim)) + 0 * crops.mean()
-
-
-class Collapsed(tiny.System):
-    """Around an encoder that has collapsed."""
-
-    kind = f"{__name__}:Collapsed"
-
-    def network(self, devices, loop="dispatch", score=None):
-        return Constant()
-
-
-def system(made=tiny.System, kind="mahalanobis", **stage):
+def system(kind="mahalanobis", **stage):
     """A system that trains in no time: in episodes, or by ``stage`` in random batches."""
     pretrain = dataclasses.replace(tiny.PRETRAIN, **stage)
-    return made(
+    return tiny.System(
         features=FEATURES,
         pretrain=pretrain,
         finetune=dataclasses.replace(tiny.FINETUNE, shots=2, epochs=1),
@@ -163,16 +140,6 @@ def test_embeddings_that_are_all_the_same(tmp_path):
     words = said(caught, EqualEmbeddingsWarning)
     assert "finetune, seed 0: all 12 training clips have one embedding" in words
     assert "Look for features that are constant" in words
-
-
-def test_collapsed_embeddings(tmp_path):
-    clips = [*train_clips(), *scored_clips()]
-    made = system(Collapsed, kind="cosine", epochs=1, learning_rates=((0.01, 1),))
-    _, caught, scores = run(tmp_path, clips, made=made)
-    words = said(caught, EqualEmbeddingsWarning)
-    assert "pretrain, seed 0: all 12 training clips have one embedding" in words
-    assert "spectral-knn" not in words
-    assert np.ptp(scores["pretrain"]) < 1e-6
 
 
 def test_a_loss_at_zero(tmp_path):

@@ -3,11 +3,7 @@
 import io
 import os
 import pickle
-import resource
-import signal
 import struct
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -66,8 +62,6 @@ def test_pickles_in_stores_and_arrays_are_refused_and_not_run(tmp_path):
 # --- random damage; every input follows from its number
 
 SETTINGS = FeatureSettings(n_mels=4, n_fft=256, hop_length=256)
-SECONDS = 10  # that one input may take
-MEMORY = 6 << 30  # bytes of address space; libraries map a few GB of it
 NUMBERS = (0, 1, 3, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFE, 0xFFFFFFFF)
 TABLE = (
     "file,machine_type,section,domain,split,state,attributes\n"
@@ -162,28 +156,10 @@ SOUNDS = sounds()
 
 
 def test_random_damage_is_refused_in_one_line(tmp_path):
-    """In a child of little memory and time, which a library may end; FUZZ_INPUTS tries more."""
+    """And ends no process; FUZZ_INPUTS tries more."""
     count = int(os.environ.get("FUZZ_INPUTS", "300"))
-    code = f"from {__name__} import many; many({count}, {str(tmp_path)!r})"
-    child = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-    )
-    last = child.stdout.split()[-1]
-    assert child.returncode == 0, f"input {last}: {child.stderr}"
-    assert min(map(int, last.split("/"))) > count / 30
-
-
-def many(count, folder):
-    """Prints the number of each input, then how many were taken and how many refused."""
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # a hang ends the process
     taken = 0
     for number in range(count):
-        print(number, flush=True)
-        signal.alarm(SECONDS)
-        taken += attempt(number, Path(folder))
-    print(f"{taken}/{count - taken}")
+        print(number, flush=True)  # the last one where a library ends the process
+        taken += attempt(number, tmp_path)
+    assert count / 30 < taken < count - count / 30
