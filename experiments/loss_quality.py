@@ -341,8 +341,9 @@ def collect(workdir: Path, preset: str) -> dict[str, Any]:
                 if own:
                     settings[setting][loss] = summary(own)
         for by_loss in settings.values():
-            for one in by_loss.values():
-                compare(one, by_loss.get(BASE))
+            if BASE in by_loss:
+                for one in by_loss.values():
+                    compare(one, by_loss[BASE])
         result["sets"][folder.name] = {**settings, "kept_out": choices}
     return result
 
@@ -367,11 +368,9 @@ def summary(cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def compare(one: dict[str, Any], base: Mapping[str, Any] | None) -> None:
+def compare(one: dict[str, Any], base: Mapping[str, Any]) -> None:
     """Enters the paired differences of overall figures to those of softmax."""
     for backend in BACKENDS:
-        if base is None:
-            continue
         theirs = dict(zip(base["seeds"], base[backend]["overall"]["values"], strict=True))
         ours = zip(one["seeds"], one[backend]["overall"]["values"], strict=True)
         paired = np.array([value - theirs[seed] for seed, value in ours if seed in theirs])

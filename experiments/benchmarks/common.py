@@ -231,25 +231,24 @@ class Bench:
         state, (index, plan, _) = self.state(task), self.inputs(task)
         return state, steps.take_batch(task, index, plan.steps, state.step, None)
 
-    def epoch(self, task: Task, gather: Callable[..., Any] | None = None) -> Callable[..., Any]:
-        """Runs an epoch, ``(state, index, key, hyper) -> state``, and waits for it."""
-        programs = Programs(task, self.devices)
-
-        def run(state: TrainState, *inputs: Any) -> TrainState:
-            walk = programs.train_epoch(state, *inputs, loop=self.loop, gather=gather)
-            return jax.block_until_ready(collections.deque(walk, maxlen=1)[0][0])
-
-        return run
-
     def runner(
-        self, task: Task, index: ClipIndex, key: jax.Array, gather: Callable[..., Any] | None = None
-    ) -> Callable[[], None]:
-        """Runs an epoch a call, each from where the one before ended."""
-        epoch = self.epoch(task, gather)
-        held, hyper = [self.state(task)], self.devices.replicate(task.stage.hyper())
+        self,
+        task: Task,
+        index: ClipIndex,
+        key: jax.Array,
+        gather: Callable[..., Any] | None = None,
+        state: TrainState | None = None,
+    ) -> Callable[[], TrainState]:
+        """Runs an epoch a call, each from where the one before ended, and waits for it."""
+        programs = Programs(task, self.devices)
+        held = self.state(task) if state is None else self.devices.replicate(state)
+        inputs = index, *self.devices.replicate((key, task.stage.hyper()))
 
-        def run() -> None:
-            held[0] = epoch(held[0], index, key, hyper)
+        def run() -> TrainState:
+            nonlocal held
+            walk = programs.train_epoch(held, *inputs, loop=self.loop, gather=gather)
+            held = jax.block_until_ready(collections.deque(walk, maxlen=1)[0][0])
+            return held
 
         return run
 

@@ -24,6 +24,7 @@ from asdproto.prototypes import sample_mix
 SUB_PROTOTYPES = 4
 MIX_KEY = jax.random.key(17)
 Loss = Callable[..., jax.Array]
+TorchLoss = Callable[[dict[str, np.ndarray], np.ndarray], Callable[[], Any]]
 ntxent = functools.partial(optax.losses.ntxent, temperature=0.1)
 
 
@@ -38,7 +39,8 @@ class Entry:
       ours: From those, labels and keywords to losses.
       optax: From those and labels to losses, the same with one of optax's losses.
       naive: As ``optax``, with plain operations.
-      torch: From the numpy arrays to a :class:`Rival`.
+      torch: From the numpy arrays and labels to a call of the rival: loss and gradients, which are
+        those of ours in the same order.
       group: Examples that share a label, for losses within a batch; 0 for random classes.
       chunk: Whether it can be computed by pieces.
       more: Further differentiable arguments, by name.
@@ -49,7 +51,7 @@ class Entry:
     ours: Loss
     optax: Loss | None = None
     naive: Loss | None = None
-    torch: Callable[[dict[str, np.ndarray]], "Rival"] | None = None
+    torch: TorchLoss | None = None
     group: int = 0
     chunk: bool = True
     more: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -73,47 +75,52 @@ class Entry:
         return {**made, **self.more}
 
 
-@dataclass(frozen=True)
-class Rival:
-    """A loss of pytorch-metric-learning.
+def rival(
+    name: str, run: Callable[..., Any] = lambda module, *rest: module(*rest), **keywords: Any
+) -> TorchLoss:
+    """A loss of that library; its weights, where it has some, are our prototypes.
 
-    Attributes:
-      module: The loss.
-      call: From the module, embeddings, second embeddings if there are some, and labels.
-      weights: Its parameter, if it has one.
-      as_ours: From the parameter's gradient to that of our prototypes.
+    ``run`` calls it with embeddings, second embeddings if there are some, and labels.
     """
 
-    module: Any
-    call: Callable[..., Any]
-    weights: Any = None
-    as_ours: Callable[[Any], Any] | None = None
-
-
-def rival(
-    name: str, call: Callable[..., Any] = lambda module, *rest: module(*rest), **keywords: Any
-) -> Callable[[dict[str, np.ndarray]], Rival]:
-    """A loss of that library; its weights, where it has some, are our prototypes."""
-
-    def make(arrays: dict[str, np.ndarray]) -> Rival:
+    def make(arrays: dict[str, np.ndarray], labels: np.ndarray) -> Callable[[], Any]:
         import pytorch_metric_learning.losses
         import torch
         from pytorch_metric_learning.reducers import MeanReducer
 
-        kind = getattr(pytorch_metric_learning.losses, name)
+        on_gpu = jax.default_backend() == "gpu" and torch.cuda.is_available()
+        device = "cuda" if on_gpu else "cpu"
+        names = [name for name in ("embeddings", "second") if name in arrays]
+        vectors = [torch.from_numpy(arrays[name]).to(device).requires_grad_() for name in names]
+        target, leaves = torch.from_numpy(labels).to(device), list(vectors)
+        kind: Any = getattr(pytorch_metric_learning.losses, name)
         own = arrays.get("prototypes", arrays.get("several"))
         if own is None:
             # Of a mean over those that are not 0, which it has by default, ours is no copy.
             reducer = {"reducer": MeanReducer()} if "Triplet" in name else {}
-            return Rival(kind(**keywords, **reducer), call)
-        module = kind(num_classes=len(own), embedding_size=own.shape[-1], **keywords)
-        (weights,) = module.parameters()
-        rows = own.reshape(-1, own.shape[-1])
-        flipped = weights.shape != rows.shape
-        weights.data = torch.from_numpy((rows.T if flipped else rows).copy())
-        return Rival(
-            module, call, weights, lambda x: (x.T if flipped else x).reshape(tuple(own.shape))
-        )
+            module = kind(**keywords, **reducer).to(device)
+        else:
+            module = kind(num_classes=len(own), embedding_size=own.shape[-1], **keywords)
+            (weights,) = module.to(device).parameters()
+            rows = own.reshape(-1, own.shape[-1])
+            flipped = weights.shape != rows.shape
+            weights.data = torch.from_numpy((rows.T if flipped else rows).copy()).to(device)
+            leaves.append(weights)
+
+        def call() -> tuple[Any, list[Any]]:
+            for leaf in leaves:
+                leaf.grad = None
+            value = run(module, *vectors, target)
+            value.backward()
+            if on_gpu:
+                torch.cuda.synchronize()
+            gradients = [leaf.grad for leaf in leaves]
+            if own is not None:
+                last = gradients[-1].T if flipped else gradients[-1]
+                gradients[-1] = last.reshape(own.shape)
+            return value.detach(), gradients
+
+        return call
 
     return make
 
@@ -374,7 +381,7 @@ OURS: Mapping[str, Loss] = {
     "barlow_twins": of_views(losses.barlow_twins_loss),
 }
 # pytorch-metric-learning's, where it has it.
-TORCH: Mapping[str, Callable[[dict[str, np.ndarray]], Rival]] = {
+TORCH: Mapping[str, TorchLoss] = {
     "softmax": rival("NormalizedSoftmaxLoss", temperature=0.05),
     "proxy_nca": rival("ProxyNCALoss", softmax_scale=9),
     "soft_triple": rival("SoftTripleLoss", centers_per_class=SUB_PROTOTYPES),

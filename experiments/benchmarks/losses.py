@@ -99,39 +99,6 @@ def torch_memory(entry: Entry, arrays: dict[str, np.ndarray], batch: int) -> int
     return 8 * 4 * batch * rows  # about eight matrices of scores
 
 
-def in_torch(
-    entry: Entry, arrays: dict[str, np.ndarray], labels: np.ndarray
-) -> Callable[[], tuple[Any, list[Any]]]:
-    """A call of the rival: loss and gradients, which are those of ours in the same order."""
-    import torch
-
-    assert entry.torch is not None
-    device = "cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else "cpu"
-    rival = entry.torch(arrays)
-    rival.module.to(device)
-    vectors = [
-        torch.from_numpy(arrays[name]).to(device).requires_grad_()
-        for name in ("embeddings", "second")
-        if name in arrays
-    ]
-    target = torch.from_numpy(labels).to(device)
-    leaves = vectors if rival.weights is None else [*vectors, rival.weights]
-
-    def call() -> tuple[Any, list[Any]]:
-        for leaf in leaves:
-            leaf.grad = None
-        value = rival.call(rival.module, *vectors, target)
-        value.backward()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        gradients = [leaf.grad for leaf in leaves]
-        if rival.as_ours is not None:
-            gradients[-1] = rival.as_ours(gradients[-1])
-        return value.detach(), gradients
-
-    return call
-
-
 def difference(actual: Any, expected: Any) -> dict[str, float]:
     """Largest difference of values and gradients, over the largest entry of what is expected."""
 
@@ -178,7 +145,7 @@ def measure(
         if needed > args.memory * GIB:
             results["torch"]["skipped"] = f"needs about {needed / GIB:.0f} GiB"
         else:
-            calls["torch"] = in_torch(entry, arrays, labels)
+            calls["torch"] = entry.torch(arrays, labels)
 
     reference = calls.get("ours", calls.get("pieces"))
     if reference is None:
@@ -262,20 +229,13 @@ def show_size(size: Sequence[int]) -> str:
 
 
 def one_line(row: dict[str, Any]) -> str:
-    """A row in words."""
-    parts = []
-    for name in KINDS:
-        if name not in row:
-            continue
-        costs = row[name]
-        text = costs.get("skipped") or f"{costs['ms']['median']:,.2f} ms"
-        if "times_ours" in costs and name != "ours":
-            wall, cpu = (costs[kind]["median"] for kind in ("times_ours", "cpu_times_ours"))
-            text += f" ({wall:.2f}x, CPU {cpu:.2f}x)"
-        if "temporary_mib" in costs:
-            text += f" {costs['temporary_mib']:,.1f} MiB"
-        parts.append(f"{KINDS[name]} {text}")
-    return f"{row['loss']} {show_size(row['size'])}: {'; '.join(parts)}"
+    """A row in words: what is skipped and why, or else milliseconds."""
+    costs = {KINDS[name]: row[name] for name in KINDS if name in row}
+    words = {
+        name: one.get("skipped") or f"{one['ms']['median']:,.2f} ms" for name, one in costs.items()
+    }
+    each = "; ".join(f"{name} {text}" for name, text in words.items())
+    return f"{row['loss']} {show_size(row['size'])}: {each}"
 
 
 def report(result: dict[str, Any], console: Console) -> None:

@@ -324,18 +324,15 @@ def measure_full(bench: Bench) -> dict[str, Any]:
     state: Any = None
     for number, stage in enumerate(STAGES):
         task = bench.task(stage, bench.loop)
-        epoch = bench.epoch(task)
-        key, hyper = jax.random.key(10 + number), task.stage.hyper()
-        key, hyper = bench.devices.replicate((key, hyper))
         if state is None:
             state = task.init(jax.random.key(0), MELS)
         else:
             state = task.start(state.params["encoder"], state.batch_stats, jax.random.key(0))
-        state = bench.devices.replicate(state)
+        run = bench.runner(task, bench.index, jax.random.key(10 + number), state=state)
         epochs, losses = [], []
         for _ in range(task.stage.total_epochs):
             started = time.perf_counter()
-            state = epoch(state, bench.index, key, hyper)
+            state = run()
             losses.append(float(state.loss_sum) / task.steps_per_epoch)
             epochs.append(time.perf_counter() - started)
         figures[stage] = {
@@ -415,7 +412,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         return found
 
     run_parts(parts, measure, result, out)
-    show(console, {key: result[key] for key in ("projected", "peak_memory") if key in result})
+    if summary := {key: result[key] for key in ("projected", "peak_memory") if key in result}:
+        show(console, summary)
     return result
 
 

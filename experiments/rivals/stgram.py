@@ -253,7 +253,11 @@ class Tgram(nn.Module):
         kernel = self._kernel("wide", (2, x.shape[2], self.bands))
         x = jnp.pad((x @ kernel[0])[:, :-1], ((0, 0), (1, 0), (0, 0))) + x @ kernel[1]
         for layer in range(1, self.layers + 1):
-            x = nn.leaky_relu(self._normalize_time(f"norm{layer}", x), 0.2)
+            # Every band of every clip to mean 0 and variance 1, then a gain and a bias a frame.
+            norm = nn.LayerNorm(
+                1e-5, dtype=self.dtype, reduction_axes=1, feature_axes=1, name=f"norm{layer}"
+            )
+            x = nn.leaky_relu(norm(x), 0.2)
             kernel = self._kernel(f"conv{layer}", (3, self.bands, self.bands))
             padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0)))
             x = sum(padded[:, i : i + x.shape[1]] @ kernel[i] for i in (0, 2)) + x @ kernel[1]
@@ -263,13 +267,6 @@ class Tgram(nn.Module):
         # The authors' framework draws weights uniformly, up to the root of 1 / fan-in.
         init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         return self.param(name, init, shape, jnp.float32).astype(self.dtype)
-
-    def _normalize_time(self, name: str, x: jax.Array) -> jax.Array:
-        """Every band of every clip to mean 0 and variance 1, then a gain and a bias a frame."""
-        norm = nn.LayerNorm(
-            epsilon=1e-5, dtype=self.dtype, reduction_axes=1, feature_axes=1, name=name
-        )
-        return norm(x)
 
 
 # quick and small are for a few hundred clips on a CPU: a narrow, shallow network, a higher rate.
