@@ -1,6 +1,6 @@
-"""The experiment's command with a small network, slowed down where a test wants it.
+"""The experiment's command with a small network, and a function slowed down where a test wants it.
 
-ASDPROTO_TEST_SLOW=SECONDS python -m tests.multiprocess.command --data ROOT ...
+ASDPROTO_TEST_SLOW=FUNCTION python -m tests.multiprocess.command --data ROOT ...
 """
 
 import functools
@@ -9,24 +9,24 @@ import time
 
 import jax
 
+from asdproto.data import extract
+from asdproto.results import page
 from asdproto.systems import run
 from asdproto.systems.prototype import EncoderConfig
-from asdproto.training import processes
 from experiments import common, two_stage
 
-# Longer than what JAX waits at the end, which is lowered here.
-SECONDS = float(os.environ.get("ASDPROTO_TEST_SLOW", "0"))
-SHUTDOWN = 3
+SHUTDOWN, SECONDS = 2, 3  # what JAX waits at the end, lowered here, and what is longer
 
 
-def _slow(function):
-    @functools.wraps(function)
+def _slow_once(module, name):
+    function = getattr(module, name)
+
     def slowly(*args, **kwargs):
-        if processes.is_main():
-            time.sleep(SECONDS)
+        setattr(module, name, function)
+        time.sleep(SECONDS)
         return function(*args, **kwargs)
 
-    return slowly
+    setattr(module, name, slowly)
 
 
 if __name__ == "__main__":
@@ -34,9 +34,9 @@ if __name__ == "__main__":
     jax.distributed.initialize = functools.partial(_initialize, shutdown_timeout_seconds=SHUTDOWN)
     build = EncoderConfig.build
     EncoderConfig.build = lambda *args, **more: build(*args, **more).clone(stages=(1,))
-    # What process 0 does alone: features before training, scores after it.
-    from asdproto.data import extract
-
-    extract.build_store = _slow(extract.build_store)
-    run.score_all = _slow(run.score_all)
+    run.YARDSTICKS = ()
+    # What process 0 does alone: features before training, the report after it.
+    for module, name in ((extract, "build_store"), (page, "write_report")):
+        if name == os.environ.get("ASDPROTO_TEST_SLOW"):
+            _slow_once(module, name)
     common.run_main(two_stage.main)

@@ -1,10 +1,8 @@
 """Hosts with an address each run the documented command, and resume what others left."""
 
-import contextlib
 import json
 import signal
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,22 +13,29 @@ from tests.multiprocess.processes import Processes, wait_for
 
 pytestmark = pytest.mark.slow
 
-SLOW = 5  # seconds, longer than what JAX waits at the end, which command.py lowers
+EPOCHS = {"pretrain": 6, "finetune": 3}
 OVERRIDES = (
     "encoder.width=4",
     "encoder.crop=32",
-    "pretrain.epochs=6",
+    *(f"{stage}.epochs={count}" for stage, count in EPOCHS.items()),
     "pretrain.batch_size=8",
-    "finetune.epochs=3",
     "finetune.ways=4",
     "finetune.shots=1",
 )
 
 
-def run_command(
-    folder: Path, count: int, *more: str, slow: float = 0, stop_after: int = 0
-) -> tuple[list[int], str]:
-    """Runs the command on so many hosts; one gets SIGTERM after so many epochs.
+@pytest.fixture
+def network():
+    """Of each of two hosts, the words that run a command there."""
+    try:
+        with hosts(2) as words:
+            yield words
+    except OSError as error:
+        pytest.skip(f"no hosts can be made of network namespaces here: {error}")
+
+
+def run_command(folder, network, *more, slow="", stop_after=0):
+    """Runs the command on these hosts; one gets SIGTERM after so many epochs.
 
     Returns:
       Exit codes, and all that the processes have written.
@@ -38,66 +43,34 @@ def run_command(
     command = [sys.executable, "-m", "tests.multiprocess.command", "--data", f"{folder}/data"]
     command += ["--workdir", f"{folder}/run", "--preset", "quick", "--save-seconds", "1000"]
     command += [*more, *OVERRIDES]
-    if count > 1:
-        command += ["--coordinator", f"10.77.0.1:{PORT}", "--processes", f"{count}"]
-    numbers = [["--process-id", f"{i}"] if count > 1 else [] for i in range(count)]
-    try:
-        network = hosts(count)
-        hosted = network.__enter__()
-    except OSError as error:
-        pytest.skip(f"no hosts can be made of network namespaces here: {error}")
-    with contextlib.ExitStack() as stack:
-        stack.push(network)
-        run = Processes(
-            [[*host, *command, *own] for host, own in zip(hosted, numbers, strict=True)],
-            folder,
-            JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.1",
-            ASDPROTO_TEST_SLOW=str(slow),
-        )
-        if stop_after:
-            wait_for(folder / "run" / "metrics.jsonl", stop_after, seconds=200)
-            run.running[-1].send_signal(signal.SIGTERM)
-        codes, _, outputs = run.end(seconds=200)
+    commands = [[*host, *command] for host in network]
+    if len(network) > 1:
+        joined = ["--coordinator", f"10.77.0.1:{PORT}", "--processes", f"{len(network)}"]
+        commands = [[*own, *joined, "--process-id", f"{i}"] for i, own in enumerate(commands)]
+    minimum = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
+    run = Processes(commands, folder, ASDPROTO_TEST_SLOW=slow, **minimum)
+    if stop_after:
+        wait_for(folder / "run" / "metrics.jsonl", stop_after, seconds=200)
+        run.running[-1].send_signal(signal.SIGTERM)
+    codes, _, outputs = run.end(seconds=200)
     return codes, "\n".join(outputs)
 
 
-def _losses(folder: Path) -> dict[tuple, float]:
-    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
-    return {(e["stage"], e["epoch"]): e["loss"] for e in map(json.loads, lines)}
-
-
-def _train(folder: Path, *counts: tuple[int, int]) -> Path:
-    """Runs on so many hosts, each until so many epochs are done, all in one work folder."""
-    write_collection(folder / "data")
-    for count, epochs in counts:
-        slow = SLOW if count == 2 else 0
-        codes, text = run_command(folder, count, slow=slow, stop_after=epochs)
-        assert codes == [128 + signal.SIGTERM] * count, text
-    return folder
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A run that two processes, then one, have pre-trained."""
-    return _train(tmp_path_factory.mktemp("several"), (2, 1), (1, 6))
-
-
-def test_two_processes_and_then_one_train_as_one_does(folder, tmp_path):
-    """A signal to one of the processes stops all at a step that any number continues from."""
-    losses, expected = _losses(folder), _losses(_train(tmp_path, (1, 6)))
-    epochs = [("pretrain", epoch + 1) for epoch in range(6)]
-    # Sums over devices in another order, through 12 steps of a network that they drive apart.
-    np.testing.assert_allclose(
-        [losses[epoch] for epoch in epochs], [expected[epoch] for epoch in epochs], rtol=5e-3
-    )
-
-
-def test_two_hosts_finish_and_only_report_again(folder):
-    """First extraction, scoring and report outlast what JAX waits for."""
-    codes, text = run_command(folder, 2, "--profile", "2", slow=SLOW)
+def test_two_hosts_then_one_then_two_finish_a_run_and_only_report_again(network, tmp_path):
+    """A signal to one stops both; first extraction and the report outlast what JAX waits for."""
+    write_collection(tmp_path / "data")
+    codes, text = run_command(tmp_path, network, slow="build_store", stop_after=1)
+    assert codes == [128 + signal.SIGTERM] * 2, text
+    codes, text = run_command(tmp_path, network[:1], stop_after=6)
+    assert codes == [128 + signal.SIGTERM], text
+    codes, text = run_command(tmp_path, network, "--profile", "2", slow="write_report")
     assert codes == [0, 0], text
-    assert (folder / "run" / "report.html").is_file()
-    assert list((folder / "run" / "profile" / "finetune").rglob("perfetto_trace.json.gz"))
-    codes, text = run_command(folder, 2)
+    lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    epochs = [(stage, n + 1) for stage, count in EPOCHS.items() for n in range(count)]
+    assert [(line["stage"], line["epoch"]) for line in lines] == epochs
+    assert np.isfinite([line["loss"] for line in lines]).all()
+    assert (tmp_path / "run" / "report.html").is_file()
+    assert list((tmp_path / "run" / "profile" / "finetune").rglob("perfetto_trace.json.gz"))
+    codes, text = run_command(tmp_path, network)
     assert codes == [0, 0], text
     assert "is finished; this only reports" in text

@@ -56,14 +56,18 @@ def _check(folder: Path, stage: str, arrays) -> None:
         np.testing.assert_allclose(arrays[name], expected[name], **PARAMETERS, err_msg=name)
 
 
-def test_the_processes_find_each_other(folder):
-    first, second = (json.loads((folder / f"about.{i}.json").read_text()) for i in range(2))
-    for about in (first, second):
+@pytest.fixture(scope="module")
+def abouts(folder):
+    """What each of the two says of itself."""
+    return [json.loads((folder / f"about.{process}.json").read_text()) for process in range(2)]
+
+
+def test_the_processes_find_each_other(abouts):
+    for about in abouts:
         assert (about["processes"], about["devices"], about["local"]) == (2, 4, 2)
         assert "start fewer processes instead" in about["refused"]
-    assert (first["first"], second["first"]) == (0, 2)
-    assert first["is_main"]
-    assert not second["is_main"]
+    assert [about["first"] for about in abouts] == [0, 2]
+    assert [about["is_main"] for about in abouts] == [True, False]
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -84,10 +88,9 @@ def test_processes_that_share_windows_give_the_bits_of_one(folder):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_signal_to_one_process_stops_both_at_the_same_step(folder, stage):
-    for process in range(2):
-        about = json.loads((folder / f"{stage}-resumed.{process}.json").read_text())
-        assert about["said"] == f"step {STOP} of tiny is saved"
+def test_a_signal_to_one_process_stops_both_at_the_same_step(folder, abouts, stage):
+    for about in abouts:
+        assert about[stage]["said"] == f"step {STOP} of tiny is saved"
     assert saved_steps(folder / "stopped" / stage) == [STOP]
 
 
@@ -102,13 +105,12 @@ def test_one_process_resumes_what_two_wrote(folder, stage, tmp_path):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_two_processes_resume_what_one_wrote(folder, stage):
+def test_two_processes_resume_what_one_wrote(folder, abouts, stage):
     final = int(np.load(folder / f"{stage}.npz")["step"])
-    for process in range(2):
-        about = json.loads((folder / f"{stage}-resumed.{process}.json").read_text())
-        assert (about["began"], about["saved"][-1]) == (STOP, final)
+    for process, about in enumerate(abouts):
+        assert (about[stage]["began"], about[stage]["saved"][-1]) == (STOP, final)
         # Process 0's clock decides for both: a save is a meeting of all processes.
-        assert {final * 2 // 3, final, *range(STOP + 1, final, 2)} <= set(about["saved"])
+        assert {final * 2 // 3, final, *range(STOP + 1, final, 2)} <= set(about[stage]["saved"])
         _check(folder, stage, np.load(folder / f"{stage}-resumed.{process}.npz"))
     losses, expected = _losses(folder / "resumed" / stage), _losses(folder / "alone" / stage)
     begun = STOP * len(expected) // final + 1  # the epoch that was stopped

@@ -87,6 +87,14 @@ def main(folder: Path, process: int) -> None:
         arrays = {key: np.asarray(leaf) for key, leaf in _named(state).items()}
         np.savez(folder / f"{name}.{process}.npz", **arrays)
 
+    about = {
+        "processes": jax.process_count(),
+        "devices": devices.count,
+        "local": len(devices.local),
+        "first": devices.first,
+        "is_main": devices.is_main,
+        "refused": refused,
+    }
     loops._ASK_EVERY = 2  # epochs are shorter than what suits real ones
     for stage, shape in STAGES.items():
         keep(f"{stage}-whole", train(stage, folder / "whole" / stage, devices, shape))
@@ -100,18 +108,9 @@ def main(folder: Path, process: int) -> None:
         workdir, seconds = folder / "resumed" / stage, 1e-9 if process == 0 else 1e9
         began = max(saved_steps(workdir))
         keep(f"{stage}-resumed", train(stage, workdir, devices, save_seconds=seconds))
-        about = {"began": began, "saved": saved_steps(workdir), "said": said}
-        (folder / f"{stage}-resumed.{process}.json").write_text(json.dumps(about))
+        about[stage] = {"began": began, "saved": saved_steps(workdir), "said": said}
 
     np.save(folder / f"embeddings.{process}.npy", embeddings(devices))
-    about = {
-        "processes": jax.process_count(),
-        "devices": devices.count,
-        "local": len(devices.local),
-        "first": devices.first,
-        "is_main": devices.is_main,
-        "refused": refused,
-    }
     (folder / f"about.{process}.json").write_text(json.dumps(about))
 
 
