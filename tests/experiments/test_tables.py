@@ -1,33 +1,38 @@
-"""The paper's tables: what is shared is trained once, what is there is not again."""
+"""The paper's experiment, and its tables: what is shared is trained once, and not again."""
 
 import json
+import sys
+import warnings
 
 import numpy as np
 import pytest
 from rich.console import Console
 
+from asdproto.commands import train
 from asdproto.config import ConfigError
 from asdproto.errors import DataError
 from asdproto.files import locked
-from asdproto.results.run_folder import write_figures
-from asdproto.scoring.metrics import harmonic_mean
-from asdproto.systems import preset
-from experiments import grid, side_by_side, table1, table2, table3
-from tests.experiments.collection import write_collection
+from asdproto.results.run_folder import read_scores, tables_of, write_figures
+from asdproto.scoring.metrics import evaluate, harmonic_mean
+from asdproto.systems import YARDSTICKS, preset
+from experiments import common, grid, side_by_side, table1, table2, table3, two_stage
+from tests.experiments.collection import TEST, write_collection
 
-SMALL = (
-    "prototype.encoder.width=4",
-    "prototype.encoder.crop=32",
-    "prototype.pretrain.epochs=2",
-    "prototype.pretrain.batch_size=4",
-    "prototype.finetune.epochs=1",
-    "prototype.finetune.ways=2",
-    "prototype.finetune.shots=2",
+CHANGES = (
+    "encoder.width=4",
+    "encoder.crop=32",
+    "pretrain.epochs=2",
+    "pretrain.batch_size=4",
+    "finetune.epochs=1",
+    "finetune.ways=2",
+    "finetune.shots=2",
 )
-
-
+SMALL = tuple(f"prototype.{change}" for change in CHANGES)
 SILENT = Console(quiet=True)
-pytestmark = pytest.mark.usefixtures("one_block")
+pytestmark = [
+    pytest.mark.usefixtures("one_block"),
+    pytest.mark.filterwarnings("ignore::asdproto.scoring.thresholds.ThresholdWarning"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +46,26 @@ def _arguments(places, workdir, *more):
     data = ("--data", places / "clips", "--features", places / "features")
     given = (*data, "--workdir", places / workdir, "--preset", "quick", *more)
     return [str(word) for word in given]
+
+
+def _paper_arguments(places, seed):
+    features = ("--features", places / "paper_features")
+    return _arguments(places, "paper", *features, "--seeds", seed, *CHANGES)
+
+
+@pytest.fixture(scope="module")
+def finished(places, one_block):
+    """The paper's experiment as a run of its own."""
+    two_stage.main(_paper_arguments(places, 1))
+    return places / "paper"
+
+
+def _metrics(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def _score_files(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("*_test.csv")}
 
 
 def test_variants_that_share_their_pre_training_share_it():
@@ -151,16 +176,15 @@ def test_overrides_name_their_system(places):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::asdproto.scoring.thresholds.ThresholdWarning")
 def test_table1_runs_and_reports_what_fails(places, monkeypatch, capsys):
     command = ("--seeds", "1", "--systems", "gmm", "spectral-knn", "scratch")
     arguments = _arguments(places, "one", *command, *SMALL)
-    train = table1.train_run
+    train_run = table1.train_run
 
     def broken(system, *args, **kwargs):
         if system.kind == "gmm":
             raise ValueError("the mixture is ill")
-        return train(system, *args, **kwargs)
+        return train_run(system, *args, **kwargs)
 
     monkeypatch.setattr(table1, "train_run", broken)
     with pytest.raises(SystemExit) as caught:
@@ -176,7 +200,7 @@ def test_table1_runs_and_reports_what_fails(places, monkeypatch, capsys):
     assert found["seconds"].keys() == {"spectral-knn-1", "paper-1"}
     assert min(found["seconds"].values()) > 0
 
-    monkeypatch.setattr(table1, "train_run", train)
+    monkeypatch.setattr(table1, "train_run", train_run)
     metrics = (places / "one" / "metrics.jsonl").read_text()
     result = table1.main(arguments)
     assert list(result["rows"]) == ["gmm", "spectral-knn", "scratch"]
@@ -196,37 +220,62 @@ def test_table1_runs_and_reports_what_fails(places, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::asdproto.scoring.thresholds.ThresholdWarning")
-def test_table3_has_a_network_for_every_row(places, monkeypatch):
-    for key in ("first", "third", "fourth"):
-        monkeypatch.delitem(table3.RANGES, key)
-        monkeypatch.delitem(table3.PAPER, key)
-    result = table3.main(_arguments(places, "three", "--seeds", "1", *SMALL))
-    assert list(result["rows"]) == ["pretrain", "without", "second"]
-    assert (places / "three" / "table.png").stat().st_size > 10_000
-    name = "anomaly_score_fan_section_00_test.csv"
-    rows = [path / name for path in (places / "three" / "scores").iterdir()]
-    assert len({path.read_text() for path in rows}) == len(rows) == 3  # no two rows are the same
-    # What they share is trained once.
-    assert len(list((places / "three" / "checkpoints").iterdir())) == 3
+def test_a_run_leaves_its_files_and_the_figures_of_its_scores(finished):
+    found = {path.name for path in finished.iterdir()}
+    assert found >= {"config.json", "metrics.jsonl", "results.json", "report.html", "checkpoints"}
+    assert not list(finished.rglob("*.partial"))
+    config = json.loads((finished / "config.json").read_text())
+    assert config["system"]["encoder"]["width"] == 4
+    assert len(config["classes"]) == 8
+    results = json.loads((finished / "results.json").read_text())
+    assert set(results["systems"]) == {"pretrain", "finetune", "spectral", "fused", *YARDSTICKS}
+    assert (results["seeds"], results["preset"]) == ([1], "quick")
+    for stage, figures in results["systems"].items():
+        assert set(figures["machines"]) == {"fan", "pump"}
+        sections = tables_of(read_scores(finished / "scores" / stage))
+        assert sum(len(section.scores) for section in sections) == 2 * len(TEST)
+        assert evaluate(sections)["overall"] == pytest.approx(figures["overall"], abs=1e-12)
 
 
 @pytest.mark.slow
-def test_side_by_side_gives_the_same_losses(places, monkeypatch):
-    for key in ("without", "eighth"):
-        monkeypatch.delitem(table2.CHANGES, key)
-        monkeypatch.delitem(table2.PAPER, key)
-    command = ("--seeds", "0", *SMALL)
-    table2.main(_arguments(places, "apart", *command))
-    table2.main(_arguments(places, "together", *command, "--together"))
+def test_other_settings_on_the_same_folder_are_refused(finished, places, monkeypatch, capsys):
+    """As a command, before anything is trained."""
+    monkeypatch.setattr(sys, "argv", ["two_stage", *_paper_arguments(places, 7)])
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # run_main sets it
+    monkeypatch.setattr(train, "start_devices", None)
+    with pytest.raises(SystemExit) as end:
+        common.run_main(two_stage.main)
+    assert end.value.code == 1
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert "seeds is [1] there, [7] here" in message
+    assert message.count(" here") == 1  # and nothing that is the same
 
-    def losses(workdir):
-        found = {}
-        for line in (places / workdir / "metrics.jsonl").read_text().splitlines():
-            epoch = json.loads(line)
-            found.setdefault(epoch["stage"], []).append(epoch.get("losses", [epoch["loss"]]))
-        return list(found.values())
 
-    (program,) = losses("together")
-    assert np.shape(program) == (2, 2)
-    np.testing.assert_allclose(program, np.transpose(np.squeeze(losses("apart"))), rtol=1e-3)
+@pytest.mark.slow
+def test_rows_are_runs_of_the_paper_to_the_bit_and_side_by_side_nearly(
+    finished, places, monkeypatch
+):
+    for key in ("without", "third", "fourth"):
+        monkeypatch.delitem(table3.RANGES, key)
+        monkeypatch.delitem(table3.PAPER, key)
+    command = ("--seeds", "1", *SMALL)
+    result = table3.main(_arguments(places, "apart", *command))
+    assert list(result["rows"]) == ["pretrain", "first", "second"]
+    assert (places / "apart" / "table.png").stat().st_size > 10_000
+    # What rows share is trained once.
+    assert len(list((places / "apart" / "checkpoints").iterdir())) == 3
+    rows = {key: _score_files(places / "apart" / "scores" / f"{key}-1") for key in result["rows"]}
+    assert rows["first"] != rows["second"]
+    for key, stage in (("pretrain", "pretrain"), ("second", "finetune")):
+        assert rows[key] == _score_files(finished / "scores" / stage)
+        assert len(rows[key]) == 4
+    losses = [line["loss"] for line in _metrics(places / "apart")]
+    expected = [line["loss"] for line in _metrics(finished)]
+    assert [*losses[:2], losses[3]] == expected
+
+    table3.main(_arguments(places, "together", *command, "--together"))
+    lines = _metrics(places / "together")
+    assert len(lines[-1]["losses"]) == 2
+    found = [loss for line in lines for loss in line.get("losses", [line["loss"]])]
+    np.testing.assert_allclose(found, losses, rtol=1e-3)

@@ -2,16 +2,14 @@
 
 import json
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
 
 from asdproto.config import from_dict, to_dict
 from asdproto.systems import preset
-from experiments.rivals.mobilenet import Depthwise, MobileNetV2
+from experiments.rivals.mobilenet import MobileNetV2
 from experiments.rivals.stgram import STgramMFN
 from tests.experiments.rivals import tiny
 from tests.models import oracles
@@ -19,6 +17,7 @@ from tests.models import oracles
 NET_STAGES = ((1, 16, 1, 1), (3, 24, 2, 2))
 NET = {"alpha": 0.5, "head": 8, "stages": NET_STAGES, "momentum": 0.9}
 FACE_STAGES = ((2, 8, 2, 2), (3, 8, 1, 1))
+every_lowering = pytest.mark.parametrize("lowering", ["native", "patches"])
 
 
 def _random(*shape, seed=0):
@@ -57,23 +56,6 @@ def test_networks_are_as_large_as_their_docstrings_say(name, unit, parameters, o
     assert program.cost_analysis()["flops"] == pytest.approx(number, rel=2e-2)
 
 
-@pytest.mark.parametrize("lowering", ["native", "patches"])
-@pytest.mark.parametrize(("stride", "symmetric"), [(1, True), (2, True), (2, False)])
-def test_depthwise_convolution_equals_loops(lowering, stride, symmetric):
-    x, kernel = _random(2, 7, 4, 3), _random(3, 3, 1, 3, seed=1)
-    model = Depthwise(stride, symmetric, nn.initializers.zeros, lowering)
-    found = jax.jit(model.apply)({"params": {"kernel": kernel}}, x)
-    if symmetric:
-        expected = oracles.convolution(
-            oracles.wide(x), oracles.wide(kernel), stride=stride, before=1
-        )
-    else:
-        layout = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "feature_group_count": 3}
-        expected = lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", **layout)
-    # Sums of nine products of unit normals, in float32.
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-
-
 def _mobilenet(variables, crops):
     """The network in float64, its three input channels in full."""
     params, stats = oracles.wide(variables["params"]), oracles.wide(variables["batch_stats"])
@@ -103,8 +85,9 @@ def _mobilenet(variables, crops):
     return relu6(norm("head_norm", x @ params["head"]["kernel"])).mean((1, 2))
 
 
-def test_mobilenet_equals_a_plain_forward_pass():
-    model, crops = MobileNetV2(lowering="patches", **NET), 2 * _random(2, 8, 16)
+@every_lowering
+def test_mobilenet_equals_a_plain_forward_pass(lowering):
+    model, crops = MobileNetV2(lowering=lowering, **NET), 2 * _random(2, 8, 16)
     variables = oracles.random_variables(_init(model, crops))
     found = jax.jit(lambda v: model.apply(v, crops, train=False))(variables)
     expected = _mobilenet(variables, crops)
@@ -158,8 +141,9 @@ def _mobilefacenet(variables, x):
     return oracles.unit(norm("embedding", x @ params["embedding"]["kernel"]))
 
 
-def test_stgram_equals_a_plain_forward_pass():
-    model = STgramMFN(n_mels=6, lowering="patches", stages=FACE_STAGES, head=12, dim=6)
+@every_lowering
+def test_stgram_equals_a_plain_forward_pass(lowering):
+    model = STgramMFN(n_mels=6, lowering=lowering, stages=FACE_STAGES, head=12, dim=6)
     clip = 5 * _random(2, 15, 6 + 8)  # 8 frames after the stem: an even map to halve
     variables = oracles.random_variables(_init(model, clip))
     found = jax.jit(lambda v: model.apply(v, clip, train=False))(variables)

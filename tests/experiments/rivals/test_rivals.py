@@ -6,11 +6,10 @@ import json
 import types
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from asdproto.data.dataset import ClipArrays, prepare, section_keys
+from asdproto.data.dataset import prepare, section_keys
 from asdproto.errors import DataError
 from asdproto.scoring.metrics import evaluate, group_scores
 from asdproto.systems.detector import Detector
@@ -139,33 +138,27 @@ def test_samples_share_one_scale_and_bands_have_their_own(waveforms):
     np.testing.assert_array_equal(found.mean[:mels], data.mean[:mels])
 
 
-@pytest.mark.usefixtures("small_networks")
-def test_the_score_is_the_mean_evidence_of_windows_against_the_own_section():
-    system = tiny.system("mobilenet")
-    train = [c for c in tiny.clips() if c.split == "train" and c.machine_type == "fan"]
-    rng, frames, columns = np.random.default_rng(0), tiny.FRAMES + 6, system.features.columns
-    features = rng.standard_normal((len(train), frames, columns)).astype(np.float32)
-    clips = ClipArrays(features, np.arange(len(train)), np.full(len(train), frames), system.crop)
-    model = system.encoder()
-    crops = jnp.zeros((1, system.crop, columns))
-    variables = jax.jit(lambda k: model.init(k, crops, train=False))(jax.random.key(1))
-    kernel = rng.standard_normal((2, model.embedding_dim)).astype(np.float32)
-    bias, classes = rng.standard_normal(2).astype(np.float32), [("fan", "00"), ("fan", "01")]
-    layer = {"kernel": kernel, "bias": bias, "classes": np.array(classes)}
-    mean, scale = np.zeros(columns, np.float32), np.ones(columns, np.float32)
-    network, keys = Network(variables, mean, scale, layer), section_keys(train)
-    starts = window_starts(frames, system.crop, system.hop)
+def test_the_score_is_the_mean_evidence_of_windows_against_the_own_section(run_of):
+    system, data, workdir, _ = run_of("mobilenet")
+    rows = [row for row, clip in enumerate(data.test_clips) if clip.machine_type == "fan"]
+    clips, keys = data.test.take(rows), section_keys([data.test_clips[row] for row in rows])
+    network = Detector.load(workdir).members_[0].model.networks["fan"]
+    bias = np.array([0.3, -0.5], np.float32)
+    network = network._replace(backend={**network.backend, "bias": bias})
+    starts = window_starts(tiny.FRAMES, system.crop, system.hop)
     assert len(starts) > 1
+    features = (clips.load().astype(np.float32) - network.mean) * network.scale
     windows = np.stack([features[:, start : start + system.crop] for start in starts], axis=1)
-    apply = jax.jit(lambda crops: model.apply(variables, crops, train=False))
-    logits = np.asarray(apply(windows.reshape(-1, system.crop, columns)), np.float64) @ kernel.T
-    p = np.exp(logits + bias) / np.exp(logits + bias).sum(axis=1, keepdims=True)
-    own = [classes.index(key) for key in keys]
+    apply = jax.jit(lambda x: system.encoder().apply(network.variables, x, train=False))
+    embeddings = apply(windows.reshape(-1, *windows.shape[2:]))
+    logits = np.asarray(embeddings, np.float64) @ network.backend["kernel"].T + bias
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    own = [network.backend["classes"].tolist().index(list(key)) for key in keys]
     for odds in (True, False):
         values = (np.log(1 - p) if odds else 0) - np.log(p)
-        means = values.reshape(len(train), len(starts), 2).mean(axis=1)
+        means = values.reshape(len(rows), len(starts), 2).mean(axis=1)
         found = rival.evidence(system, network, clips, keys, odds=odds)
-        np.testing.assert_allclose(found, means[np.arange(len(train)), own], atol=1e-4)
+        np.testing.assert_allclose(found, means[np.arange(len(rows)), own], atol=1e-4)
 
 
 def _unit(*shape, seed=0):
