@@ -32,14 +32,8 @@ def test_permutation_has_every_clip_and_completes_the_last_batch(clips, batch):
     counts = np.bincount(order.ravel(), minlength=clips)
     assert counts.min() >= 1
     assert counts.max() - counts.min() <= 1
-
-
-def test_permutations_are_shuffled_by_their_key():
-    orders = {
-        tuple(np.asarray(sampling.epoch_permutation(jax.random.key(key), 20, 4)).ravel().tolist())
-        for key in range(5)
-    }
-    assert len(orders | {tuple(range(20))}) == 6
+    other = sampling.epoch_permutation(jax.random.key(2), clips, batch)
+    assert (order != other).any()
 
 
 def test_episodes_are_balanced_and_never_take_an_empty_class():
@@ -71,6 +65,10 @@ def test_members_of_a_large_class_are_drawn_evenly():
     # 700 episodes of 4 classes out of 4: 2 of 7 clips each, 200 expected, deviation 12.
     assert counts.min() > 150
     assert counts.max() < 250
+    # Classes draw apart: of equal ones, not the same members.
+    equal = sampling.class_members(np.repeat(np.arange(2), 20), 2)
+    first, second = np.asarray(sampling.episode(jax.random.key(0), equal, 2, 10)[0]) % 20
+    assert set(first) != set(second)
 
 
 def test_crop_starts_reach_both_ends_and_stay_inside():
@@ -84,6 +82,9 @@ def test_crop_starts_reach_both_ends_and_stay_inside():
     assert set(starts[:, 1]) == {0, 1, 2}
     assert starts[:, 2].min() == 0
     assert starts[:, 2].max() == 24
+    frames = np.array([16, 40, 17, 30, 25], np.int32)
+    plan = sampling.plan_permutation(jax.random.key(0), frames, 2, 16)
+    assert (np.asarray(plan.starts) <= frames[np.asarray(plan.clips)] - 16).all()
 
 
 def test_take_crops_equals_slices():
@@ -110,19 +111,6 @@ def test_plans_follow_from_the_key_alone():
     assert first.clips.shape == (40, 6)
     # No two episodes alike: every step folds in its own number.
     assert len({tuple(row) for row in np.asarray(first.clips)}) > 30
-
-
-def test_random_plan_crops_fit_their_own_clip():
-    frames = np.array([16, 40, 17, 30, 25], np.int32)
-    plan = sampling.plan_permutation(jax.random.key(0), frames, 2, 16)
-    assert (np.asarray(plan.starts) <= frames[np.asarray(plan.clips)] - 16).all()
-
-
-def test_classes_of_an_episode_draw_their_members_apart():
-    members = sampling.class_members(np.repeat(np.arange(2), 20), 2)
-    clips, _ = sampling.episode(jax.random.key(0), members, 2, 10)
-    first, second = (set((row % 20).tolist()) for row in np.asarray(clips))
-    assert first != second
 
 
 def test_a_plan_of_stacks_has_every_crop_of_every_clip():

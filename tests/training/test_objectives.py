@@ -2,37 +2,27 @@
 cannot do."""
 
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
 
 from asdproto import losses
-from asdproto.models.autoencoder import AutoEncoder
 from asdproto.prototypes import l2_normalize
 from asdproto.training.devices import RunOptions, use_devices
-from asdproto.training.loop import train
-from asdproto.training.objectives import (
-    OBJECTIVES,
-    make_objective,
-    npe_objective,
-    reconstruction_objective,
-)
+from asdproto.training.objectives import OBJECTIVES, make_objective, npe_objective
 from asdproto.training.stage import (
     EpisodePrototypes,
     Episodes,
     EpochPrototypes,
     Finetuning,
-    FrameStacks,
     Pretraining,
     RandomBatches,
     Stage,
 )
 from asdproto.training.state import Batch, TrainState
-from asdproto.training.task import Task
+from tests.losses.devices import check_devices_equal_one
 from tests.training import tiny
 
 DATA = tiny.make_data()
@@ -109,7 +99,7 @@ KINDS = (
 
 @pytest.mark.parametrize("name", KINDS)
 def test_three_devices_equal_one(name):
-    """As a training step does it; 16 examples, six a device, two of them padding."""
+    """16 examples, six a device, two of them padding."""
     task = _task(name)
     objective, hyper = task.objective, task.stage.hyper()
     params, carried = {}, {}
@@ -122,30 +112,17 @@ def test_three_devices_equal_one(name):
     )
     state = TrainState(0, {}, {}, (), carried, prototypes, 0.0)
 
-    def step(params, z, batch, axis_name=None):
-        def mean(params):
-            values, after = objective.loss(
-                params["loss"], state, l2_normalize(z * params["weights"]), batch,
-                key=jax.random.key(3), hyper=hyper, num_classes=tiny.CLASSES, axis_name=axis_name,
-            )  # fmt: skip
-            return losses.masked_mean(values, batch.where, axis_name=axis_name), after
+    def loss(params, rows, *, where, axis_name):
+        z, clips, labels = rows
+        embeddings = l2_normalize(z * params["weights"])
+        more = {"hyper": hyper, "num_classes": tiny.CLASSES, "axis_name": axis_name}
+        batch = Batch(clips, None, labels, where)
+        return objective.loss(
+            params["loss"], state, embeddings, batch, key=jax.random.key(3), **more
+        )
 
-        (value, after), gradients = jax.value_and_grad(mean, has_aux=True)(params)
-        return value, after, gradients if axis_name is None else lax.pmean(gradients, axis_name)
-
-    batch = Batch(jnp.arange(18), None, jnp.array([0, 2, 3, 4, 0]).repeat(4)[:18])
-    expected = jax.jit(step)(params, z[:16], jax.tree.map(lambda x: x[:16], batch))
-    batch = batch._replace(where=jnp.arange(18) < 16)
-    spread = jax.tree.map(lambda x: x.reshape(3, 6, *x.shape[1:]), (z, batch))
-    run = jax.pmap(
-        lambda *arguments: step(*arguments, axis_name="d"),
-        axis_name="d", in_axes=(None, 0, 0), devices=jax.devices()[:3],
-    )  # fmt: skip
-    # Sums over devices in another order.
-    for found, wanted in zip(
-        jax.tree.leaves(run(params, *spread)), jax.tree.leaves(expected), strict=True
-    ):
-        np.testing.assert_allclose(found[0], wanted, atol=1e-5, rtol=1e-4)
+    rows = z, jnp.arange(18), jnp.array([0, 2, 3, 4, 0]).repeat(4)[:18]
+    check_devices_equal_one(loss, params, rows, jnp.arange(18) < 16, devices=3)
 
 
 @pytest.mark.parametrize(
@@ -220,34 +197,3 @@ def test_random_batches_leave_out_lone_anchors_and_absent_classes():
         logits = [mean @ z[i] / np.linalg.norm(mean) / 0.3 for mean in means]
         expected = np.log(np.sum(np.exp(logits))) - logits[labels[i]]
         np.testing.assert_allclose(found[i], expected, rtol=1e-5)
-
-
-@dataclasses.dataclass(frozen=True)
-class Stacks(FrameStacks, Stage):
-    """Every stack of frames."""
-
-
-def test_an_autoencoder_of_stacks_of_frames_trains_in_the_same_loop(tmp_path):
-    """Two machine types side by side are those trained alone, and learn."""
-    stage = Stacks(batch_size=16, epochs=4, optimizer="adam", weight_decay=0.0,
-                   learning_rates=((1e-2, 4),))  # fmt: skip
-    data = [tiny.make_data(), dataclasses.replace(DATA, train=tiny.make_data(1).train)]
-    data[1] = dataclasses.replace(data[1], train=dataclasses.replace(
-        data[1].train, frames=DATA.train.frames))  # fmt: skip
-    model = AutoEncoder(hidden=(16,), bottleneck=4)
-    tasks = [Task.of(one, model=model, stage=stage, crop=tiny.CROP,
-                     objective=reconstruction_objective()) for one in data]  # fmt: skip
-    assert tasks[0].steps_per_epoch == -(-tasks[0].num_crops // 16)
-    states = [task.init(jax.random.key(0), tiny.MELS) for task in tasks]
-    keys = [jax.random.key(seed) for seed in (1, 2)]
-    options = RunOptions(tmp_path, use_devices(1), loop="scan")
-    together = train(tasks[0], data, options, states, keys, [stage.hyper()] * 2, name="together")
-    options = dataclasses.replace(options, workdir=None)
-    for number, state in enumerate(together):
-        alone = tiny.train(tasks[number], data[number], options, states[number], keys[number])
-        # vmap sums in another order; where a gradient is 0 but for that, Adam makes steps of it.
-        np.testing.assert_allclose(state.loss_sum, alone.loss_sum, rtol=1e-3)
-    means = [
-        json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
-    ]
-    assert means[-1] < 0.9 * means[0]
