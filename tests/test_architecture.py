@@ -109,12 +109,6 @@ def below(name, prefixes):
     return any(name == prefix or name.startswith(prefix + ".") for prefix in prefixes)
 
 
-def test_imports_inside_functions_are_seen():
-    tree = ast.parse("def f():\n    import a.b\n    from c.d import e, g as h\n")
-    assert imports_of(tree) == {"a.b", "c.d"}
-    assert imports_of(tree, {"c.d.e"}) == {"a.b", "c.d.e", "c.d"}
-
-
 def test_every_module_has_a_floor():
     unplaced = [
         name

@@ -19,20 +19,11 @@ def write(path, audio, rate=16000, subtype="PCM_16", **more):
     return path
 
 
-def test_a_recording_reads_as_soundfile_reads_it(tmp_path):
-    audio = np.array([-1, 1 - 2**-15, 0, 2**-15, 0.5] * 401)
-    path = write(tmp_path / "a.wav", audio, subtype="PCM_24")
-    read, _ = read_audio(path)
-    assert read.dtype == np.float32
-    np.testing.assert_array_equal(read, soundfile.read(path, dtype="float32")[0])
-    np.testing.assert_array_equal(read, audio.astype(np.float32))
-
-
 def test_the_first_channel_that_is_not_dead_is_taken_and_said(tmp_path):
     audio = np.stack([noise(4000, seed) for seed in range(8)], axis=1)
     path = write(tmp_path / "a.wav", audio, format="WAVEX")
     read, info = read_audio(path)
-    assert info.notes(16000) == ["8 channels, channel 0 taken"]
+    assert (read.dtype, info.notes(16000)) == (np.float32, ["8 channels, channel 0 taken"])
     np.testing.assert_array_equal(read, soundfile.read(path, dtype="float32")[0][:, 0])
     audio[:, 0] *= 1e-4
     audio[:, 1] = 0.3  # a constant voltage is no sound either

@@ -19,21 +19,6 @@ from asdproto.files import (
 )
 
 
-@pytest.mark.parametrize(
-    ("content", "found"),
-    [(b'{"seed": 1,', "not json"), (b"[" * 100_000, "not json"), (b"[1, 2]", "a json list")],
-)
-def test_damaged_json_is_one_line(tmp_path, content, found):
-    path = tmp_path / "config.json"
-    path.write_bytes(content)
-    with pytest.raises(DataError) as caught:
-        read_json(path, remedy="Train it again.")
-    assert str(caught.value).startswith(f"{path}: found ")
-    assert found in caught.value.found
-    assert str(caught.value).endswith("expected a json object. Train it again.")
-    assert "\n" not in str(caught.value)
-
-
 @pytest.mark.parametrize("read", [read_json, read_arrays, read_csv])
 def test_what_is_no_file_is_said_and_not_waited_for(tmp_path, read):
     more = {} if read is read_csv else {"remedy": "Look elsewhere."}
@@ -139,15 +124,6 @@ def test_a_folder_appears_as_a_whole_or_not_at_all(tmp_path):
         make(out, "2")
     assert (out / "model").read_text() == "1"
     assert [path.name for path in out.parent.iterdir()] == ["out"]
-
-
-def test_a_folder_of_something_else_is_left_alone(tmp_path):
-    (tmp_path / "recordings").mkdir()
-    (tmp_path / "recordings" / "a.wav").write_text("sound")
-    for path, mark in (("recordings", "made.json"), ("recordings/a.wav", None)):
-        with pytest.raises(DataError, match="expected no folder, an empty one, or the same export"):
-            make(tmp_path / path, mark=mark)
-    assert [path.name for path in tmp_path.rglob("*")] == ["recordings", "a.wav"]
 
 
 # --- texts of strangers

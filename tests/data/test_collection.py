@@ -14,15 +14,16 @@ from asdproto.data.problems import Notice, errors_in, listed, overlong
 from asdproto.data.table import write_table
 from asdproto.data.validate import validate
 from asdproto.errors import DataError
+from tests.experiments.collection import write_collection
 
-TRAIN = "fan/train/section_00_source_train_normal_0000_m-n_W.wav"
-TEST = "fan/test/section_00_target_test_anomaly_0000_m-n_Z.wav"
-NEW = "fan/train/section_00_source_train_normal_0009_m-n_W.wav"
+TRAIN = "fan/train/section_00_source_train_normal_0000_load_1.wav"
+TEST = "fan/test/section_00_target_test_anomaly_0000_load_3.wav"
+NEW = "fan/train/section_00_source_train_normal_0009_load_1.wav"
 
 
 def add(root, name, seed=7):
     (root / name).parent.mkdir(parents=True, exist_ok=True)
-    noise = np.random.default_rng([seed, 1]).normal(0, 0.1, 4000)
+    noise = np.random.default_rng([seed, 1]).normal(0, 0.1, 32000)
     soundfile.write(root / name, noise, 16000)
 
 
@@ -30,17 +31,8 @@ def add(root, name, seed=7):
 def template(tmp_path_factory):
     """One section, all cells of the table, no fault."""
     root = tmp_path_factory.mktemp("template") / "dev_data"
-    names = [
-        "train/section_00_source_train_normal_0000_m-n_W",
-        "train/section_00_source_train_normal_0001_m-n_X",
-        "train/section_00_target_train_normal_0000_m-n_Z",
-        "test/section_00_source_test_normal_0000_m-n_W",
-        "test/section_00_source_test_anomaly_0000_m-n_X",
-        "test/section_00_target_test_normal_0000_m-n_Z",
-        "test/section_00_target_test_anomaly_0000_m-n_Z",
-    ]
-    for seed, name in enumerate(names):
-        add(root, f"fan/{name}.wav", 100 + seed)
+    write_collection(root)
+    shutil.rmtree(root / "pump")
     return root
 
 
@@ -56,13 +48,13 @@ def problems_of(root):
 def test_a_collection_without_fault_has_no_problem(root):
     assert problems_of(root) == problems_of(root / "fan") == []
     [problem] = problems_of(root / "fan/train")
-    assert problem.found == "3 training clips and no test clip"
+    assert problem.found == "8 training clips and no test clip"
     assert "uav" not in read_collection(root).summary()
     assert read_collection(root).layout == "names"
     # What comes since 2025 and no system reads is left out.
     add(root, "fan/supplemental/section_00_noise_0001_.wav")
     assert problems_of(root) == []
-    assert len(read_collection(root).clips) == 7
+    assert len(read_collection(root).clips) == 12
 
 
 def added(name):
@@ -73,9 +65,8 @@ def remove(pattern):
     return lambda root: [file.unlink() for file in (root / "fan").glob(pattern)]
 
 
-CLASH = "fan/test/section_00_source_train_normal_0002_m-n_W.wav"
-ANOMALY = "fan/train/section_00_source_train_anomaly_0002_m-n_W.wav"
-LONG = f"{'x' * 81}/train/{NEW[10:]}"
+CLASH = "fan/test/section_00_source_train_normal_0002_load_1.wav"
+ANOMALY = "fan/train/section_00_source_train_anomaly_0002_load_1.wav"
 FLAC = TRAIN.replace(".wav", ".flac")
 NO_TARGET = "no target training clip, though 2 test clips are of that domain"
 # What breaks the collection; severity and place of the problem, what is found.
@@ -84,7 +75,6 @@ FAULTS = {
     "folder": (added(CLASH), f"error: {CLASH}", "a source clip in the folder 'test'"),
     "anomaly": (added(ANOMALY), f"error: {ANOMALY}", "an anomaly in the training split"),
     "machine": (added("section_00_0.wav"), "error: section_00_0.wav", "no folder that says the m"),
-    "long": (added(LONG), f"error: {LONG}", "(81 characters)"),
     "no target": (remove("train/*target*"), "notice: fan section 00", NO_TARGET),
     "no training": (remove("train/*"), "error: fan section 00", "4 test clips and no training"),
     "one kind": (remove("test/*anom*"), "notice: fan section 00", "2 normal test clips and no"),
@@ -139,8 +129,8 @@ def test_what_changed_in_a_collection_is_said_in_one_line(root, table):
     if table:  # says what is there
         assert text == f"2 files changed ({TEST}, {TRAIN})"
         csv = root / "clips.csv"
-        csv.write_text(csv.read_text().replace(",m-n_X", ",m-n_V"))
-        assert "2 described otherwise (" in changes(before, read_collection(root).identity())
+        csv.write_text(csv.read_text().replace(",load_2", ",load_5"))
+        assert "3 described otherwise (" in changes(before, read_collection(root).identity())
     else:
         assert text == f"1 file added ({NEW}), 1 changed ({TRAIN}), 1 removed ({TEST})"
 

@@ -410,7 +410,7 @@ def test_a_damaged_file_is_named_and_the_rest_is_shown(workdir):
 def test_nothing_but_damage_is_refused(tmp_path):
     with pytest.raises(DataError, match="found nothing; expected the folder of a run"):
         page.write_report(tmp_path / "nowhere")
-    (tmp_path / "config.json").write_text("{")
+    (tmp_path / "config.json").write_text("[" * 100_000)
     with pytest.raises(DataError, match=r"config\.json: found text that is not json"):
         page.write_report(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]

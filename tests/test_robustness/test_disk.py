@@ -106,9 +106,3 @@ def test_folders_that_may_not_be_written(nobody, open_folder, data, trained, cap
             (["score", run, clip, "--csv", run / "scores.csv"], run / "scores.csv"),
         ):
             assert f"error: {file}" in fails(capsys, *command)
-    os.chmod(run, 0o755)
-    (run / "results.json").unlink()
-    os.chmod(run, 0o555)
-    with nobody():
-        said = fails(capsys, *tiny_run.command(readable, run))
-    assert said == f"error: {run / '.lock'}: Permission denied"

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from asdproto import cli, signals
+from asdproto.results.run_folder import read_results
 from tests.test_robustness import tiny_run
 from tests.test_robustness.processes import command, ended, server, started, wait_for
+from tests.test_robustness.test_run_files import contents
 
 pytestmark = pytest.mark.slow
 
@@ -116,18 +118,14 @@ def test_handlers_are_put_back_and_what_others_have_set_stays():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def contents(workdir: Path) -> dict[str, object]:
+def outcome(workdir: Path) -> tuple:
     """What a run has come to: parameters, scores, tables."""
-    found: dict[str, object] = {
-        str(path.relative_to(workdir)): path.read_bytes()
-        for folder in ("scores", "features")
-        for path in sorted((workdir / folder).rglob("*"))
-        if path.is_file() and path.name != ".lock"  # which a kill may leave behind
-    }
+    features = contents(workdir / "features")
+    features.pop(".lock", None)  # which a kill may leave behind
     names = ("stage", "epoch", "step", "loss", "learning_rate")
-    found["metrics"] = [[line[name] for name in names] for line in metrics(workdir)]
-    results = json.loads((workdir / "results.json").read_text())
-    return found | {name: results[name] for name in ("systems", "seeds")}
+    lines = [[line[name] for name in names] for line in metrics(workdir)]
+    results = read_results(workdir)
+    return contents(workdir / "scores"), features, lines, results["systems"], results["seeds"]
 
 
 def test_killed_at_random_moments_and_resumed(server, data, tmp_path):
@@ -142,8 +140,7 @@ def test_killed_at_random_moments_and_resumed(server, data, tmp_path):
 
     whole = tmp_path / "whole"
     run_to_the_end(arguments_of(whole), tmp_path / "log")
-    expected = contents(whole)
-    assert len(expected) > 40
+    expected = outcome(whole)
     rng, killed = random.Random(7), []
     for turn in range(-(-KILLS // len(PHASES))):
         workdir, log, kept = tmp_path / f"run{turn}", tmp_path / f"log{turn}", []
@@ -160,7 +157,7 @@ def test_killed_at_random_moments_and_resumed(server, data, tmp_path):
             kept = lines[:-1]
         run_to_the_end(arguments_of(workdir), log)
         assert metrics(workdir)[: len(kept)] == kept  # with their times
-        assert contents(workdir) == expected
+        assert outcome(workdir) == expected
         assert "<html" in (workdir / "report.html").read_text().lower()
         assert "Traceback" not in log.read_text()
         # Nothing half done is left, but perhaps of the page, which anybody may be writing.
