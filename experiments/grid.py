@@ -8,10 +8,12 @@ the command end with exit code 1. Whoever ends last has written the whole table.
 
 import argparse
 import contextlib
+import json
 import os
 import sys
 import time
 import traceback
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +26,6 @@ from asdproto.arguments import Parser
 from asdproto.config import ConfigError, describe_fields, override
 from asdproto.data.store import FeatureStore
 from asdproto.errors import DataError
-from asdproto.features import FeatureSettings
 from asdproto.files import locked
 from asdproto.results.run_folder import read_figures, write_config, write_figures
 from asdproto.results.tables import HEADLINE, TITLES, percent
@@ -116,14 +117,18 @@ def claimed(folder: Path) -> Iterator[bool]:
         yield has_lock
 
 
-def features_of(
-    data: Path, folder: Path, settings: FeatureSettings, console: Console | None
-) -> FeatureStore:
-    """Feature store of a collection; waits for another process that is extracting it."""
+def features_of(system: Any, args: argparse.Namespace, console: Console | None) -> FeatureStore:
+    """Features of a system; waits for another process that is extracting them.
+
+    Systems of one kind of features share them.
+    """
+    described = json.dumps(vars(system.features), sort_keys=True).encode()
+    name = f"{system.features.scale}-{zlib.crc32(described):08x}"
+    folder = (args.features or args.workdir / "features") / name
     while True:
-        with claimed(folder.with_name(f"{folder.name}.claim")) as has_lock:
+        with claimed(folder.with_name(f"{name}.claim")) as has_lock:
             if has_lock:
-                return run.features_of(data, folder, settings, console)
+                return run.features_of(args.data, folder, system.features, console)
         time.sleep(1)
 
 

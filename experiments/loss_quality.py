@@ -80,8 +80,8 @@ def get_config(preset: str) -> PrototypeSystem:
 
 def prototypes(system: PrototypeSystem) -> PrototypeSystem:
     """The system, compared by prototypes and the last stage as in the paper."""
-    changes: Any = {"kind": "mahalanobis", "shrinkage": 0.001, "all_stages": False}
-    return dataclasses.replace(system, score=dataclasses.replace(system.score, **changes))
+    changes = ("kind=mahalanobis", "shrinkage=0.001", "all_stages=False")
+    return override(system, [f"score.{change}" for change in changes])
 
 
 def figures(system: PrototypeSystem, data: Dataset, state: TrainState) -> dict[str, Any]:
@@ -178,10 +178,8 @@ class Comparison:
 
     def at(self, temperature: float | None) -> PrototypeSystem:
         """The system at a temperature."""
-        if temperature is None:
-            return self.system
-        stage = dataclasses.replace(self.system.pretrain, temperature=temperature)
-        return dataclasses.replace(self.system, pretrain=stage)
+        changes = [] if temperature is None else [f"pretrain.temperature={temperature}"]
+        return override(self.system, changes)
 
     def fill(
         self, loss: str, make: MakeObjective, temperature: float | None, seeds: Sequence[int]

@@ -25,7 +25,6 @@ gmm           63.1  62.1  56.8  64.2  61.1
 ============  ====  ====  ====  ====  ====
 """
 
-import dataclasses
 import time
 from pathlib import Path
 
@@ -53,12 +52,7 @@ ABOUT = (
 
 def get_config() -> PrototypeSystem:
     """The paper's system at the size of the quickstart."""
-    system = two_stage.get_config("small")
-    return dataclasses.replace(
-        system,
-        pretrain=dataclasses.replace(system.pretrain, epochs=30),
-        finetune=dataclasses.replace(system.finetune, epochs=15),
-    )
+    return override(two_stage.get_config("small"), ["pretrain.epochs=30", "finetune.epochs=15"])
 
 
 def main(argv: list[str] | None = None) -> None:

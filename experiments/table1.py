@@ -15,13 +15,9 @@ trained side by side on accelerators, see :mod:`experiments.side_by_side`.
 
 import dataclasses
 import functools
-import json
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
 
 from asdproto.config import ConfigError
 from asdproto.results.run_folder import write_results
@@ -86,21 +82,12 @@ def variants(system: PrototypeSystem) -> Variants:
 
 def train_cell(system: Any, args: Any, folder: Path, seed: int, options: RunOptions) -> None:
     """Trains, scores and evaluates one system with one seed, as a run folder."""
-    store = store_of(system, args, options.console)
+    store = grid.features_of(system, args, options.console)
     options = dataclasses.replace(options, workdir=folder)
     results = train_run(system, store, options, seeds=[seed], machines=args.machines)
     if not results["systems"]:
         raise ConfigError(common.NO_LABELS)
     write_results(folder, results)
-
-
-def store_of(system: Any, args: Any, console: Console | None) -> Any:
-    """Features of a system; systems of one kind of features share them."""
-    settings = system.features
-    described = json.dumps(vars(settings), sort_keys=True).encode()
-    name = f"{settings.scale}-{zlib.crc32(described):08x}"
-    folder = (args.features or args.workdir / "features") / name
-    return grid.features_of(args.data, folder, settings, console)
 
 
 def variant_cells(
@@ -115,7 +102,7 @@ def variant_cells(
         return tuple(scores_of(args.workdir, key, seed) for key in chosen for seed in seeds)
 
     def run(seeds: Sequence[int]) -> None:
-        data = prepare_for(system, store_of(system, args, options.console), args.machines)
+        data = prepare_for(system, grid.features_of(system, args, options.console), args.machines)
         missing = [seed for seed in seeds if not all(path.exists() for path in files([seed]))]
         measure(chosen, missing, system, data, options, together)
 

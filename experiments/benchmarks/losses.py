@@ -57,11 +57,9 @@ from experiments.benchmarks.loss_rivals import ENTRIES, Entry
 from experiments.benchmarks.timing import interleave, ratios, spread
 
 SIZES = ((128, 147, 512), (512, 1024, 256))
-IN_BATCH_SIZES = ((128, 0, 512), (512, 0, 256))
 # Of accelerators, too; with several prototypes a class, as many of them.
 LARGE_SIZES = ((1024, 10_000, 512), (4096, 100_000, 512))
 LARGE_SEVERAL_SIZES = ((1024, 2500, 512), (4096, 25_000, 512))
-LARGE_IN_BATCH_SIZES = ((1024, 0, 512), (4096, 0, 512))
 PIECES = {"classes": 2048, "anchors": 512}
 GIB = 2**30
 OwnLosses = Mapping[str, loss_quality.MakeObjective]
@@ -210,12 +208,10 @@ def entries(
     """What is to be timed, at which size."""
     large = jax.default_backend() != "cpu"
     for entry in ENTRIES:
-        sizes, more = SIZES, LARGE_SEVERAL_SIZES if "several" in entry.arrays else LARGE_SIZES
-        if entry.group:
-            sizes, more = IN_BATCH_SIZES, LARGE_IN_BATCH_SIZES
-        for size in args.sizes or (sizes + more if large else sizes):
+        more = LARGE_SEVERAL_SIZES if "several" in entry.arrays else LARGE_SIZES
+        for batch, classes, dim in args.sizes or (SIZES + more if large else SIZES):
             if not args.loss or entry.name in args.loss:
-                yield entry, (size[0], 0 if entry.group else size[1], size[2])
+                yield entry, (batch, 0 if entry.group else classes, dim)
     for name, make in own.items():
         for size in args.sizes or SIZES:
             if not args.loss or name in args.loss:

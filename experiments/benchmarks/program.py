@@ -22,7 +22,6 @@ At paper scale for an H100 (width 64, bfloat16, ``experiments/results/program_h1
 1,916 MB; of 8 runs as one program 305 and 8,154 MB, 324 and 18,921 MB.
 """
 
-import argparse
 import functools
 import math
 import os
@@ -225,7 +224,7 @@ def summarize(compiled: Any, gathered: int) -> dict[str, Any]:
     }
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser = Parser(
         prog="python -m experiments.benchmarks.program",
         description="Kernels and bytes of a training step, compiled for a GPU without one.",
@@ -239,30 +238,24 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--lowering", nargs="+", default=["auto"], help="how convolutions are compiled, to compare")
     add("--runs", type=int, default=0, metavar="S", help="a sweep of S runs besides")
     add("--out", type=Path, metavar="FILE", help="json of the result")
-    return parser.parse_args(arguments)
-
-
-def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    args = parse(arguments)
-    console = Console()
+    args, console = parser.parse_args(arguments), Console()
     device = describe_device(args.target.read_text() if args.target else H100)
     changes = [f"encoder.dtype={args.dtype}"]
     if args.width:
         changes.append(f"encoder.width={args.width}")
-    encoder = override(get_config(args.preset), changes).encoder
-    clips = CLIPS[args.preset]
-    data = make_data(clips, CLASSES, encoder.crop)
+    base, clips = override(get_config(args.preset), changes), CLIPS[args.preset]
+    data = make_data(clips, CLASSES, base.encoder.crop)
     result: dict[str, Any] = {
         "device": f"{device.device_kind}, described, not present",
         "versions": versions(),
         "preset": args.preset,
         "dtype": args.dtype,
-        "width": encoder.width,
+        "width": base.encoder.width,
         "clips": clips,
         "programs": {},
     }
     for lowering in args.lowering:
-        system = override(get_config(args.preset), [*changes, f"encoder.lowering={lowering}"])
+        system = override(base, [f"encoder.lowering={lowering}"])
         for stage in args.stages:
             task = make_task(system, stage, data, Devices((device,), 1, 0), "scan")
             for runs in (0, args.runs) if args.runs else (0,):

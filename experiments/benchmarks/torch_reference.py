@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from flax.traverse_util import flatten_dict
 from torch import nn
 
-from asdproto.training.stage import Hyper
 from asdproto.training.state import Batch, TrainState
 from asdproto.training.step import train_step
 from asdproto.training.task import Task
@@ -177,7 +176,7 @@ class Rival:
             torch.cuda.synchronize()
 
 
-def compare(task: Task, state: TrainState, batch: Batch, hyper: Hyper) -> dict[str, float]:
+def compare(task: Task, state: TrainState, batch: Batch) -> dict[str, float]:
     """Checks in float32 that both sides do the same: embeddings, loss and one update.
 
     Returns:
@@ -194,7 +193,7 @@ def compare(task: Task, state: TrainState, batch: Batch, hyper: Hyper) -> dict[s
         embeddings, _ = task.model.apply(
             variables, batch.crops, train=True, mutable=["batch_stats"]
         )
-        after, loss = train_step(task, state, batch, jax.random.key(0), hyper)
+        after, loss = train_step(task, state, batch, jax.random.key(0), task.stage.hyper())
         return embeddings, loss, after.params["encoder"]
 
     tf32 = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()

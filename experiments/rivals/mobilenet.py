@@ -7,7 +7,7 @@ is believed. One network a machine type, over its sections.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -157,16 +157,7 @@ class MobileNetV2(nn.Module):
             epsilon=1e-3,
         )
         glorot = nn.initializers.glorot_uniform()
-        pointwise = functools.partial(
-            nn.Dense, use_bias=False, dtype=self.dtype, kernel_init=glorot
-        )
-        depthwise = functools.partial(
-            Depthwise,
-            symmetric=False,
-            kernel_init=glorot,
-            lowering=self.lowering,
-            dtype=self.dtype,
-        )
+        pointwise, depthwise = convolutions(self, glorot, symmetric=False)
 
         def relu6(name: str, x: jax.Array) -> jax.Array:
             return jnp.minimum(norm(relu=True, name=f"{name}_norm")(x, where), 6)
@@ -185,6 +176,17 @@ class MobileNetV2(nn.Module):
         kernel = jnp.sum(kernel, axis=2).astype(self.dtype)
         taps = shifted(images[..., None], 2, symmetric=False)
         return jnp.concatenate(taps, axis=-1) @ kernel.reshape(9, features)
+
+
+def convolutions(
+    network: Any, init: nn.initializers.Initializer, *, symmetric: bool
+) -> tuple[Callable[..., nn.Module], Callable[..., nn.Module]]:
+    """Makers of a network's 1 x 1 convolutions and of its :class:`Depthwise` ones, without bias."""
+    both = {"kernel_init": init, "dtype": network.dtype}
+    pointwise = functools.partial(nn.Dense, use_bias=False, **both)
+    return pointwise, functools.partial(
+        Depthwise, symmetric=symmetric, lowering=network.lowering, **both
+    )
 
 
 def inverted_residuals(

@@ -24,7 +24,7 @@ from asdproto.prototypes import l2_normalize
 from asdproto.systems.system import Comparison, Section
 from asdproto.training.devices import RunOptions
 from asdproto.training.objectives import Objective
-from experiments.rivals.mobilenet import Depthwise, inverted_residuals
+from experiments.rivals.mobilenet import convolutions, inverted_residuals
 from experiments.rivals.rival import (
     Fitted,
     Network,
@@ -149,7 +149,7 @@ class STgramMFN(nn.Module):
       n_mels: Bands of the log-mel spectrogram; the rest of every frame are its samples.
       stages: Expansion, channels, blocks and first strides of each stage.
       head: Channels of the last map.
-      dim: Length of an embedding.
+      embedding_dim: Length of an embedding.
       stem: Channels of the first convolution.
       lowering: How convolutions are compiled.
       dtype: Of activations; parameters, statistics and embeddings are float32.
@@ -163,16 +163,11 @@ class STgramMFN(nn.Module):
     n_mels: int = 128
     stages: tuple[tuple[int, int, int, int], ...] = STAGES
     head: int = 512
-    dim: int = 128
+    embedding_dim: int = 128
     stem: int = 64
     lowering: Lowering = "native"
     dtype: jnp.dtype = jnp.float32
     axis_name: str | None = None
-
-    @property
-    def embedding_dim(self) -> int:
-        """Length of an embedding."""
-        return self.dim
 
     @nn.compact
     def __call__(
@@ -189,19 +184,10 @@ class STgramMFN(nn.Module):
           where: Boolean, shape ``[batch]``; other examples do not enter the batch statistics.
 
         Returns:
-          Unit embeddings, float32, shape ``[batch, dim]``.
+          Unit embeddings, float32, shape ``[batch, embedding_dim]``.
         """
         norm = functools.partial(BatchNorm, train=train, dtype=self.dtype, axis_name=self.axis_name)
-        pointwise = functools.partial(
-            nn.Dense, use_bias=False, dtype=self.dtype, kernel_init=he_fan_out
-        )
-        depthwise = functools.partial(
-            Depthwise,
-            symmetric=True,
-            kernel_init=he_fan_out,
-            lowering=self.lowering,
-            dtype=self.dtype,
-        )
+        pointwise, depthwise = convolutions(self, he_fan_out, symmetric=True)
 
         def prelu(name: str, x: jax.Array) -> jax.Array:
             x = norm(name=f"{name}_norm")(x, where)
@@ -219,7 +205,7 @@ class STgramMFN(nn.Module):
         x = prelu("head", pointwise(self.head, name="head")(x))
         kernel = self.param("pool", _pool_init, x.shape[1:], jnp.float32).astype(self.dtype)
         x = norm(name="pool_norm")(jnp.einsum("brcd,rcd->bd", x, kernel), where)
-        x = norm(name="embedding_norm")(pointwise(self.dim, name="embedding")(x), where)
+        x = norm(name="embedding_norm")(pointwise(self.embedding_dim, name="embedding")(x), where)
         return l2_normalize(x.astype(jnp.float32))
 
 

@@ -143,7 +143,7 @@ def _mobilefacenet(variables, x):
 
 @every_lowering
 def test_stgram_equals_a_plain_forward_pass(lowering):
-    model = STgramMFN(n_mels=6, lowering=lowering, stages=FACE_STAGES, head=12, dim=6)
+    model = STgramMFN(n_mels=6, lowering=lowering, stages=FACE_STAGES, head=12, embedding_dim=6)
     clip = 5 * _random(2, 15, 6 + 8)  # 8 frames after the stem: an even map to halve
     variables = oracles.random_variables(_init(model, clip))
     found = jax.jit(lambda v: model.apply(v, clip, train=False))(variables)
