@@ -18,21 +18,16 @@ class Parsed(BaseException):
     """A command line went through its parser."""
 
 
-def _blocks(page):
-    """Sentences and code blocks in turn, sentences last."""
-    parts = page.read_text().split("```")
-    assert len(parts) % 2, f"{page}: a code block without an end"
-    return [*parts, ""]
-
-
 def _command_lines():
     """(module, arguments) of every ``python -m`` in our pages, code blocks and sentences."""
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-    parts = [part for page in pages for part in _blocks(page)]
-    texts = [block.replace("\\\n", " ") for block in parts[1::2]]
-    for sentences in parts[::2]:
-        texts += [span.replace("\n", " ") for span in re.findall(r"`([^`]*)`", sentences)]
-    found = []
+    texts, found = [], []
+    for page in pages:
+        parts = page.read_text().split("```")
+        assert len(parts) % 2, f"{page}: a code block without an end"
+        texts += [block.replace("\\\n", " ") for block in parts[1::2]]
+        for sentences in parts[::2]:
+            texts += [span.replace("\n", " ") for span in re.findall(r"`([^`]*)`", sentences)]
     for line in "\n".join(texts).splitlines():
         match = re.search(r"python -m ((?:asdproto|experiments)[\w.]*)([^#&;|]*)", line)
         if match and not match[1].endswith(".NAME"):  # which stands for any of them

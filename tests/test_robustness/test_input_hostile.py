@@ -132,34 +132,24 @@ def check_table(path):
         raise errors[0]
 
 
-def attempt(number, folder):
-    """Makes and reads an input; whether it was taken, or else refused in one line."""
-    rng = np.random.default_rng([4, number])
-    if number % 3 == 0:
-        path, check = folder / "x.csv", check_table
-        path.write_bytes(damaged(TABLE.encode(), rng, PIECES))
-    else:
-        path, check = folder / ("x.wav" if number % 3 == 1 else "x.flac"), check_sound
-        path.write_bytes(damaged(SOUNDS[rng.integers(len(SOUNDS))], rng, SOUNDS))
-    try:
-        check(path)
-    except DataError as error:
-        text = str(error)
-        assert len(text.splitlines()) == 1, text
-        assert text.isprintable(), text
-        assert len(text) < 1000, len(text)
-        return False
-    return True
-
-
-SOUNDS = sounds()
-
-
 def test_random_damage_is_refused_in_one_line(tmp_path):
     """And ends no process; FUZZ_INPUTS tries more."""
-    count = int(os.environ.get("FUZZ_INPUTS", "300"))
-    taken = 0
+    count, taken, whole = int(os.environ.get("FUZZ_INPUTS", "300")), 0, sounds()
     for number in range(count):
         print(number, flush=True)  # the last one where a library ends the process
-        taken += attempt(number, tmp_path)
+        rng = np.random.default_rng([4, number])
+        if number % 3 == 0:
+            path, check = tmp_path / "x.csv", check_table
+            path.write_bytes(damaged(TABLE.encode(), rng, PIECES))
+        else:
+            path, check = tmp_path / ("x.wav" if number % 3 == 1 else "x.flac"), check_sound
+            path.write_bytes(damaged(whole[rng.integers(len(whole))], rng, whole))
+        said = ""
+        try:
+            check(path)
+        except DataError as error:
+            said = str(error)
+        taken += not said
+        assert said.isprintable(), said  # so it is one line
+        assert len(said) < 1000
     assert count / 30 < taken < count - count / 30
