@@ -45,15 +45,10 @@ def run_table(table: int, paper: Any, make_variants: Any, doc: str | None, argv:
     args = grid.make_parser(f"table{table}", doc, kinds).parse_args(argv)
     system = grid.get_systems(kinds, kinds, args)["prototype"]
     options = grid.start(args, argv, table=table)
-    rows = [
-        grid.Row(
-            key,
-            name,
-            functools.partial(table1.scores_of, args.workdir, key),
-            dict(zip(HEADLINE, figures, strict=True)),
-        )
-        for key, (name, figures) in paper.items()
-    ]
+    rows = []
+    for key, (name, figures) in paper.items():
+        results = functools.partial(table1.scores_of, args.workdir, key)
+        rows.append(grid.Row(key, name, results, dict(zip(HEADLINE, figures, strict=True))))
     cells = table1.variant_cells(system, make_variants(system), args, options)
     return grid.finish(table, rows, cells, args, options)
 

@@ -145,15 +145,14 @@ def measure(
         else:
             calls["torch"] = entry.torch(arrays, labels)
 
-    reference = calls.get("ours", calls.get("pieces"))
-    if reference is None:
+    base = "ours" if "ours" in calls else "pieces"
+    if base not in calls:
         return results
-    expected = reference()
+    expected = calls[base]()
     for name, call in calls.items():
-        if call is not reference:
+        if name != base:
             results[name]["difference"] = difference(call(), expected)
     wall, cpu = interleave(calls, args.rounds, limit=args.seconds, prepared=True)
-    base = "ours" if "ours" in calls else "pieces"
     for name in calls:
         for prefix, taken in {"": wall, "cpu_": cpu}.items():
             results[name][f"{prefix}ms"] = spread([1e3 * x for x in taken[name]])
