@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from typing import Literal
 
 import jax
@@ -8,13 +10,15 @@ import pytest
 
 from asdproto.models.resnet import ResNet
 from experiments.benchmarks import common as bench_common
+from experiments.benchmarks import short, timing
 from experiments.benchmarks import train as bench_train
 
-TINY = [
-    "finetune.ways=3", "finetune.shots=2", "encoder.crop=32", "pretrain.epochs=2",
-    "finetune.epochs=1", "--width", "4", "--batch", "4", "--clips", "24", "--classes", "6",
-    "--steps", "2", "--rounds", "1", "--matrix", "64",
+SHORT = [
+    "finetune.ways=3", "finetune.shots=2", "encoder.crop=32", "--width", "4", "--batch", "4",
+    "--clips", "24", "--classes", "6", "--steps", "2", "--rounds", "2", "--runs", "2",
 ]  # fmt: skip
+TINY = [*SHORT, "pretrain.epochs=2", "finetune.epochs=1", "--rounds", "1", "--matrix", "64"]
+AUDIO = ("librosa", "soundfile")
 pytestmark = pytest.mark.usefixtures("one_block")
 SHARES = {"sampling", "forward", "loss", "backward", "optimizer"}
 
@@ -25,7 +29,7 @@ def is_spread(values):
 
 @pytest.mark.slow
 def test_every_part_is_measured_and_written(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(bench_train, "Lowering", Literal["native", "patches"])
+    monkeypatch.setattr(bench_train, "Lowering", Literal["native"])
     out, parts = tmp_path / "results", ["steps", "pass", "loops", "lowering", "host"]
     words = ["--parts", *parts, "--full", "--tag", "Try 1", "--out", str(out)]
     result = bench_train.main([*TINY, *words])
@@ -59,7 +63,7 @@ def test_every_part_is_measured_and_written(tmp_path, monkeypatch, capsys):
 
     loops, lowering = result["loops"], result["lowering"]["4"]
     assert {"dispatch", "scan", "scan, native convolution"} == set(loops)
-    assert {"native", "patches", "default_options"} == set(lowering)
+    assert {"native", "default_options"} == set(lowering)
     assert all(is_spread(one["milliseconds"]) for one in (*loops.values(), *lowering.values()))
     assert is_spread(result["host"]["host_speed_to_resident"])
 
@@ -72,20 +76,6 @@ def test_pytorch_does_the_same_and_is_timed():
     assert found["differences"]["loss"] < 1e-4
     assert found["differences"]["update"] < 1e-3
     assert is_spread(found["speed_to_eager"])
-
-
-def test_a_part_that_fails_costs_only_itself(tmp_path, monkeypatch):
-    def broken(bench):
-        raise RuntimeError("out of luck")
-
-    monkeypatch.setitem(bench_train.PARTS, "steps", broken)
-    monkeypatch.setitem(bench_train.PARTS, "host", lambda bench: {"fine": 1})
-    out = tmp_path / "train.json"
-    with pytest.raises(SystemExit, match="1 of 2 parts failed: steps: RuntimeError: out of luck"):
-        bench_train.main([*TINY, "--parts", "steps", "host", "--out", str(out)])
-    written = json.loads(out.read_text())
-    assert "out of luck" in written["steps"]["failed"]
-    assert written["host"] == {"fine": 1}
 
 
 def test_operations_are_those_that_xla_counts():
@@ -109,3 +99,53 @@ def test_labels_are_imbalanced(clips):
     if clips == 21_000:
         target = np.arange(147) % 7 >= 4
         assert counts[target].sum() == pytest.approx(0.01 * clips, rel=0.15)
+
+
+def test_every_figure_is_measured_in_order_and_written_at_once(tmp_path, monkeypatch):
+    for library in AUDIO:
+        monkeypatch.setitem(sys.modules, library, None)
+    written = []
+
+    def write_json(path, value):
+        written.append([name for name in short.GOALS if name in value])
+        path.write_text(json.dumps(value))
+
+    monkeypatch.setattr(timing, "write_json", write_json)
+    out = tmp_path / "short.json"
+    result = short.main([*SHORT, "--out", str(out)])
+    assert json.loads(out.read_text()) == result
+    names = list(short.GOALS)
+    assert names == ["pretrain", "finetune", "pass", "schedule", "eager", "compiled", "sweep"]
+    assert written == [names[: count + 1] for count in range(len(names))]
+    for name in names:
+        assert "met" in result[name] or "PyTorch" in result[name]["skipped"], name
+    assert result["sweep"]["runs"] == 2
+
+
+def test_what_fails_or_comes_too_late_costs_only_itself(monkeypatch, tmp_path):
+    def measure(bench, name, result):
+        if name == "finetune":
+            raise RuntimeError("out of luck")
+        return {"fine": 1}
+
+    monkeypatch.setattr(short, "measure", measure)
+    out = tmp_path / "short.json"
+    with pytest.raises(SystemExit, match="failed: finetune"):
+        short.main([*SHORT, "--out", str(out)])
+    written = json.loads(out.read_text())
+    assert "out of luck" in written["finetune"]["failed"]
+    assert written["sweep"]["fine"] == 1
+    late = short.main([*SHORT, "--limit", "0"])
+    assert all(late[name]["skipped"] == "0 s are over" for name in short.GOALS)
+
+
+def test_goals_are_judged():
+    assert short.judged("pretrain", {"milliseconds": {"median": 0.9}})["met"]
+    assert not short.judged("finetune", {"milliseconds": {"median": 1.7}})["met"]
+    assert not short.judged("sweep", {"throughput_to_single": {"median": 2.4}})["met"]
+
+
+def test_it_imports_no_audio_library():
+    blocked = f"import sys; sys.modules.update(dict.fromkeys({(*AUDIO, 'sklearn')!r}))\n"
+    code = blocked + "from experiments.benchmarks import short; short.make_parser()"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -1,8 +1,6 @@
 """The quality part of the loss benchmark: cells, choices, paired differences, own losses."""
 
 import json
-import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +10,7 @@ from asdproto.training.devices import use_devices
 from experiments import loss_quality
 from experiments.benchmarks import losses as bench_losses
 from tests.experiments.collection import write_collection
+from tests.losses.examples import example
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_block")]
 
@@ -22,13 +21,6 @@ SMALL = (
     "pretrain.ways=4",
     "pretrain.shots=2",
 )
-
-
-def _documented():
-    """The example of CONTRIBUTING.md."""
-    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"<!-- example: own-loss -->\s*```python\n(.*?)```", text, re.DOTALL)
-    return code
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +93,7 @@ def test_clips_are_kept_out_of_every_large_class():
 
 
 def test_an_own_loss_of_the_working_directory_joins_both_parts(places, monkeypatch, tmp_path):
-    (tmp_path / "my_loss.py").write_text(_documented())
+    (tmp_path / "my_loss.py").write_text(example("CONTRIBUTING.md", "own-loss"))
     monkeypatch.chdir(tmp_path)
     path = "my_loss:objective"
     own = ("--own", path, "--loss", path)

@@ -16,8 +16,8 @@ def _ip(*words: str) -> None:
 
 
 @contextlib.contextmanager
-def hosts(count: int) -> Iterator[list[list[str]]]:
-    """Builds hosts on a network of their own.
+def two_hosts() -> Iterator[list[list[str]]]:
+    """Builds two hosts on a network of their own.
 
     Yields:
       Of each host, the words that run a command there. The first has the address 10.77.0.1.
@@ -27,25 +27,20 @@ def hosts(count: int) -> Iterator[list[list[str]]]:
     """
     if shutil.which("ip") is None:
         raise OSError("there is no command ip")
-    prefix = f"asdproto{os.getpid()}"
-    names = [f"{prefix}x{i}" for i in range(count)]
+    names = [f"asdproto{os.getpid()}x{i}" for i in range(2)]
     try:
-        # The switch is in the first host, so that everything is gone with the namespaces.
-        for number, name in enumerate(names):
+        for number, name in enumerate(names, start=1):
             _ip("netns", "add", name)
             # What the host's name means there: collectives ask for it.
             own = Path("/etc/netns") / name / "hosts"
             own.parent.mkdir(parents=True, exist_ok=True)
-            own.write_text(f"127.0.0.1 localhost\n10.77.0.{number + 1} {socket.gethostname()}\n")
+            own.write_text(f"127.0.0.1 localhost\n10.77.0.{number} {socket.gethostname()}\n")
             _ip("-n", name, "link", "set", "lo", "up")
-        _ip("-n", names[0], "link", "add", "switch", "type", "bridge")
-        for number, name in enumerate(names):
-            port = (f"port{number}", "netns", names[0])
-            _ip("-n", name, "link", "add", "eth", "type", "veth", "peer", "name", *port)
-            _ip("-n", names[0], "link", "set", port[0], "master", "switch", "up")
-            _ip("-n", name, "address", "add", f"10.77.0.{number + 1}/24", "dev", "eth")
+        ends = ("type", "veth", "peer", "name", "eth", "netns", names[1])
+        _ip("-n", names[0], "link", "add", "eth", *ends)
+        for number, name in enumerate(names, start=1):
+            _ip("-n", name, "address", "add", f"10.77.0.{number}/24", "dev", "eth")
             _ip("-n", name, "link", "set", "eth", "up")
-        _ip("-n", names[0], "link", "set", "switch", "up")
         yield [["ip", "netns", "exec", name] for name in names]
     except subprocess.CalledProcessError as error:
         raise OSError(error.stderr.strip()) from None

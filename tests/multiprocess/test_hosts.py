@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.experiments.collection import write_collection
-from tests.multiprocess.hosts import PORT, hosts
+from tests.multiprocess.hosts import PORT, two_hosts
 from tests.multiprocess.processes import Processes, wait_for
 
 pytestmark = pytest.mark.slow
@@ -28,7 +28,7 @@ OVERRIDES = (
 def network():
     """Of each of two hosts, the words that run a command there."""
     try:
-        with hosts(2) as words:
+        with two_hosts() as words:
             yield words
     except OSError as error:
         pytest.skip(f"no hosts can be made of network namespaces here: {error}")

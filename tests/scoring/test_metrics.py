@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import math
 
@@ -7,6 +8,8 @@ from sklearn.metrics import precision_recall_fscore_support
 
 from asdproto.data.dcase import Clip
 from asdproto.scoring import metrics
+
+COLUMNS = ("files", "scores", "anomaly", "domains")
 
 
 def random_table(seed, machine="fan", section="00", clips=37, decisions=False):
@@ -130,14 +133,8 @@ def test_decision_figures_stand_at_every_level_only_when_complete():
 def test_undefined_figures_are_named_and_left_out():
     whole = random_table(1)
     keep = ~((whole.domains == "target") & ~whole.anomaly)
-    lacking = metrics.SectionScores(
-        "fan",
-        "01",
-        tuple(np.array(whole.files)[keep]),
-        whole.scores[keep],
-        whole.anomaly[keep],
-        whole.domains[keep],
-    )
+    arrays = {name: np.array(getattr(whole, name))[keep] for name in COLUMNS}
+    lacking = metrics.SectionScores("fan", "01", **arrays)
     with pytest.warns(metrics.UndefinedMetricWarning, match="normal clips of the target domain"):
         result = metrics.evaluate([whole, lacking])
     sections = result["machines"]["fan"]["sections"]
@@ -149,22 +146,18 @@ def test_undefined_figures_are_named_and_left_out():
     five = [v for s in sections.values() for v in s.values() if not math.isnan(v)]
     assert len(five) == 5
     assert result["overall"] == metrics.harmonic_mean(five)
-    normal = metrics.SectionScores("fan", "00", ("a", "b"), [0.1, 0.2], [0, 0], ["source"] * 2)
-    with pytest.warns(metrics.UndefinedMetricWarning, match="has no anomalies"):
-        assert math.isnan(metrics.evaluate([normal])["overall"])
-
-
-def test_a_collection_without_domains_counts_as_source():
-    table = random_table(4)
-    bare = metrics.SectionScores(
-        "fan", "00", table.files, table.scores, table.anomaly, [""] * len(table.files)
-    )
+    # Of a collection without domains, all clips count as source.
+    bare = dataclasses.replace(whole, domains=[""] * len(whole.files))
     with pytest.warns(metrics.UndefinedMetricWarning):
         result = metrics.evaluate([bare])
     # A mean of one figure goes through its reciprocal: the last digit may differ.
-    expected = metrics.auc(table.scores, table.anomaly)
-    assert result["source_auc"] == pytest.approx(expected, abs=1e-15)
+    assert result["source_auc"] == pytest.approx(
+        metrics.auc(whole.scores, whole.anomaly), abs=1e-15
+    )
     assert math.isnan(result["target_auc"])
+    normal = metrics.SectionScores("fan", "00", ("a", "b"), [0.1, 0.2], [0, 0], ["source"] * 2)
+    with pytest.warns(metrics.UndefinedMetricWarning, match="has no anomalies"):
+        assert math.isnan(metrics.evaluate([normal])["overall"])
 
 
 def test_bad_tables_are_refused():

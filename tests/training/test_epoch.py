@@ -197,25 +197,27 @@ def test_nothing_crosses_to_the_host_inside_an_epoch_and_all_compiles_once(
 
 
 def test_a_sweep_equals_its_single_runs(reference, tmp_path):
-    """Three runs over two devices: other seeds, other temperatures, other schedules."""
+    """Three runs over two devices: other temperatures, schedules and draws, another seed."""
     stage = reference[0]
     task = tiny.make_task(DATA, stage)
     base = task.stage.hyper()
-    hypers = [
-        base,
-        base._replace(temperature=jnp.float32(0.2)),
-        base._replace(learning_rate_scale=jnp.float32(0.5), mpe_ratio=jnp.float32(0.6)),
-    ]
+    options = {"mpe_ratio": 0.6} if stage == "pretrain" else {"mix_range": (0.75, 1.0)}
+    rates = tuple((rate / 2, epochs) for rate, epochs in task.stage.learning_rates)
+    other = _train(stage, changes={"temperature": 0.2, "learning_rates": rates, **options})
+    draws = {"mpe_ratio": 0.6} if stage == "pretrain" else {"mix_low": 0.75, "mix_high": 1.0}
+    changed = {"temperature": 0.2, "learning_rate_scale": 0.5, **draws}
+    hypers = [base, base._replace(**{k: jnp.float32(v) for k, v in changed.items()}), base]
     keys = [KEY, KEY, jax.random.key(12)]
     states = [task.init(jax.random.key(seed), tiny.MELS) for seed in (0, 0, 1)]
-    options = RunOptions(tmp_path, use_devices(2))
-    found = train(task, DATA, options, states, keys, hypers, name=stage)
+    found = train(
+        task, DATA, RunOptions(tmp_path, use_devices(2)), states, keys, hypers, name=stage
+    )
     assert len(found) == 3
     _close(found[0].params, reference[1].params, 1e-3)
+    _close(found[1].params, other.params, 1e-3)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     np.testing.assert_allclose([line["losses"][0] for line in lines], reference[2], rtol=1e-3)
-    for other in found[1:]:
-        assert not tiny.same(other.params, found[0].params)
+    assert not tiny.same(found[2].params, found[0].params)
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_what_was_good(tmp_path):
