@@ -107,9 +107,7 @@ def test_audio_that_cannot_be_used():
     ):
         with pytest.raises(ValueError, match=words):
             log_mel(audio)
-
-
-def test_a_rate_that_no_recorder_has_is_refused_at_once():
+    # And rates that no recorder has, at once.
     for rate in (1, float("nan")):
         with pytest.raises(DataError, match="Hz; expected 4000 to 384000 Hz"):
             audio_features(noise(4096), rate, FeatureSettings(), name="waveform 3")
