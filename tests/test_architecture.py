@@ -156,10 +156,7 @@ def test_no_circle_of_rooms():
 
     graph = {}
     for name, inner in INNER.items():
-        if name != "asdproto":
-            graph.setdefault(room(name), set()).update(map(room, inner - {"asdproto"}))
-    for name, others in graph.items():
-        others.discard(name)
+        graph.setdefault(room(name), set()).update({*map(room, inner)} - {room(name), "asdproto"})
     list(graphlib.TopologicalSorter(graph).static_order())
 
 

@@ -154,20 +154,17 @@ def test_unknown_names_and_the_nearest():
         preset("gmm", "smal")
 
 
-@pytest.mark.parametrize(
-    ("path", "message"),
-    [
+def test_a_path_to_no_system_is_one_clear_line():
+    for path, message in (
         ("experiments.rivals.stgram:STgramSystm", "found no 'STgramSystm' .* mean STgramSystem"),
         ("experiments.rival.stgram:STgramSystem", "no module 'experiments.rival'.* a checkout"),
         ("nowhere.py:System()", "is no path; expected package.module:name"),
         ("json:dumps", "found no dataclass"),
         ("asdproto.systems.autoencoder:AutoEncoderSystem", "found its kind to be 'autoencoder'"),
-    ],
-)
-def test_a_path_to_no_system_is_one_clear_line(path, message):
-    with pytest.raises(ConfigError, match=message) as caught:
-        system_class(path)
-    assert "\n" not in str(caught.value)
+    ):
+        with pytest.raises(ConfigError, match=message) as caught:
+            system_class(path)
+        assert "\n" not in str(caught.value)
 
 
 TEXTS = st.text(max_size=20) | st.text("()[]-+0.59eEj'\"_x, ", max_size=20)

@@ -1,6 +1,7 @@
 """File names and folders of every year of DCASE Task 2."""
 
 import collections
+import re
 
 import numpy as np
 import pytest
@@ -29,9 +30,7 @@ def test_every_real_name_of_2022_parses_and_gives_the_published_class_counts(rea
     for name in names:
         clip = parse_name(name)
         start = f"{clip.machine_type}/test/section_{clip.section}_{clip.domain}_test_{clip.state}_"
-        assert clip.split == "test"
-        assert name.startswith(start)
-        assert name.endswith(f"_{clip.attributes}.wav")
+        assert re.fullmatch(f"{start}[0-9]{{4}}_{re.escape(clip.attributes)}.wav", name)
         classes.add(class_key(clip))
         cells[clip.machine_type, clip.section, clip.domain, clip.state] += 1
     assert set(cells.values()) == {50}
@@ -74,20 +73,15 @@ def test_grammar_of_every_year(path):
     assert parse_name(path) == Clip(path, *NAMES[path])
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("fan/train/00000004.flac", "a name of no known form; expected section_NN_"),
+def test_other_names_are_refused_by_name():
+    for name, words in (
         ("fan/train/section_00_source_train_normal_0000.mp3", "expected section_NN_"),
         ("fan/train/section_٠٠_source_train_normal_0009.wav", "expected section_NN_"),
         ("fan/test/section_00_source_train_normal_0000.wav", "a source clip in the folder 'test'"),
         ("fan/target_test/section_00_source_test_normal_0000.wav", "in the folder 'target_test'"),
-    ],
-)
-def test_other_names_are_refused_by_name(name, words):
-    with pytest.raises(DataError, match=words) as caught:
-        parse_name(name)
-    assert caught.value.file == name
+    ):
+        with pytest.raises(DataError, match=f"^{name}: found .*{words}"):
+            parse_name(name)
 
 
 def test_attribute_pairs():
