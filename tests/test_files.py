@@ -64,9 +64,6 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path):
     assert (os.listdir(tmp_path), path.read_bytes()) == (["config.json"], b"whole")
 
 
-# --- outputs that a person names
-
-
 def test_an_output_replaces_its_own_kind_only(tmp_path):
     table, other = "file,score\na,1\n", "file,score\nb,2\n"
     path = tmp_path / "new" / "scores.csv"
@@ -102,8 +99,8 @@ def test_devices_pipes_and_links_are_written_through(tmp_path):
     assert stat.S_ISFIFO(os.stat(tmp_path / "pipe").st_mode)
 
 
-def make(path, content="1", mark="made.json"):
-    with new_folder(path, "export", mark) as work:
+def make(path, content="1"):
+    with new_folder(path, "export", "made.json") as work:
         (work / "model").write_text(content)
         (work / "made.json").write_text("{}")
 
@@ -124,9 +121,6 @@ def test_a_folder_appears_as_a_whole_or_not_at_all(tmp_path):
         make(out, "2")
     assert (out / "model").read_text() == "1"
     assert [path.name for path in out.parent.iterdir()] == ["out"]
-
-
-# --- texts of strangers
 
 
 def test_texts_are_escaped_for_where_they_go():

@@ -143,11 +143,14 @@ def unzipped(*archives):
 # --- what comes, and where it is
 
 
-def test_a_data_set_comes_whole_and_once(server, tmp_path):
+def test_a_data_set_comes_whole_and_once(server, tmp_path, call):
     archives = {f"dev_{name}.zip": machine(name) for name in ("fan", "ToyCar")}
     server.records[DEVELOPMENT] = archives | {"README.md": b"Read me."}
     root = tmp_path / "new" / "root"
-    assert fetch(server, root) == {root / "dev_data": 2 * 13}
+    command = ("download", "--root", root, "--server", server.url)
+    code, out, err = call(*command)
+    assert (code, out.splitlines()[0]) == (0, f"{root / 'dev_data'}: 26 files fetched")
+    assert "dev_fan.zip" in err
     assert everything(root / "dev_data") == unzipped(*archives.values())
     collection = read_collection(root / "dev_data")
     assert collection.errors == []
@@ -155,7 +158,7 @@ def test_a_data_set_comes_whole_and_once(server, tmp_path):
     # Neither archives nor trees are left; a second call asks nobody.
     assert not [path for path in root.rglob("*") if path.suffix in (".zip", ".tree")]
     server.asked.clear()
-    assert fetch(server, root) == {root / "dev_data": 0}
+    assert call(*command)[:2] == (0, f"{root / 'dev_data'}: everything is there\n")
     assert server.asked == []
 
 
@@ -287,15 +290,3 @@ def test_unknown_names_and_a_second_process_are_refused(server, tmp_path):
     work.mkdir(parents=True)
     with locked(work, "lock"):
         refused("another process", server, tmp_path)
-
-
-# --- the command
-
-
-def test_the_command(server, tmp_path, call):
-    command = ["download", "--root", tmp_path, "--server", server.url]
-    code, out, err = call(*command)
-    assert code == 0
-    assert out.startswith(f"{tmp_path / 'dev_data'}: 13 files fetched\n")
-    assert "dev_fan.zip" in err
-    assert call(*command)[:2] == (0, f"{tmp_path / 'dev_data'}: everything is there\n")

@@ -1,5 +1,6 @@
 """Damaged checkpoints: what is restored is what was saved, to the bit, or another good one."""
 
+import contextlib
 import shutil
 import warnings
 
@@ -39,14 +40,13 @@ def folder(saved, tmp_path):
 
 def restore(folder):
     """The state, and what was warned of."""
-    checkpoints = Checkpoints(folder, keep=10)
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            state = checkpoints.restore(state_of(0))
-        return state, [str(one.message) for one in caught if one.category is DamageWarning]
-    finally:
-        checkpoints.close()
+    with (
+        contextlib.closing(Checkpoints(folder, keep=10)) as checkpoints,
+        warnings.catch_warnings(record=True) as caught,
+    ):
+        warnings.simplefilter("always")
+        state = checkpoints.restore(state_of(0))
+    return state, [str(one.message) for one in caught if one.category is DamageWarning]
 
 
 def test_every_file_of_the_newest(saved, tmp_path):
