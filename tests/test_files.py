@@ -1,4 +1,3 @@
-import contextlib
 import json
 import os
 import stat
@@ -17,6 +16,7 @@ from asdproto.files import (
     write_atomically,
     write_output,
 )
+from tests.test_robustness import damage
 
 
 @pytest.mark.parametrize("read", [read_json, read_arrays, read_csv])
@@ -31,26 +31,14 @@ def test_what_is_no_file_is_said_and_not_waited_for(tmp_path, read):
             read(tmp_path / name, **more)
 
 
-def test_every_flipped_byte_of_an_array_file_is_noticed(tmp_path):
-    arrays = {"mean": np.arange(3.0), "names": np.array(["a", "b"])}
+def test_a_damaged_array_file_is_refused(tmp_path):
     path = tmp_path / "standardization.npz"
-    write_arrays(path, arrays)
-    whole = path.read_bytes()
-    taken = 0
-    for position in range(0, len(whole), 5):
-        damaged = bytearray(whole)
-        damaged[position] ^= 0x20
-        path.write_bytes(damaged)
-        with contextlib.suppress(DataError):
-            found = read_arrays(path, tuple(arrays), remedy="")
-            taken += 1
-            # Dates and permissions may differ, numbers may not.
-            for name, expected in arrays.items():
-                np.testing.assert_array_equal(found[name], expected, strict=True)
-    assert taken < len(whole) / 10
-    path.write_bytes(whole)
+    write_arrays(path, {"mean": np.arange(300.0)})
     with pytest.raises(DataError, match=r"standardization.npz: found no array std.* Train again\."):
         read_arrays(path, ("mean", "std"), remedy="Train again.")
+    damage.flip(path)
+    with pytest.raises(DataError, match="found damage"):
+        read_arrays(path, ("mean",), remedy="")
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path):

@@ -81,7 +81,6 @@ NOTICED = {
 REFUSED = {
     "2 GHz": (sound(rate=2**31 - 1), "4000 to 384000 Hz"),
     "mp3 content in a wav": (sound(format="MP3"), "MP3 audio"),
-    "aiff content in a flac": (sound(suffix=".flac", format="AIFF"), "AIFF audio"),
     "too short once resampled": (sound(noise(1500), 48000), "500 samples at"),
     "much too long": (sound(noise(2000 * 60)), "much longer than the other"),
     "nan": (sound(with_value(np.nan), subtype="FLOAT"), "not finite"),

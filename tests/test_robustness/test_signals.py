@@ -164,7 +164,6 @@ def test_killed_at_random_moments_and_resumed(server, data, tmp_path):
         assert not [path for path in workdir.rglob("*") if "tmp" in path.name]
         hidden = [path.name for path in workdir.rglob(".*") if path.name != ".lock"]
         assert not [name for name in hidden if not name.startswith(".report.html.")]
-    print(f"killed {len(killed)} times: {killed}")
     assert len(set(killed)) >= 4, "processes ended before they could be killed"
 
 
