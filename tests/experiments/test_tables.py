@@ -1,14 +1,12 @@
 """The paper's experiment, and its tables: what is shared is trained once, and not again."""
 
 import json
-import sys
 import warnings
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from asdproto.commands import train
 from asdproto.config import ConfigError
 from asdproto.errors import DataError
 from asdproto.files import locked
@@ -48,15 +46,11 @@ def _arguments(places, workdir, *more):
     return [str(word) for word in given]
 
 
-def _paper_arguments(places, seed):
-    features = ("--features", places / "paper_features")
-    return _arguments(places, "paper", *features, "--seeds", seed, *CHANGES)
-
-
 @pytest.fixture(scope="module")
 def finished(places, one_block):
     """The paper's experiment as a run of its own."""
-    two_stage.main(_paper_arguments(places, 1))
+    features = ("--features", places / "paper_features")
+    two_stage.main(_arguments(places, "paper", *features, "--seeds", "1", *CHANGES))
     return places / "paper"
 
 
@@ -95,24 +89,12 @@ def test_the_papers_figures_are_harmonic_means_of_each_other():
         assert harmonic_mean(metrics) == pytest.approx(overall, abs=0.0101)
 
 
-def _cells(folder, log, broken=()):
+def _cells(folder, log):
     def run(name):
         log.append(name)
-        if name in broken:
-            raise ValueError(f"no {name} today")
         (folder / name).write_text("done")
 
     return [grid.Cell(name, (folder / name,), lambda name=name: run(name)) for name in "abc"]
-
-
-def test_a_broken_cell_stops_no_other_and_is_tried_again(tmp_path):
-    log = []
-    assert grid.run_cells(_cells(tmp_path, log, broken=["b"]), tmp_path, SILENT) == ["b"]
-    assert log == ["a", "b", "c"]
-    assert "no b today" in (tmp_path / "failures" / "b.txt").read_text()
-    assert grid.run_cells(_cells(tmp_path, log), tmp_path, SILENT) == []
-    assert log == ["a", "b", "c", "b"]
-    assert not (tmp_path / "failures" / "b.txt").exists()
 
 
 def test_a_cell_in_other_hands_is_left_to_them(tmp_path):
@@ -194,6 +176,8 @@ def test_table1_runs_and_reports_what_fails(places, monkeypatch, capsys):
     found = json.loads((places / "one" / "results.json").read_text())
     assert list(found["rows"]) == ["spectral-knn", "scratch"]
     assert found["failed"] == ["gmm-1"]
+    failure = places / "one" / "failures" / "gmm-1.txt"
+    assert "the mixture is ill" in failure.read_text()
     assert found["command"] == ["python", "-m", "experiments.table1", *arguments]
     assert found["cores"] > 0
     # Cells that finished, with the time that they took.
@@ -204,6 +188,7 @@ def test_table1_runs_and_reports_what_fails(places, monkeypatch, capsys):
     metrics = (places / "one" / "metrics.jsonl").read_text()
     result = table1.main(arguments)
     assert list(result["rows"]) == ["gmm", "spectral-knn", "scratch"]
+    assert not failure.exists()
     assert (places / "one" / "metrics.jsonl").read_text() == metrics
     assert "| TWFR-GMM |" in (places / "one" / "table.md").read_text()
 
@@ -237,19 +222,16 @@ def test_a_run_leaves_its_files_and_the_figures_of_its_scores(finished):
         assert evaluate(sections)["overall"] == pytest.approx(figures["overall"], abs=1e-12)
 
 
-@pytest.mark.slow
-def test_other_settings_on_the_same_folder_are_refused(finished, places, monkeypatch, capsys):
-    """As a command, before anything is trained."""
-    monkeypatch.setattr(sys, "argv", ["two_stage", *_paper_arguments(places, 7)])
+def test_what_ends_an_experiment_is_said_in_one_line(monkeypatch, capsys):
+    def main(_):
+        raise DataError("config.json", "seeds 1", "seeds 7", "Name another folder.")
+
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # run_main sets it
-    monkeypatch.setattr(train, "start_devices", None)
     with pytest.raises(SystemExit) as end:
-        common.run_main(two_stage.main)
+        common.run_main(main)
     assert end.value.code == 1
-    message = capsys.readouterr().err
-    assert message.startswith("error: ")
-    assert "seeds is [1] there, [7] here" in message
-    assert message.count(" here") == 1  # and nothing that is the same
+    found = "error: config.json: found seeds 1; expected seeds 7. Name another folder.\n"
+    assert capsys.readouterr().err == found
 
 
 @pytest.mark.slow

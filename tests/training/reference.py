@@ -9,11 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def norm(x, where, name):
+def norm(x, name):
     """flax's batch normalization, with the batch's statistics."""
-    mask = None if where is None else where.reshape((-1,) + (1,) * (x.ndim - 1))
-    layer = nn.BatchNorm(use_running_average=False, momentum=0.9, epsilon=1e-5, name=name)
-    return layer(x, mask=mask)
+    return nn.BatchNorm(use_running_average=False, momentum=0.9, epsilon=1e-5, name=name)(x)
 
 
 def unit(x):
@@ -24,9 +22,9 @@ class TinyEncoder(nn.Module):
     """:class:`tests.training.tiny.Encoder`."""
 
     @nn.compact
-    def __call__(self, crops, where=None):
+    def __call__(self, crops):
         x = nn.Dense(12, use_bias=False, name="Dense_0")(crops)
-        x = nn.relu(norm(x, where, "BatchNorm_0"))
+        x = nn.relu(norm(x, "BatchNorm_0"))
         return unit(nn.Dense(8, name="Dense_1")(x.mean(axis=1)))
 
 
@@ -37,7 +35,7 @@ class ResNet(nn.Module):
     stages: tuple[int, ...]
 
     @nn.compact
-    def __call__(self, crops, where=None):
+    def __call__(self, crops):
         def conv(x, features, size, stride, name):
             pad = (size // 2, size // 2)
             layer = nn.Conv(
@@ -46,18 +44,18 @@ class ResNet(nn.Module):
             return layer(x)
 
         x = conv(crops[..., None], self.width, 7, 2, "stem")
-        x = nn.relu(norm(x, where, "stem_norm"))
+        x = nn.relu(norm(x, "stem_norm"))
         x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
         for stage, blocks in enumerate(self.stages):
             for block in range(blocks):
                 name, features = f"stage{stage + 1}_block{block + 1}", self.width * 2**stage
                 stride = 2 if stage and not block else 1
                 y = conv(x, features, 3, stride, f"{name}_conv1")
-                y = nn.relu(norm(y, where, f"{name}_norm1"))
-                y = norm(conv(y, features, 3, 1, f"{name}_conv2"), where, f"{name}_norm2")
+                y = nn.relu(norm(y, f"{name}_norm1"))
+                y = norm(conv(y, features, 3, 1, f"{name}_conv2"), f"{name}_norm2")
                 if stride > 1:
                     x = conv(x, features, 1, stride, f"{name}_project")
-                    x = norm(x, where, f"{name}_project_norm")
+                    x = norm(x, f"{name}_project_norm")
                 x = nn.relu(x + y)
         return unit(Pool(name="pool")(x))
 
