@@ -78,6 +78,8 @@ def test_a_finished_store_is_opened_and_one_of_something_else_is_refused(tmp_pat
     refused("n_mels is 16 in the store, 20 asked", settings=FeatureSettings(n_mels=20))
     refused("float16 features, float32 asked", dtype="float32")
     refused("in another order", dataclasses.replace(made, clips=made.clips[::-1]))
+    soundfile.write(made.root / made.clips[1].path, np.full(3000, 0.2), 16000)
+    refused(r"1 file changed \(.*_0001_v_1.wav\)", read_collection(made.root))
 
 
 def test_a_section_that_loses_its_training_clips_is_left_out(tmp_path):
@@ -88,6 +90,12 @@ def test_a_section_that_loses_its_training_clips_is_left_out(tmp_path):
     test = root / "fan" / "test" / bad.name.replace("train", "test")
     test.parent.mkdir()
     soundfile.write(test, np.random.default_rng(5).normal(0, 0.1, 4000), 16000)
+    stray = bad.with_name("x.wav")
+    stray.touch()
+    with pytest.raises(CollectionError, match="x.wav"):  # before any work
+        build(read_collection(root), store)
+    assert not store.exists()
+    stray.unlink()
     made = read_collection(root)
     with pytest.raises(CollectionError, match=bad.name):
         build(made, store)
