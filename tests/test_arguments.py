@@ -10,19 +10,16 @@ from asdproto import cli
 from asdproto.systems import KINDS
 
 
-@pytest.mark.parametrize(
-    ("line", "name", "expected"),
-    [
+def test_overrides_stand_anywhere():
+    for line, name, expected in (
         ("data run --seeds 0 1 2 a.b=(1,2)", "seeds", [0, 1, 2]),
         ("data --retrain a.b=(1,2) run", "workdir", Path("run")),
-        ("data ./x=1 a.b=(1,2) --machine=x=1", "machine", "x=1"),
-        ("data ./x=1 a.b=(1,2)", "workdir", Path("x=1")),
-    ],
-)
-def test_overrides_stand_anywhere(line, name, expected):
-    found = cli.command_parsers()["train"].parse_args(line.split())
-    assert found.overrides == ["a.b=(1,2)"]
-    assert getattr(found, name) == expected
+        ("data a.b=(1,2) ./x=1", "workdir", Path("x=1")),
+        ("data run a.b=(1,2) --machine=x=1", "machine", "x=1"),
+    ):
+        found = cli.command_parsers()["train"].parse_args(line.split())
+        assert found.overrides == ["a.b=(1,2)"]
+        assert getattr(found, name) == expected
 
 
 @pytest.mark.parametrize(

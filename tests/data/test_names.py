@@ -99,6 +99,3 @@ def test_classes_against_a_plain_loop():
     assert labels.dtype == np.int32
     assert classes == sorted(set(keys))
     assert [classes[label] for label in labels] == keys
-    labels, classes = assign_classes(clips, key=lambda clip: clip.machine_type)
-    assert classes == ["a", "b"]
-    assert [classes[label] for label in labels] == [key[0] for key in keys]
