@@ -31,6 +31,17 @@ def test_mix_and_own_prototypes_have_the_shapes_that_examples_and_prototypes_say
         losses.prototypical_loss(z, p, y, own_prototypes=z[:, :5])
 
 
+def test_an_own_prototype_stands_in_the_place_of_the_classs(batch):
+    z, p, y = jax.device_get(batch)
+    own = np.asarray(l2_normalize(z + 0.3))
+    loss = losses.prototypical_loss(z, p, y, own_prototypes=own, temperature=0.5)
+    for i in range(9):
+        logits = p @ z[i] / 0.5
+        logits[y[i]] = own[i] @ z[i] / 0.5
+        expected = np.log(np.exp(logits).sum()) - logits[y[i]]
+        np.testing.assert_allclose(loss[i], expected, rtol=1e-5)
+
+
 def test_own_prototypes_of_excluded_examples_may_hold_anything(batch):
     z, p, y = batch
     where, own = jnp.arange(9) != 4, l2_normalize(z + 0.1)
