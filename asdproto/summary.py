@@ -34,13 +34,11 @@ class Part(NamedTuple):
       name: Its name in the table above.
       columns: Where it stands in a summary.
       tops: float64, shape ``[columns]``: highest frequency that each number depends on, hertz.
-      is_level: Whether its numbers are levels.
     """
 
     name: str
     columns: slice
     tops: np.ndarray
-    is_level: bool
 
 
 def summary_parts(
@@ -60,13 +58,13 @@ def summary_parts(
     bins = np.arange(n_fft // 2 + 1) * (sample_rate / n_fft)
     groups = _tops(mel, bins).reshape(-1, GROUP).max(axis=1)
     parts, first = [], 0
-    for name, tops, is_level in (
-        ("quiet", _tops(inverted, bins), True),
-        ("steady", bins, True),
-        ("change", bins, False),
-        ("modulation", np.tile(groups, len(EDGES) - 1), False),
+    for name, tops in (
+        ("quiet", _tops(inverted, bins)),
+        ("steady", bins),
+        ("change", bins),
+        ("modulation", np.tile(groups, len(EDGES) - 1)),
     ):
-        parts.append(Part(name, slice(first, first + len(tops)), tops, is_level))
+        parts.append(Part(name, slice(first, first + len(tops)), tops))
         first += len(tops)
     return tuple(parts)
 

@@ -28,8 +28,6 @@ class ResNet(nn.Module):
       stages: Blocks in each stage; each stage after the first halves the map and doubles the
         channels.
       attention: Pooling variant, see :class:`TimeFrequencyAttentionPooling`.
-      stem_strides: Of the first convolution; 1 keeps twice as many positions of each axis, for four
-        times the work.
       init_weights: First weights of convolutions, of variance 2 / fan: ``"fan_out"``, normal, the
         usual one of residual networks, or ``"fan_in"``, truncated normal. The latter makes those of
         the stem 8 times as large at width 64, and their direction, which is all that counts under
@@ -47,7 +45,6 @@ class ResNet(nn.Module):
     width: int = 64
     stages: tuple[int, ...] = (2, 2, 2, 2)
     attention: Attention = "time-frequency"
-    stem_strides: int = 2
     init_weights: Init = "fan_out"
     lowering: Lowering = "native"
     dtype: jnp.dtype = jnp.float32
@@ -81,7 +78,7 @@ class ResNet(nn.Module):
         norm = functools.partial(BatchNorm, train=train, dtype=self.dtype, axis_name=self.axis_name)
 
         x = crops[..., None].astype(self.dtype)
-        x = conv(self.width, kernel_size=7, strides=self.stem_strides, name="stem")(x)
+        x = conv(self.width, kernel_size=7, strides=2, name="stem")(x)
         x = norm(relu=True, name="stem_norm")(x, where)
         x = max_pool_3x3(x)
         ends = []  # the map that each stage ends with

@@ -1,4 +1,4 @@
-"""The one place that knows whether a function is jitted or pmapped, and how data reach devices."""
+"""Devices of a run: the one place that knows jit from pmap, and how data reach them."""
 
 import dataclasses
 import functools
