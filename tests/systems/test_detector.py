@@ -15,8 +15,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.validation import check_is_fitted
 
+import asdproto
 from asdproto import Detector, cli
-from asdproto.config import ConfigError
 from asdproto.errors import DataError
 from asdproto.scoring.thresholds import ThresholdWarning
 from asdproto.systems.exported import Exported
@@ -72,9 +72,6 @@ def test_waveforms_score_like_the_files_they_came_from(knn, folder):
     waveforms = [soundfile.read(f, dtype="float32")[0] for f in sorted((folder / "new").iterdir())]
     of_files = knn.decision_function(folder / "new")
     np.testing.assert_array_equal(knn.decision_function(waveforms, sample_rate=RATE), of_files)
-    np.testing.assert_array_equal(
-        knn.decision_function(np.stack(waveforms), sample_rate=RATE), of_files
-    )
     fitted = Detector(system="spectral-knn").fit(
         [soundfile.read(f, dtype="float32")[0] for f in sorted((folder / "normal").iterdir())],
         sample_rate=RATE,
@@ -86,26 +83,22 @@ def test_waveforms_score_like_the_files_they_came_from(knn, folder):
     assert found[2:].min() > found[:2].max()
 
 
-def test_recordings_unlike_the_training_ones_carry_a_note(knn, folder):
+def test_recordings_unlike_the_training_ones_carry_a_note(knn, tmp_path):
     """Alike for files and waveforms, by detectors that were fitted on either."""
     arrays = Detector(system="spectral-knn", sample_rate=RATE).fit(NORMAL)
-    faint, loud = 0.01 * NEW[0], np.clip(40 * NEW[1], -1, 1)
-    silent = np.zeros(RATE, np.float32)
-    (folder / "odd").mkdir()
-    for name, samples in (("a", faint), ("b", loud), ("c", silent), ("d", NEW[1])):
-        soundfile.write(folder / "odd" / f"{name}.wav", samples, RATE)
-    double = np.repeat(NEW[0], 2)
-    soundfile.write(folder / "odd" / "e.wav", double, 2 * RATE)
+    odd = [0.01 * NEW[0], np.clip(40 * NEW[1], -1, 1), np.zeros(RATE, np.float32), NEW[1]]
     expected = ["level", "% of the samples clipped; level", "one value throughout", ""]
-    for detector in (knn, arrays, Detector.load(arrays.save(folder / "arrays"))):
-        of_files = [row.note for row in detector.details(sorted((folder / "odd").iterdir()))]
-        waveforms = detector.details([faint, loud, silent, NEW[1]], sample_rate=RATE)
-        for file, row, text in zip(of_files[:4], waveforms, expected, strict=True):
-            assert row.note == file
-            assert text in file
-            assert bool(text) == bool(file)
-        (row,) = detector.details([double], sample_rate=2 * RATE)
-        assert row.note == of_files[4] == "32000 Hz where training has 16000"
+    for number, samples in enumerate(odd):
+        soundfile.write(tmp_path / f"{number}.wav", samples, RATE)
+    for detector in (knn, Detector.load(arrays.save(tmp_path / "arrays"))):
+        notes = [row.note for row in detector.details(odd, sample_rate=RATE)]
+        files = sorted(tmp_path.glob("*.wav"))
+        assert [row.note for row in detector.details(files)] == notes
+        for note, text in zip(notes, expected, strict=True):
+            assert text in note
+            assert bool(text) == bool(note)
+        (row,) = detector.details([np.repeat(NEW[0], 2)], sample_rate=2 * RATE)
+        assert row.note == "32000 Hz where training has 16000"
 
 
 def test_a_saved_detector_is_a_run(knn, folder, tmp_path):
@@ -117,12 +110,9 @@ def test_a_saved_detector_is_a_run(knn, folder, tmp_path):
     loose = Detector.load(run).set_params(contamination=0.4)
     assert loose.threshold_ < knn.threshold_
     assert 0.2 <= np.mean(loose.decision_scores_ > loose.threshold_) <= 0.6
-    table, page = tmp_path / "x.csv", tmp_path / "page.html"
-    command = ["score", str(run), str(folder / "new"), "--csv", str(table), "--report", str(page)]
+    page = tmp_path / "page.html"
+    command = ["score", str(run), str(folder / "new"), "--report", str(page)]
     assert cli.main([*command, "--threshold", "1e-3"]) == 0
-    rows = table.read_text().splitlines()
-    column = rows[0].split(",").index("score")
-    assert [float(row.split(",")[column]) for row in rows[1:]] == sorted(expected, reverse=True)
     text = page.read_text()
     rows = again.details(folder / "new")
     places = [text.index(f"{row.name}</h3>") for row in sorted(rows, key=lambda r: -r.score)]
@@ -134,11 +124,12 @@ def test_a_saved_detector_is_a_run(knn, folder, tmp_path):
 
 
 def test_a_detector_is_saved_where_nothing_is(knn, tmp_path):
-    (tmp_path / "clips").mkdir()
-    (tmp_path / "clips" / "a.wav").write_bytes(b"mine")
+    with pytest.raises(DataError, match="found no finished detector;"):
+        Detector.load(tmp_path)
+    (tmp_path / "a.wav").write_bytes(b"mine")
     with pytest.raises(DataError, match="a folder with other things in it"):
-        knn.save(tmp_path / "clips")
-    assert [path.name for path in (tmp_path / "clips").iterdir()] == ["a.wav"]
+        knn.save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.wav"]
     run = knn.save(tmp_path / "run")
     assert knn.save(run) == run  # the same one again
     other = Detector(system="gmm").fit(NORMAL, sample_rate=RATE)
@@ -211,13 +202,8 @@ def test_a_workdir_belongs_to_one_fit(tmp_path):
     options = {"sample_rate": RATE, "workdir": tmp_path / "w"}
     Detector(system="spectral-knn", **options).fit(NORMAL)
     Detector(system="spectral-knn", **options).fit(NORMAL)
-    added = r"1 file added \(waveform 12\).*name another run folder"
-    with pytest.raises(DataError, match=added):
-        Detector(system="spectral-knn", **options).fit([*NORMAL, NEW[0]])
     with pytest.raises(DataError, match=r"1 file changed \(waveform 3\)"):
         Detector(system="spectral-knn", **options).fit([*NORMAL[:3], NEW[0], *NORMAL[4:]])
-    with pytest.raises(DataError, match=r"seeds is \[0\] there, \[1\] here"):
-        Detector(system="spectral-knn", seed=1, **options).fit(NORMAL)
     (tmp_path / "w" / "config.json").unlink()
     (tmp_path / "w" / "a.wav").touch()
     with pytest.raises(DataError, match=r"a folder with other things in it \(a\.wav\)"):
@@ -226,10 +212,8 @@ def test_a_workdir_belongs_to_one_fit(tmp_path):
 
 NAN = np.where(np.arange(RATE) == 7, np.nan, NORMAL[0])
 BAD_FITS = [
-    ({"system": "toaster"}, NORMAL, {}, "'toaster' is unknown"),
-    ({"contamination": 1.0}, NORMAL, {}, "contamination=1.0: expected"),
     ({"contamination": "few"}, NORMAL, {}, "contamination='few': expected"),
-    ({"preset": "huge"}, NORMAL, {}, "'huge' is unknown"),
+    ({"preset": None}, NORMAL, {}, "preset 'None' is unknown"),
     ({"seed": -1}, NORMAL, {}, "seed=-1: expected"),
     ({"seed": [0, 0]}, NORMAL, {}, r"seed=\[0, 0\]: expected"),
     ({"seed": 0.5}, NORMAL, {}, r"seed=0\.5: expected"),
@@ -237,6 +221,7 @@ BAD_FITS = [
     ({"sample_rate": None}, NORMAL, {}, "sample_rate"),
     ({"sample_rate": float("inf")}, NORMAL, {}, "sample_rate=inf: expected a whole number"),
     ({"sample_rate": True}, NORMAL, {}, "sample_rate=True: expected a whole number"),
+    ({"sample_rate": 16000.5}, NORMAL, {}, r"sample_rate=16000\.5: expected a whole number"),
     ({}, [], {}, "no clips"),
     ({}, 7, {}, "X is a int"),
     ({}, NORMAL, {"attributes": ["a"]}, "attributes has 1 values for 12 clips"),
@@ -250,7 +235,6 @@ BAD_FITS = [
     ({}, [NORMAL[0], np.zeros(9)], {}, "waveform 1: found 9 samples"),
     ({"system": "prototype"}, NORMAL, {}, "1 attribute class among 12"),
     ({"system": 3}, NORMAL, {}, "system=3: expected a name"),
-    ({"preset": None}, NORMAL, {}, "preset 'None' is unknown"),
     ({"contamination": 1e-300}, NORMAL, {}, "contamination=1e-300: expected"),
     ({}, NORMAL, {"attributes": 3}, "attributes=3: expected a text, or one a clip"),
     ({}, NORMAL, {"machine_types": "a\nb"}, r"machine_type of clip 0 is 'a\\nb': expected"),
@@ -269,10 +253,11 @@ def test_what_cannot_be_fitted_is_said(parameters, clips, options, message):
 def test_sections_and_machine_types(folder):
     sections = ["00", "01"] * 6
     detector = Detector(system="spectral-knn").fit(NORMAL, sample_rate=RATE, sections=sections)
-    with pytest.raises(DataError, match="section unknown"):
+    unknown = r"section unknown; expected one of machine 00, machine 01\. .*--section"
+    with pytest.raises(DataError, match=unknown):
         detector.predict(NEW, sample_rate=RATE)
-    with pytest.raises(ConfigError, match=r"sample_rate=16000\.5"):
-        detector.predict(NEW, sample_rate=16000.5)
+    with pytest.raises(DataError, match="machine type pump, section 00"):
+        detector.predict(NEW, sample_rate=RATE, sections="00", machine_types="pump")
     scores = detector.decision_function(NEW[:1] * 2, sample_rate=RATE, sections=["00", "01"])
     assert scores[1] > 2 * scores[0]
     with pytest.warns(ThresholdWarning, match="fan: it rests on 6 clips only; pump: it rests"):
@@ -298,17 +283,10 @@ def own():
     return detector.fit(NORMAL, sample_rate=RATE, attributes=SPEEDS)
 
 
-def test_an_encoder_of_ones_own_is_found_by_its_path(own, tmp_path):
-    scores = own.decision_function(NEW, sample_rate=RATE)
-    (row,) = own.details(NEW[:1], sample_rate=RATE)
-    assert row.nearest_class.split()[-1] in set(SPEEDS)
-    run = own.save(tmp_path / "run")
-    loaded = Detector.load(run)
-    np.testing.assert_array_equal(loaded.decision_function(NEW, sample_rate=RATE), scores)
-
-
 def test_several_seeds_are_one_detector(own, tmp_path):
     data = own.details(NEW, sample_rate=RATE)
+    assert Detector.load(own.save(tmp_path / "run")).details(NEW, sample_rate=RATE) == data
+    assert data[0].nearest_class.split()[-1] in SPEEDS
     alone = []
     for member in own.members_:
         one = Detector()
@@ -324,22 +302,6 @@ def test_several_seeds_are_one_detector(own, tmp_path):
         assert exported.score(audio)["score"] == pytest.approx(score, abs=1e-5)
 
 
-# Its parent learns nothing; this one says that it does.
-SPECTRA = """
-import dataclasses
-from typing import ClassVar
-
-from asdproto.systems.spectral import SpectralSystem
-
-
-@dataclasses.dataclass(frozen=True)
-class Learner(SpectralSystem):
-    kind: str = "learner_at_home:Learner"
-    is_fused: ClassVar[bool] = True
-
-
-PRESETS = {"quick": Learner()}
-"""
 PROTOTYPES = """
 import dataclasses
 from typing import ClassVar
@@ -360,23 +322,6 @@ PRESETS = {"quick": Mine()}
 """
 
 
-@pytest.mark.filterwarnings("ignore:.*trust the threshold")
-def test_a_system_by_its_path_that_learns_is_fused_with_spectra(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
-    (tmp_path / "learner_at_home.py").write_text(SPECTRA)
-    data, run = str(folder / "normal"), tmp_path / "run"
-    command = ["train", data, str(run), "--preset", "quick", "--system"]
-    assert cli.main([*command, "learner_at_home:Learner"]) == 0
-    fused = Detector.load(run)
-    kinds = [member.model.system.kind for member in fused.members_]
-    assert (fused.about_["kind"], kinds) == (
-        "fused",
-        ["learner_at_home:Learner", *["spectral"] * 4],
-    )
-    assert cli.main([*command, "spectral-knn", "--retrain"]) == 0
-    assert Detector.load(run).about_["kind"] == "spectral-knn"
-
-
 @pytest.mark.filterwarnings("ignore:.*trust the threshold", "ignore:undefined figures")
 def test_an_encoder_of_ones_own_goes_through_every_command(folder, tmp_path, monkeypatch, capsys):
     """It is trained, fused with spectra, scored, scored anew and exported."""
@@ -390,6 +335,8 @@ def test_an_encoder_of_ones_own_goes_through_every_command(folder, tmp_path, mon
     small = [f"{name.replace('__', '.')}={value}" for name, value in SMALL.items()]
     options = ["--preset", "quick", "--devices", "1", "--system", "mine_at_home:Mine", *small]
     assert cli.main(["train", "data", "run", *options]) == 0
+    kinds = [member.model.system.kind for member in Detector.load("run").members_]
+    assert kinds == ["mine_at_home:Mine", *["spectral"] * 4]
     assert cli.main(["train", "data", "run", *options]) == 0  # only reports
     clip = str(folder / "new" / "02.wav")
     for name in ("fused", "finetune"):
@@ -406,8 +353,5 @@ def test_an_encoder_of_ones_own_goes_through_every_command(folder, tmp_path, mon
 
 
 def test_the_package_names_the_detector_and_nothing_else():
-    import asdproto
-
-    assert asdproto.Detector is Detector
     with pytest.raises(AttributeError, match="nope"):
         _ = asdproto.nope
