@@ -102,8 +102,10 @@ def train(
     identity = {**(settings or {}), **task.identity(datasets, *inputs)}
     state = stack_runs(devices.to_host(list(states)))
     with contextlib.ExitStack() as stack:
-        checkpoints = metrics = None
+        checkpoints, metrics, asked_to_stop = None, None, lambda: False
         if options.workdir is not None:
+            # Signals wait for the end of a step where it can be saved, and for saves under way.
+            asked_to_stop = stack.enter_context(signals.deferred())
             checkpoints = Checkpoints(options.workdir / "checkpoints" / name)
             stack.enter_context(contextlib.closing(checkpoints))
             if checkpoints.latest() is not None:
@@ -113,7 +115,7 @@ def train(
                 truncate_metrics(metrics, name, int(np.max(state.step)))
         if np.max(state.step) < task.stage.total_epochs * task.steps_per_epoch:
             programs = Programs(task, devices, runs, own_data=len(datasets) > 1)
-            keeper = _Keeper(name, options, programs, checkpoints, identity)
+            keeper = _Keeper(name, options, programs, checkpoints, identity, asked_to_stop)
             state = _train(task, datasets, options, state, inputs, keeper, metrics)
     return [jax.tree.map(lambda x, i=i: x[i], state) for i in range(runs)]
 
@@ -278,7 +280,7 @@ def _train(
     meter = Meter(title, epochs, step // per_epoch, options.console)
     traced = 0 if metrics is None else options.profile
     trace = StepTrace((metrics or Path()).parent / "profile" / keeper.name, traced)
-    with meter.running(), keeper.noting_signals(), contextlib.closing(trace):
+    with meter.running(), contextlib.closing(trace):
         while step < epochs * per_epoch:
             epoch, done = divmod(step, per_epoch)
             started = time.monotonic()
@@ -333,16 +335,8 @@ class _Keeper:
     programs: Programs
     checkpoints: Checkpoints | None
     identity: Mapping[str, Any]
+    asked_to_stop: Callable[[], bool]
     saved: float = dataclasses.field(default_factory=time.monotonic)
-
-    @contextlib.contextmanager
-    def noting_signals(self) -> Iterator[None]:
-        """While inside, signals wait for the end of a step where it can be saved."""
-        if self.checkpoints is None:
-            yield
-            return
-        with signals.deferred() as self.asked_to_stop:
-            yield
 
     def look(
         self, state: TrainState, step: int, epoch: int, *, inside: bool = False, last: bool = False
