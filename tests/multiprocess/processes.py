@@ -1,6 +1,7 @@
 """Starts the processes of a run, and waits for what becomes of them."""
 
 import os
+import signal
 import socket
 import subprocess
 import time
@@ -24,8 +25,8 @@ class Processes:
     """
 
     def __init__(self, commands: Sequence[Sequence[str]], folder: Path, **environment: str):
-        cpu = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
-        environment = {**os.environ, **cpu, **environment}
+        fixed = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "PYTHONFAULTHANDLER": "1"}
+        environment = {**os.environ, **fixed, **environment}
         self.running, self.logs = [], [folder / f"log.{i}" for i in range(len(commands))]
         for command, log in zip(commands, self.logs, strict=True):
             with open(log, "w") as stream:
@@ -37,7 +38,7 @@ class Processes:
     def end(self, seconds: float = 60) -> tuple[list[int], float, list[str]]:
         """Exit codes, seconds between the first end and the last, and outputs.
 
-        Those that still run after so many seconds are ended, with code -9.
+        Those that still run after so many seconds say where they are, and are ended.
         """
         ended: list[float] = []
         give_up = time.monotonic() + seconds
@@ -47,6 +48,9 @@ class Processes:
                 ended += [time.monotonic()] * (now - len(ended))
                 time.sleep(0.05)
         finally:
+            for process in self.running:
+                process.send_signal(signal.SIGABRT)
+            time.sleep(1 if len(ended) < len(self.running) else 0)
             for process in self.running:
                 process.kill()
             codes = [process.wait() for process in self.running]
