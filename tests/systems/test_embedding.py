@@ -5,11 +5,7 @@ import pytest
 
 from asdproto.data.dataset import ClipArrays
 from asdproto.systems import embedding
-from asdproto.systems.embedding import (
-    shared_by,
-    window_means,
-    window_starts,
-)
+from asdproto.systems.embedding import shared_by, window_means
 from asdproto.training.devices import use_devices
 from tests.training import tiny
 
@@ -24,10 +20,10 @@ class Mean(nn.Module):
         return crops.mean(axis=1) * self.param("factor", nn.initializers.constant(2.0), ())
 
 
-@pytest.mark.parametrize("batch", [1, 4, 256])
+@pytest.mark.parametrize("batch", [4, 256])
 def test_a_clip_is_the_mean_over_windows_that_cover_it(batch):
     rng = np.random.default_rng(0)
-    frames = np.array([tiny.CROP, tiny.CROP + 1, 3 * tiny.CROP, 5])
+    frames = np.array([tiny.CROP, tiny.CROP + 1, 3 * tiny.CROP - 3, 5])
     features = rng.standard_normal((4, 3 * tiny.CROP, tiny.MELS)).astype(np.float32)
     clips = ClipArrays(features, np.arange(4), frames, tiny.CROP)
     mean, scale = rng.standard_normal(tiny.MELS), rng.uniform(0.5, 2, tiny.MELS)
@@ -35,7 +31,7 @@ def test_a_clip_is_the_mean_over_windows_that_cover_it(batch):
     options = {"mean": mean, "scale": scale, "hop": 8, "batch": batch}
     found = window_means(Mean(), variables, clips, **options)
     short = np.resize(features[3, :5], (tiny.CROP, tiny.MELS))
-    windows = [[0], [0, 1], [0, 8, 16, 24, 32]]
+    windows = [[0], [0, 1], [0, 7, 14, 22, 29]]  # even steps of at most a hop, rounded
     expected = [
         np.mean([features[clip, start : start + tiny.CROP].mean(axis=0) for start in starts], 0)
         for clip, starts in enumerate(windows)
@@ -55,11 +51,3 @@ def test_devices_that_share_windows_give_the_bits_of_one(monkeypatch):
         three = window_means(model, variables, data.train, **options)
     assert np.abs(one).min() > 0
     np.testing.assert_array_equal(three, one)
-
-
-def test_windows_reach_from_the_first_frame_to_the_last():
-    for frames, hop in ((64, 32), (65, 32), (200, 32), (313, 50)):
-        starts = window_starts(frames, 64, hop)
-        assert starts[0] == 0
-        assert starts[-1] == frames - 64
-        assert len(starts) == 1 or 0 < np.diff(starts).min() <= np.diff(starts).max() <= hop
