@@ -25,18 +25,14 @@ from tests.experiments.collection import write_collection
 from tests.results.rows import scored
 
 
-def clips_of(machine, count=6):
-    kinds = itertools.product(("source", "target"), ("normal", "anomaly"), range(count))
-    return [
-        Clip(f"section_00_{d}_test_{s}_{i:04d}.wav", machine, "00", d, "test", s, "")
-        for d, s, i in kinds
-    ]
-
-
 @pytest.fixture
 def scores(tmp_path):
     """A folder of scores of two machine types, with decisions, and its figures."""
-    clips = clips_of("fan") + clips_of("valve")
+    states = itertools.product(("source", "target"), ("normal", "anomaly"), range(6))
+    clips = [
+        Clip(f"section_00_{d}_test_{s}_{i:04d}.wav", machine, "00", d, "test", s, "")
+        for (d, s, i), machine in itertools.product(states, ("fan", "valve"))
+    ]
     values = np.random.default_rng(0).normal(size=len(clips))
     values += [clip.state == "anomaly" for clip in clips]
     (tmp_path / "scores").mkdir()

@@ -37,27 +37,22 @@ def test_published_scores_give_the_published_figures(real_data, tmp_path):
 
 def test_official_ground_truth_of_the_evaluation_set(real_data, tmp_path):
     truth = real_data / "dcase2022"
-    lines, domains = (
-        [line.split(",") for line in (truth / kind / name).read_text().split()]
+    states, domains = (
+        dict(line.split(",") for line in (truth / kind / name).read_text().split())
         for kind in ("ground_truth_data", "ground_truth_domain")
         for name in ("ground_truth_fan_section_03_test.csv",)
     )
-    rng, domains = np.random.default_rng(0), dict(domains)
-    scores = [float(state) + 2.0 * rng.normal() for _, state in lines]
+    rng = np.random.default_rng(0)
+    scores = {name: float(state) + 2.0 * rng.normal() for name, state in states.items()}
     path = tmp_path / "anomaly_score_fan_section_03_test.csv"
-    written = [f"{name},{score!r}" for (name, _), score in zip(lines, scores, strict=True)]
-    path.write_text("\n".join(written) + "\n")
+    path.write_text("".join(f"{name},{score!r}\n" for name, score in scores.items()))
     with pytest.raises(DataError, match=r"line 1: found .*does not say whether it is normal"):
         official.read_official(tmp_path)
     with pytest.warns(official.IncompleteScoresWarning, match="20 sections"):
         (table,) = official.read_official(tmp_path, ground_truth=truth)
     result = metrics.section_metrics(table)
-    normal = [
-        score
-        for (name, state), score in zip(lines, scores, strict=True)
-        if state == "0" and domains[name] == "1"
-    ]
-    anomalous = [s for (_, state), s in zip(lines, scores, strict=True) if state == "1"]
+    normal = [scores[n] for n in states if (states[n], domains[n]) == ("0", "1")]
+    anomalous = [scores[n] for n in states if states[n] == "1"]
     assert result["target_auc"] == pytest.approx(slow_auc(normal, anomalous), abs=1e-14)
 
 

@@ -20,6 +20,7 @@ from asdproto import Detector, cli
 from asdproto.errors import DataError
 from asdproto.scoring.thresholds import ThresholdWarning
 from asdproto.systems.exported import Exported
+from tests.test_robustness import tiny_run
 
 RATE = 16_000
 
@@ -190,14 +191,6 @@ def test_scikit_learn_works_with_it(knn):
     assert (shares[0, 1], shares[3:, 1].tolist()) == (0.0, [1.0, 1.0])  # its own clip, and hums
 
 
-def test_few_clips_are_said_once():
-    with pytest.warns(ThresholdWarning, match="spectral-knn: .* care: machine: it rests on 8 cl"):
-        detector = Detector(system="spectral-knn").fit(NORMAL[:8], sample_rate=RATE)
-    detector.predict(NEW, sample_rate=RATE)  # no warning
-    (limit,) = detector.limits().values()
-    assert (limit.clips, limit.above) == (8, np.mean(detector.decision_scores_ > limit.threshold))
-
-
 def test_a_workdir_belongs_to_one_fit(tmp_path):
     options = {"sample_rate": RATE, "workdir": tmp_path / "w"}
     Detector(system="spectral-knn", **options).fit(NORMAL)
@@ -265,25 +258,14 @@ def test_sections_and_machine_types(folder):
             NORMAL, sample_rate=RATE, machine_types=["fan", "pump"] * 6
         )
     assert set(machines.threshold_) == {"fan", "pump"}
+    machines.predict(NEW, sample_rate=RATE, machine_types="fan")  # no warning again
 
 
-SMALL = {
-    "pretrain__epochs": 1,
-    "pretrain__batch_size": 4,
-    "finetune__epochs": 1,
-    "finetune__shots": 2,
-    "encoder__crop": 16,
-}
-
-
-@pytest.fixture(scope="module")
-def own():
-    """A detector of two seeds with an encoder of one's own."""
-    detector = Detector(system="tests.training.tiny:System", seed=[0, 1], **SMALL)
-    return detector.fit(NORMAL, sample_rate=RATE, attributes=SPEEDS)
-
-
-def test_several_seeds_are_one_detector(own, tmp_path):
+def test_several_seeds_are_one_detector(tmp_path):
+    """With an encoder of one's own."""
+    small = dict(text.split("=") for text in tiny_run.OVERRIDES)
+    own = Detector(system="tests.training.tiny:System", seed=[0, 1], **small)
+    own.fit(NORMAL, sample_rate=RATE, attributes=SPEEDS)
     data = own.details(NEW, sample_rate=RATE)
     assert Detector.load(own.save(tmp_path / "run")).details(NEW, sample_rate=RATE) == data
     assert data[0].nearest_class.split()[-1] in SPEEDS
@@ -332,8 +314,8 @@ def test_an_encoder_of_ones_own_goes_through_every_command(folder, tmp_path, mon
         name = f"section_00_source_train_normal_{index:04d}_{SPEEDS[index]}.wav"
         (tmp_path / "data" / "fan" / "train").mkdir(parents=True, exist_ok=True)
         shutil.copy(file, tmp_path / "data" / "fan" / "train" / name)
-    small = [f"{name.replace('__', '.')}={value}" for name, value in SMALL.items()]
-    options = ["--preset", "quick", "--devices", "1", "--system", "mine_at_home:Mine", *small]
+    options = ["--preset", "quick", "--devices", "1", "--system", "mine_at_home:Mine"]
+    options += tiny_run.OVERRIDES
     assert cli.main(["train", "data", "run", *options]) == 0
     kinds = [member.model.system.kind for member in Detector.load("run").members_]
     assert kinds == ["mine_at_home:Mine", *["spectral"] * 4]

@@ -51,7 +51,6 @@ def contents(folder):
 
 DAMAGES = [
     ("detector.json", damage.cut, "detector.json: found "),
-    ("detector.json", damage.folder, "detector.json: found "),
     ("detector.json", damage.missing, "found no finished detector finetune; there are fused, "),
     ("member_0.npz", damage.missing, "member_0.npz: found "),
     ("training_scores.npz", damage.flip, "training_scores.npz: found "),
