@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import os
+import re
 import shutil
 import unicodedata
 
@@ -76,12 +77,9 @@ def test_scores_written_and_read_back_are_the_same(tmp_path):
         for section in ("00", "01")
     ]
     raw = (tmp_path / "anomaly_score_fan_section_00_test.csv").read_bytes()
-    assert raw.startswith(b"section_00_source_test_normal_0000.wav,")
-    assert raw.endswith(b"\n")
-    assert b"\r" not in raw
-    assert raw.count(b"\n") == 12
+    assert re.fullmatch(rb"(section_00_\w+\.wav,[-\d.e]+\n){12}", raw)
     decided = (tmp_path / "decision_result_fan_section_00_test.csv").read_bytes()
-    assert {line[-2:] for line in decided.splitlines()} == {b",0", b",1"}
+    assert re.fullmatch(rb"(section_00_\w+\.wav,[01]\n){12}", decided)
     for ours, back in zip(
         metrics.group_scores(clips, scores, scores > 0),
         official.read_official(tmp_path),
