@@ -21,6 +21,7 @@ from asdproto.errors import DataError
 from asdproto.scoring.thresholds import ThresholdWarning
 from asdproto.systems.exported import Exported
 from tests.test_robustness import tiny_run
+from tests.training import tiny
 
 RATE = 16_000
 
@@ -78,10 +79,6 @@ def test_waveforms_score_like_the_files_they_came_from(knn, folder):
         sample_rate=RATE,
     )
     np.testing.assert_array_equal(fitted.decision_function(folder / "new"), of_files)
-    # Another rate is converted: the hum stays where it was, so the scores nearly do.
-    double = [np.repeat(audio, 2) for audio in waveforms]
-    found = knn.decision_function(double, sample_rate=2 * RATE)
-    assert found[2:].min() > found[:2].max()
 
 
 def test_recordings_unlike_the_training_ones_carry_a_note(knn, tmp_path):
@@ -281,41 +278,22 @@ def test_several_seeds_are_one_detector(tmp_path):
         assert exported.score(audio)["score"] == pytest.approx(score, abs=1e-5)
 
 
-PROTOTYPES = """
-import dataclasses
-from typing import ClassVar
-
-from asdproto.systems.prototype import PrototypeSystem
-from tests.training.tiny import Encoder
-
-
-@dataclasses.dataclass(frozen=True)
-class Mine(PrototypeSystem):
-    kind: ClassVar[str] = "mine_at_home:Mine"
-
-    def network(self, devices, loop="dispatch", score=None):
-        return Encoder(embedding_dim=5)
-
-
-PRESETS = {"quick": Mine()}
-"""
-
-
 @pytest.mark.filterwarnings("ignore:.*trust the threshold", "ignore:undefined figures")
 def test_an_encoder_of_ones_own_goes_through_every_command(folder, tmp_path, monkeypatch, capsys):
     """It is trained, fused with spectra, scored, scored anew and exported."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
-    (tmp_path / "mine_at_home.py").write_text(PROTOTYPES)
+    code = Path(tiny.__file__).read_text()
+    (tmp_path / "mine_at_home.py").write_text(code.replace(tiny.__name__, "mine_at_home"))
     for index, file in enumerate(sorted((folder / "normal").iterdir())):
         name = f"section_00_source_train_normal_{index:04d}_{SPEEDS[index]}.wav"
         (tmp_path / "data" / "fan" / "train").mkdir(parents=True, exist_ok=True)
         shutil.copy(file, tmp_path / "data" / "fan" / "train" / name)
-    options = ["--preset", "quick", "--devices", "1", "--system", "mine_at_home:Mine"]
+    options = ["--preset", "quick", "--devices", "1", "--system", "mine_at_home:System"]
     options += tiny_run.OVERRIDES
     assert cli.main(["train", "data", "run", *options]) == 0
     kinds = [member.model.system.kind for member in Detector.load("run").members_]
-    assert kinds == ["mine_at_home:Mine", *["spectral"] * 4]
+    assert kinds == ["mine_at_home:System", *["spectral"] * 4]
     assert cli.main(["train", "data", "run", *options]) == 0  # only reports
     clip = str(folder / "new" / "02.wav")
     for name in ("fused", "finetune"):
@@ -328,7 +306,7 @@ def test_an_encoder_of_ones_own_goes_through_every_command(folder, tmp_path, mon
     (tmp_path / "mine_at_home.py").unlink()
     capsys.readouterr()
     assert cli.main(["score", "run", clip]) == 1
-    assert "'mine_at_home:Mine': found no module 'mine_at_home'" in capsys.readouterr().err
+    assert "'mine_at_home:System': found no module 'mine_at_home'" in capsys.readouterr().err
 
 
 def test_the_package_names_the_detector_and_nothing_else():
