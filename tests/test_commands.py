@@ -291,7 +291,6 @@ def test_names_are_no_formulas_and_no_commands(finished, tmp_path, call, monkeyp
     assert all(line.isprintable() for line in out.splitlines())
     files = [row["file"] for row in rows_of(Path("scores.csv").read_text())]
     assert {"'=1+1.wav", "'-1.wav", r"a\udcffb.wav"} <= set(files)
-    assert not any(file.startswith(("=", "-", "+", "@")) for file in files)
     _, out, _ = call("score", finished, *names, "--format", "jsonl")
     assert len(out.splitlines()) == 5
     os.mkdir("a\x1b[2J")
@@ -390,8 +389,7 @@ def test_watching_appends_and_continues_and_ends_by_its_signal(
         assert f"{number}.wav" in out
         with open(table, "a") as stream:
             stream.write("2026-01-01,half a ro")  # a kill cuts a row
-    content = table.read_text()
-    found = rows_of(content)[:2]
+    found = rows_of(table.read_text())[:2]
     assert list(found[0]) == ["time", *COLUMNS]
     assert [Path(row["file"]).name for row in found] == ["0.wav", "1.wav"]
     assert [row["time"] for row in found] == [watch.time_of(Path(row["file"])) for row in found]

@@ -107,7 +107,6 @@ def test_a_saved_detector_is_a_run(knn, folder, tmp_path):
     assert again.threshold_ == knn.threshold_
     loose = Detector.load(run).set_params(contamination=0.4)
     assert loose.threshold_ < knn.threshold_
-    assert 0.2 <= np.mean(loose.decision_scores_ > loose.threshold_) <= 0.6
     page = tmp_path / "page.html"
     command = ["score", str(run), str(folder / "new"), "--report", str(page)]
     assert cli.main([*command, "--threshold", "1e-3"]) == 0

@@ -4,8 +4,7 @@ import dataclasses
 
 import pytest
 
-from asdproto.scoring.backends import BackendConfig
-from asdproto.systems.prototype import PrototypeSystem, ScoreConfig
+from asdproto.systems.prototype import PrototypeSystem
 from experiments import two_stage
 
 
@@ -14,11 +13,6 @@ def test_presets_differ_where_they_say():
     assert paper == PrototypeSystem()
     assert (small.encoder.width, small.pretrain.epochs, small.finetune.epochs) == (16, 10, 5)
     assert dataclasses.replace(small.pretrain, epochs=120) == paper.pretrain
-
-
-def test_a_back_end_has_the_fields_of_scoring():
-    score = ScoreConfig(kind="knn", neighbors=3, hop=8)
-    assert score.backend == BackendConfig("knn", neighbors=3)
 
 
 def test_stages_have_an_order():

@@ -21,8 +21,3 @@ def binary(path: pathlib.Path) -> None:
 
 def missing(path: pathlib.Path) -> None:
     path.unlink()
-
-
-def folder(path: pathlib.Path) -> None:
-    path.unlink()
-    path.mkdir()
