@@ -236,6 +236,5 @@ def test_an_exported_detector_refuses_in_one_line(finished, tmp_path):
 
 
 def test_only_prototypes_are_exported(finished, tmp_path):
-    workdir = finished[2]
     with pytest.raises(DataError, match="a detector of gmm; expected prototype members"):
-        Detector.load(workdir, "gmm").export(tmp_path / "out")
+        Detector.load(finished[2], "gmm").export(tmp_path / "out")
