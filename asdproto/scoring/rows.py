@@ -47,9 +47,12 @@ def nearest_rows(
 
     skip = min(skip, len(references) - 1)
     last = skip + min(count, len(references) - skip)
+    if len(references) <= _FEW:
+        all_distances = cdist(points, references)
+        means = np.sort(all_distances, axis=1)[:, skip:last].mean(axis=1)
+        return means, all_distances.argmin(axis=1)
     means, nearest = np.empty(len(points)), np.empty(len(points), np.int64)
-    few = [np.arange(len(references))] * len(points) if len(references) <= _FEW else None
-    for row, rows in enumerate(few or _candidates(points, references, last)):
+    for row, rows in enumerate(_candidates(points, references, last)):
         distances = cdist(points[row : row + 1], references[rows])[0]
         nearest[row] = rows[distances.argmin()]
         means[row] = np.sort(distances)[skip:last].mean()
