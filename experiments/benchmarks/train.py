@@ -217,7 +217,7 @@ def measure_sweep(bench: Bench, lowerings: Sequence[str] = ()) -> dict[str, Any]
     runs, (data, index) = bench.args.runs, bench.short()
     key = jax.random.key(2)
     task = bench.task("pretrain", bench.loop, data=data)
-    contenders = {"single": bench.runner(task, index, key)}
+    contenders: dict[str, Callable[[], Any]] = {"single": bench.runner(task, index, key)}
     keys, hyper = jax.random.split(key, runs), bench.devices.replicate(task.stage.hyper())
     hypers = stack_runs(
         [hyper._replace(temperature=jnp.float32(0.07 + 0.01 * k)) for k in range(runs)]
@@ -411,7 +411,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         return found
 
     run_parts(parts, measure, result, out)
-    if summary := {key: result[key] for key in ("projected", "peak_memory") if key in result}:
+    summary: dict[str, Any] = {
+        key: result[key] for key in ("projected", "peak_memory") if key in result
+    }
+    if summary:
         show(console, summary)
     return result
 
