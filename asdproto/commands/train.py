@@ -175,8 +175,7 @@ def _run(arguments: argparse.Namespace) -> int:
         name = "small" if devices.local[0].platform == "cpu" else "paper"
     system = override(preset(kind, name), arguments.overrides)
     if arguments.contamination is not None:
-        field = "score.quantile" if hasattr(system, "score") else "quantile"
-        system = override(system, [f"{field}={round(1 - arguments.contamination, 12)}"])
+        system = override(system, [f"quantile={round(1 - arguments.contamination, 12)}"])
     if len(set(seeds)) < len(seeds):
         raise ConfigError("--seeds: found one twice; expected different ones")
     command = run_settings(system, seeds, machines)

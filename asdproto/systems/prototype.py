@@ -96,18 +96,15 @@ class ScoreConfig(BackendConfig):
       hop: Largest distance between the windows of a clip, in frames.
       dtype: Dtype of the encoder's arithmetic when clips are scored, whatever it was in training:
         an accelerator and a CPU then agree.
-      quantile: For decisions: of the gamma distribution of the training clips' scores by back-ends
-        that were fitted without them.
     """
 
     all_stages: bool = False
     hop: int = 32
     dtype: Literal["float32", "bfloat16"] = "float32"
-    quantile: float = 0.9
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_fields(self, hop=between(1, 100000), quantile=strictly_between(0, 1))
+        check_fields(self, hop=between(1, 100000))
 
     @property
     def backend(self) -> BackendConfig:
@@ -140,6 +137,7 @@ class PrototypeSystem:
       classes: What the encoder learns to tell apart, see
         :data:`asdproto.data.dataset.CLASS_KEYS`.
       stages: Which are trained; ``("finetune",)`` starts from scratch, the paper's "w/o pre-train".
+      quantile: For decisions: of the gamma distribution of the held-out training scores.
     """
 
     features: FeatureSettings = dataclasses.field(default_factory=FeatureSettings)
@@ -149,13 +147,14 @@ class PrototypeSystem:
     score: ScoreConfig = dataclasses.field(default_factory=ScoreConfig)
     classes: Classes = "attributes"
     stages: tuple[Literal["pretrain", "finetune"], ...] = STAGES  # type: ignore[assignment]
+    quantile: float = 0.9
 
     kind: ClassVar[str] = "prototype"
     reads_waveforms: ClassVar[bool] = False
     is_fused: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        check_fields(self, quantile=strictly_between(0, 1))
         if not self.stages or list(self.stages) != [s for s in STAGES if s in self.stages]:
             raise ValueError(f"stages={self.stages!r}: expected one or both of {STAGES}, in order")
 
@@ -168,11 +167,6 @@ class PrototypeSystem:
     def crop(self) -> int:
         """Shortest clip, in frames."""
         return self.encoder.crop
-
-    @property
-    def quantile(self) -> float:
-        """Of the training scores, for decision thresholds."""
-        return self.score.quantile
 
     def network(
         self, devices: Devices, loop: Loop = "dispatch", score: ScoreConfig | None = None
