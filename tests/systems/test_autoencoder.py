@@ -129,6 +129,7 @@ def test_held_out_scores_come_from_networks_that_did_not_hear_the_clip(data, mem
     heard = member.model.compare(data.train, keys).scores
     np.testing.assert_array_equal(member.held_out, heard)
     np.testing.assert_allclose(folded.model.compare(data.train, keys).scores, heard, rtol=1e-2)
+    assert folded.model.networks.keys() == member.model.networks.keys()
     # Every third clip of a machine type is left out of one network, which then scores it.
     part = SYSTEM._part(data, np.array([0, 2, 3, 5]))
     network = fit_networks(SYSTEM, {"fan/1": part}, OPTIONS, 0)["fan/1"]
