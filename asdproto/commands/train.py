@@ -156,6 +156,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from asdproto.data.store import is_store
     from asdproto.results.run_folder import write_results
     from asdproto.systems import choose, preset
+    from asdproto.systems.inputs import check_contamination
     from asdproto.systems.remake import fuse_with_spectra
     from asdproto.systems.run import features_of, train_run, train_yardsticks
     from asdproto.systems.workdir import run_settings
@@ -173,9 +174,10 @@ def _run(arguments: argparse.Namespace) -> int:
     if name is None:
         devices = start_devices(arguments)
         name = "small" if devices.local[0].platform == "cpu" else "paper"
-    system = override(preset(kind, name), arguments.overrides)
+    overrides = list(arguments.overrides)
     if arguments.contamination is not None:
-        system = override(system, [f"quantile={round(1 - arguments.contamination, 12)}"])
+        overrides.append(f"quantile={check_contamination(arguments.contamination)}")
+    system = override(preset(kind, name), overrides)
     if len(set(seeds)) < len(seeds):
         raise ConfigError("--seeds: found one twice; expected different ones")
     command = run_settings(system, seeds, machines)

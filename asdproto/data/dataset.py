@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -144,11 +144,11 @@ class Dataset:
         scale = np.where(moves, 1 / np.where(moves, std, 1), 1)
         return mean.astype(np.float32), scale.astype(np.float32)
 
-    def take(self, rows: np.ndarray, **changes: Any) -> "Dataset":
-        """Some of the training clips, by their index, with ``changes`` of other fields."""
+    def take(self, rows: np.ndarray) -> "Dataset":
+        """Some of the training clips, by their index; classes and moments stay those of all."""
         clips = [self.train_clips[row] for row in rows]
-        kept = {"train": self.train.take(rows), "train_clips": clips, "labels": self.labels[rows]}
-        return dataclasses.replace(self, **{**kept, **changes})
+        train, labels = self.train.take(rows), self.labels[rows]
+        return dataclasses.replace(self, train=train, train_clips=clips, labels=labels)
 
 
 Classes = Literal["attributes", "conditions", "sections"]

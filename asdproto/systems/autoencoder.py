@@ -130,11 +130,11 @@ class AutoEncoderSystem:
 
     def _part(self, data: Dataset, rows: np.ndarray) -> Dataset:
         """Some of the training clips as one class, and what they are standardized by."""
+        part, labels = data.take(rows), np.zeros(len(rows), np.int32)
         mean, std = np.zeros_like(data.mean), np.ones_like(data.std)
         if self.standardize:
-            mean, std = data.train.take(rows).statistics()
-        labels = np.zeros(len(rows), np.int32)
-        return data.take(rows, labels=labels, classes=[("",)], mean=mean, std=std)
+            mean, std = part.train.statistics()
+        return dataclasses.replace(part, labels=labels, classes=[("",)], mean=mean, std=std)
 
     def refit(self, member: Member, data: Dataset) -> Member:
         """There is no back-end."""

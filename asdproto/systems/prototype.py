@@ -68,23 +68,6 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         check_fields(self, width=between(1, 4096), crop=between(1, 100000))
 
-    def build(
-        self, devices: Devices, loop: Loop = "dispatch", score: "ScoreConfig | None" = None
-    ) -> ResNet:
-        """The encoder for devices and a loop that train it, or as ``score`` says for scoring."""
-        lowering = self.lowering
-        if lowering == "auto":
-            lowering = default_lowering(devices.local[0].platform, in_loop=loop == "scan")
-        return ResNet(
-            width=self.width,
-            attention=self.attention,
-            init_weights=self.init,
-            lowering=lowering,
-            dtype=jnp.dtype((score or self).dtype),  # type: ignore[arg-type]
-            all_stages=score is not None and score.all_stages,
-            axis_name=AXIS if score is None and devices.count > 1 else None,
-        )
-
 
 @dataclasses.dataclass(frozen=True)
 class ScoreConfig(BackendConfig):
@@ -179,7 +162,18 @@ class PrototypeSystem:
         unit length. It may keep ``batch_stats``; several devices that train it share them over
         the axis :data:`asdproto.training.devices.AXIS`.
         """
-        return self.encoder.build(devices, loop, score)
+        encoder, lowering = self.encoder, self.encoder.lowering
+        if lowering == "auto":
+            lowering = default_lowering(devices.local[0].platform, in_loop=loop == "scan")
+        return ResNet(
+            width=encoder.width,
+            attention=encoder.attention,
+            init_weights=encoder.init,
+            lowering=lowering,
+            dtype=jnp.dtype((score or encoder).dtype),  # type: ignore[arg-type]
+            all_stages=score is not None and score.all_stages,
+            axis_name=AXIS if score is None and devices.count > 1 else None,
+        )
 
     def objective(self, stage: str, classes: Sequence[tuple] = ()) -> Objective:
         """The loss of a stage; the paper's do not depend on what the classes are."""

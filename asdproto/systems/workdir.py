@@ -31,18 +31,21 @@ def run_settings(
     }
 
 
-def check_same_run(workdir: Path, command: Mapping[str, Any]) -> None:
+def check_same_run(workdir: Path, command: Mapping[str, Any]) -> dict[str, Any]:
     """Refuses a work folder that belongs to other settings.
 
     Args:
       workdir: The folder.
       command: What :func:`run_settings` says of the command.
 
+    Returns:
+      The settings of the run that is there; empty where there is none.
+
     Raises:
       DataError: Some differ; the message names them.
     """
     if not (workdir / CONFIG).exists():
-        return
+        return {}
     config = read_config(workdir)
     settings = dict(command), {name: config.get(name) for name in command}
     different = [
@@ -52,6 +55,7 @@ def check_same_run(workdir: Path, command: Mapping[str, Any]) -> None:
         found = "a run of other settings: " + "; ".join(different[:5])
         remedy = f"{_REMEDY} Another score.* alone needs no training: rescore."
         raise DataError(workdir / CONFIG, found, "the settings of this command", remedy)
+    return config
 
 
 def check_workdir(
@@ -61,11 +65,11 @@ def check_workdir(
 
     ``identity`` is that of the recordings, see :func:`asdproto.data.identity.identity_of`.
     """
-    if not (workdir / CONFIG).exists():
+    config = check_same_run(workdir, command)
+    if not config:
         check_folder(workdir, _OWN, "that of a run")
         return
-    check_same_run(workdir, command)
-    before = read_config(workdir)["collection"]
+    before = config["collection"]
     changed = "" if before is None else changes(before, identity)
     if changed:
         expected = "the recordings that it was trained on"

@@ -214,13 +214,10 @@ class RivalModel:
 
 def relabeled(system: Rival, data: Dataset, rows: np.ndarray) -> Dataset:
     """Some of the training clips, with the classes that a rival tells apart."""
-    clips = [data.train_clips[row] for row in rows]
-    labels, classes = assign_classes(clips, system.label)
-    train = data.train.take(rows)
-    mean, std = train.statistics() if system.per_machine else (data.mean, data.std)
-    return dataclasses.replace(
-        data, train=train, train_clips=clips, labels=labels, classes=classes, mean=mean, std=std
-    )
+    part = data.take(rows)
+    labels, classes = assign_classes(part.train_clips, system.label)
+    mean, std = part.train.statistics() if system.per_machine else (data.mean, data.std)
+    return dataclasses.replace(part, labels=labels, classes=classes, mean=mean, std=std)
 
 
 def _fit_networks(system: Rival, data: Dataset, options: RunOptions, seed: int) -> Member:

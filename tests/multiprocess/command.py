@@ -12,7 +12,7 @@ import jax
 from asdproto.data import extract
 from asdproto.results import page
 from asdproto.systems import run
-from asdproto.systems.prototype import EncoderConfig
+from asdproto.systems.prototype import PrototypeSystem
 from experiments import common, two_stage
 
 SHUTDOWN, SECONDS = 2, 3  # what JAX waits at the end, lowered here, and what is longer
@@ -32,8 +32,8 @@ def _slow_once(module, name):
 if __name__ == "__main__":
     _initialize = jax.distributed.initialize
     jax.distributed.initialize = functools.partial(_initialize, shutdown_timeout_seconds=SHUTDOWN)
-    build = EncoderConfig.build
-    EncoderConfig.build = lambda *args, **more: build(*args, **more).clone(stages=(1,))
+    network = PrototypeSystem.network
+    PrototypeSystem.network = lambda *args, **more: network(*args, **more).clone(stages=(1,))
     run.YARDSTICKS = ()
     # What process 0 does alone: features before training, the report after it.
     for module, name in ((extract, "build_store"), (page, "write_report")):
